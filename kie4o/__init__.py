@@ -1,0 +1,145 @@
+"""kie4o: one await turns a prompt into images; ten thousand run side by side without paying twice.
+
+This root is the list of promises: every name below is public, everything else is machinery. Names
+are loaded when they are first used, so that `kie4o.callbacks` needs no aiohttp.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .callbacks import parse_callback, sign_callback
+    from .client import AsyncKieClient
+    from .errors import (
+        APIConnectionError,
+        APIStatusError,
+        APITimeoutError,
+        AuthenticationError,
+        BadRequestError,
+        CallbackError,
+        ConfigurationError,
+        ContentPolicyError,
+        DownloadError,
+        FeatureDisabledError,
+        InputImageError,
+        InsufficientCreditsError,
+        InternalServerError,
+        InvalidRequestError,
+        InvalidSignatureError,
+        KeyConflictError,
+        KeyLimitError,
+        KieError,
+        MaintenanceError,
+        MalformedCallbackError,
+        NoImagesError,
+        NotFoundError,
+        PermissionDeniedError,
+        QueueFullError,
+        RateLimitError,
+        StoreError,
+        StoreLockedError,
+        SubmissionUnknownError,
+        TaskError,
+        TaskFailedError,
+        TaskNotFoundError,
+        TaskTimeoutError,
+        UnexpectedResponseError,
+        UnprocessableEntityError,
+    )
+    from .models import (
+        Callback,
+        Completion,
+        ImageRequest,
+        ImageResult,
+        RateLimit,
+        TaskDetails,
+        TaskState,
+        UploadedFile,
+    )
+    from .pacing import PollPolicy
+    from .polling import TaskPoller
+    from .store import Entry, EntryState, Store
+    from .task import ImageTask
+
+_HOMES = {
+    "AsyncKieClient": "client",
+    "Entry": "store",
+    "EntryState": "store",
+    "Store": "store",
+    "ImageTask": "task",
+    "PollPolicy": "pacing",
+    "TaskPoller": "polling",
+    "parse_callback": "callbacks",
+    "sign_callback": "callbacks",
+}  # every other name is an error by its ending, or a value
+
+__all__ = [
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AsyncKieClient",
+    "AuthenticationError",
+    "BadRequestError",
+    "Callback",
+    "CallbackError",
+    "Completion",
+    "ConfigurationError",
+    "ContentPolicyError",
+    "DownloadError",
+    "Entry",
+    "EntryState",
+    "FeatureDisabledError",
+    "ImageRequest",
+    "ImageResult",
+    "ImageTask",
+    "InputImageError",
+    "InsufficientCreditsError",
+    "InternalServerError",
+    "InvalidRequestError",
+    "InvalidSignatureError",
+    "KeyConflictError",
+    "KeyLimitError",
+    "KieError",
+    "MaintenanceError",
+    "MalformedCallbackError",
+    "NoImagesError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "PollPolicy",
+    "QueueFullError",
+    "RateLimit",
+    "RateLimitError",
+    "Store",
+    "StoreError",
+    "StoreLockedError",
+    "SubmissionUnknownError",
+    "TaskDetails",
+    "TaskError",
+    "TaskFailedError",
+    "TaskNotFoundError",
+    "TaskPoller",
+    "TaskState",
+    "TaskTimeoutError",
+    "UnexpectedResponseError",
+    "UnprocessableEntityError",
+    "UploadedFile",
+    "__version__",
+    "parse_callback",
+    "sign_callback",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name, "errors" if name.endswith("Error") else "models")
+    value = globals()[name] = getattr(importlib.import_module(f".{home}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

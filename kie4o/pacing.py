@@ -1,0 +1,51 @@
+"""When to look at a task: the arithmetic of polling, without clock, chance or network.
+
+Ages and pauses are seconds; chance is handed in as a number from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import attrs
+import backoff
+
+from .errors import ConfigurationError
+
+GAP = 0.34  # seconds between two looks at one task: Kie allows 3 per second
+_JITTER = 0.1  # of the pause, both ways, so that tasks submitted together spread out
+
+
+@attrs.frozen(kw_only=True)
+class PollPolicy:
+    """When to look: exponential back-off, in seconds. Never closer than 0.34 s for one task.
+
+    The first look comes `first` seconds after the submit; each pause is `factor` times the one
+    before, up to `maximum`. `jitter` spreads each pause by a tenth.
+    """
+
+    first: float = 2.0
+    factor: float = 1.5
+    maximum: float = 5.0
+    jitter: bool = True
+    _pauses: tuple[float, ...] = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        for name, value, least in (
+            ("first", self.first, GAP),
+            ("factor", self.factor, 1.0),
+            ("maximum", self.maximum, GAP),
+        ):
+            if isinstance(value, bool) or not least <= value < float("inf"):
+                raise ConfigurationError(f"PollPolicy({name}={value!r}): use a number from {least} on")
+        generator = backoff.expo(base=self.factor, factor=self.first, max_value=self.maximum)
+        next(generator)  # backoff's first one is None
+        pauses = [next(generator)]
+        while len(pauses) < 64 and pauses[-1] < self.maximum:
+            pauses.append(next(generator))
+        object.__setattr__(self, "_pauses", tuple(pauses))
+
+    def pause(self, looks: int, chance: float = 0.5) -> float:
+        """Seconds before the next look, after so many; `chance` from 0 to 1 picks the jitter."""
+        pause = self._pauses[min(looks, len(self._pauses) - 1)]
+        if self.jitter:
+            pause *= 1 - _JITTER + 2 * _JITTER * chance
+        return max(pause, GAP)

@@ -1,0 +1,164 @@
+"""Where the client's settings come from, and what is refused before anything is opened.
+
+Pure: arguments and an environment in, checked values out. An argument wins over the environment;
+text is stripped, and blank counts as unset. The API key lives in a `Secret` from here on.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import attrs
+
+from .decoding import is_web_url
+from .errors import ConfigurationError
+
+API_URL = "https://api.kie.ai"
+UPLOAD_URL = "https://kieai.redpandaai.co"
+KEY_VARIABLES = ("KIE_API_KEY", "KIE_AI_API_KEY")
+
+
+class Secret:
+    """A text that no repr, log, format or pickle shows; `reveal()` gives it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is not pickled: read the key anew where it is needed")
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The checked settings of one client."""
+
+    api_key: Secret
+    base_url: str
+    upload_url: str
+    webhook_key: tuple[Secret, ...] = ()
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the client talks to this machine itself; only then are plain http and private
+        addresses good for results and uploads."""
+        return is_loopback(self.base_url)
+
+
+class _Unusable(Exception):
+    """A setting that cannot be used; becomes a `ConfigurationError` without the frames that saw it."""
+
+
+def resolve(
+    *,
+    api_key: Secret | str | None,
+    base_url: str | None,
+    upload_url: str | None,
+    webhook_key: Secret | str | Sequence[Secret | str] | None,
+    environment: Mapping[str, str],
+) -> Settings:
+    """Settings from arguments first, then the environment. Raises `ConfigurationError`."""
+    try:
+        base = _host("base_url", "KIE_BASE_URL", base_url, environment) or API_URL
+        upload = _host("upload_url", "KIE_UPLOAD_URL", upload_url, environment)
+        if upload is None:  # an emulator serves both from one place; Kie has a host of its own for files
+            upload = base if is_loopback(base) else UPLOAD_URL
+        return Settings(
+            api_key=_api_key(api_key, environment),
+            base_url=base,
+            upload_url=upload,
+            webhook_key=_webhook_keys(webhook_key, environment),
+        )
+    except _Unusable as error:
+        sentence = str(error)
+    del api_key, webhook_key, base_url, upload_url, environment  # what holds a key stays out of the traceback
+    raise ConfigurationError(sentence)
+
+
+def is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def seconds(name: str, value: Any, *, optional: bool = False) -> float | None:
+    """A duration argument: a number above zero (or None where that means for ever)."""
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        allowed = "a number of seconds above 0" + (", or None for no limit" if optional else "")
+        raise ConfigurationError(f"{name}={value!r} is not possible: use {allowed}")
+    return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigurationError(f"{name}={value!r} is not possible: use a whole number from 1 on")
+    return value
+
+
+def _text(value: str | None) -> str | None:
+    return (value.strip() or None) if value is not None else None
+
+
+def _revealed(value: Secret | str | None) -> str | None:
+    return value.reveal() if isinstance(value, Secret) else value
+
+
+def _api_key(argument: Secret | str | None, environment: Mapping[str, str]) -> Secret:
+    given = _revealed(argument)
+    if given is not None and not isinstance(given, str):
+        raise _Unusable(f"api_key must be text, not {type(given).__name__}")
+    key, origin = _text(given), "the api_key argument"
+    for name in KEY_VARIABLES:
+        if key is None:
+            key, origin = _text(environment.get(name)), name
+    if key is None:
+        raise _Unusable(
+            "no API key: set the environment variable KIE_API_KEY, or pass api_key=... "
+            "(keys are made at kie.ai/api-key)"
+        )
+    if not all("!" <= character <= "~" for character in key):  # never echo it
+        raise _Unusable(f"{origin} holds a space, a control or a non-ASCII character: copy the key again")
+    return Secret(key)
+
+
+def _webhook_keys(
+    argument: Secret | str | Sequence[Secret | str] | None, environment: Mapping[str, str]
+) -> tuple[Secret, ...]:
+    several = [argument] if isinstance(argument, (str, Secret)) else list(argument or ())
+    texts = [_revealed(one) for one in several]
+    if not all(isinstance(text, str) for text in texts):
+        raise _Unusable("webhook_key must be text, or a list of texts while you rotate them")
+    keys = [text for text in map(_text, texts) if text is not None]
+    from_environment = _text(environment.get("KIE_WEBHOOK_KEY"))
+    if not keys and from_environment is not None:
+        keys = [from_environment]
+    return tuple(map(Secret, keys))
+
+
+def _host(name: str, variable: str, argument: str | None, environment: Mapping[str, str]) -> str | None:
+    if argument is not None and not isinstance(argument, str):
+        raise _Unusable(f"{name} must be text, not {type(argument).__name__}")
+    url = _text(argument) or _text(environment.get(variable))
+    if url is None:
+        return None
+    if not is_web_url(url) or any(sign in url for sign in "@?#"):
+        raise _Unusable(f"{name} (or {variable}) must look like {API_URL}, without user or query")
+    if url.startswith("http:") and not is_loopback(url):
+        raise _Unusable(
+            f"{name} (or {variable}) must be https: the API key goes there (plain http is for loopback)"
+        )
+    return url.rstrip("/")

@@ -1,0 +1,70 @@
+"""Two event loops whose clocks are not the wall's: one jumps, one runs fast.
+
+`VirtualLoop` is for code without sockets: whenever nothing is ready its clock jumps to the next
+timer, so that a day passes in milliseconds and two runs are alike. `TimelapseLoop` is for real
+sockets: its clock runs `speed` times faster than the wall, so that ten seconds of a rate limit
+last half a second.
+"""
+
+import asyncio
+import selectors
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class _Jumping(selectors.DefaultSelector):
+    now = 1000.0  # not zero, so that "no time" and "time zero" cannot be confused
+
+    def select(self, timeout: float | None = None) -> Any:
+        events = super().select(0)
+        if not events and timeout is None:
+            raise RuntimeError("nothing is ready and no timer is set: this would wait for ever")
+        if not events and timeout is not None:
+            self.now += max(timeout, 0)
+        return events
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Its clock stands still while anything is ready, and jumps to the next timer otherwise."""
+
+    def __init__(self) -> None:
+        self._clock = _Jumping()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
+
+
+class _Hurried(selectors.DefaultSelector):
+    speed = 1.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        return super().select(timeout if timeout is None else timeout / self.speed)
+
+
+class TimelapseLoop(asyncio.SelectorEventLoop):
+    """Its clock and timers run `speed` times faster than the wall."""
+
+    def __init__(self, speed: float) -> None:
+        selector = _Hurried()
+        selector.speed = self._speed = speed
+        self._start = time.monotonic()
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self._start + (time.monotonic() - self._start) * self._speed
+
+
+def run_virtual(main: Coroutine[Any, Any, _T]) -> _T:
+    """`asyncio.run` in a `VirtualLoop`."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main)
+
+
+def run_scaled(main: Coroutine[Any, Any, _T], speed: float) -> _T:
+    """`asyncio.run` in a `TimelapseLoop`."""
+    with asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)) as runner:
+        return runner.run(main)

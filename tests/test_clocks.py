@@ -1,0 +1,116 @@
+"""The clocks of the tests keep time, or the tests of time prove nothing."""
+
+import asyncio
+import time
+
+import pytest
+from clocks import TimelapseLoop, VirtualLoop, run_scaled, run_virtual
+
+
+def test_a_virtual_day_passes_at_once() -> None:
+    """Sleeping a virtual day moves the loop's clock by a day and the wall by next to nothing."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        start = loop.time()
+        await asyncio.sleep(86_400)
+        return loop.time() - start
+
+    wall = time.monotonic()
+    assert run_virtual(main()) == pytest.approx(86_400, abs=1e-6)
+    assert time.monotonic() - wall < 2
+
+
+def test_virtual_timers_fire_in_order_at_their_times() -> None:
+    """Timers fire in the order of their times, each at its own, whoever set them first."""
+
+    async def main() -> list[tuple[float, str]]:
+        loop = asyncio.get_running_loop()
+        start, seen = loop.time(), []
+
+        async def after(seconds: float, name: str) -> None:
+            await asyncio.sleep(seconds)
+            seen.append((round(loop.time() - start, 6), name))
+
+        await asyncio.gather(after(3, "c"), after(0.34, "a"), after(2, "b"))
+        return seen
+
+    assert run_virtual(main()) == [(0.34, "a"), (2, "b"), (3, "c")]
+
+
+def test_virtual_time_stands_still_while_there_is_work() -> None:
+    """A thousand turns of the loop without a timer take no virtual time."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        return loop.time() - start
+
+    assert run_virtual(main()) == 0
+
+
+def test_a_virtual_timeout_ends_what_never_ends() -> None:
+    """asyncio.timeout goes by the virtual clock."""
+
+    async def main() -> None:
+        async with asyncio.timeout(900):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        run_virtual(main())
+
+
+def test_waiting_for_ever_is_seen() -> None:
+    """A program that nothing can wake fails at once instead of hanging the tests."""
+
+    async def main() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(RuntimeError, match="for ever"):
+        run_virtual(main())
+
+
+def test_scaled_time_runs_faster_than_the_wall() -> None:
+    """At speed 50 five seconds of the loop take a tenth of a second of the wall."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, TimelapseLoop)
+        start = loop.time()
+        await asyncio.sleep(5)
+        return loop.time() - start
+
+    wall = time.monotonic()
+    elapsed = run_scaled(main(), 50)
+    wall = time.monotonic() - wall
+    assert elapsed >= 5
+    assert 0.1 <= wall < 2.5
+
+
+def test_sockets_work_in_scaled_time() -> None:
+    """A real connection works, and a time-out on it goes by the scaled clock."""
+
+    async def main() -> tuple[bytes, float]:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readline())
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"hello\n")
+            line = await reader.readline()
+            wall = time.monotonic()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(), 10)
+            waited = time.monotonic() - wall
+            writer.close()
+            await writer.wait_closed()
+            return line, waited
+
+    line, waited = run_scaled(main(), 100)
+    assert line == b"hello\n"
+    assert 0.1 <= waited < 2.5
