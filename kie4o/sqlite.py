@@ -1,0 +1,354 @@
+"""The store in one SQLite file: what a batch needs to survive a crash.
+
+A write is on the disk when it returns (`synchronous=FULL`): no INTENT there, no POST. One
+connection lives on one thread; calls queue up for it, and all that are waiting share one commit,
+so that durability costs one fsync per group. The file is locked for as long as it is open, since
+two processes that do not know of each other would pay twice; `kill -9` frees it.
+
+What SQLite does not notice we check when opening: an empty file that should not be, rows whose
+checksum does not fit. A damaged store is an error, never a silent start from zero.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from .errors import StoreError, StoreLockedError
+from .packing import checksum, packed, unpacked
+from .store import LETTERS, Entry, EntryState, mark_of
+
+_T = TypeVar("_T")
+_Work = Callable[[sqlite3.Connection], Any]
+_Job = tuple[_Work, asyncio.Future[Any]]
+
+APPLICATION_ID = 0x6B696534  # "kie4" in the file's header
+SCHEMA = 1
+_GROUP = 1000  # calls that may share one commit
+_PAGE = 500  # entries fetched at once
+_TABLES = """
+CREATE TABLE entry (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    mark BLOB NOT NULL,
+    task_id TEXT,
+    state TEXT NOT NULL,
+    submitted_at REAL,
+    body BLOB NOT NULL,
+    checksum BLOB NOT NULL
+);
+CREATE INDEX entry_of_mark ON entry (mark);
+CREATE INDEX entry_of_task ON entry (task_id) WHERE task_id IS NOT NULL;
+CREATE INDEX entry_unfinished ON entry (id) WHERE state IN ('submitted', 'unknown');
+CREATE TABLE letter (
+    mark BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (mark, task_id)
+) WITHOUT ROWID;
+"""
+_SAVE = """
+INSERT INTO entry (key, mark, task_id, state, submitted_at, body, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET mark = excluded.mark, task_id = excluded.task_id, state = excluded.state,
+    submitted_at = excluded.submitted_at, body = excluded.body, checksum = excluded.checksum
+"""
+
+
+class SQLiteStore:
+    """A `Store` in the file at `path`, made if it is missing (mode 0600)."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+
+    async def open(self) -> None:
+        """Raises `StoreLockedError` if another process has it, `StoreError` if it is damaged."""
+        loop = self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        opened: asyncio.Future[None] = loop.create_future()
+        self._thread = threading.Thread(
+            target=self._serve, args=(loop, opened), name="kie4o store", daemon=True
+        )
+        self._thread.start()
+        try:
+            await asyncio.shield(opened)
+        except StoreError:
+            self._thread.join()
+            self._thread = None
+            raise
+
+    async def claim(self, entry: Entry) -> Entry:
+        row = _row(entry)
+
+        def work(connection: sqlite3.Connection) -> Entry:
+            stands = _find(connection, column="key", value=entry.key)
+            if stands is None:
+                connection.execute(_SAVE, row)
+            return stands or entry
+
+        return await self._do(work)
+
+    async def save(self, entry: Entry) -> None:
+        row = _row(entry)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(_SAVE, row)
+            if entry.state.ended:
+                connection.execute("DELETE FROM letter WHERE mark = ?", (mark_of(entry.ref),))
+
+        await self._do(work)
+
+    async def forget(self, key: str) -> None:
+        sql = "DELETE FROM entry WHERE key = ?"
+        await self._do(lambda connection: connection.execute(sql, (key,)) and None)
+
+    async def find(
+        self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
+    ) -> Entry | None:
+        if ref is not None:
+            return await self._do(partial(_find, column="mark", value=mark_of(ref)))
+        if task_id is not None:
+            return await self._do(partial(_find, column="task_id", value=task_id))
+        return await self._do(partial(_find, column="key", value=key))
+
+    async def deposit(self, ref: str, task_id: str) -> None:
+        mark = mark_of(ref)
+
+        def work(connection: sqlite3.Connection) -> None:
+            [count] = connection.execute("SELECT count(*) FROM letter WHERE mark = ?", (mark,)).fetchone()
+            if count < LETTERS:
+                row = (mark, task_id, checksum(mark + task_id.encode()))
+                connection.execute("INSERT INTO letter VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row)
+
+        await self._do(work)
+
+    async def inbox(self, ref: str) -> Sequence[str]:
+        mark = mark_of(ref)
+        sql = "SELECT task_id, checksum FROM letter WHERE mark = ?"
+        rows = await self._do(lambda connection: connection.execute(sql, (mark,)).fetchall())
+        return tuple(task_id for task_id, check in rows if checksum(mark + task_id.encode()) == check)
+
+    async def unfinished(self) -> AsyncIterator[Entry]:
+        last = 0
+        while page := await self._do(partial(_unfinished, after=last)):
+            for _, entry in page:
+                yield entry
+            last = page[-1][0]
+
+    async def recent(self, since: float) -> list[float]:
+        sql = "SELECT submitted_at FROM entry WHERE submitted_at > ? AND state <> 'planned'"
+        rows = await self._do(lambda connection: connection.execute(sql, (since,)).fetchall())
+        return [row[0] for row in rows]
+
+    async def aclose(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._jobs.put(None)
+            await asyncio.shield(asyncio.to_thread(thread.join))
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    async def _do(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Have the thread do it; done and on the disk when this returns. Cancelling does not undo."""
+        loop = asyncio.get_running_loop()
+        if self._thread is None or self._loop is not loop:
+            raise StoreError(f"the store {self.path} is not open here")
+        if self._pid != os.getpid():
+            raise StoreError(f"the store {self.path} was opened before a fork: open it in the child")
+        done: asyncio.Future[_T] = loop.create_future()
+        self._jobs.put((work, done))
+        return await done
+
+    def _serve(self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[None]) -> None:
+        try:
+            connection = _open(self.path)
+        except StoreError as error:
+            _report(loop, [(opened, None, error)])
+            return
+        _report(loop, [(opened, None, None)])
+        going = True
+        while going:
+            group: list[_Job] = []
+            job = self._jobs.get()
+            while job is not None:
+                group.append(job)
+                if len(group) == _GROUP or self._jobs.empty():
+                    break
+                job = self._jobs.get()
+            going = job is not None
+            if group:
+                _report(loop, self._commit(connection, group))
+        with suppress(sqlite3.Error):
+            connection.close()
+
+    def _commit(self, connection: sqlite3.Connection, group: list[_Job]) -> list[_Outcome]:
+        """One transaction for the group; if it fails, one for each, so that each learns its own."""
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            values = [work(connection) for work, _ in group]
+            connection.execute("COMMIT")
+            return [(done, value, None) for (_, done), value in zip(group, values, strict=True)]
+        except (sqlite3.Error, StoreError, UnicodeError) as error:
+            failure = error if isinstance(error, StoreError) else _failure(self.path, error)
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        if len(group) > 1:
+            return [outcome for job in group for outcome in self._commit(connection, [job])]
+        return [(group[0][1], None, failure)]
+
+
+_Outcome = tuple[asyncio.Future[Any], Any, StoreError | None]
+
+
+def _report(loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:
+    def resolve() -> None:
+        for done, value, error in outcomes:
+            if done.done():
+                continue
+            if error is None:
+                done.set_result(value)
+            else:
+                done.set_exception(error)
+
+    with suppress(RuntimeError):  # the loop is gone, and whoever asked with it
+        loop.call_soon_threadsafe(resolve)
+
+
+# -- the file ----------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """A locked, checked connection. Raises `StoreError`."""
+    try:
+        if not path.exists():
+            _create(path)
+        elif path.stat().st_size == 0:
+            raise StoreError(f"the store {path} is empty, which it never is: it was damaged or is no store")
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=True)
+    except (sqlite3.Error, OSError) as error:
+        failure = _failure(path, error)
+    else:
+        try:
+            _lock(connection)
+            _check(connection, path)
+            return connection
+        except (sqlite3.Error, StoreError) as error:
+            failure = error if isinstance(error, StoreError) else _failure(path, error)
+        connection.close()
+    raise failure
+
+
+def _create(path: Path) -> None:
+    """Under another name first, so that the file is either not there or whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".kie4o-", suffix=".db", dir=path.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        connection = sqlite3.connect(draft, isolation_level=None)
+        try:
+            connection.executescript(
+                f"PRAGMA synchronous = FULL; PRAGMA application_id = {APPLICATION_ID}; "
+                f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;"
+            )
+        finally:
+            connection.close()
+        with suppress(FileExistsError):  # another process was first: its file is as good
+            os.link(draft, path)
+        _sync_directory(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(connection: sqlite3.Connection) -> None:
+    """The exclusive lock comes before WAL, which then needs no shared memory file."""
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("COMMIT")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Ours, of a version that we know, whole; and what a dead process was about to do is unknown."""
+    [application_id] = connection.execute("PRAGMA application_id").fetchone()
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    if application_id != APPLICATION_ID:
+        raise StoreError(f"{path} is not a store of kie4o: choose another file")
+    if version > SCHEMA:
+        raise StoreError(f"the store {path} was written by a newer kie4o (schema {version}): upgrade kie4o")
+    problems = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
+    if problems != ["ok"]:
+        raise StoreError(f"the store {path} is damaged ({problems[0]}): restore it from a copy")
+    intents = []
+    for row in connection.execute(
+        "SELECT key, mark, task_id, state, submitted_at, body, checksum FROM entry"
+    ):
+        entry = unpacked(row[-2], row[-1])
+        if _row(entry)[:-2] != row[:-2]:
+            raise StoreError(f"the store {path} is damaged (entry {entry.key!r}): restore it from a copy")
+        if entry.state is EntryState.INTENT:
+            intents.append(attrs.evolve(entry, state=EntryState.UNKNOWN, submitted_at=time.time()))
+    if intents:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(_SAVE, [_row(entry) for entry in intents])
+        connection.execute("COMMIT")
+
+
+def _failure(path: Path, error: Exception) -> StoreError:
+    words = getattr(error, "strerror", None) or str(error)
+    if "locked" in words:
+        return StoreLockedError(
+            f"another process has the store {path} open: wait for it, or use another file"
+        )
+    return StoreError(f"the store {path} cannot be used: {words}. Without it nothing is submitted")
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    body = packed(entry)
+    return (
+        entry.key,
+        mark_of(entry.ref),
+        entry.task_id,
+        entry.state.value,
+        entry.submitted_at,
+        body,
+        checksum(body),
+    )
+
+
+def _find(connection: sqlite3.Connection, *, column: str, value: object) -> Entry | None:
+    sql = f"SELECT body, checksum FROM entry WHERE {column} = ?"  # noqa: S608  # three columns of ours
+    row = connection.execute(sql, (value,)).fetchone()
+    return None if row is None else unpacked(*row)
+
+
+def _unfinished(connection: sqlite3.Connection, after: int) -> list[tuple[int, Entry]]:
+    sql = (
+        "SELECT id, body, checksum FROM entry "
+        "WHERE state IN ('submitted', 'unknown') AND id > ? ORDER BY id LIMIT ?"
+    )
+    return [(number, unpacked(*row)) for number, *row in connection.execute(sql, (after, _PAGE))]

@@ -1,0 +1,338 @@
+"""The one call that costs money: gate, intent, send, verdict, record.
+
+A submit belongs to the client, not to its caller: it runs in a task of its own, and a caller who
+is cancelled only stops listening. Before the request has left (waiting for a slot, pausing,
+connecting) the last listener to go calls it off; from the moment the request headers are written
+it runs to its end and is recorded, so that no task id that reaches the process is lost.
+
+What is sent again, and how often, is the table `RESENDS`; everything that is not in it never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import attrs
+import backoff
+
+from . import wire
+from .errors import (
+    APIConnectionError,
+    APITimeoutError,
+    KeyConflictError,
+    KieError,
+    SubmissionUnknownError,
+)
+from .limiting import RateLimiter
+from .models import ImageRequest
+from .record import Record
+from .store import NEVER_AGAIN, Again, Entry, EntryState, Store, fingerprint
+from .transport import PaidAttempt, Transport
+from .wire import Judgement, Verdict
+
+logger = logging.getLogger("kie4o")
+
+DRAIN = 30.0  # seconds that closing waits for answers to requests that have left
+_REF_BYTES = 24  # 192 random bits: it authenticates callbacks, and 128 are asked for
+_ASKED_AT_MOST = 30.0  # seconds beyond our own pause that a Retry-After may add
+
+
+@attrs.frozen
+class Resend:
+    """How often one cause is answered by sending again, and after which pauses (seconds).
+
+    `window` means that the rate limiter pauses everybody for a whole window instead.
+    """
+
+    times: int
+    first: float = 0.0
+    factor: float = 2.0
+    maximum: float | None = None
+    jitter: bool = False
+    window: bool = False
+
+    def pause(self, sent: int, chance: float) -> float:
+        """Before the resend number `sent` (from 0)."""
+        generator = backoff.expo(base=self.factor, factor=self.first, max_value=self.maximum)
+        next(generator)  # backoff's first one is None
+        for _ in range(sent):
+            next(generator)
+        pause = float(next(generator))
+        return pause * chance if self.jitter else pause
+
+
+# Nothing was started and nothing charged in any of these. Causes: the verdict, or Kie's code.
+RESENDS: Mapping[Verdict | int, Resend] = MappingProxyType(
+    {
+        Verdict.NOT_SENT: Resend(2, first=0.5, maximum=8.0, jitter=True),
+        429: Resend(5, window=True),  # refused, not queued (generate page)
+        430: Resend(5, window=True),
+        455: Resend(3, first=60.0, factor=1.0),  # maintenance takes minutes
+        550: Resend(4, first=30.0),  # a full queue empties slowly
+    }
+)
+
+
+class Place:
+    """One of the `max_in_flight` places, free again when all who hold it have let go."""
+
+    def __init__(self, semaphore: asyncio.Semaphore) -> None:
+        self._semaphore = semaphore
+        self._holders = 0
+
+    def hold(self) -> None:
+        self._holders += 1
+
+    def let_go(self) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            self._semaphore.release()
+
+    async def __aenter__(self) -> Place:
+        await self._semaphore.acquire()
+        self.hold()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.let_go()
+
+
+@attrs.frozen
+class Submitted:
+    """What stands under the key after a submit; `since` is the loop time of the answer, None if
+    the store knew it."""
+
+    entry: Entry
+    since: float | None = None
+
+
+@attrs.define(eq=False)
+class _Submission:
+    """One submit under way, and who listens to it."""
+
+    entry: Entry
+    listeners: int = 0
+    called_off: str = ""  # why, once it is
+    attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
+    task: asyncio.Task[Submitted] = attrs.field(init=False)
+
+
+class Submissions:
+    """All submits of one client."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        limiter: RateLimiter,
+        store: Store,
+        *,
+        callback_url: str | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._transport = transport
+        self._limiter = limiter
+        self._record = Record(store)
+        self._callback_url = callback_url
+        self._chance = chance
+        self._live: dict[str, _Submission] = {}
+        self._closing = False
+
+    @property
+    def live(self) -> int:
+        """How many submits are under way."""
+        return len(self._live)
+
+    async def submit(
+        self, request: ImageRequest, key: str | None, place: Place, again: Again = NEVER_AGAIN
+    ) -> Submitted:
+        """Pay for the request once and return its entry with a task id, or what the store knows
+        under the key. Raises the refusal, `SubmissionUnknownError` or `KeyConflictError`."""
+        submission = self._live.get(key) if key is not None else None
+        if submission is None:
+            submission = self._start(request, key, place, again)
+        elif submission.entry.fingerprint != fingerprint(request):
+            raise _conflict(submission.entry.key)
+        submission.listeners += 1
+        failure: KieError
+        try:
+            return await asyncio.shield(submission.task)
+        except KieError as error:
+            failure = copy.copy(error)  # each listener raises its own
+        finally:
+            submission.listeners -= 1
+            if not submission.listeners:
+                self._call_off(submission, "nobody waited for it any more")
+        raise failure
+
+    def call_off(self, key: str, reason: str) -> bool:
+        """Call off the submit of a key unless its request has left; whether that was possible."""
+        submission = self._live.get(key)
+        return submission is not None and self._call_off(submission, reason)
+
+    async def aclose(self) -> None:
+        """Call off what has not left, wait for the answers of what has, record the rest as unknown."""
+        self._closing = True
+        for submission in list(self._live.values()):
+            self._call_off(submission, "the client was closed")
+        tasks = [submission.task for submission in self._live.values()]
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=DRAIN)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._record.aclose()
+
+    # -- ownership -------------------------------------------------------------------------------
+
+    def _start(self, request: ImageRequest, key: str | None, place: Place, again: Again) -> _Submission:
+        if self._closing:
+            raise KieError("the client is closed: make a new one")
+        ref = secrets.token_urlsafe(_REF_BYTES)
+        entry = Entry(key if key is not None else ref, request=request, ref=ref, keyed=key is not None)
+        submission = _Submission(entry)
+        submission.task = asyncio.create_task(self._run(submission, again), name="kie4o submit")
+        self._live[entry.key] = submission
+        place.hold()
+        submission.task.add_done_callback(lambda task: self._ended(submission, place, task))
+        return submission
+
+    def _ended(self, submission: _Submission, place: Place, task: asyncio.Task[Submitted]) -> None:
+        place.let_go()
+        if self._live.get(submission.entry.key) is submission:
+            del self._live[submission.entry.key]
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not submission.listeners and not submission.called_off:
+            logger.warning("a submit that nobody waits for any more failed: %s", error)
+
+    def _call_off(self, submission: _Submission, reason: str) -> bool:
+        """Only before the request has left: from then on it runs to its end."""
+        if submission.attempt.sent or submission.task.done():
+            return False
+        submission.called_off = reason
+        submission.task.cancel()
+        return True
+
+    # -- one submit ------------------------------------------------------------------------------
+
+    async def _run(self, submission: _Submission, again: Again) -> Submitted:
+        try:
+            stands = await self._record.claim(submission.entry)
+            if stands.fingerprint != submission.entry.fingerprint:
+                raise _conflict(stands.key)
+            if not again.pays(stands.state):
+                if stands.task_id is None:
+                    raise unknown_error(stands, "an earlier submit under this key")
+                return Submitted(stands)
+            return await self._attempts(submission)
+        except asyncio.CancelledError:
+            await self._cut_short(submission)
+            if not submission.called_off:
+                raise
+        reason = f"{submission.called_off} before the request left; nothing was paid"
+        raise KieError(reason, key=submission.entry.key if submission.entry.keyed else None)
+
+    async def _cut_short(self, submission: _Submission) -> None:
+        """Cancelled: called off before the request left, or the loop is being torn down."""
+        if submission.entry.state is EntryState.SUBMITTED:
+            await self._record.paid(submission.entry)
+        elif submission.attempt.sent:
+            await self._record.note(attrs.evolve(submission.entry, state=EntryState.UNKNOWN))
+        elif submission.entry.state is EntryState.INTENT:
+            await self._record.unpaid(submission.entry)
+
+    async def _attempts(self, submission: _Submission) -> Submitted:
+        """Send until the verdict is one that sending again cannot better."""
+        resent: dict[Verdict | int, int] = {}
+        while not submission.called_off:
+            judgement = await self._once(submission, again=bool(resent))
+            entry = submission.entry
+            if judgement.verdict is Verdict.ACCEPTED:
+                now = asyncio.get_running_loop().time()
+                submission.entry = attrs.evolve(
+                    entry, state=EntryState.SUBMITTED, task_id=judgement.task_id, submitted_at=time.time()
+                )
+                await self._record.paid(submission.entry)
+                return Submitted(submission.entry, since=now)
+            if judgement.verdict is Verdict.UNKNOWN:
+                await self._record.note(attrs.evolve(entry, state=EntryState.UNKNOWN))
+                raise unknown_error(entry, judgement.message)
+            cause = judgement.verdict if judgement.verdict is Verdict.NOT_SENT else judgement.code or 0
+            resend, count = RESENDS.get(cause), resent.get(cause, 0)
+            submission.entry = await self._record.unpaid(entry)
+            if resend is None or count >= resend.times or submission.attempt.hopeless:
+                raise _refusal(judgement, submission)
+            resent[cause] = count + 1
+            spent, submission.attempt = submission.attempt, PaidAttempt()
+            await self._pause(resend, count, spent)
+        raise asyncio.CancelledError
+
+    async def _once(self, submission: _Submission, *, again: bool) -> Judgement:
+        """One slot, one intent, one POST, one verdict."""
+        attempt = submission.attempt = PaidAttempt()
+        await self._limiter.acquire(again=again)
+        try:
+            entry = submission.entry = attrs.evolve(
+                submission.entry, state=EntryState.INTENT, submitted_at=time.time()
+            )
+            await self._record.intent(entry)
+            callback_url = entry.request.callback_url or self._callback_url
+            if callback_url is not None:
+                callback_url = wire.with_ref(callback_url, entry.ref)
+            await self._transport.pay(wire.body_of(entry.request, callback_url=callback_url), attempt)
+        finally:
+            self._limiter.release(counted=attempt.sent)
+        judgement = wire.judge(
+            sent=attempt.sent, status=attempt.status, body=attempt.body, fault=attempt.fault
+        )
+        logger.debug("submit: %s (code %s)", judgement.verdict.value, judgement.code)
+        return judgement
+
+    async def _pause(self, resend: Resend, count: int, attempt: PaidAttempt) -> None:
+        if resend.window:
+            self._limiter.pause()  # acquiring the next slot waits for it
+            own = 0.0
+        else:
+            own = resend.pause(count, self._chance())
+        asked = wire.retry_after_of(attempt.retry_after) or 0.0
+        await asyncio.sleep(min(max(own, asked), own + _ASKED_AT_MOST))
+
+
+def _refusal(judgement: Judgement, submission: _Submission) -> KieError:
+    attempt = submission.attempt
+    error: KieError
+    if judgement.verdict is Verdict.NOT_SENT:
+        kind = APITimeoutError if attempt.timed_out else APIConnectionError
+        error = kind(f"{judgement.message}; the request never left and nothing was paid")
+    else:
+        error = wire.status_error(
+            judgement.code or 0,
+            judgement.message,
+            http_status=attempt.status,
+            retry_after=wire.retry_after_of(attempt.retry_after),
+        )
+    error.key = submission.entry.key if submission.entry.keyed else None
+    return error
+
+
+def unknown_error(entry: Entry, reason: str) -> SubmissionUnknownError:
+    return SubmissionUnknownError(
+        f"the request left and its outcome is not known ({reason}); it is perhaps paid and is not sent "
+        "again: look at kie.ai/logs",
+        ref=entry.ref,
+        key=entry.key if entry.keyed else None,
+    )
+
+
+def _conflict(key: str) -> KeyConflictError:
+    return KeyConflictError(
+        f"key {key!r} was used before with another request: use a new key for a new request", key=key
+    )

@@ -1,0 +1,78 @@
+"""Cancel a coroutine at its n-th suspension, deterministically and without sleeping.
+
+Two moments matter for each suspension: while what is awaited is still pending, and in the very tick
+in which it is done. The coroutine is driven by hand, so that the n-th suspension is the n-th value
+that it yields, however deep it comes from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from typing import Any, Literal
+
+Mode = Literal["pending", "done"]
+
+
+class _Driven:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], at: int, mode: Mode) -> None:
+        self.coroutine = coroutine
+        self.at = at
+        self.mode = mode
+        self.suspensions = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        resume = lambda: self.coroutine.send(None)  # noqa: E731  # swapped for a throw below
+        while True:
+            try:
+                awaited = resume()
+            except StopIteration as stop:
+                return stop.value
+            if self.suspensions == self.at:
+                if self.mode == "done" and isinstance(awaited, asyncio.Future):
+                    awaited.add_done_callback(lambda _: task.cancel())
+                else:
+                    asyncio.get_running_loop().call_soon(task.cancel)
+            self.suspensions += 1
+            try:
+                yield awaited
+            except BaseException as error:
+                resume = lambda error=error: self.coroutine.throw(error)  # noqa: E731
+            else:
+                resume = lambda: self.coroutine.send(None)  # noqa: E731
+
+
+async def cancelled_at(coroutine: Coroutine[Any, Any, Any], at: int, mode: Mode) -> tuple[str, Any]:
+    """How it ended: ("cancelled", None), ("returned", value) or ("raised", error); "returned"
+    before the n-th suspension means that the sweep is over."""
+    driven = _Driven(coroutine, at, mode)
+
+    async def run() -> Any:
+        return await driven
+
+    task = asyncio.ensure_future(run())
+    try:
+        value = await task
+    except asyncio.CancelledError:
+        return "cancelled", None
+    except Exception as error:
+        return "raised", error
+    return ("returned" if driven.suspensions > at else "over"), value
+
+
+async def cancelled_after(coroutine: Coroutine[Any, Any, Any], ticks: int) -> tuple[str, Any]:
+    """The same, cancelled after so many turns of the loop."""
+    task = asyncio.ensure_future(coroutine)
+    for _ in range(ticks):
+        if task.done():
+            return "over", None if task.cancelled() or task.exception() else task.result()
+        await asyncio.sleep(0)
+    task.cancel()
+    try:
+        return "returned", await task
+    except asyncio.CancelledError:
+        return "cancelled", None
+    except Exception as error:
+        return "raised", error

@@ -1,0 +1,398 @@
+"""Waiting for tasks: pace, ends, errors that are ridden out; on a virtual clock with a fake look."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from clocks import run_virtual
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kie4o
+from kie4o import PollPolicy, TaskDetails, TaskPoller, TaskState
+
+RUNNING = TaskDetails("t", state=TaskState.RUNNING, status="GENERATING")
+DONE = TaskDetails("t", state=TaskState.SUCCEEDED, status="SUCCESS", urls=("https://x.example/a.png",))
+EMPTY = TaskDetails("t", state=TaskState.SUCCEEDED, status="SUCCESS")
+FAILED = TaskDetails("t", state=TaskState.FAILED, error_code=500, error_message="internal error")
+MISSING = TaskDetails("t", state=TaskState.MISSING, error_code=422)
+PLAIN = PollPolicy(jitter=False)
+
+
+class Looks:
+    """A `look` that plays a list (the last one for ever), takes its time, and writes down when."""
+
+    def __init__(self, *script: TaskDetails | Exception, takes: float = 0.0) -> None:
+        self.script = script
+        self.takes = takes
+        self.starts: list[float] = []
+        self.ends: list[float] = []
+
+    async def __call__(self, task_id: str) -> TaskDetails:
+        loop = asyncio.get_running_loop()
+        step = self.script[min(len(self.starts), len(self.script) - 1)]
+        self.starts.append(loop.time())
+        if self.takes:
+            await asyncio.sleep(self.takes)
+        self.ends.append(loop.time())
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+def waited(looks: Looks, *, policy: PollPolicy = PLAIN, **more):
+    """Wait for one task in virtual time; its result or error, and how long it took."""
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        looks.origin = start
+        poller = TaskPoller(looks, policy=policy)
+        more.setdefault("since", start)
+        try:
+            outcome = await poller.wait("t", **more)
+        except kie4o.KieError as error:
+            outcome = error
+        assert poller.waiting == 0
+        await asyncio.sleep(0)
+        took = loop.time() - start
+        await poller.aclose()
+        return outcome, took
+
+    outcome, took = run_virtual(run())
+    return outcome, round(took, 2), [round(at - looks.origin, 2) for at in looks.starts]
+
+
+def test_default_pace() -> None:
+    """2 s after the submit, then pauses of 3, 4.5, 5, 5 ... s."""
+    outcome, _, starts = waited(Looks(*[RUNNING] * 5, DONE))
+    assert outcome.urls == DONE.urls
+    assert outcome.source == "poll"
+    assert starts == [2.0, 5.0, 9.5, 14.5, 19.5, 24.5]
+
+
+@given(
+    st.floats(0.34, 60),
+    st.floats(1, 10),
+    st.floats(0.34, 60),
+    st.booleans(),
+    st.integers(0, 200),
+    st.floats(0, 1),
+)
+def test_pauses_stay_in_bounds(first, factor, maximum, jitter, looks, chance) -> None:
+    """Never closer than Kie allows, never further apart than the maximum and its jitter."""
+    pause = PollPolicy(first=first, factor=factor, maximum=maximum, jitter=jitter).pause(looks, chance)
+    assert 0.34 <= pause <= maximum * 1.1 + 1e-9
+
+
+@pytest.mark.parametrize("bad", [{"first": 0.1}, {"factor": 0.5}, {"maximum": 0}, {"first": float("nan")}])
+def test_impossible_policies_are_refused(bad) -> None:
+    """A pace that Kie forbids is refused by name."""
+    with pytest.raises(kie4o.ConfigurationError, match=next(iter(bad))):
+        PollPolicy(**bad)
+
+
+def test_failure_is_typed_and_carries_everything() -> None:
+    """A failed task raises `TaskFailedError` with id, code and details."""
+    outcome, _, starts = waited(Looks(RUNNING, FAILED))
+    assert type(outcome) is kie4o.TaskFailedError
+    assert (outcome.task_id, outcome.error_code, outcome.details) == ("t", 500, FAILED)
+    assert len(starts) == 2
+
+
+@pytest.mark.parametrize(("code", "kind"), [(400, kie4o.ContentPolicyError), (451, kie4o.InputImageError)])
+def test_failures_that_kie_explains_have_classes(code, kind) -> None:
+    """Where Kie says why, the error says so by its class."""
+    outcome, _, _ = waited(Looks(TaskDetails("t", state=TaskState.FAILED, error_code=code)))
+    assert type(outcome) is kind
+
+
+def test_success_without_images_is_looked_at_again_then_an_error_of_its_own() -> None:
+    """The record lags: images that come late are delivered, a lasting void is `NoImagesError`."""
+    late, _, _ = waited(Looks(RUNNING, EMPTY, EMPTY, DONE))
+    assert late.urls == DONE.urls
+    never, _, starts = waited(Looks(EMPTY))
+    assert type(never) is kie4o.NoImagesError
+    assert never.task_id == "t"
+    assert 3 <= len(starts) <= 6
+
+
+def test_unknown_task_is_waited_for_and_then_not_found() -> None:
+    """A fresh task may be unknown for 90 s; later it is `TaskNotFoundError`."""
+    found, _, _ = waited(Looks(*[MISSING] * 10, DONE))
+    assert found.urls == DONE.urls
+    lost, took, _ = waited(Looks(MISSING))
+    assert type(lost) is kie4o.TaskNotFoundError
+    assert 90 <= took <= 97
+
+
+def test_stuck_task_times_out_with_its_id_and_can_be_taken_up_again() -> None:
+    """A task that generates for ever ends the wait at the deadline, not before and not later."""
+    stuck, took, _ = waited(Looks(RUNNING), timeout=60.0)
+    assert type(stuck) is kie4o.TaskTimeoutError
+    assert isinstance(stuck, TimeoutError)
+    assert (stuck.task_id, took) == ("t", 60.0)
+    default, took, _ = waited(Looks(RUNNING))
+    assert (type(default), took) == (kie4o.TaskTimeoutError, 900.0)
+    again, _, _ = waited(Looks(DONE), since=None)
+    assert again.urls == DONE.urls
+
+
+def test_a_look_that_hangs_does_not_delay_the_deadline() -> None:
+    """The deadline holds although a look is under way, and that look is dropped."""
+    outcome, took, _ = waited(Looks(RUNNING, takes=500.0), timeout=30.0)
+    assert (type(outcome), took) == (kie4o.TaskTimeoutError, 30.0)
+
+
+RIDDEN_OUT = [
+    kie4o.RateLimitError("slow", code=429),
+    kie4o.MaintenanceError("later", code=455),
+    kie4o.InternalServerError("oops", code=500),
+    kie4o.APIConnectionError("reset"),
+    kie4o.APITimeoutError("slow"),
+    kie4o.UnexpectedResponseError("html"),
+]
+FATAL = [
+    kie4o.AuthenticationError("no", code=401),
+    kie4o.InsufficientCreditsError("no", code=402),
+    kie4o.PermissionDeniedError("no", code=403),
+    kie4o.NotFoundError("no", code=404),
+    kie4o.FeatureDisabledError("no", code=505),
+]
+
+
+@pytest.mark.parametrize("error", RIDDEN_OUT, ids=lambda error: type(error).__name__)
+def test_errors_of_a_look_are_ridden_out(error) -> None:
+    """A read that fails says nothing about the task: it is repeated, with growing pauses."""
+    outcome, _, starts = waited(Looks(*[error] * 12, DONE))
+    assert outcome.urls == DONE.urls
+    assert len(starts) == 13
+    pauses = [b - a for a, b in itertools.pairwise(starts)]
+    assert max(pauses) > 20  # backs off while it keeps failing
+    lasting, took, _ = waited(Looks(error), timeout=600.0)
+    assert (type(lasting), lasting.task_id, took) == (kie4o.TaskTimeoutError, "t", 600.0)
+
+
+@pytest.mark.parametrize("error", FATAL, ids=lambda error: type(error).__name__)
+def test_errors_that_waiting_cannot_mend_end_it_with_the_id(error) -> None:
+    """A wrong key or an empty balance ends the wait at once, and the error names the paid task."""
+    outcome, _, starts = waited(Looks(RUNNING, error))
+    assert type(outcome) is type(error)
+    assert outcome is not error
+    assert outcome.task_id == "t"
+    assert len(starts) == 2
+
+
+def test_foreign_errors_of_a_look_pass_as_they_are() -> None:
+    """What a user's own look raises reaches whoever waits."""
+
+    async def run() -> None:
+        poller = TaskPoller(Looks(ZeroDivisionError("mine")), policy=PLAIN)
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            await poller.wait("t")
+
+    run_virtual(run())
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_updates_hear_every_look(slow: bool) -> None:
+    """`on_update`, plain or awaitable, hears each look in order, the last one too."""
+    heard: list[TaskDetails] = []
+
+    async def later(details: TaskDetails) -> None:
+        await asyncio.sleep(0.1)
+        heard.append(details)
+
+    outcome, _, _ = waited(Looks(RUNNING, RUNNING, DONE), on_update=later if slow else heard.append)
+    assert outcome.urls == DONE.urls
+    assert heard == [RUNNING, RUNNING, DONE]
+
+
+def test_watch_ends_with_the_end_and_raises_what_wait_would() -> None:
+    """`watch` yields each look; a failed task is its last item, a time-out is raised."""
+
+    async def run() -> tuple[list[TaskDetails], list[TaskDetails]]:
+        poller = TaskPoller(Looks(RUNNING, FAILED), policy=PLAIN)
+        failed = [details async for details in poller.watch("t")]
+        poller = TaskPoller(Looks(RUNNING), policy=PLAIN)
+        stuck = []
+        with pytest.raises(kie4o.TaskTimeoutError):
+            async for details in poller.watch("t", timeout=10):
+                stuck.append(details)
+        return failed, stuck
+
+    failed, stuck = run_virtual(run())
+    assert failed == [RUNNING, FAILED]
+    assert len(stuck) == 3  # taken up by its id: at once, then after 3 and 4.5 s
+
+
+def test_ten_waiters_cause_the_looks_of_one() -> None:
+    """Whoever waits for the same task shares its looks and gets an equal result of his own."""
+
+    async def run():
+        looks = Looks(RUNNING, RUNNING, DONE)
+        poller = TaskPoller(looks, policy=PLAIN)
+        results = await asyncio.gather(*(poller.wait("t") for _ in range(10)))
+        return looks, results
+
+    looks, results = run_virtual(run())
+    assert len(looks.starts) == 3
+    assert all(result == results[0] for result in results)
+
+
+def test_shared_failure_is_raised_to_each_waiter_as_its_own() -> None:
+    """Waiters of one failure do not share one exception object, whose traceback would grow."""
+
+    async def run():
+        poller = TaskPoller(Looks(kie4o.AuthenticationError("no", code=401)), policy=PLAIN)
+        return await asyncio.gather(*(poller.wait("t") for _ in range(3)), return_exceptions=True)
+
+    errors = run_virtual(run())
+    assert len({id(error) for error in errors}) == 3
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["look", "notify", "wait"]), st.floats(0, 0.5)), max_size=40),
+    st.floats(0, 0.4),
+)
+def test_no_task_is_looked_at_more_than_three_times_in_any_second(steps, takes) -> None:
+    """Whatever callers and callbacks do, looks at one task keep 0.34 s from end to start."""
+
+    async def run() -> Looks:
+        looks = Looks(RUNNING, takes=takes)
+        poller = TaskPoller(looks, policy=PLAIN)
+        waits: list[asyncio.Task] = []
+        for what, pause in steps:
+            if what == "notify":
+                poller.notify("t")
+            else:
+                coroutine = poller.look("t") if what == "look" else poller.wait("t", timeout=5)
+                waits.append(asyncio.ensure_future(coroutine))
+            await asyncio.sleep(pause)
+        await asyncio.gather(*waits, return_exceptions=True)
+        await poller.aclose()
+        return looks
+
+    looks = run_virtual(run())
+    assert all(start - end >= 0.34 - 1e-6 for end, start in zip(looks.ends, looks.starts[1:], strict=False))
+
+
+def test_control_looks_without_pacing_are_seen() -> None:
+    """Control: a caller that looks by itself breaks the limit, and the measure above shows it."""
+
+    async def run() -> Looks:
+        looks = Looks(RUNNING)
+        for _ in range(5):
+            await looks("t")
+            await asyncio.sleep(0.1)
+        return looks
+
+    looks = run_virtual(run())
+    assert any(start - end < 0.34 for end, start in zip(looks.ends, looks.starts[1:], strict=False))
+
+
+def test_a_callback_is_a_nudge() -> None:
+    """`notify` causes a look at once, confirmed ones say so; nobody waiting is no error."""
+
+    async def run():
+        looks = Looks(RUNNING, DONE)
+        poller = TaskPoller(looks, policy=PollPolicy(first=30, maximum=30, jitter=False))
+        assert poller.notify("t") is False
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        wait = asyncio.create_task(poller.wait("t", since=start))
+        await asyncio.sleep(1)
+        assert poller.notify("t") is True
+        await asyncio.sleep(1)
+        poller.notify("t")
+        result = await wait
+        return result, round(loop.time() - start, 2), [round(at - start, 2) for at in looks.starts]
+
+    result, took, starts = run_virtual(run())
+    assert (result.source, took, starts) == ("callback", 2.0, [1.0, 2.0])
+
+
+def test_trusted_details_settle_without_a_look() -> None:
+    """With its details handed in, a callback ends the wait by itself, with an equal result."""
+
+    async def run():
+        looks = Looks(RUNNING)
+        poller = TaskPoller(looks, policy=PLAIN)
+        wait = asyncio.create_task(poller.wait("t", since=asyncio.get_running_loop().time()))
+        await asyncio.sleep(0.1)
+        poller.notify("t", DONE)
+        return await wait, looks
+
+    result, looks = run_virtual(run())
+    assert (result.urls, result.source, looks.starts) == (DONE.urls, "callback", [])
+
+
+def test_one_look_is_shared_and_raises_what_it_met() -> None:
+    """`look` joins a look that is under way and passes a failed read on, without giving up others."""
+
+    async def run():
+        looks = Looks(kie4o.InternalServerError("oops", code=500), DONE, takes=1.0)
+        poller = TaskPoller(looks, policy=PLAIN)
+        first, second = asyncio.create_task(poller.look("t")), asyncio.create_task(poller.look("t"))
+        wait = asyncio.create_task(poller.wait("t"))
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
+        return outcomes, await wait, looks
+
+    outcomes, result, looks = run_virtual(run())
+    assert [type(outcome) for outcome in outcomes] == [kie4o.InternalServerError] * 2
+    assert result.urls == DONE.urls
+    assert len(looks.starts) == 2
+
+
+def test_a_thousand_waiters_and_bounded_looks() -> None:
+    """However many tasks wait, only so many looks are under way at once, and all get theirs."""
+    at_once = most = 0
+
+    async def look(task_id: str) -> TaskDetails:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.2)
+        at_once -= 1
+        return TaskDetails(task_id, state=TaskState.SUCCEEDED, urls=("https://x.example/a",))
+
+    async def run() -> int:
+        poller = TaskPoller(look, policy=PLAIN)
+        results = await asyncio.gather(*(poller.wait(f"t{number}") for number in range(1000)))
+        assert not asyncio.all_tasks() - {asyncio.current_task()}
+        return len({result.task_id for result in results})
+
+    assert run_virtual(run()) == 1000
+    assert most == 64
+
+
+def test_leaving_early_leaves_nothing() -> None:
+    """Cancelled waits, abandoned watches and closed pollers leave no look, no timer and no task."""
+
+    async def run() -> None:
+        looks = Looks(RUNNING, takes=1.0)
+        poller = TaskPoller(looks, policy=PLAIN)
+        waits = [asyncio.create_task(poller.wait(f"t{number % 5}")) for number in range(10)]
+        watch = poller.watch("w")
+        await anext(watch)
+        await watch.aclose()
+        await asyncio.sleep(0.5)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert poller.waiting == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        last = asyncio.create_task(poller.wait("x"))
+        await asyncio.sleep(0.5)
+        await poller.aclose()
+        with pytest.raises(kie4o.KieError, match="closed") as caught:
+            await last
+        assert caught.value.task_id == "x"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        with pytest.raises(kie4o.KieError, match="closed"):
+            await poller.wait("y")
+
+    run_virtual(run())
