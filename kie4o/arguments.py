@@ -1,0 +1,109 @@
+"""What callers hand to the verbs, checked before any network use.
+
+Each function gives the value back or raises `InvalidRequestError` (for a setting of the client
+`ConfigurationError`) with the name, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import attrs
+
+from . import wire
+from .errors import ConfigurationError, InvalidRequestError
+from .memory import MemoryStore
+from .models import ImageRequest
+from .polling import OnUpdate, Timeout
+from .store import Again, Store
+
+OnUnknown = Literal["hold", "resubmit"]
+
+_SQLITE = "sqlite:///"
+
+MAX_KEY = 512  # characters of an idempotency key
+
+
+def request_of(request: ImageRequest | str | None, fields: Mapping[str, Any]) -> ImageRequest:
+    """An `ImageRequest` as it is (with fields replaced), or a prompt and the fields of one."""
+    known = [field.name for field in attrs.fields(ImageRequest)]
+    for name in fields:
+        if name not in known:
+            raise InvalidRequestError(f"{name}= is not a field of a request: use one of {', '.join(known)}")
+    if isinstance(request, ImageRequest):
+        return attrs.evolve(request, **fields) if fields else request
+    return ImageRequest(request, **fields)
+
+
+def key_of(key: str | None) -> str | None:
+    """An idempotency key that every store can hold."""
+    if key is None:
+        return None
+    if not isinstance(key, str) or not key.strip() or len(key) > MAX_KEY or not key.isprintable():
+        raise InvalidRequestError(
+            f"key={str(key)[:80]!r} is not possible: use 1 to {MAX_KEY} printable characters, or None"
+        )
+    return key
+
+
+def task_id_of(task_id: str) -> str:
+    """An id that Kie can have given."""
+    if not wire.is_task_id(task_id):
+        raise InvalidRequestError(f"task_id={task_id!r} is not possible: use the id that a submit gave")
+    return task_id
+
+
+def callback_url_of(url: str | None) -> str | None:
+    """A callback URL for the whole client, by the rule for a request's own."""
+    if url is not None:
+        try:
+            ImageRequest("-", callback_url=url)
+            return url
+        except InvalidRequestError as error:
+            sentence = str(error)
+        raise ConfigurationError(sentence)
+    return None
+
+
+def timeout_of(timeout: Timeout) -> Timeout:
+    """Seconds above zero, None for no limit, or ... for the client's own."""
+    number = type(timeout) in (int, float) and timeout > 0  # type: ignore[operator]  # by its type
+    if timeout is ... or timeout is None or (number and timeout != float("inf")):
+        return timeout
+    raise InvalidRequestError(
+        f"timeout={timeout!r} is not possible: use seconds above 0, or None for no limit"
+    )
+
+
+def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
+    """A function, or nothing; found out before anything is paid."""
+    if on_update is not None and not callable(on_update):
+        raise InvalidRequestError(f"on_update={on_update!r} is not possible: use a function of the details")
+    return on_update
+
+
+def again_of(on_unknown: OnUnknown, retry_failed: bool) -> Again:
+    """What the caller wants paid anew under a key."""
+    if on_unknown not in get_args(OnUnknown):
+        raise InvalidRequestError(f"on_unknown={on_unknown!r} is not possible: use 'hold' or 'resubmit'")
+    return Again(unknown=on_unknown == "resubmit", failed=bool(retry_failed))
+
+
+def store_of(store: Store | str | os.PathLike[str] | None) -> Store:
+    """A store: this process's memory, a SQLite file by path or URL, or one of the caller's own."""
+    if store is None:
+        return MemoryStore()
+    if not isinstance(store, (str, os.PathLike)):
+        return store
+    place = os.fspath(store)
+    if place.startswith(_SQLITE):
+        place = place.removeprefix(_SQLITE)
+    elif "://" in place:
+        raise ConfigurationError(f"store={place.partition(':')[0]}://... is not possible: use a path")
+    if not place.strip():
+        raise ConfigurationError("store='' is not possible: use a path, or None for memory")
+    from .sqlite import SQLiteStore
+
+    return SQLiteStore(place)

@@ -1,0 +1,386 @@
+"""The verbs: what a program does with Kie. Each is a few lines over the parts below.
+
+The client owns everything it starts (submits, looks, sessions) and closes it. It is made outside
+or inside a running loop, opens nothing before the first call, and belongs to the loop of that
+first call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from . import callbacks, wire
+from .arguments import (
+    OnUnknown,
+    again_of,
+    callback_url_of,
+    key_of,
+    request_of,
+    store_of,
+    task_id_of,
+)
+from .batch import Batch, Requests, resumed
+from .errors import DownloadError, InvalidRequestError, KieError
+from .files import Files
+from .lifecycle import Lifecycle, paid_id
+from .limiting import RateLimiter
+from .models import (
+    Callback,
+    Completion,
+    ImageRequest,
+    ImageResult,
+    RateLimit,
+    TaskDetails,
+    TaskState,
+    UploadedFile,
+)
+from .pacing import PollPolicy
+from .polling import OnUpdate, TaskPoller, Timeout, result_of
+from .retrying import repeated
+from .settings import Secret, count, resolve, seconds
+from .store import Entry, Store
+from .submission import Submissions
+from .task import ImageTask
+from .transport import Answer, Transport, task_query
+
+if TYPE_CHECKING:
+    import aiohttp
+
+
+class AsyncKieClient:
+    """A client for Kie.ai's GPT-4o image API.
+
+    `timeout`: seconds for one HTTP exchange. `wait_timeout`: seconds for one task from its submit
+    to its end, None waits for ever. `max_in_flight`: tasks between submit and end. `rate_limit`:
+    new tasks per time; Kie admits 20 per 10 s to an account. `session`: an aiohttp session to use
+    instead of an own one; it stays yours to close. `store`: what remembers every submit: None for
+    this process's memory, a path (or "sqlite:///run.db") for a file that survives it, or a `Store`.
+    Raises `ConfigurationError`.
+
+    Environment: KIE_API_KEY (or KIE_AI_API_KEY), KIE_BASE_URL, KIE_UPLOAD_URL, KIE_WEBHOOK_KEY.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        upload_url: str | None = None,
+        timeout: float = 30.0,
+        wait_timeout: float | None = 900.0,
+        max_in_flight: int = 100,
+        rate_limit: RateLimit = RateLimit(20, per=10.0),  # noqa: B008  # frozen
+        poll: PollPolicy = PollPolicy(),  # noqa: B008  # frozen
+        callback_url: str | None = None,
+        webhook_key: str | Sequence[str] | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
+        session: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
+        trust_env: bool = False,
+    ) -> None:
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
+        self._opened = False
+        secret, api_key = (Secret(api_key) if isinstance(api_key, str) else api_key), None
+        self._settings = resolve(
+            api_key=secret,
+            base_url=base_url,
+            upload_url=upload_url,
+            webhook_key=webhook_key,
+            environment=os.environ,
+        )
+        exchange = seconds("timeout", timeout) or 0.0
+        self._transport = Transport(
+            self._settings, timeout=exchange, session=session, proxy=proxy, trust_env=trust_env
+        )
+        self._files = Files(
+            self._transport, self._settings, timeout=exchange, proxy=proxy, trust_env=trust_env
+        )
+        self._store = store_of(store)
+        self._limiter = RateLimiter(rate_limit)
+        self._submissions = Submissions(
+            self._transport, self._limiter, self._store, callback_url=callback_url_of(callback_url)
+        )
+        self._poller = TaskPoller(
+            self._look, policy=poll, timeout=seconds("wait_timeout", wait_timeout, optional=True)
+        )
+        self._max_in_flight = count("max_in_flight", max_in_flight)
+        self._in_flight = asyncio.Semaphore(self._max_in_flight)
+        self._life = Lifecycle(self._ready, self._store, self._submissions, self._poller, self._in_flight)
+
+    # -- submit and wait -------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        request: ImageRequest | str | None = None,
+        *,
+        key: str | None = None,
+        on_unknown: OnUnknown = "hold",
+        retry_failed: bool = False,
+        **fields: Any,
+    ) -> ImageTask:
+        """Send a request and return its task: the one call that costs credits.
+
+        `request` is an `ImageRequest`, or a prompt with the fields of one as keywords. With a
+        `key` the same request is paid once, however often it is submitted, as far back as the
+        store remembers. What stood under the key is paid anew only if you say so:
+        `on_unknown="resubmit"` after an unknown outcome (perhaps pays twice), `retry_failed` after
+        a failed task. Raises the `APIStatusError` of a refusal, `APIConnectionError` if the request
+        never left, `SubmissionUnknownError` if it left and no answer came (perhaps paid, never sent
+        again), `KeyConflictError` if the key stands for another request.
+        """
+        checked, key, again = request_of(request, fields), key_of(key), again_of(on_unknown, retry_failed)
+        await self._ready()
+        submitted = await self._life.submit(checked, key, again)
+        return ImageTask(self._life, paid_id(submitted.entry), request=checked, since=submitted.since)
+
+    async def generate(
+        self,
+        request: ImageRequest | str | None = None,
+        *,
+        key: str | None = None,
+        timeout: Timeout = ...,
+        on_update: OnUpdate | None = None,
+        on_unknown: OnUnknown = "hold",
+        retry_failed: bool = False,
+        **fields: Any,
+    ) -> ImageResult:
+        """Submit and wait: a prompt in, images out. Arguments and errors of `submit` and `wait`."""
+        checked, key, again = request_of(request, fields), key_of(key), again_of(on_unknown, retry_failed)
+        await self._ready()
+        return await self._life.generate(checked, key, again, timeout=timeout, on_update=on_update)
+
+    async def generate_many(
+        self,
+        requests: Requests,
+        *,
+        max_in_flight: int | None = None,
+        batch: str = "",
+        on_unknown: OnUnknown = "hold",
+        retry_failed: bool = False,
+    ) -> AsyncGenerator[Completion]:
+        """Many generates, yielded as they complete; a failed one is a value, not an exception.
+
+        `requests` are prompts or `ImageRequest`s: an iterable, an async iterable, or a mapping
+        whose keys are your own ids. It is taken lazily, at most `max_in_flight` (the client's, if
+        None) unfinished at a time. Each item runs under a key: the custom id, or a hash of the
+        request and of how often it came before, under the name `batch`. So the same call on the same store
+        never pays twice: what has ended comes first with `replayed=True`. A wrong key, an empty
+        balance, a used-up key cap, or five unknown outcomes in a row stop new submits: what is in
+        flight still completes, then that error is raised.
+        """
+        await self._ready()
+        again = again_of(on_unknown, retry_failed)
+        most = self._max_in_flight if max_in_flight is None else count("max_in_flight", max_in_flight)
+        run = Batch(
+            self._store,
+            lambda request, key, gate: self._life.generate(request, key, again, gate=gate),
+            self._submissions.call_off,
+            max_in_flight=most,
+            name=batch,
+            again=again,
+        ).run(requests)
+        async with contextlib.aclosing(run) as completions:
+            async for completion in completions:
+                yield completion
+
+    async def unfinished(self) -> AsyncGenerator[Entry]:
+        """What the store still owes: submits that are paid, or perhaps paid, and have not ended."""
+        await self._ready()
+        async for entry in self._store.unfinished():
+            yield entry
+
+    async def resume(self) -> AsyncGenerator[Completion]:
+        """Wait for everything in `unfinished()`, as it completes; nothing is submitted.
+
+        An entry whose submit ended unknown completes with its `SubmissionUnknownError`.
+        """
+        await self._ready()
+        async with contextlib.aclosing(resumed(self._store, self._life.resume)) as completions:
+            async for completion in completions:
+                yield completion
+
+    def task(self, task_id: str) -> ImageTask:
+        """Take up a task again by its id; no I/O."""
+        return ImageTask(self._life, task_id_of(task_id))
+
+    async def details(self, task_id: str) -> TaskDetails:
+        """One look at a task. Looks at the same task keep Kie's pace of 3 per second."""
+        await self._ready()
+        return await self._poller.look(task_id_of(task_id))
+
+    async def wait(
+        self,
+        task_id: str,
+        *,
+        timeout: Timeout = ...,
+        on_update: OnUpdate | None = None,
+    ) -> ImageResult:
+        """Until the task has ended. Raises `TaskFailedError`, `NoImagesError`, `TaskNotFoundError`,
+        and `TaskTimeoutError` after `timeout` seconds (None: never); the task lives on then."""
+        task_id_of(task_id)
+        await self._ready()
+        return await self._life.wait(task_id, timeout, on_update, None)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    async def upload(
+        self,
+        source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes],
+        *,
+        name: str | None = None,
+        path: str = "kie4o",
+    ) -> UploadedFile:
+        """Store a file at Kie for use in `files_url`: a path, bytes or an open binary file.
+
+        Free; kept for about 24 hours; the same `path` and `name` overwrite.
+        """
+        await self._ready()
+        return await self._files.upload(source, name=name, path=path)
+
+    async def upload_from_url(
+        self, url: str, *, name: str | None = None, path: str = "kie4o"
+    ) -> UploadedFile:
+        """Let Kie fetch a public file (within 30 s, up to 100 MB) and store it as `upload` does."""
+        await self._ready()
+        return await self._files.upload_from_url(url, name=name, path=path)
+
+    async def download(
+        self,
+        result: ImageResult | str,
+        directory: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+    ) -> list[Path]:
+        """Save the images of a result (or of a task id) into `directory`; their paths, in order.
+
+        Files are named `<task id>_<index>.<ending>` or after `name`; each appears whole or not at
+        all. Raises `DownloadError`; the task stays paid and can be downloaded again.
+        """
+        await self._ready()
+        if isinstance(result, str):
+            details = await self._poller.look(task_id_of(result))
+            if details.state is not TaskState.SUCCEEDED:
+                words = (
+                    f"task {details.task_id} has no images (it is {details.state.value}): wait for it first"
+                )
+                raise DownloadError(words, task_id=details.task_id)
+            result = result_of(details, "poll")
+        elif not isinstance(result, ImageResult):
+            raise InvalidRequestError(f"result={result!r} is not possible: use an ImageResult or a task id")
+        task_id = result.task_id
+        return await self._files.download(
+            result.urls,
+            directory,
+            task_id=task_id,
+            name=name,
+            renew=lambda url: self.download_url(task_id, url),
+        )
+
+    async def download_url(self, task_id: str, url: str) -> str:
+        """A signed link to one of the task's images, good for 20 minutes (Kie's download-url page)."""
+        body = wire.json_body({"taskId": task_id_of(task_id), "url": url})
+        return wire.link_of(*await self._read(wire.DOWNLOAD_URL, body))
+
+    async def credits(self) -> Decimal:
+        """The account's balance in credits (0.005 USD each)."""
+        return wire.credits_of(*await self._read(wire.CREDITS))
+
+    # -- callbacks -------------------------------------------------------------------------------
+
+    def parse_callback(
+        self,
+        body: bytes | bytearray | memoryview | str | Mapping[str, Any],
+        headers: Any = None,
+        *,
+        ref: str | None = None,
+    ) -> Callback:
+        """`kie4o.parse_callback` with the client's webhook key."""
+        keys = [secret.reveal() for secret in self._settings.webhook_key]
+        return callbacks.parse_callback(body, headers, ref=ref, key=keys or None)
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Submits that have not left are called off, answers of those that have are awaited (30 s
+        at most), waits end with an error that carries the task id; then everything is closed."""
+        self._closed = True
+        try:
+            await self._submissions.aclose()
+        finally:
+            await self._poller.aclose()
+            await self._files.aclose()
+            await self._transport.aclose()
+            await self._store.aclose()
+
+    async def __aenter__(self) -> AsyncKieClient:
+        await self._ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if getattr(self, "_opened", False) and not self._closed:
+            warnings.warn(
+                "an AsyncKieClient was not closed: use `async with` or `await client.aclose()`",
+                ResourceWarning,
+                source=self,
+                stacklevel=1,
+            )
+
+    def __repr__(self) -> str:
+        return f"<AsyncKieClient {'closed' if self._closed else 'open'}>"
+
+    async def _ready(self) -> None:
+        """Before every verb: open on first use, refuse after the end or in another loop."""
+        if self._closed:
+            raise KieError("the client is closed: make a new one")
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise KieError("a client belongs to one event loop: make one for each asyncio.run")
+        self._loop = loop
+        if not self._opened:
+            async with self._opening:
+                if not self._opened:
+                    await self._open(loop)
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The store first; what it saw submitted lately still counts against the account limit."""
+        await self._store.open()
+        per, clock, wall = self._limiter.limit.per, loop.time(), time.time()
+        stamps = await self._store.recent(wall - per)
+        self._limiter.remember(clock - min(per, max(0.0, wall - stamp)) for stamp in stamps)
+        self._opened = True
+
+    # -- what the verbs share ----------------------------------------------------------------------
+
+    async def _look(self, task_id: str) -> TaskDetails:
+        answer = await self._transport.read(wire.DETAILS, query=task_query(task_id))
+        return wire.details_of(task_id, *_parts(answer))
+
+    async def _read(
+        self, endpoint: wire.Endpoint, body: bytes | None = None
+    ) -> tuple[int, bytes, float | None]:
+        """A free call, made again a few times if the read failed."""
+        await self._ready()
+
+        async def call() -> tuple[int, bytes, float | None]:
+            parts = _parts(await self._transport.read(endpoint, body=body))
+            wire.data_of(*parts)
+            return parts
+
+        return await repeated(call)
+
+
+def _parts(answer: Answer) -> tuple[int, bytes, float | None]:
+    return answer.status, answer.body, wire.retry_after_of(answer.retry_after)

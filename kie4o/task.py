@@ -1,0 +1,56 @@
+"""The handle of a submitted task: an id, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+import attrs
+
+from .arguments import timeout_of
+from .lifecycle import Lifecycle
+from .models import ImageRequest, ImageResult, TaskDetails
+from .polling import OnUpdate, Timeout
+
+
+class ImageTask:
+    """A submitted task: await it for its images, as often and from wherever you like.
+
+    `request` is None for a task that was taken up by its id.
+    """
+
+    def __init__(
+        self,
+        life: Lifecycle,
+        task_id: str,
+        *,
+        request: ImageRequest | None = None,
+        since: float | None = None,
+    ) -> None:
+        self.id = task_id
+        self.request = request
+        self._life = life
+        self._since = since  # loop time of the submit, if it was in this life
+
+    def __await__(self) -> Generator[Any, None, ImageResult]:
+        return self.wait().__await__()
+
+    async def wait(self, *, timeout: Timeout = ..., on_update: OnUpdate | None = None) -> ImageResult:
+        """As `AsyncKieClient.wait`."""
+        await self._life.ready()
+        result = await self._life.wait(self.id, timeout, on_update, self._since)
+        return result if self.request is None else attrs.evolve(result, n_variants=self.request.n_variants)
+
+    async def details(self) -> TaskDetails:
+        """One look."""
+        await self._life.ready()
+        return await self._life.poller.look(self.id)
+
+    async def updates(self, *, timeout: Timeout = ...) -> AsyncGenerator[TaskDetails]:
+        """The details of every look, the last of which shows the end."""
+        await self._life.ready()
+        async for details in self._life.poller.watch(self.id, timeout=timeout_of(timeout), since=self._since):
+            yield details
+
+    def __repr__(self) -> str:
+        return f"<ImageTask {self.id}>"

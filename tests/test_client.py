@@ -1,0 +1,350 @@
+"""The client as a user meets it, against the emulator."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import random
+from decimal import Decimal
+
+import aiohttp
+import pytest
+from clocks import run_scaled
+from faults import FaultServer, answer, raw, unused_port
+
+import kie4o
+from kie4o import AsyncKieClient, ImageRequest, PollPolicy, RateLimit, TaskState
+from kie4o.emulator import Emulator
+
+QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
+
+
+def client_of(kie: Emulator | FaultServer, **more) -> AsyncKieClient:
+    return AsyncKieClient(**{"api_key": "sk-test", "base_url": kie.url, "poll": QUICK, "timeout": 5.0} | more)
+
+
+# -- the account limit --------------------------------------------------------------------------------
+
+
+def short_tail(rng: random.Random) -> float:
+    return rng.uniform(0, 1.5) if rng.random() < 0.05 else 0.08
+
+
+def anything(rng: random.Random) -> float:
+    return rng.uniform(0, 1.5)
+
+
+@pytest.mark.parametrize(("latency", "least", "speed"), [(short_tail, 0.97, 3), (anything, 0.88, 5)])
+def test_two_hundred_tasks_through_a_strict_window(latency, least, speed) -> None:
+    """200 generates against a server that counts: no 429, near the ideal 2 per second, and no task
+    is looked at more than 3 times in any second."""
+    rng = random.Random(7)
+
+    async def run() -> None:
+        kie = Emulator(
+            duration=lambda: rng.uniform(5, 20), latency=lambda: latency(rng), credits=1e6, pictures=False
+        )
+        async with kie, client_of(kie, poll=PollPolicy(), max_in_flight=200, timeout=60.0) as client:
+            results = await asyncio.gather(*(client.generate(f"prompt {number}") for number in range(200)))
+        assert len({result.task_id for result in results}) == 200
+        assert (kie.refused, kie.posts, kie.accepted) == (0, 200, 200)
+        assert kie.most_in_window() <= 20
+        assert kie.most_looks_per_second() <= 3
+        assert kie.look_refusals == 0
+        created = sorted(task.created for task in kie.tasks.values())
+        share = (200 - 20) / 2.0 / (created[-1] - created[0])
+        print(f"share of the ideal rate: {share:.4f}")
+        assert share >= least
+
+    run_scaled(run(), speed)
+
+
+async def test_max_in_flight_bounds_unfinished_generates() -> None:
+    """No more than `max_in_flight` tasks are between submit and end, and a bare submit does not wait
+    for an end."""
+    async with Emulator(duration=0.3, limit=1000) as kie:
+        async with client_of(kie, max_in_flight=3, rate_limit=RateLimit(1000, per=10)) as client:
+            running = [asyncio.create_task(client.generate(f"{number}")) for number in range(9)]
+            most = 0
+            while not all(task.done() for task in running):
+                ended = sum(task.done() for task in running)
+                most = max(most, len(kie.tasks) - ended)
+                await asyncio.sleep(0.005)
+            assert most == 3
+            tasks = await asyncio.gather(*(client.submit(f"s{number}") for number in range(9)))
+            assert len(tasks) == 9
+
+
+# -- values and handles -------------------------------------------------------------------------------
+
+
+async def test_generate_gives_images_and_updates() -> None:
+    """One await from prompt to URLs; each look is heard; asked-for variants all came."""
+    async with Emulator(duration=0.5, progress="linear") as kie, client_of(kie) as client:
+        heard = []
+        result = await client.generate("x", n_variants=2, on_update=heard.append)
+        assert len(result) == 2
+        assert list(result) == list(result.urls)
+        assert not result.partial
+        assert [details.state for details in heard][-1] is TaskState.SUCCEEDED
+        assert result.details.params["prompt"] == "x"
+
+
+async def test_partial_results_are_delivered_and_say_so() -> None:
+    """Fewer images than asked for are still delivered."""
+    async with Emulator(duration=0.0, outcome="partial") as kie, client_of(kie) as client:
+        result = await client.generate("x", n_variants=4)
+        assert (len(result), result.partial) == (3, True)
+
+
+async def test_a_task_is_a_handle_that_can_be_awaited_again_and_found_by_id() -> None:
+    """`submit` gives a handle; awaiting it twice, or its id later, gives an equal result."""
+    async with Emulator(duration=0.0) as kie, client_of(kie) as client:
+        task = await client.submit(ImageRequest("x"))
+        assert task.request == ImageRequest("x")
+        first, second = await task, await task
+        assert first == second == await client.task(task.id) == await client.wait(task.id)
+        assert (await task.details()).state is TaskState.SUCCEEDED
+        assert [details.state async for details in task.updates()] == [TaskState.SUCCEEDED]
+        assert pickle.loads(pickle.dumps(first)) == first
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [
+        ("failed", kie4o.TaskFailedError),
+        ("policy", kie4o.ContentPolicyError),
+        ("input", kie4o.InputImageError),
+        ("create_failed", kie4o.TaskFailedError),
+        ("no_images", kie4o.NoImagesError),
+    ],
+)
+async def test_outcomes_are_typed(outcome, kind) -> None:
+    """Each way in which a task can end without images has its error, with the paid id on it."""
+    async with Emulator(duration=0.0, outcome=outcome) as kie, client_of(kie) as client:
+        with pytest.raises(kind) as caught:
+            await client.generate("x")
+        assert caught.value.task_id in kie.tasks
+
+
+async def test_timeout_keeps_the_task_which_can_be_taken_up_again() -> None:
+    """The wait ends, the task does not: its id is on the error and a later wait gets the images."""
+    async with Emulator(duration=0.8) as kie, client_of(kie) as client:
+        with pytest.raises(kie4o.TaskTimeoutError) as caught:
+            await client.generate("x", timeout=0.1)
+        result = await client.wait(caught.value.task_id)
+        assert result.urls
+        assert kie.posts == 1
+
+
+async def test_credits_and_links() -> None:
+    """The balance is a Decimal, fractions included; a signed link is text."""
+    async with Emulator(duration=0.0, credits=60.62) as kie, client_of(kie) as client:
+        assert await client.credits() == Decimal("60.62")
+        result = await client.generate("x")
+        link = await client.download_url(result.task_id, result.urls[0])
+        assert link.startswith(kie.url)
+        with pytest.raises(kie4o.UnprocessableEntityError):
+            await client.download_url("0" * 32, result.urls[0])
+
+
+async def test_upload_generate_download(tmp_path) -> None:
+    """A local file goes up, is used, and the images come down under the task's name, key unseen."""
+    picture = tmp_path / "in.png"
+    async with Emulator(duration=0.0) as kie, client_of(kie) as client:
+        [first] = await client.download(await client.generate("x"), tmp_path, name="in")
+        assert first == picture
+        stored = await client.upload(picture)
+        result = await client.generate("more", files_url=[stored.url], n_variants=2)
+        paths = await client.download(result.task_id, tmp_path / "out")
+        assert [path.name for path in paths] == [f"{result.task_id}_{index}.png" for index in (0, 1)]
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+        assert list(kie.leaked_keys) == []
+
+
+async def test_downloading_what_is_not_there_says_so() -> None:
+    """A task without images, an unknown one and a typo get a sentence each, before any file."""
+    async with Emulator(duration=60.0) as kie, client_of(kie) as client:
+        task = await client.submit("x")
+        with pytest.raises(kie4o.DownloadError, match="wait for it first"):
+            await client.download(task.id, "nowhere")
+        with pytest.raises(kie4o.InvalidRequestError, match="task_id"):
+            await client.download("no such id!", "nowhere")
+
+
+# -- errors of reads ----------------------------------------------------------------------------------
+
+
+async def test_free_reads_are_made_again_and_then_typed() -> None:
+    """A free call rides out a passing fault; a lasting one is typed; a refusal is not repeated."""
+    good = answer(b'{"code":200,"msg":"success","data":5916.25}')
+    async with (
+        FaultServer(raw(b""), answer(b"<html>", "502 Bad"), good) as server,
+        client_of(server) as client,
+    ):
+        assert await client.credits() == Decimal("5916.25")
+        assert server.connections == 3
+    async with FaultServer(answer(b"<html>", "502 Bad")) as server, client_of(server) as client:
+        with pytest.raises(kie4o.InternalServerError):
+            await client.credits()
+    refusal = answer(b'{"code":401,"msg":"You do not have access permissions"}')
+    async with FaultServer(refusal) as server, client_of(server) as client:
+        with pytest.raises(kie4o.AuthenticationError, match="KIE_API_KEY"):
+            await client.credits()
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b'{"code":200}',
+        b'{"code":200,"data":[]}',
+        b'{"code":200,"data":NaN}',
+        b"x" * (1 << 20 | 1),
+    ],
+)
+async def test_unreadable_answers_are_our_errors(body) -> None:
+    """Empty, HTML, mistyped, NaN-bearing or huge answers of a read end in one of our errors."""
+    async with FaultServer(answer(body)) as server, client_of(server) as client:
+        for call in (client.credits(), client.details("t")):
+            try:
+                outcome = await call
+            except kie4o.KieError:
+                continue
+            assert outcome.state is TaskState.MISSING  # only `{"code":200}`: no data, no record
+
+
+async def test_a_look_is_sent_once_although_aiohttp_would_repeat_it() -> None:
+    """aiohttp re-sends a broken GET by itself; a look does not, for three a second are allowed."""
+    async with FaultServer(raw(b"")) as server, client_of(server) as client:
+        with pytest.raises(kie4o.APIConnectionError):
+            await client.details("t")
+        assert server.connections == 1
+
+
+async def test_control_aiohttp_repeats_a_get() -> None:
+    """Control: a plain session does send it twice."""
+    async with FaultServer(raw(b"")) as server, aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(server.url)
+        assert server.connections == 2
+
+
+async def test_another_tasks_record_is_refused() -> None:
+    """An answer about another task than the one asked for is not taken for it."""
+    body = b'{"code":200,"data":{"taskId":"other","status":"SUCCESS","response":["https://x.example/a"]}}'
+    async with FaultServer(answer(body)) as server, client_of(server) as client:
+        with pytest.raises(kie4o.UnexpectedResponseError, match="another task"):
+            await client.details("mine")
+
+
+# -- life ---------------------------------------------------------------------------------------------
+
+
+async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
+    """Bad requests, keys, ids and unknown fields name themselves; no connection is made."""
+    async with FaultServer(answer()) as server, client_of(server) as client:
+        for call in (
+            lambda: client.submit(""),
+            lambda: client.submit("x", size="16:9"),
+            lambda: client.submit("x", sise="1:1"),
+            lambda: client.submit("x", key=" "),
+            lambda: client.submit(None),
+            lambda: client.wait("not an id"),
+            lambda: client.details(""),
+            lambda: client.generate("x", timeout="5"),
+            lambda: client.generate("x", timeout=-1),
+            lambda: client.generate("x", timeout=float("nan")),
+            lambda: client.generate("x", on_update="nope"),
+            lambda: client.wait("t", timeout=0),
+            lambda: client.download(12, "nowhere"),
+            lambda: client.submit("x", on_unknown="maybe"),
+        ):
+            with pytest.raises(kie4o.InvalidRequestError):
+                await call()
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"timeout": 0},
+        {"timeout": "5"},
+        {"wait_timeout": -1},
+        {"max_in_flight": 0},
+        {"max_in_flight": 2.5},
+        {"callback_url": "ftp://x"},
+        {"base_url": "http://kie.example"},
+    ],
+)
+def test_impossible_settings_are_named(bad) -> None:
+    """The constructor refuses what cannot work and names the argument."""
+    with pytest.raises(kie4o.ConfigurationError, match=next(iter(bad))):
+        AsyncKieClient("sk-test", **bad)
+
+
+async def test_a_lent_session_is_used_and_stays_open() -> None:
+    """A session of the caller's is used for reads, its connector for the POST, and is not closed."""
+    async with Emulator(duration=0.0) as kie, aiohttp.ClientSession() as session:
+        async with client_of(kie, session=session) as client:
+            assert (await client.generate("x")).urls
+            with pytest.raises(kie4o.APIConnectionError, match="never left"):
+                other = client_of(kie, session=session, base_url=f"http://127.0.0.1:{unused_port()}")
+                async with other:
+                    await other.submit("x")
+        assert not session.closed
+        assert kie.user_agents == {f"kie4o/{kie4o.__version__}"}
+    assert session.closed
+
+
+def test_a_client_belongs_to_one_loop() -> None:
+    """Used in a second `asyncio.run` it says what to do, instead of «Event loop is closed»."""
+
+    async def use(sentence: str) -> None:
+        with pytest.raises(kie4o.KieError, match=sentence):
+            await client.credits()
+
+    client = AsyncKieClient("sk-test", base_url=f"http://127.0.0.1:{unused_port()}", timeout=1)
+    with asyncio.Runner() as runner:
+        runner.run(use("cannot connect"))
+        with asyncio.Runner() as other:
+            other.run(use("one event loop"))
+        runner.run(client.aclose())
+        runner.run(use("closed"))
+
+
+async def test_an_unclosed_client_warns_with_the_remedy() -> None:
+    """Forgetting to close is a ResourceWarning that names `async with`."""
+    client = AsyncKieClient("sk-test")
+    await client._ready()
+    with pytest.warns(ResourceWarning, match="async with"):
+        del client
+        gc.collect()
+
+
+async def test_closing_ends_waits_with_the_task_id() -> None:
+    """Whoever waits when the client is closed learns which task lives on."""
+    async with Emulator(duration=60.0) as kie:
+        client = client_of(kie)
+        waiting = asyncio.create_task(client.generate("x"))
+        while not kie.tasks:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        await client.aclose()
+        with pytest.raises(kie4o.KieError) as caught:
+            await waiting
+        assert caught.value.task_id in kie.tasks
+        await client.aclose()  # twice is once
+
+
+def test_the_repr_shows_no_key() -> None:
+    """Neither repr nor vars of the client show the key."""
+    client = AsyncKieClient("sk-0123456789abcdef-canary")
+    assert "canary" not in repr(client)
+    assert "canary" not in repr(vars(client))
+    with pytest.raises(TypeError):
+        pickle.dumps(client)

@@ -1,0 +1,251 @@
+"""The whole public API as a program would use it: never run, only type-checked."""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, assert_type
+
+from kie4o import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncKieClient,
+    AuthenticationError,
+    BadRequestError,
+    Callback,
+    CallbackError,
+    Completion,
+    ConfigurationError,
+    ContentPolicyError,
+    DownloadError,
+    Entry,
+    EntryState,
+    FeatureDisabledError,
+    ImageRequest,
+    ImageResult,
+    ImageTask,
+    InputImageError,
+    InsufficientCreditsError,
+    InternalServerError,
+    InvalidRequestError,
+    InvalidSignatureError,
+    KeyConflictError,
+    KeyLimitError,
+    KieError,
+    MaintenanceError,
+    MalformedCallbackError,
+    NoImagesError,
+    NotFoundError,
+    PermissionDeniedError,
+    PollPolicy,
+    QueueFullError,
+    RateLimit,
+    RateLimitError,
+    Store,
+    StoreError,
+    StoreLockedError,
+    SubmissionUnknownError,
+    TaskDetails,
+    TaskError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TaskPoller,
+    TaskState,
+    TaskTimeoutError,
+    UnexpectedResponseError,
+    UnprocessableEntityError,
+    UploadedFile,
+    __version__,
+    parse_callback,
+    sign_callback,
+)
+
+version: str = __version__
+
+
+def requests() -> list[ImageRequest]:
+    size: Literal["1:1", "3:2", "2:3"] = "3:2"
+    request = ImageRequest(
+        "A calm lake",
+        size=size,
+        files_url=("https://example.com/a.png",),
+        mask_url="https://example.com/m.png",
+        n_variants=4,
+        callback_url="https://example.com/hook",
+        is_enhance=True,
+        upload_cn=False,
+        enable_fallback=True,
+        fallback_model="GPT_IMAGE_1",
+        file_url=None,
+    )
+    assert_type(request.prompt, str | None)
+    assert_type(request.files_url, tuple[str, ...])
+    return [request, ImageRequest("A"), ImageRequest(files_url=["https://example.com/a.png"])]
+
+
+async def one_line() -> None:
+    async with AsyncKieClient() as client:
+        result = await client.generate("A beautiful sunset over the mountains", size="3:2")
+        assert_type(result, ImageResult)
+        assert_type(await client.download(result, "images"), list[Path])
+
+
+def client() -> AsyncKieClient:
+    return AsyncKieClient(
+        "key",
+        base_url="https://api.kie.ai",
+        upload_url=None,
+        timeout=30,
+        wait_timeout=None,
+        max_in_flight=100,
+        rate_limit=RateLimit(20, per=10),
+        poll=PollPolicy(first=2.0, factor=1.5, maximum=5, jitter=False),
+        callback_url="https://example.com/hook",
+        webhook_key=["new", "old"],
+        proxy=None,
+        trust_env=False,
+    )
+
+
+async def tasks(client: AsyncKieClient, request: ImageRequest) -> None:
+    task = await client.submit(request, key="order-1234")
+    assert_type(task, ImageTask)
+    assert_type(task.id, str)
+    assert_type(task.request, ImageRequest | None)
+    assert_type(await task, ImageResult)
+    assert_type(await task.wait(timeout=60), ImageResult)
+    assert_type(await task.details(), TaskDetails)
+    async for look in task.updates(timeout=None):
+        assert_type(look, TaskDetails)
+
+    again = client.task("0123456789abcdef0123456789abcdef")
+    assert_type(again, ImageTask)
+    assert_type(await client.submit("A", n_variants=2), ImageTask)
+    assert_type(await client.wait(again.id, timeout=None, on_update=print), ImageResult)
+    assert_type(await client.details(again.id), TaskDetails)
+
+    async def show(details: TaskDetails) -> None:
+        print(details.progress)
+
+    assert_type(await client.generate(request, key="k", timeout=60, on_update=show), ImageResult)
+
+
+async def files(client: AsyncKieClient, result: ImageResult, path: os.PathLike[str]) -> None:
+    with Path("a.png").open("rb") as file:
+        for source in ("a.png", path, b"bytes", bytearray(b"x"), memoryview(b"x"), file):
+            uploaded = await client.upload(source, name="a.png", path="kie4o")
+            assert_type(uploaded, UploadedFile)
+    assert_type(await client.upload_from_url("https://example.com/a.png"), UploadedFile)
+    assert_type(await client.download("task id", path, name="lake"), list[Path])
+    assert_type(await client.download_url(result.task_id, result.urls[0]), str)
+    assert_type(await client.credits(), Decimal)
+    await client.aclose()
+
+
+def values(result: ImageResult, uploaded: UploadedFile, limit: RateLimit) -> None:
+    assert_type(list(result), list[str])
+    assert_type(len(result), int)
+    assert_type(result.partial, bool)
+    assert_type(result.source, Literal["poll", "callback", "store"])
+    details = result.details
+    assert_type(details.state, TaskState)
+    assert_type(details.state.ended, bool)
+    assert_type(details.status, str | None)
+    assert_type(details.progress, float | None)
+    assert_type(details.error_code, int | None)
+    assert_type(details.created_at, datetime | None)
+    assert_type(details.params, Mapping[str, Any])
+    assert_type(details.raw, Mapping[str, Any])
+    if details.state is TaskState.MISSING:
+        print(details.error_message)
+    assert_type(uploaded.url, str)
+    assert_type(uploaded.size, int)
+    assert_type(uploaded.uploaded_at, datetime | None)
+    assert_type(limit.per, float)
+    done = Completion("k", index=0, request=ImageRequest("A"), result=result)
+    assert_type(done.ok, bool)
+    assert_type(done.unwrap(), ImageResult)
+    assert_type(done.error, KieError | None)
+
+
+def receive(client: AsyncKieClient, body: bytes, headers: Mapping[str, str]) -> Callback:
+    callback = parse_callback(body, headers, key=("new", b"old"), ref="r", tolerance=300, now=0.0)
+    assert_type(callback.verified, bool)
+    assert_type(callback.code, int | None)
+    assert_type(callback.ref, str | None)
+    assert_type(callback.details, TaskDetails)
+    assert_type(sign_callback(callback.task_id, key="new", timestamp=0), dict[str, str])
+    parse_callback({"data": {"taskId": "t"}}, [("X-Webhook-Timestamp", "0")])
+    return client.parse_callback(body, headers, ref="r")
+
+
+async def poll(task_id: str) -> AsyncIterator[TaskDetails]:
+    async def look(task_id: str) -> TaskDetails:
+        return TaskDetails(task_id, state=TaskState.RUNNING)
+
+    poller = TaskPoller(look, policy=PollPolicy(), timeout=60, chance=lambda: 0.5)
+    assert_type(await poller.wait(task_id, timeout=None), ImageResult)
+    assert_type(await poller.look(task_id), TaskDetails)
+    assert_type(poller.notify(task_id), bool)
+    async for details in poller.watch(task_id):
+        yield details
+    await poller.aclose()
+
+
+async def errors(client: AsyncKieClient) -> object:
+    try:
+        return await client.generate("A")
+    except (ConfigurationError, InvalidRequestError) as error:
+        return list[ValueError]([error])
+    except (APITimeoutError, TaskTimeoutError) as error:
+        return list[TimeoutError]([error])
+    except APIConnectionError as error:
+        return assert_type(error.key, str | None)
+    except UnexpectedResponseError as error:
+        return assert_type((error.path, error.excerpt), tuple[str | None, str])
+    except (BadRequestError, UnprocessableEntityError, NotFoundError) as error:
+        return assert_type(error.code, int | None)
+    except (AuthenticationError, PermissionDeniedError, KeyLimitError, InsufficientCreditsError) as error:
+        return assert_type(error.message, str)
+    except (RateLimitError, MaintenanceError, QueueFullError, InternalServerError) as error:
+        return assert_type(error.retry_after, float | None)
+    except FeatureDisabledError as error:
+        return assert_type(error.retryable, bool)
+    except APIStatusError as error:
+        return assert_type(error.http_status, int | None)
+    except SubmissionUnknownError as error:
+        return assert_type(error.ref, str | None)
+    except (ContentPolicyError, InputImageError) as error:
+        return assert_type(error.error_code, int | None)
+    except TaskFailedError as error:
+        return assert_type(error.details, TaskDetails | None)
+    except (NoImagesError, TaskNotFoundError) as error:
+        return assert_type(error.task_id, str | None)
+    except TaskError as error:
+        return client.task(error.task_id) if error.task_id else None
+    except (MalformedCallbackError, InvalidSignatureError, CallbackError) as error:
+        return str(error)
+    except (StoreLockedError, KeyConflictError, StoreError) as error:
+        return str(error)
+    except DownloadError as error:
+        return assert_type(error.task_id, str | None)
+    except KieError as error:
+        return assert_type(error.task_id, str | None)
+
+
+async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
+    async for done in client.generate_many(prompts, max_in_flight=5, batch="postcards"):
+        assert_type(done, Completion)
+    async for done in client.generate_many(
+        {"a": ImageRequest("A")}, on_unknown="resubmit", retry_failed=True
+    ):
+        assert_type(done.request, ImageRequest | None)
+    async for entry in client.unfinished():
+        assert_type(entry, Entry)
+        assert_type(entry.state, EntryState)
+    async for done in client.resume():
+        assert_type(done.ok, bool)
+    for store in (None, "run.db", "sqlite:///run.db", Path("run.db"), own):
+        AsyncKieClient("key", store=store)
