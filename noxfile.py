@@ -1,0 +1,85 @@
+"""What is checked, and how: `nox -l` lists it. Dependencies come from pyproject.toml alone."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10.14"
+nox.options.default_venv_backend = "venv"
+nox.options.download_python = "never"
+nox.options.error_on_external_run = True
+nox.options.error_on_missing_interpreters = False  # also under CI=true: a missing one is skipped
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests", "lint", "typing"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+# The interpreter that runs nox is always found, so that at least one session runs the tests.
+PYTHONS = list(dict.fromkeys(["3.11", "3.12", "3.13", RUNNING]))
+PAID = ["submission", "wire", "limiting", "transport"]  # modules through which money goes
+# Per cent of branches and lines that the tests reach: raise them as they rise, never lower them.
+FLOOR = 80
+PAID_FLOOR = 95
+
+
+def dependencies(group: str) -> list[str]:
+    """A dependency group; what it wants of kie4o itself comes from here, not from an index."""
+    wanted = nox.project.dependency_groups(PROJECT, group)
+    return ["." + one.removeprefix("kie4o") if one.startswith("kie4o") else one for one in wanted]
+
+
+def run_tests(session: nox.Session, *command: str, profile: str = "fast") -> None:
+    session.install(*dependencies("test"))
+    session.run(*command, *session.posargs, env={"HYPOTHESIS_PROFILE": profile})
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, under every supported Python that is found."""
+    run_tests(session, "pytest")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and format."""
+    session.install(*dependencies("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Types of the package, and of a program that uses all of it."""
+    # pyright runs on node, which the extra brings as a wheel; without it node would be downloaded.
+    session.install(*dependencies("typing"), "pyright[nodejs]")
+    session.run("mypy", "--strict", "kie4o")
+    session.run("mypy", "--strict", "tests/typing")
+    python = str(Path(session.bin) / "python")
+    quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "PYRIGHT_PYTHON_GLOBAL_NODE": "0"}
+    session.run("pyright", "--pythonpath", python, env=quiet)  # both, by pyproject.toml
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Branch coverage of the tests; the modules through which money goes have a floor of their own."""
+    run_tests(session, "coverage", "run", "-m", "pytest")
+    session.run("coverage", "report", f"--fail-under={FLOOR}")
+    paid = ",".join(f"*/kie4o/{module}.py" for module in PAID)
+    session.run("coverage", "report", f"--include={paid}", f"--fail-under={PAID_FLOOR}")
+
+
+@nox.session(name="property")
+def property_(session: nox.Session) -> None:
+    """The property tests alone, with far more examples."""
+    run_tests(session, "pytest", "-m", "hypothesis", profile="deep")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """A benchmark: `nox -s bench -- limiter` (the default) and its arguments."""
+    session.install(".[emulator]")
+    name, *arguments = session.posargs or ["limiter"]
+    session.log("benchmark %s", shlex.join([name, *arguments]))
+    session.run("python", f"benchmarks/{name}.py", *arguments)
