@@ -37,8 +37,9 @@ def run_tests(session: nox.Session, *command: str, profile: str = "fast") -> Non
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, under every supported Python that is found."""
-    run_tests(session, "pytest")
+    """The tests, under every supported Python that is found; the long sweeps under the first."""
+    swept = [] if str(session.python) == RUNNING else ["-m", "not sweep"]
+    run_tests(session, "pytest", *swept)
 
 
 @nox.session
@@ -74,6 +75,13 @@ def coverage(session: nox.Session) -> None:
 def property_(session: nox.Session) -> None:
     """The property tests alone, with far more examples."""
     run_tests(session, "pytest", "-m", "hypothesis", profile="deep")
+
+
+@nox.session
+def sweeps(session: nox.Session) -> None:
+    """The long sweeps alone, whole: every kill, every system call, every damage to a store."""
+    names = ["crash", "syscalls", "store_damage"]
+    run_tests(session, "pytest", *[f"tests/test_{name}.py" for name in names], profile="deep")
 
 
 @nox.session

@@ -13,9 +13,11 @@ from typing import Any, Literal, get_args
 import attrs
 
 from . import wire
+from .decoding import is_web_url
 from .errors import ConfigurationError, InvalidRequestError
 from .memory import MemoryStore
-from .models import ImageRequest
+from .models import ImageRequest, RateLimit
+from .pacing import PollPolicy
 from .polling import OnUpdate, Timeout
 from .store import Again, Store
 
@@ -32,6 +34,8 @@ def request_of(request: ImageRequest | str | None, fields: Mapping[str, Any]) ->
     for name in fields:
         if name not in known:
             raise InvalidRequestError(f"{name}= is not a field of a request: use one of {', '.join(known)}")
+    if request is not None and "prompt" in fields:
+        raise InvalidRequestError("prompt= is not possible beside a request: give one of the two")
     if isinstance(request, ImageRequest):
         return attrs.evolve(request, **fields) if fields else request
     return ImageRequest(request, **fields)
@@ -67,6 +71,25 @@ def callback_url_of(url: str | None) -> str | None:
     return None
 
 
+def image_url_of(url: str) -> str:
+    """The URL of an image of Kie's."""
+    if not is_web_url(url):
+        raise InvalidRequestError(f"url={url!r} is not possible: use a URL of the task's result")
+    return url
+
+
+def rate_limit_of(limit: RateLimit) -> RateLimit:
+    if not isinstance(limit, RateLimit):
+        raise ConfigurationError(f"rate_limit={limit!r} is not possible: use RateLimit(20, per=10.0)")
+    return limit
+
+
+def poll_of(policy: PollPolicy) -> PollPolicy:
+    if not isinstance(policy, PollPolicy):
+        raise ConfigurationError(f"poll={policy!r} is not possible: use PollPolicy(...)")
+    return policy
+
+
 def timeout_of(timeout: Timeout) -> Timeout:
     """Seconds above zero, None for no limit, or ... for the client's own."""
     number = type(timeout) in (int, float) and timeout > 0  # type: ignore[operator]  # by its type
@@ -96,14 +119,16 @@ def store_of(store: Store | str | os.PathLike[str] | None) -> Store:
     if store is None:
         return MemoryStore()
     if not isinstance(store, (str, os.PathLike)):
+        if not hasattr(store, "claim"):
+            raise ConfigurationError(f"store={store!r} is not possible: use a path, or an object like Store")
         return store
     place = os.fspath(store)
     if place.startswith(_SQLITE):
         place = place.removeprefix(_SQLITE)
     elif "://" in place:
         raise ConfigurationError(f"store={place.partition(':')[0]}://... is not possible: use a path")
-    if not place.strip():
-        raise ConfigurationError("store='' is not possible: use a path, or None for memory")
+    if not place.strip() or place == ":memory:":
+        raise ConfigurationError(f"store={place!r} is not possible: use a path, or None for memory")
     from .sqlite import SQLiteStore
 
     return SQLiteStore(place)

@@ -34,10 +34,11 @@ from .errors import (
     KeyConflictError,
     KeyLimitError,
     KieError,
+    StoreError,
     SubmissionUnknownError,
 )
 from .models import Completion, ImageRequest, ImageResult
-from .polling import result_of
+from .outcome import result_of
 from .store import Again, Entry, EntryState, Store, fingerprint
 from .submission import unknown_error
 
@@ -89,6 +90,7 @@ class Batch:
         self._running: dict[asyncio.Task[Completion], Item] = {}
         self._unknown_run = 0
         self._stop: KieError | None = None
+        self._broken: BaseException | None = None
 
     async def run(self, requests: Requests) -> AsyncGenerator[Completion]:
         """Completions as they come; what a list or a mapping holds that has ended comes first."""
@@ -108,18 +110,28 @@ class Batch:
                 if not waiting:
                     break
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if pull in done:
-                    item, pull = pull.result(), None
+                if pull is not None and pull in done:
+                    item, pull = self._pulled(pull), None
                     more = item is not None
                     if item is not None and item.index not in replayed:
                         self._running[asyncio.create_task(self._one(item), name="kie4o batch item")] = item
                 for completion in self._taken(done):
                     yield completion
+                if self._stop is not None and pull is not None:  # the source may take for ever
+                    await _cancelled([pull])
+                    pull, more = None, False
         finally:
             await _cancelled([*self._running, *([pull] if pull else [])])
             await items.aclose()
         if self._stop is not None:
             raise self._stop
+        if self._broken is not None:
+            raise self._broken
+
+    def _pulled(self, pull: asyncio.Task[Item | None]) -> Item | None:
+        """The next item; a source that breaks ends the batch once what is in flight has come."""
+        self._broken = None if pull.cancelled() else pull.exception()
+        return None if self._broken is not None else pull.result()
 
     # -- one item --------------------------------------------------------------------------------
 
@@ -168,9 +180,11 @@ class Batch:
         error = completion.error
         if completion.replayed or self._stop is not None:
             return
-        unknown = isinstance(error, SubmissionUnknownError)
-        self._unknown_run = self._unknown_run + 1 if unknown else 0
-        if isinstance(error, STOPPING):
+        if isinstance(error, SubmissionUnknownError):
+            self._unknown_run += 1
+        elif completion.task_id is not None:
+            self._unknown_run = 0
+        if error is not None and _stops(error):
             self._halt(copy.copy(error), f"the batch stopped at {error}")
         elif self._unknown_run >= UNKNOWN_RUN:
             sentence = f"the batch stopped: {UNKNOWN_RUN} submits in a row ended unknown, perhaps paid"
@@ -219,6 +233,12 @@ async def resumed(
             yield await completion
     finally:
         await _cancelled(tasks)
+
+
+def _stops(error: KieError) -> bool:
+    """Also a store that cannot be written, and a client that was closed."""
+    unwritable = isinstance(error, StoreError) and not isinstance(error, KeyConflictError)
+    return isinstance(error, STOPPING) or unwritable or type(error) is KieError
 
 
 class _Stopped(KieError):

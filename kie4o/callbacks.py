@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import decoding
-from .errors import InvalidSignatureError, MalformedCallbackError
+from .errors import ConfigurationError, InvalidSignatureError, MalformedCallbackError
 from .models import Callback, TaskDetails, TaskState
 
 TIMESTAMP_HEADER = "X-Webhook-Timestamp"
@@ -49,8 +49,8 @@ def parse_callback(
     URL carried. Raises `MalformedCallbackError` or `InvalidSignatureError`.
     """
     keys = _keys(key)
-    if keys and not tolerance > 0:
-        raise InvalidSignatureError(f"tolerance={tolerance!r} would refuse every callback")
+    if type(tolerance) not in (int, float) or not tolerance > 0:
+        raise ConfigurationError(f"tolerance={tolerance!r} would refuse every callback")
     message = _message(body)
     task_id = _only_task_id(message)
     if keys:
@@ -98,7 +98,9 @@ def _key_bytes(key: str | bytes) -> bytes:
 def _keys(key: str | bytes | Sequence[str | bytes] | None) -> list[bytes]:
     if key is None:
         return []
-    several = [key] if isinstance(key, (str, bytes)) else list(key)
+    several = [key] if isinstance(key, (str, bytes)) or not isinstance(key, Iterable) else list(key)
+    if not all(isinstance(one, (str, bytes)) for one in several):
+        raise ConfigurationError("a webhook key must be text, or a list of texts while you rotate them")
     keys = [_key_bytes(one) for one in several]
     if not keys or not all(one.strip() for one in keys):
         raise InvalidSignatureError("a webhook key is blank: pass key=None to accept unsigned callbacks")

@@ -17,17 +17,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from . import callbacks, wire
+from . import callbacks
 from .arguments import (
     OnUnknown,
     again_of,
     callback_url_of,
+    image_url_of,
     key_of,
+    poll_of,
+    rate_limit_of,
     request_of,
     store_of,
     task_id_of,
 )
 from .batch import Batch, Requests, resumed
+from .delivery import Delivery
 from .errors import DownloadError, InvalidRequestError, KieError
 from .files import Files
 from .lifecycle import Lifecycle, paid_id
@@ -42,14 +46,15 @@ from .models import (
     TaskState,
     UploadedFile,
 )
+from .outcome import result_of
 from .pacing import PollPolicy
-from .polling import OnUpdate, TaskPoller, Timeout, result_of
-from .retrying import repeated
+from .polling import OnUpdate, TaskPoller, Timeout
+from .reads import Reads
 from .settings import Secret, count, resolve, seconds
 from .store import Entry, Store
 from .submission import Submissions
 from .task import ImageTask
-from .transport import Answer, Transport, task_query
+from .transport import Transport
 
 if TYPE_CHECKING:
     import aiohttp
@@ -63,7 +68,9 @@ class AsyncKieClient:
     new tasks per time; Kie admits 20 per 10 s to an account. `session`: an aiohttp session to use
     instead of an own one; it stays yours to close. `store`: what remembers every submit: None for
     this process's memory, a path (or "sqlite:///run.db") for a file that survives it, or a `Store`.
-    Raises `ConfigurationError`.
+    `callback_url`: for requests that have none of their own; `{ref}` in it, or else a query parameter,
+    carries what a callback is recognised by. `trust_callbacks`: take a recognised callback's word
+    instead of looking at its task. Raises `ConfigurationError`.
 
     Environment: KIE_API_KEY (or KIE_AI_API_KEY), KIE_BASE_URL, KIE_UPLOAD_URL, KIE_WEBHOOK_KEY.
     """
@@ -81,6 +88,7 @@ class AsyncKieClient:
         poll: PollPolicy = PollPolicy(),  # noqa: B008  # frozen
         callback_url: str | None = None,
         webhook_key: str | Sequence[str] | None = None,
+        trust_callbacks: bool = False,
         store: Store | str | os.PathLike[str] | None = None,
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
@@ -102,20 +110,31 @@ class AsyncKieClient:
         self._transport = Transport(
             self._settings, timeout=exchange, session=session, proxy=proxy, trust_env=trust_env
         )
+        self._reads = Reads(self._transport)
         self._files = Files(
             self._transport, self._settings, timeout=exchange, proxy=proxy, trust_env=trust_env
         )
+        rate_limit, poll = rate_limit_of(rate_limit), poll_of(poll)
         self._store = store_of(store)
         self._limiter = RateLimiter(rate_limit)
+        callback_url = callback_url_of(callback_url)
         self._submissions = Submissions(
-            self._transport, self._limiter, self._store, callback_url=callback_url_of(callback_url)
+            self._transport, self._limiter, self._store, callback_url=callback_url
         )
         self._poller = TaskPoller(
-            self._look, policy=poll, timeout=seconds("wait_timeout", wait_timeout, optional=True)
+            self._reads.details, policy=poll, timeout=seconds("wait_timeout", wait_timeout, optional=True)
         )
         self._max_in_flight = count("max_in_flight", max_in_flight)
-        self._in_flight = asyncio.Semaphore(self._max_in_flight)
-        self._life = Lifecycle(self._ready, self._store, self._submissions, self._poller, self._in_flight)
+        self._delivery = Delivery(self._store, self._poller, trusting=trust_callbacks)
+        self._life = Lifecycle(
+            self._ready,
+            self._store,
+            self._submissions,
+            self._poller,
+            self._delivery,
+            callback_url,
+            asyncio.Semaphore(self._max_in_flight),
+        )
 
     # -- submit and wait -------------------------------------------------------------------------
 
@@ -250,7 +269,7 @@ class AsyncKieClient:
     async def upload_from_url(
         self, url: str, *, name: str | None = None, path: str = "kie4o"
     ) -> UploadedFile:
-        """Let Kie fetch a public file (within 30 s, up to 100 MB) and store it as `upload` does."""
+        """Let Kie fetch a public file (in 30 s, up to 100 MB) and store it as `upload` does."""
         await self._ready()
         return await self._files.upload_from_url(url, name=name, path=path)
 
@@ -288,14 +307,26 @@ class AsyncKieClient:
 
     async def download_url(self, task_id: str, url: str) -> str:
         """A signed link to one of the task's images, good for 20 minutes (Kie's download-url page)."""
-        body = wire.json_body({"taskId": task_id_of(task_id), "url": url})
-        return wire.link_of(*await self._read(wire.DOWNLOAD_URL, body))
+        await self._ready()
+        return await self._reads.download_url(task_id_of(task_id), image_url_of(url))
 
     async def credits(self) -> Decimal:
         """The account's balance in credits (0.005 USD each)."""
-        return wire.credits_of(*await self._read(wire.CREDITS))
+        await self._ready()
+        return await self._reads.credits()
 
     # -- callbacks -------------------------------------------------------------------------------
+
+    async def deliver(self, callback: Callback) -> TaskDetails:
+        """Hand in a parsed callback: it is kept, confirmed by one look at its task, and wakes whoever
+        waits for it. The details of the task; with `trust_callbacks` the callback's own.
+
+        A callback may come before the answer of its submit, twice, late, or about a submit whose
+        answer was lost, which it settles. Raises `CallbackError` for one that belongs to nothing
+        submitted here; pass the `ref` of its URL to `parse_callback`.
+        """
+        await self._ready()
+        return await self._delivery.deliver(callback)
 
     def parse_callback(
         self,
@@ -311,16 +342,18 @@ class AsyncKieClient:
     # -- life ------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Submits that have not left are called off, answers of those that have are awaited (30 s
-        at most), waits end with an error that carries the task id; then everything is closed."""
+        """Call off submits that have not left, await the answers of those that have (30 s at most),
+        end waits with an error that carries the task id, and close everything."""
         self._closed = True
         try:
             await self._submissions.aclose()
         finally:
+            await self._delivery.aclose()
             await self._poller.aclose()
             await self._files.aclose()
             await self._transport.aclose()
-            await self._store.aclose()
+            async with self._opening:
+                await self._store.aclose()
 
     async def __aenter__(self) -> AsyncKieClient:
         await self._ready()
@@ -331,12 +364,8 @@ class AsyncKieClient:
 
     def __del__(self) -> None:
         if getattr(self, "_opened", False) and not self._closed:
-            warnings.warn(
-                "an AsyncKieClient was not closed: use `async with` or `await client.aclose()`",
-                ResourceWarning,
-                source=self,
-                stacklevel=1,
-            )
+            sentence = "an AsyncKieClient was not closed: use `async with` or `await client.aclose()`"
+            warnings.warn(sentence, ResourceWarning, source=self, stacklevel=1)
 
     def __repr__(self) -> str:
         return f"<AsyncKieClient {'closed' if self._closed else 'open'}>"
@@ -351,36 +380,19 @@ class AsyncKieClient:
         self._loop = loop
         if not self._opened:
             async with self._opening:
+                if self._closed:
+                    raise KieError("the client is closed: make a new one")
                 if not self._opened:
-                    await self._open(loop)
+                    await self._open()
 
-    async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _open(self) -> None:
         """The store first; what it saw submitted lately still counts against the account limit."""
         await self._store.open()
-        per, clock, wall = self._limiter.limit.per, loop.time(), time.time()
-        stamps = await self._store.recent(wall - per)
-        self._limiter.remember(clock - min(per, max(0.0, wall - stamp)) for stamp in stamps)
+        try:
+            now = time.time()
+            stamps = await self._store.recent(now - self._limiter.limit.per)
+        except BaseException:
+            await self._store.aclose()
+            raise
+        self._limiter.remember(now - stamp for stamp in stamps)
         self._opened = True
-
-    # -- what the verbs share ----------------------------------------------------------------------
-
-    async def _look(self, task_id: str) -> TaskDetails:
-        answer = await self._transport.read(wire.DETAILS, query=task_query(task_id))
-        return wire.details_of(task_id, *_parts(answer))
-
-    async def _read(
-        self, endpoint: wire.Endpoint, body: bytes | None = None
-    ) -> tuple[int, bytes, float | None]:
-        """A free call, made again a few times if the read failed."""
-        await self._ready()
-
-        async def call() -> tuple[int, bytes, float | None]:
-            parts = _parts(await self._transport.read(endpoint, body=body))
-            wire.data_of(*parts)
-            return parts
-
-        return await repeated(call)
-
-
-def _parts(answer: Answer) -> tuple[int, bytes, float | None]:
-    return answer.status, answer.body, wire.retry_after_of(answer.retry_after)

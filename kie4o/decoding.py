@@ -91,8 +91,9 @@ def is_web_url(value: object) -> bool:
     try:
         value.encode()
         parts = urlsplit(value)
+        (parts.hostname or "").encode("idna")
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # half pairs, ports and brackets that are none
+    except ValueError:  # half pairs; hosts, ports and brackets that are none
         return False
 
 

@@ -7,19 +7,22 @@ is many of them.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
+import time
 from collections.abc import Awaitable, Callable
 
 import attrs
 
 from .arguments import on_update_of, timeout_of
-from .errors import KieError, StoreError, TaskFailedError
-from .models import ImageRequest, ImageResult, TaskDetails
-from .polling import OnUpdate, TaskPoller, Timeout, result_of
+from .delivery import Delivery, record_end
+from .errors import KieError, TaskFailedError, TaskNotFoundError
+from .models import ImageRequest, ImageResult, TaskDetails, TaskState
+from .outcome import result_of
+from .polling import OnUpdate, TaskPoller, Timeout
 from .store import NEVER_AGAIN, Again, Entry, EntryState, Store
 from .submission import Place, Submissions, Submitted
 
-logger = logging.getLogger("kie4o")
+EXPIRY = 14 * 86400.0  # seconds; images live 14 days (Kie's record-info page)
 
 
 @attrs.frozen(eq=False)
@@ -31,12 +34,17 @@ class Lifecycle:
     store: Store
     submissions: Submissions
     poller: TaskPoller
+    delivery: Delivery
+    callback_url: str | None
     in_flight: asyncio.Semaphore
 
     async def submit(self, request: ImageRequest, key: str | None, again: Again) -> Submitted:
         """Holds a place for the POST only."""
         async with Place(self.in_flight) as place:
-            return await self.submissions.submit(request, key, place, again)
+            submitted = await self.submissions.submit(request, key, place, again)
+        if submitted.entry.task_id is None:
+            raise submitted.error()
+        return submitted
 
     async def generate(
         self,
@@ -53,6 +61,8 @@ class Lifecycle:
         async with Place(self.in_flight) as place:
             gate()
             submitted = await self.submissions.submit(request, key, place, again)
+            if submitted.entry.task_id is None:
+                submitted = await self._found_again(submitted, timeout)
             return await self.end_of(submitted, timeout, on_update)
 
     async def resume(self, entry: Entry) -> ImageResult:
@@ -66,31 +76,62 @@ class Lifecycle:
         if entry.details is not None:
             result = result_of(entry.details, "store")
         else:
-            result = await self.wait(paid_id(entry), timeout, on_update, submitted.since)
+            expecting = self.expects_callback(entry.request)
+            result = await self.wait(paid_id(entry), timeout, on_update, submitted.since, expecting=expecting)
         return attrs.evolve(result, n_variants=entry.request.n_variants)
 
     async def wait(
-        self, task_id: str, timeout: Timeout, on_update: OnUpdate | None, since: float | None
+        self,
+        task_id: str,
+        timeout: Timeout,
+        on_update: OnUpdate | None,
+        since: float | None,
+        *,
+        expecting: bool = False,
     ) -> ImageResult:
-        """Until the end, which is written down."""
+        """Until the end, which is written down; it may be there already."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
+        if expecting or since is None:
+            entry = await self.store.find(task_id=task_id)
+            if entry is not None and entry.details is not None:
+                return result_of(entry.details, "store")
         try:
-            result = await self.poller.wait(task_id, timeout=timeout, on_update=on_update, since=since)
+            result = await self.poller.wait(
+                task_id,
+                timeout=timeout,
+                on_update=on_update,
+                since=since,
+                expecting=expecting,
+            )
         except TaskFailedError as error:
             if error.details is not None:
-                await self._record(task_id, EntryState.FAILED, error.details)
+                await record_end(self.store, task_id, EntryState.FAILED, error.details)
             raise
-        await self._record(task_id, EntryState.SUCCEEDED, result.details)
+        except TaskNotFoundError:
+            await self._forget_expired(task_id)
+            raise
+        await record_end(self.store, task_id, EntryState.SUCCEEDED, result.details)
         return result
 
-    async def _record(self, task_id: str, state: EntryState, details: TaskDetails) -> None:
-        """Write the end down; if that fails the next life looks again, which costs nothing."""
-        try:
-            entry = await self.store.find(task_id=task_id)
-            if entry is not None and not entry.state.ended:
-                await self.store.save(attrs.evolve(entry, state=state, details=details))
-        except StoreError as error:
-            logger.error("the end of task %s could not be written down: %s", task_id, error)
+    async def _forget_expired(self, task_id: str) -> None:
+        """What Kie no longer knows after its 14 days has failed for good: nothing waits for it."""
+        entry = await self.store.find(task_id=task_id)
+        if entry is not None and time.time() - (entry.submitted_at or time.time()) > EXPIRY:
+            gone = TaskDetails(task_id, state=TaskState.FAILED, error_message="Kie no longer knows the task")
+            await record_end(self.store, task_id, EntryState.FAILED, gone)
+
+    def expects_callback(self, request: ImageRequest | None) -> bool:
+        """Whether Kie was told where to call back."""
+        return request is not None and (request.callback_url or self.callback_url) is not None
+
+    async def _found_again(self, submitted: Submitted, timeout: Timeout) -> Submitted:
+        """The answer of the submit was lost, but its callback, if one is to come, names the task."""
+        if self.expects_callback(submitted.entry.request):
+            limit = self.poller.timeout if timeout is ... else timeout
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit):
+                    return Submitted(await self.delivery.found_again(submitted.entry))
+        raise submitted.error()
 
 
 def paid_id(entry: Entry) -> str:

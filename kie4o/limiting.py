@@ -83,16 +83,17 @@ class RateLimiter:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return sum(not place.done() for place in self._waiting)
 
     @property
     def open(self) -> int:
         """Slots whose answer is not back."""
         return self._window.open
 
-    def remember(self, answered: Iterable[float]) -> None:
-        """Count slots of an earlier life, as times of this loop's clock."""
-        self._window = SlidingWindow(self.limit, answered)
+    def remember(self, ages: Iterable[float]) -> None:
+        """Count slots of an earlier life, by how many seconds ago they were answered."""
+        now, per = asyncio.get_running_loop().time(), self.limit.per
+        self._window = SlidingWindow(self.limit, [now - min(per, max(0.0, age)) for age in ages])
 
     async def acquire(self, *, again: bool = False) -> None:
         """Wait for a slot and take it. `again`: one that was refused keeps its place in front."""
@@ -110,8 +111,6 @@ class RateLimiter:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():  # granted in the very tick of the cancel
                 self._window.give_back()
-            else:
-                self._waiting.remove(place)
             self._serve()
             raise
 
@@ -134,8 +133,13 @@ class RateLimiter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and self._window.take(loop.time()):
-            self._waiting.popleft().set_result(None)
+        while self._waiting:
+            if self._waiting[0].done():  # cancelled
+                self._waiting.popleft()
+            elif self._window.take(loop.time()):
+                self._waiting.popleft().set_result(None)
+            else:
+                break
         if self._waiting:
             free_at = self._window.free_at(loop.time())
             if free_at != float("inf"):

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from .errors import StoreLockedError
 from .store import LETTERS, Entry, EntryState, mark_of
 
 KEPT = 10_000  # ended entries under a key of the caller's; older ones make room
+KEPT_UNKEYED = 1_000  # the same without a key: for callbacks that are repeated
 
 
 class MemoryStore:
-    """A `Store` in two dicts. Entries that still owe an outcome are never dropped; ended ones are
-    kept only if the caller named a key, and at most 10,000 of them."""
+    """A `Store` in dicts. Entries that still owe an outcome are never dropped; of those that have
+    ended the last 10,000 are kept, and 1,000 that have no key of the caller's."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._key_of_task: dict[str, str] = {}
         self._key_of_mark: dict[bytes, str] = {}
         self._inbox: dict[str, list[str]] = {}
-        self._ended: dict[str, None] = {}  # keys in the order in which they ended
+        self._ended: dict[bool, dict[str, None]] = {True: {}, False: {}}  # by keyed; in order
+        self._is_open = False
 
     async def open(self) -> None:
-        """Nothing to open."""
+        if self._is_open:
+            raise StoreLockedError("this store is open already: give each client its own")
+        self._is_open = True
 
     async def claim(self, entry: Entry) -> Entry:
         if entry.key not in self._entries:
@@ -29,20 +34,19 @@ class MemoryStore:
         return self._entries[entry.key]
 
     async def save(self, entry: Entry) -> None:
-        if entry.state.ended and not entry.keyed:
-            await self.forget(entry.key)
-            return
         self._index(entry)
         if entry.state.ended:
             self._inbox.pop(entry.ref, None)
-            self._ended[entry.key] = None
-            if len(self._ended) > KEPT:
-                await self.forget(next(iter(self._ended)))
+            ended = self._ended[entry.keyed]
+            ended[entry.key] = None
+            if len(ended) > (KEPT if entry.keyed else KEPT_UNKEYED):
+                await self.forget(next(iter(ended)))
         else:
-            self._ended.pop(entry.key, None)
+            self._ended[entry.keyed].pop(entry.key, None)
 
     async def forget(self, key: str) -> None:
-        self._ended.pop(key, None)
+        for ended in self._ended.values():
+            ended.pop(key, None)
         self._unindex(key)
 
     async def find(
@@ -85,7 +89,9 @@ class MemoryStore:
                 yield entry
 
     async def recent(self, since: float) -> list[float]:
-        return []  # this process has its own rate limiter, which knows better
+        stamps = [entry.submitted_at for entry in self._entries.values() if entry.submitted_at is not None]
+        return [stamp for stamp in stamps if stamp > since]  # of another client on this store
 
     async def aclose(self) -> None:
-        """Nothing to close; what is known stays known as long as the store object lives."""
+        """What is known stays known as long as the store object lives."""
+        self._is_open = False

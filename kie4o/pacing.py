@@ -11,6 +11,7 @@ import backoff
 from .errors import ConfigurationError
 
 GAP = 0.34  # seconds between two looks at one task: Kie allows 3 per second
+NET = (60.0, 30.0)  # seconds: Kie's callback page advises 30; most tasks have ended within a minute
 _JITTER = 0.1  # of the pause, both ways, so that tasks submitted together spread out
 
 
@@ -34,7 +35,7 @@ class PollPolicy:
             ("factor", self.factor, 1.0),
             ("maximum", self.maximum, GAP),
         ):
-            if isinstance(value, bool) or not least <= value < float("inf"):
+            if type(value) not in (int, float) or not least <= value <= 1e9:
                 raise ConfigurationError(f"PollPolicy({name}={value!r}): use a number from {least} on")
         generator = backoff.expo(base=self.factor, factor=self.first, max_value=self.maximum)
         next(generator)  # backoff's first one is None
@@ -43,9 +44,13 @@ class PollPolicy:
             pauses.append(next(generator))
         object.__setattr__(self, "_pauses", tuple(pauses))
 
-    def pause(self, looks: int, chance: float = 0.5) -> float:
-        """Seconds before the next look, after so many; `chance` from 0 to 1 picks the jitter."""
-        pause = self._pauses[min(looks, len(self._pauses) - 1)]
+    def pause(self, looks: int, chance: float = 0.5, *, net: bool = False) -> float:
+        """Seconds before the next look, after so many; `chance` from 0 to 1 picks the jitter.
+
+        `net`: a callback is expected, and looks are only the safety net under it.
+        """
+        pauses = NET if net else self._pauses
+        pause = pauses[min(looks, len(pauses) - 1)]
         if self.jitter:
             pause *= 1 - _JITTER + 2 * _JITTER * chance
         return max(pause, GAP)

@@ -16,21 +16,19 @@ import inspect
 import itertools
 import random
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from types import EllipsisType, MappingProxyType
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from types import EllipsisType
 from typing import TypeVar
 
-from .decoding import shown
 from .errors import (
-    ContentPolicyError,
-    InputImageError,
+    APIConnectionError,
     KieError,
     NoImagesError,
-    TaskFailedError,
     TaskNotFoundError,
     TaskTimeoutError,
 )
-from .models import ImageResult, Source, TaskDetails, TaskState
+from .models import ImageResult, TaskDetails, TaskState
+from .outcome import is_final, result_of
 from .pacing import GAP, PollPolicy
 from .retrying import worth_repeating
 from .waiting import Listener, OneLook, Waiter, Watch
@@ -42,6 +40,8 @@ OnUpdate = Callable[[TaskDetails], Awaitable[object] | None]
 GRACE = 90.0  # seconds during which a task that Kie does not know may still appear
 EMPTY_LOOKS = 5  # looks at a success without images before it is taken as final: the record lags
 LOOKS_AT_ONCE = 64  # looks under way over all tasks, so that many waiters need few connections
+CALLED = 10_000  # callbacks remembered for tasks that nobody waits for yet
+SILENT = 3  # ends without their callback after which callbacks are no longer relied on
 _ERROR_PAUSE = 30.0  # seconds, the longest pause while looks keep failing
 
 
@@ -69,12 +69,14 @@ class TaskPoller:
         self._chance = chance
         self._watches: dict[str, Watch] = {}
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
+        self._called: OrderedDict[str, None] = OrderedDict()
         self._heap: list[tuple[float, int, Watch | Waiter]] = []
         self._order = itertools.count()
         self._ready: deque[Watch] = deque()
         self._looks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._silent = 0  # ends in a row that a callback should have told, and a look did
 
     # -- what callers do -------------------------------------------------------------------------
 
@@ -85,25 +87,27 @@ class TaskPoller:
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
         since: float | None = None,
+        expecting: bool = False,
     ) -> ImageResult:
         """Until the task has ended: its images, or `TaskFailedError`, `NoImagesError`,
         `TaskNotFoundError`, `TaskTimeoutError` (the task lives on and can be waited for again).
 
         `timeout` is in seconds, None waits for ever. `on_update` is called, and awaited if it
         must be, with the details of every look. `since` is the loop time of the submit, if known.
+        With `expecting` a callback is on its way, and looks are a rare safety net.
         """
         if on_update is None:
-            waiter = self._join(Waiter, task_id, timeout, since)
+            waiter = self._join(Waiter, task_id, timeout, since, expecting)
             try:
                 details = await waiter.future
             finally:
                 self._leave(waiter)
         else:
-            waiter = self._join(Listener, task_id, timeout, since)
+            waiter = self._join(Listener, task_id, timeout, since, expecting)
             try:
                 details = await waiter.next()
                 await _tell(on_update, details)
-                while not _is_final(details):
+                while not is_final(details):
                     details = await waiter.next()
                     await _tell(on_update, details)
             finally:
@@ -119,7 +123,7 @@ class TaskPoller:
             while True:
                 details = await listener.next()
                 yield details
-                if _is_final(details):
+                if is_final(details):
                     return
         finally:
             self._leave(listener)
@@ -137,16 +141,29 @@ class TaskPoller:
     def notify(self, task_id: str, details: TaskDetails | None = None) -> bool:
         """A callback has come: look at the task now, or take the word of `details` if they are
         given. Returns whether anybody waits for it."""
+        self._silent = 0
         watch = self._watches.get(task_id)
         if watch is None:
+            self._called[task_id] = None
+            if len(self._called) > CALLED:
+                self._called.popitem(last=False)
             return False
         watch.source = "callback"
-        if details is not None and _is_final(details):
-            self._tell_all(watch, details, final=True)
+        if details is not None and is_final(details):
+            self._end(watch, details)
         else:
             watch.nudged = True
             self._hasten(watch)
         return True
+
+    def waits_for(self, task_id: str) -> bool:
+        """Whether anybody waits for this task."""
+        return task_id in self._watches
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a wait takes at most if it says nothing else."""
+        return self._timeout
 
     @property
     def waiting(self) -> int:
@@ -157,8 +174,8 @@ class TaskPoller:
         """Whoever still waits gets an error that carries the task id; looks under way are dropped."""
         self._closed = True
         for watch in list(self._watches.values()):
-            ended = KieError("the client was closed while waiting; the task lives on", task_id=watch.task_id)
-            self._tell_all(watch, ended, final=True)
+            self._end(watch, KieError("the client was closed while waiting; the task lives on"))
+        self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()
         for look in self._looks:
@@ -167,7 +184,14 @@ class TaskPoller:
 
     # -- joining and leaving ---------------------------------------------------------------------
 
-    def _join(self, kind: type[_W], task_id: str, timeout: Timeout, since: float | None) -> _W:
+    def _join(
+        self,
+        kind: type[_W],
+        task_id: str,
+        timeout: Timeout,
+        since: float | None,
+        expecting: bool = False,
+    ) -> _W:
         if self._closed:
             raise KieError("the poller is closed: make a new one", task_id=task_id)
         now = asyncio.get_running_loop().time()
@@ -175,8 +199,12 @@ class TaskPoller:
         if watch is None:
             last = self._recent.pop(task_id, float("-inf"))
             watch = self._watches[task_id] = Watch(task_id, now if since is None else since, last)
-            first = now if since is None else since + self._policy.pause(0, self._chance())
-            self._plan(watch, first)
+            watch.expecting = expecting
+            if task_id in self._called:  # the callback was faster than whoever waits
+                del self._called[task_id]
+                watch.source = "callback"
+            at_once = since is None or watch.source == "callback"
+            self._plan(watch, now if at_once else watch.born + self._pause(watch))
         seconds = self._timeout if timeout is ... else timeout
         waiter = kind(watch, None if seconds is None else now + seconds)
         watch.waiters.append(waiter)
@@ -190,7 +218,13 @@ class TaskPoller:
         if not waiter.future.cancel() and not waiter.future.cancelled():
             waiter.future.exception()  # seen, also if the waiter was cancelled in the same tick
         watch.waiters.remove(waiter)
-        if watch.waiters or self._watches.get(watch.task_id) is not watch:
+        if not watch.waiters:
+            self._drop(watch)
+        self._forget_stale()
+
+    def _drop(self, watch: Watch) -> None:
+        """No more looks; whoever asks for the task from now on gets a watch of his own."""
+        if self._watches.get(watch.task_id) is not watch:
             return
         now = asyncio.get_running_loop().time()
         del self._watches[watch.task_id]
@@ -202,10 +236,15 @@ class TaskPoller:
             self._recent.popitem(last=False)
         if watch.last + GAP > now:
             self._recent[watch.task_id] = watch.last
-        self._forget_stale()
+
+    def _end(self, watch: Watch, news: TaskDetails | Exception) -> None:
+        """The last news of a task for those who wait for it now."""
+        self._silent += watch.expecting and watch.source == "poll"
+        self._drop(watch)
+        self._tell_all(watch, news, final=True)
 
     def _tell_all(self, watch: Watch, news: TaskDetails | Exception, *, final: bool) -> None:
-        if final and isinstance(news, KieError) and news.task_id is None:
+        if isinstance(news, KieError) and news.task_id is None:
             news.task_id = watch.task_id
         for waiter in watch.waiters:  # each raises its own
             waiter.hear(copy.copy(news) if isinstance(news, KieError) else news, final=final)
@@ -270,10 +309,19 @@ class TaskPoller:
                 self._looks.add(watch.looking)
                 watch.looking.add_done_callback(self._looked)
 
+    def _pause(self, watch: Watch) -> float:
+        """Until the next look: rarely while a callback is expected and callbacks do come."""
+        net = watch.expecting and watch.source == "poll" and self._silent < SILENT
+        return self._policy.pause(watch.looks, self._chance(), net=net)
+
     async def _look(self, watch: Watch) -> None:
         news: TaskDetails | Exception
         try:
             news = await self._look_at(watch.task_id)
+        except asyncio.CancelledError:
+            if self._closed or not watch.waiters:
+                raise
+            news = APIConnectionError("the look was cancelled")  # by itself: nobody here wanted that
         except Exception as error:  # a foreign `look` may raise anything; whoever waits gets to see it
             news = error
         watch.last = asyncio.get_running_loop().time()
@@ -291,17 +339,18 @@ class TaskPoller:
         if isinstance(news, TaskDetails):
             watch.errors = 0
             news = _verdict_on(watch, news, now)
-            final = isinstance(news, Exception) or _is_final(news)
+            final = isinstance(news, Exception) or is_final(news)
         else:
             watch.errors += 1
             final = not worth_repeating(news)
-        self._tell_all(watch, news, final=final)
         if final:
+            self._end(watch, news)
             return
+        self._tell_all(watch, news, final=False)
         watch.looks += 1
-        pause = self._policy.pause(watch.looks, self._chance())
+        pause = self._pause(watch)
         if watch.errors:
-            pause = max(pause, min(_ERROR_PAUSE, GAP * 2**watch.errors))
+            pause = max(pause, min(_ERROR_PAUSE, GAP * 2 ** min(watch.errors, 10)))
         self._plan(watch, now if watch.nudged else now + pause)
 
 
@@ -318,29 +367,9 @@ def _verdict_on(watch: Watch, details: TaskDetails, now: float) -> TaskDetails |
     return details
 
 
-def _is_final(details: TaskDetails) -> bool:
-    """A success without images is not: the record lags behind."""
-    return details.state is TaskState.FAILED or (details.state is TaskState.SUCCEEDED and bool(details.urls))
-
-
 def _is_live(entry: tuple[float, int, Watch | Waiter]) -> bool:
     at, _, what = entry
     return what in what.watch.waiters if isinstance(what, Waiter) else what.due == at
-
-
-FAILURE_OF_CODE: Mapping[int, type[TaskFailedError]] = MappingProxyType(
-    {400: ContentPolicyError, 451: InputImageError}
-)
-
-
-def result_of(details: TaskDetails, source: Source) -> ImageResult:
-    """The images of a task that has ended, or its failure raised."""
-    if details.state is not TaskState.FAILED:
-        return ImageResult(details.task_id, urls=details.urls, details=details, source=source)
-    kind = FAILURE_OF_CODE.get(details.error_code or 0, TaskFailedError)
-    code = "" if details.error_code is None else f" with code {details.error_code}"
-    sentence = f"task {details.task_id} failed{code}: {shown(details.error_message or 'no reason given')}"
-    raise kind(sentence, task_id=details.task_id, error_code=details.error_code, details=details)
 
 
 async def _tell(on_update: OnUpdate, details: TaskDetails) -> None:

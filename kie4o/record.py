@@ -59,11 +59,12 @@ class Record:
         except StoreError as error:
             logger.error("a submit is %s and could not be written down: %s", entry.state.value, error)
 
-    async def unpaid(self, entry: Entry) -> Entry:
-        """Nothing was paid: a key may be used again, and without one there is nothing to know."""
+    async def unpaid(self, entry: Entry, stood: Entry | None = None) -> Entry:
+        """Nothing was paid: what `stood` under the key before stands again, if it came to anything;
+        else the key may be used again, and without a key there is nothing to know."""
         planned = attrs.evolve(entry, state=EntryState.PLANNED, submitted_at=None)
         if entry.keyed:
-            await self.note(planned)
+            await self.note(stood if stood is not None and stood.state is not EntryState.PLANNED else planned)
             return planned
         try:
             await self._store.forget(entry.key)
@@ -93,5 +94,5 @@ class Record:
             try:
                 await self._store.save(entry)
             except StoreError:
-                return
+                continue
             del self._unwritten[key]

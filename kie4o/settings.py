@@ -7,7 +7,7 @@ text is stripped, and blank counts as unset. The API key lives in a `Secret` fro
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -138,7 +138,11 @@ def _api_key(argument: Secret | str | None, environment: Mapping[str, str]) -> S
 def _webhook_keys(
     argument: Secret | str | Sequence[Secret | str] | None, environment: Mapping[str, str]
 ) -> tuple[Secret, ...]:
-    several = [argument] if isinstance(argument, (str, Secret)) else list(argument or ())
+    several: list[Any] = [argument] if isinstance(argument, (str, Secret)) else []
+    if isinstance(argument, Iterable) and not several:
+        several = list(argument)
+    elif argument is not None and not several:
+        several = [argument]
     texts = [_revealed(one) for one in several]
     if not all(isinstance(text, str) for text in texts):
         raise _Unusable("webhook_key must be text, or a list of texts while you rotate them")

@@ -29,6 +29,7 @@ import attrs
 from .errors import StoreError, StoreLockedError
 from .packing import checksum, packed, unpacked
 from .store import LETTERS, Entry, EntryState, mark_of
+from .walcheck import is_damaged
 
 _T = TypeVar("_T")
 _Work = Callable[[sqlite3.Connection], Any]
@@ -37,6 +38,7 @@ _Job = tuple[_Work, asyncio.Future[Any]]
 APPLICATION_ID = 0x6B696534  # "kie4" in the file's header
 SCHEMA = 1
 _GROUP = 1000  # calls that may share one commit
+_SLOTS = 3600.0  # seconds for which past submits are remembered for the account limit
 _PAGE = 500  # entries fetched at once
 _TABLES = """
 CREATE TABLE entry (
@@ -52,6 +54,7 @@ CREATE TABLE entry (
 CREATE INDEX entry_of_mark ON entry (mark);
 CREATE INDEX entry_of_task ON entry (task_id) WHERE task_id IS NOT NULL;
 CREATE INDEX entry_unfinished ON entry (id) WHERE state IN ('submitted', 'unknown');
+CREATE TABLE slot (mark BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE letter (
     mark BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (mark, task_id)
 ) WITHOUT ROWID;
@@ -70,23 +73,30 @@ class SQLiteStore:
         self.path = Path(path)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._leaving: threading.Thread | None = None  # of an opening that was cancelled
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
+        self._commits = 0
 
     async def open(self) -> None:
-        """Raises `StoreLockedError` if another process has it, `StoreError` if it is damaged."""
+        """Raises `StoreLockedError` if it is open elsewhere, `StoreError` if it is damaged."""
+        if self._thread is not None:
+            raise StoreLockedError(f"the store {self.path} is open already: give each client its own")
+        if self._leaving is not None:
+            await asyncio.to_thread(self._leaving.join)
         loop = self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
+        self._jobs = queue.SimpleQueue()
         opened: asyncio.Future[None] = loop.create_future()
         self._thread = threading.Thread(
-            target=self._serve, args=(loop, opened), name="kie4o store", daemon=True
+            target=self._serve, args=(loop, self._jobs, opened), name="kie4o store", daemon=True
         )
         self._thread.start()
         try:
-            await asyncio.shield(opened)
-        except StoreError:
-            self._thread.join()
-            self._thread = None
+            await opened
+        except BaseException:
+            self._jobs.put(None)
+            self._leaving, self._thread = self._thread, None
             raise
 
     async def claim(self, entry: Entry) -> Entry:
@@ -101,18 +111,27 @@ class SQLiteStore:
         return await self._do(work)
 
     async def save(self, entry: Entry) -> None:
-        row = _row(entry)
+        row, mark = _row(entry), mark_of(entry.ref)
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(_SAVE, row)
+            if entry.state is EntryState.PLANNED:
+                connection.execute("DELETE FROM slot WHERE mark = ?", (mark,))
+            elif entry.submitted_at is not None:
+                connection.execute("INSERT OR REPLACE INTO slot VALUES (?, ?)", (mark, entry.submitted_at))
             if entry.state.ended:
-                connection.execute("DELETE FROM letter WHERE mark = ?", (mark_of(entry.ref),))
+                connection.execute("DELETE FROM letter WHERE mark = ?", (mark,))
 
         await self._do(work)
 
     async def forget(self, key: str) -> None:
-        sql = "DELETE FROM entry WHERE key = ?"
-        await self._do(lambda connection: connection.execute(sql, (key,)) and None)
+        def work(connection: sqlite3.Connection) -> None:
+            for mark in connection.execute("SELECT mark FROM entry WHERE key = ?", (key,)).fetchall():
+                connection.execute("DELETE FROM slot WHERE mark = ?", mark)
+                connection.execute("DELETE FROM letter WHERE mark = ?", mark)
+            connection.execute("DELETE FROM entry WHERE key = ?", (key,))
+
+        await self._do(work)
 
     async def find(
         self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
@@ -148,7 +167,7 @@ class SQLiteStore:
             last = page[-1][0]
 
     async def recent(self, since: float) -> list[float]:
-        sql = "SELECT submitted_at FROM entry WHERE submitted_at > ? AND state <> 'planned'"
+        sql = "SELECT at FROM slot WHERE at > ?"
         rows = await self._do(lambda connection: connection.execute(sql, (since,)).fetchall())
         return [row[0] for row in rows]
 
@@ -171,7 +190,12 @@ class SQLiteStore:
         self._jobs.put((work, done))
         return await done
 
-    def _serve(self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[None]) -> None:
+    def _serve(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        jobs: queue.SimpleQueue[_Job | None],
+        opened: asyncio.Future[None],
+    ) -> None:
         try:
             connection = _open(self.path)
         except StoreError as error:
@@ -181,12 +205,12 @@ class SQLiteStore:
         going = True
         while going:
             group: list[_Job] = []
-            job = self._jobs.get()
+            job = jobs.get()
             while job is not None:
                 group.append(job)
-                if len(group) == _GROUP or self._jobs.empty():
+                if len(group) == _GROUP or jobs.empty():
                     break
-                job = self._jobs.get()
+                job = jobs.get()
             going = job is not None
             if group:
                 _report(loop, self._commit(connection, group))
@@ -199,8 +223,11 @@ class SQLiteStore:
             connection.execute("BEGIN IMMEDIATE")
             values = [work(connection) for work, _ in group]
             connection.execute("COMMIT")
+            self._commits += 1
+            if self._commits.bit_count() == 1:  # 1, 2, 4, ...: a young store is not in its log alone
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             return [(done, value, None) for (_, done), value in zip(group, values, strict=True)]
-        except (sqlite3.Error, StoreError, UnicodeError) as error:
+        except Exception as error:  # the thread must not die: others wait for it
             failure = error if isinstance(error, StoreError) else _failure(self.path, error)
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
@@ -231,21 +258,22 @@ def _report(loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:
 
 def _open(path: Path) -> sqlite3.Connection:
     """A locked, checked connection. Raises `StoreError`."""
+    connection = None
     try:
         if not path.exists():
             _create(path)
         elif path.stat().st_size == 0:
             raise StoreError(f"the store {path} is empty, which it never is: it was damaged or is no store")
+        damaged = is_damaged(path.with_name(path.name + "-wal"))
         connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=True)
-    except (sqlite3.Error, OSError) as error:
-        failure = _failure(path, error)
-    else:
-        try:
-            _lock(connection)
-            _check(connection, path)
-            return connection
-        except (sqlite3.Error, StoreError) as error:
-            failure = error if isinstance(error, StoreError) else _failure(path, error)
+        _lock(connection)
+        if damaged:
+            raise StoreError(f"the log of the store {path} is damaged: restore both files from a copy")
+        _check(connection, path)
+        return connection
+    except Exception as error:  # whoever opens waits for an answer, whatever is wrong with the file
+        failure = error if isinstance(error, StoreError) else _failure(path, error)
+    if connection is not None:
         connection.close()
     raise failure
 
@@ -309,10 +337,14 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
             raise StoreError(f"the store {path} is damaged (entry {entry.key!r}): restore it from a copy")
         if entry.state is EntryState.INTENT:
             intents.append(attrs.evolve(entry, state=EntryState.UNKNOWN, submitted_at=time.time()))
-    if intents:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(_SAVE, [_row(entry) for entry in intents])
-        connection.execute("COMMIT")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("DELETE FROM slot WHERE at < ?", (time.time() - _SLOTS,))
+    for entry in intents:
+        connection.execute(_SAVE, _row(entry))
+        connection.execute(
+            "INSERT OR REPLACE INTO slot VALUES (?, ?)", (mark_of(entry.ref), entry.submitted_at)
+        )
+    connection.execute("COMMIT")
 
 
 def _failure(path: Path, error: Exception) -> StoreError:

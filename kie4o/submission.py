@@ -80,6 +80,9 @@ RESENDS: Mapping[Verdict | int, Resend] = MappingProxyType(
 )
 
 
+_WINDOW_CODES = frozenset(cause for cause, resend in RESENDS.items() if resend.window)
+
+
 class Place:
     """One of the `max_in_flight` places, free again when all who hold it have let go."""
 
@@ -107,10 +110,15 @@ class Place:
 @attrs.frozen
 class Submitted:
     """What stands under the key after a submit; `since` is the loop time of the answer, None if
-    the store knew it."""
+    the store knew it. Without a task id the outcome is unknown, and `lost` says why."""
 
     entry: Entry
     since: float | None = None
+    lost: str = ""
+
+    def error(self) -> SubmissionUnknownError:
+        """What to raise if there is no task id."""
+        return unknown_error(self.entry, self.lost)
 
 
 @attrs.define(eq=False)
@@ -118,8 +126,10 @@ class _Submission:
     """One submit under way, and who listens to it."""
 
     entry: Entry
+    stood: Entry | None = None  # what stood under the key before
     listeners: int = 0
     called_off: str = ""  # why, once it is
+    unwanted: bool = False  # nobody wants it sent again, should what has left be refused
     attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
     task: asyncio.Task[Submitted] = attrs.field(init=False)
 
@@ -143,6 +153,7 @@ class Submissions:
         self._chance = chance
         self._live: dict[str, _Submission] = {}
         self._closing = False
+        self._drained = False
 
     @property
     def live(self) -> int:
@@ -153,13 +164,18 @@ class Submissions:
         self, request: ImageRequest, key: str | None, place: Place, again: Again = NEVER_AGAIN
     ) -> Submitted:
         """Pay for the request once and return its entry with a task id, or what the store knows
-        under the key. Raises the refusal, `SubmissionUnknownError` or `KeyConflictError`."""
+        under the key, or an entry without one if the answer of this very submit was lost. Raises
+        the refusal, `KeyConflictError`, or `SubmissionUnknownError` for an earlier one."""
         submission = self._live.get(key) if key is not None else None
+        while submission is not None and submission.called_off and key is not None:
+            await asyncio.wait([submission.task])  # it is being taken back: begin anew after that
+            submission = self._live.get(key)
         if submission is None:
             submission = self._start(request, key, place, again)
         elif submission.entry.fingerprint != fingerprint(request):
             raise _conflict(submission.entry.key)
         submission.listeners += 1
+        submission.unwanted = False
         failure: KieError
         try:
             return await asyncio.shield(submission.task)
@@ -172,9 +188,10 @@ class Submissions:
         raise failure
 
     def call_off(self, key: str, reason: str) -> bool:
-        """Call off the submit of a key unless its request has left; whether that was possible."""
+        """Call off the submit of a key unless its request has left or others listen to it too;
+        whether that was possible."""
         submission = self._live.get(key)
-        return submission is not None and self._call_off(submission, reason)
+        return submission is not None and submission.listeners <= 1 and self._call_off(submission, reason)
 
     async def aclose(self) -> None:
         """Call off what has not left, wait for the answers of what has, record the rest as unknown."""
@@ -186,6 +203,7 @@ class Submissions:
             if tasks:
                 await asyncio.wait(tasks, timeout=DRAIN)
         finally:
+            self._drained = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -214,7 +232,8 @@ class Submissions:
             logger.warning("a submit that nobody waits for any more failed: %s", error)
 
     def _call_off(self, submission: _Submission, reason: str) -> bool:
-        """Only before the request has left: from then on it runs to its end."""
+        """Only before the request has left: from then on it runs to its verdict."""
+        submission.unwanted = True
         if submission.attempt.sent or submission.task.done():
             return False
         submission.called_off = reason
@@ -225,8 +244,9 @@ class Submissions:
 
     async def _run(self, submission: _Submission, again: Again) -> Submitted:
         try:
-            stands = await self._record.claim(submission.entry)
-            if stands.fingerprint != submission.entry.fingerprint:
+            stands = submission.stood = await self._record.claim(submission.entry)
+            paid_for = stands.state is not EntryState.PLANNED
+            if paid_for and stands.fingerprint != submission.entry.fingerprint:
                 raise _conflict(stands.key)
             if not again.pays(stands.state):
                 if stands.task_id is None:
@@ -235,19 +255,25 @@ class Submissions:
             return await self._attempts(submission)
         except asyncio.CancelledError:
             await self._cut_short(submission)
-            if not submission.called_off:
+            if not submission.called_off and not self._drained:
                 raise
+        if not submission.called_off:  # closed after the request had left
+            return Submitted(submission.entry, lost="the client was closed before the answer came")
         reason = f"{submission.called_off} before the request left; nothing was paid"
         raise KieError(reason, key=submission.entry.key if submission.entry.keyed else None)
 
     async def _cut_short(self, submission: _Submission) -> None:
         """Cancelled: called off before the request left, or the loop is being torn down."""
+        judgement = _judged(submission.attempt, "cut short")
+        if submission.entry.state is EntryState.INTENT and judgement.verdict is Verdict.ACCEPTED:
+            submission.entry = _accepted(submission.entry, judgement.task_id)
         if submission.entry.state is EntryState.SUBMITTED:
             await self._record.paid(submission.entry)
         elif submission.attempt.sent:
-            await self._record.note(attrs.evolve(submission.entry, state=EntryState.UNKNOWN))
+            submission.entry = _given_up(submission.entry)
+            await self._record.note(submission.entry)
         elif submission.entry.state is EntryState.INTENT:
-            await self._record.unpaid(submission.entry)
+            await self._record.unpaid(submission.entry, submission.stood)
 
     async def _attempts(self, submission: _Submission) -> Submitted:
         """Send until the verdict is one that sending again cannot better."""
@@ -257,22 +283,22 @@ class Submissions:
             entry = submission.entry
             if judgement.verdict is Verdict.ACCEPTED:
                 now = asyncio.get_running_loop().time()
-                submission.entry = attrs.evolve(
-                    entry, state=EntryState.SUBMITTED, task_id=judgement.task_id, submitted_at=time.time()
-                )
+                submission.entry = _accepted(entry, judgement.task_id)
                 await self._record.paid(submission.entry)
                 return Submitted(submission.entry, since=now)
             if judgement.verdict is Verdict.UNKNOWN:
-                await self._record.note(attrs.evolve(entry, state=EntryState.UNKNOWN))
-                raise unknown_error(entry, judgement.message)
+                submission.entry = _given_up(entry)
+                await self._record.note(submission.entry)
+                return Submitted(submission.entry, lost=judgement.message)
             cause = judgement.verdict if judgement.verdict is Verdict.NOT_SENT else judgement.code or 0
             resend, count = RESENDS.get(cause), resent.get(cause, 0)
-            submission.entry = await self._record.unpaid(entry)
-            if resend is None or count >= resend.times or submission.attempt.hopeless:
+            submission.entry = await self._record.unpaid(entry, submission.stood)
+            hopeless = submission.attempt.hopeless or submission.unwanted
+            if resend is None or count >= resend.times or hopeless:
                 raise _refusal(judgement, submission)
             resent[cause] = count + 1
-            spent, submission.attempt = submission.attempt, PaidAttempt()
-            await self._pause(resend, count, spent)
+            asked, submission.attempt = submission.attempt.retry_after, PaidAttempt()
+            await self._pause(resend, count, asked)
         raise asyncio.CancelledError
 
     async def _once(self, submission: _Submission, *, again: bool) -> Judgement:
@@ -288,22 +314,32 @@ class Submissions:
             if callback_url is not None:
                 callback_url = wire.with_ref(callback_url, entry.ref)
             await self._transport.pay(wire.body_of(entry.request, callback_url=callback_url), attempt)
+            judgement = _judged(attempt)
+            if judgement.verdict is Verdict.REFUSED and judgement.code in _WINDOW_CODES:
+                self._limiter.pause()  # before the slot goes to the next one
         finally:
             self._limiter.release(counted=attempt.sent)
-        judgement = wire.judge(
-            sent=attempt.sent, status=attempt.status, body=attempt.body, fault=attempt.fault
-        )
         logger.debug("submit: %s (code %s)", judgement.verdict.value, judgement.code)
         return judgement
 
-    async def _pause(self, resend: Resend, count: int, attempt: PaidAttempt) -> None:
-        if resend.window:
-            self._limiter.pause()  # acquiring the next slot waits for it
-            own = 0.0
-        else:
-            own = resend.pause(count, self._chance())
-        asked = wire.retry_after_of(attempt.retry_after) or 0.0
-        await asyncio.sleep(min(max(own, asked), own + _ASKED_AT_MOST))
+    async def _pause(self, resend: Resend, count: int, asked: str | None) -> None:
+        """Acquiring the next slot waits for a window by itself."""
+        own = 0.0 if resend.window else resend.pause(count, self._chance())
+        await asyncio.sleep(min(max(own, wire.retry_after_of(asked) or 0.0), own + _ASKED_AT_MOST))
+
+
+def _accepted(entry: Entry, task_id: str | None) -> Entry:
+    return attrs.evolve(entry, state=EntryState.SUBMITTED, task_id=task_id, submitted_at=time.time())
+
+
+def _judged(attempt: PaidAttempt, cut_short: str = "") -> Judgement:
+    fault = attempt.fault or cut_short
+    return wire.judge(sent=attempt.sent, status=attempt.status, body=attempt.body, fault=fault)
+
+
+def _given_up(entry: Entry) -> Entry:
+    """From now on it counts as a submit whose outcome is unknown."""
+    return attrs.evolve(entry, state=EntryState.UNKNOWN, submitted_at=time.time())
 
 
 def _refusal(judgement: Judgement, submission: _Submission) -> KieError:

@@ -38,7 +38,8 @@ class ImageTask:
     async def wait(self, *, timeout: Timeout = ..., on_update: OnUpdate | None = None) -> ImageResult:
         """As `AsyncKieClient.wait`."""
         await self._life.ready()
-        result = await self._life.wait(self.id, timeout, on_update, self._since)
+        expecting = self._life.expects_callback(self.request)
+        result = await self._life.wait(self.id, timeout, on_update, self._since, expecting=expecting)
         return result if self.request is None else attrs.evolve(result, n_variants=self.request.n_variants)
 
     async def details(self) -> TaskDetails:

@@ -23,7 +23,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from . import __version__
-from .errors import APIConnectionError, APITimeoutError, ConfigurationError
+from .errors import APIConnectionError, APITimeoutError, ConfigurationError, KieError
 from .settings import Settings
 from .wire import SUBMIT, Endpoint
 
@@ -75,6 +75,7 @@ class Transport:
         self._lent = session
         self._proxy = proxy
         self._trust_env = trust_env
+        self._closed = False
         self._reads: aiohttp.ClientSession | None = None
         self._pays: aiohttp.ClientSession | None = None
         self._urls: dict[Endpoint, str] = {}
@@ -93,6 +94,8 @@ class Transport:
 
         `query` is already encoded. A body of bytes is JSON.
         """
+        if self._closed:
+            raise KieError("the client is closed: make a new one")
         session = self._reads or self._open_reads()
         failure: APIConnectionError
         try:
@@ -102,6 +105,7 @@ class Transport:
                 data=body,
                 headers=self._headers(json=isinstance(body, bytes)),
                 allow_redirects=False,
+                raise_for_status=False,
                 timeout=self._timeout if timeout is None else aiohttp.ClientTimeout(total=timeout),
                 middlewares=(_Once(),),
                 proxy=self._proxy,
@@ -116,12 +120,15 @@ class Transport:
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
         """Send the one request that costs credits, once, and fill in `attempt`."""
         try:
+            if self._closed:
+                raise RuntimeError("closed")
             session = self._pays or self._open_pays()
             async with session.post(
                 URL(self._url(SUBMIT), encoded=True),
                 data=body,
                 headers=self._headers(json=True),
                 allow_redirects=False,
+                raise_for_status=False,
                 timeout=self._timeout,
                 trace_request_ctx=attempt,
                 proxy=self._proxy,
@@ -140,6 +147,7 @@ class Transport:
         attempt.body = self._without_key(attempt.body)
 
     async def aclose(self) -> None:
+        self._closed = True
         sessions = [self._pays, None if self._reads is self._lent else self._reads]
         self._reads = self._pays = None
         for session in sessions:
@@ -158,8 +166,9 @@ class Transport:
         return self._reads
 
     def _open_pays(self) -> aiohttp.ClientSession:
-        """A session of our own even beside a lent one, whose connector is shared for its TLS and
-        resolver settings: the latch can only be set where a session is made."""
+        """A session of our own even beside a lent one: the latch can only be set where a session is
+        made. The lent one's connector is shared for its TLS and resolver settings, and with it
+        its kept-alive sockets: a stale one makes an outcome unknown, never a second payment."""
         latch = aiohttp.TraceConfig()
         latch.on_request_headers_sent.append(_set_latch)
         connector = self._lent.connector if self._lent is not None else None

@@ -17,7 +17,7 @@ class Watch:
 
     __slots__ = (
         *("task_id", "born", "last", "due", "looks", "errors", "empty"),
-        *("nudged", "source", "looking", "waiters"),
+        *("expecting", "nudged", "source", "looking", "waiters"),
     )
 
     def __init__(self, task_id: str, born: float, last: float) -> None:
@@ -26,6 +26,7 @@ class Watch:
         self.last = last  # when the last look ended
         self.due: float | None = None  # when the next look is planned; None while looking
         self.looks = self.errors = self.empty = 0
+        self.expecting = False  # a callback
         self.nudged = False
         self.source: Source = "poll"
         self.looking: asyncio.Task[None] | None = None

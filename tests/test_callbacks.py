@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, MultiDict
 
-from kie4o import CallbackError, InvalidSignatureError, MalformedCallbackError, TaskState
+from kie4o import CallbackError, ConfigurationError, InvalidSignatureError, MalformedCallbackError, TaskState
 from kie4o.callbacks import (
     MAX_BODY,
     SIGNATURE_HEADER,
@@ -184,7 +184,7 @@ def test_now_is_the_wall_clock() -> None:
 @pytest.mark.parametrize("tolerance", [0, -1, float("nan")])
 def test_no_tolerance_is_refused(tolerance: float) -> None:
     """A tolerance that would refuse everything is a mistake that is said."""
-    with pytest.raises(InvalidSignatureError, match="tolerance"):
+    with pytest.raises(ConfigurationError, match="tolerance"):
         parse_callback(BODY, signed(), key=KEY, now=NOW, tolerance=tolerance)
 
 

@@ -59,7 +59,7 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
         await settle(lambda: client._poller.waiting == 0)
         assert client._limiter.open == 0
         assert client._limiter.waiting == 0
-        assert not client._in_flight.locked()
+        assert not client._life.in_flight.locked()
         known = {entry.task_id async for entry in store.unfinished()}
         new = set(kie.tasks) - paid_before
         if ended == "cancelled":
@@ -80,6 +80,7 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
 
 @pytest.mark.parametrize("mode", ["pending", "done"])
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.sweep
 def test_cancel_at_every_suspension(verb: str, mode) -> None:
     """At each suspension of the caller, pending or just done: the cancel is not swallowed unless the
     call was complete, and nothing is left behind."""
@@ -98,6 +99,7 @@ def test_cancel_at_every_suspension(verb: str, mode) -> None:
 
 
 @pytest.mark.parametrize("verb", ["submit", "submit, keyed", "generate", "wait"])
+@pytest.mark.sweep
 def test_cancel_after_every_tick(verb: str) -> None:
     """After each turn of the loop, through and beyond the answer of the submit: this reaches the
     inside of the owned submit, where connecting, sending and reading happen."""
@@ -146,7 +148,7 @@ async def test_cancelled_generate_keeps_its_place_until_the_answer_is_back() -> 
             first.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await first
-            assert client._in_flight.locked()
+            assert client._life.in_flight.locked()
             await client.submit("b")
             times = sorted(task.created for task in kie.tasks.values())
             assert times[1] - times[0] >= 0.1

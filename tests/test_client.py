@@ -36,6 +36,7 @@ def anything(rng: random.Random) -> float:
 
 
 @pytest.mark.parametrize(("latency", "least", "speed"), [(short_tail, 0.97, 3), (anything, 0.88, 5)])
+@pytest.mark.sweep
 def test_two_hundred_tasks_through_a_strict_window(latency, least, speed) -> None:
     """200 generates against a server that counts: no 429, near the ideal 2 per second, and no task
     is looked at more than 3 times in any second."""

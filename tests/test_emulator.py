@@ -17,7 +17,8 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, FormData
 
 from kie4o.emulator import Answer, Emulator, Outcome, pictures
-from kie4o.emulator.tasks import MESSAGES, Kie, Window, is_valid, most_within
+from kie4o.emulator.account import Kie
+from kie4o.emulator.tasks import MESSAGES, Window, is_valid, most_within
 
 FIXTURES = Path(__file__).parent / "fixtures"
 API = "/api/v1/gpt4o-image"

@@ -12,16 +12,16 @@ import kie4o
 
 PACKAGE = Path(kie4o.__file__).parent
 LAYERS = [
-    *("cli", "client", "task"),
-    *("batch", "lifecycle", "arguments"),
+    *("cli", "webhooks", "client", "task"),
+    *("batch", "lifecycle", "delivery", "arguments"),
     *("submission", "record", "polling", "waiting"),
     *("files", "downloads", "uploads", "disk", "images", "addresses"),
-    *("limiting", "sqlite", "packing", "memory", "store", "transport", "retrying"),
-    *("wire", "structuring", "callbacks", "pacing", "settings", "models", "decoding", "errors"),
+    *("limiting", "sqlite", "walcheck", "packing", "memory", "store", "reads", "transport", "retrying"),
+    *("outcome", "wire", "structuring", "callbacks", "pacing", "settings", "models", "decoding", "errors"),
 ]  # from the top down
 EMULATOR = "emulator"  # beside the map: imports nothing of ours, and only a rim imports it
-RIMS = {"cli"}
-NETWORK = {"transport", "files", "downloads", "uploads", EMULATOR}
+RIMS = {"cli", "webhooks"}
+NETWORK = {"webhooks", "transport", "files", "downloads", "uploads", EMULATOR}
 # Who may import which foreign package when the program runs.
 FOREIGN: dict[str, set[str]] = {
     "attrs": {*LAYERS, EMULATOR},

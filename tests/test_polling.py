@@ -299,7 +299,7 @@ def test_a_callback_is_a_nudge() -> None:
     async def run():
         looks = Looks(RUNNING, DONE)
         poller = TaskPoller(looks, policy=PollPolicy(first=30, maximum=30, jitter=False))
-        assert poller.notify("t") is False
+        assert poller.notify("nobody") is False
         loop = asyncio.get_running_loop()
         start = loop.time()
         wait = asyncio.create_task(poller.wait("t", since=start))

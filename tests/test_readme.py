@@ -55,7 +55,12 @@ async def test_every_python_block_runs_as_it_is(code: str, tmp_path: Path) -> No
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "error", "-"),
             cwd=tmp_path,
-            env={"KIE_API_KEY": "k-123", "KIE_BASE_URL": kie.url, "PYTHONPATH": str(PACKAGE)},
+            env={
+                "KIE_API_KEY": "k-123",
+                "KIE_BASE_URL": kie.url,
+                "KIE_WEBHOOK_KEY": "w",
+                "PYTHONPATH": str(PACKAGE),
+            },
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import sys
 
+from .callbacks import CALLS
 from .server import Emulator
 from .tasks import ENDINGS
 
@@ -18,6 +19,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--outcome", choices=ENDINGS, default="success", help="how tasks end")
     parser.add_argument("--limit", type=int, default=20, help="new tasks ...")
     parser.add_argument("--per", type=float, default=10.0, help="... in so many emulated seconds")
+    parser.add_argument("--callback", choices=CALLS, default="end", help="how tasks call back")
+    parser.add_argument("--webhook-key", help="signs the callbacks, which go to this machine only")
     return parser.parse_args()
 
 

@@ -1,57 +1,54 @@
 """The emulator: a `Kie` with a clock and a socket.
 
 Here live the routes and what belongs to HTTP: keys, bodies, envelopes, files, delays. What Kie decides
-is in `tasks`. API, uploads and files are served from one address, although Kie has three.
+is in `account`. API, uploads and files are served from one address, although Kie has three.
 """
 
 import asyncio
-import base64
-import json
-import mimetypes
+import contextlib
 import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote, unquote, urlencode
 
 import attrs
 from aiohttp import web
 from attrs.validators import gt
 
+from .account import Kie, Plan
+from .callbacks import Call, CallRecord, Letter, write
+from .caller import Caller
+from .envelopes import (
+    UNAUTHORIZED,
+    UPLOAD_UNAUTHORIZED,
+    Envelope,
+    api_envelope,
+    json_object,
+    response,
+    spring,
+    upload_envelope,
+)
 from .pictures import BLANK, draw
-from .tasks import KEPT, LINK_LIFE, Answer, Kie, Outcome, Plan, Progress, Seconds, Task, seconds
+from .tasks import KEPT, LINK_LIFE, Answer, Outcome, Progress, Seconds, Task, as_answer, seconds
+from .uploads import SOURCES, receive
 
 GENERATE = "/api/v1/gpt4o-image/generate"
 RECORD_INFO = "/api/v1/gpt4o-image/record-info"
 DOWNLOAD_URL = "/api/v1/gpt4o-image/download-url"
 COMMON_DOWNLOAD_URL = "/api/v1/common/download-url"
 CREDIT = "/api/v1/chat/credit"
-BASE64_UPLOAD = "/api/file-base64-upload"
-STREAM_UPLOAD = "/api/file-stream-upload"
-URL_UPLOAD = "/api/file-url-upload"
 IMAGES = "/s/{name}"
 UPLOADS = "/kieai/{path:.+}"
 
 LARGEST_BODY = 128 * 2**20  # uploads of 100 MB are advised as the most
 SHUTDOWN = 0.05  # real seconds that open requests get when the emulator is left
-USER = "10001"  # the user number in the paths of uploads
 IMAGE_PATH = re.compile(r"/s/([0-9a-f]{32})_\d_\d+_\d{4}\.png")
-MAGIC = ((0, b"\x89PNG", "image/png"), (0, b"\xff\xd8\xff", "image/jpeg"), (8, b"WEBP", "image/webp"))
-
-UNAUTHORIZED = Answer(401)  # Kie says the same of a wrong Content-Type
-UPLOAD_UNAUTHORIZED = Answer(401, "Authentication failed: Invalid API Key", 401)
-BAD_BASE64 = Answer(400, "Base64 decoding failed: Invalid Base64 format", 400)
-UNREACHABLE = Answer(400, "Failed to download file from URL")
-MISSING = {
-    "uploadPath": Answer(400, "Missing required parameter: uploadPath", 400),
-    "base64Data": Answer(400, "Missing required parameter: base64Data"),
-    "file": Answer(400, "Missing required parameter: file"),
-    "fileUrl": Answer(400, "Missing required parameter: fileUrl (file download URL)"),
-}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -62,6 +59,7 @@ class Emulator(Kie):
 
     `speed` is emulated seconds per second; every other duration is in emulated seconds. `duration` and
     both latencies may be functions that are asked once per task or request. `api_key=None` takes any key.
+    Callbacks go to this machine only, signed with `webhook_key` if there is one; `wall` tells the unix time.
     """
 
     port: int = 0
@@ -71,6 +69,9 @@ class Emulator(Kie):
     latency: Seconds = 0.0
     look_latency: Seconds = 0.0
     pictures: bool = True
+    webhook_key: str | bytes | None = attrs.field(default=None, repr=False)
+    callback_timeout: float = attrs.field(default=15.0, validator=gt(0))
+    wall: Callable[[], float] = time.time
 
     posts: int = attrs.field(default=0, init=False)
     requests: Counter[str] = attrs.field(factory=Counter, init=False)
@@ -79,6 +80,11 @@ class Emulator(Kie):
     _links: dict[str, tuple[str, float]] = attrs.field(factory=dict, init=False, repr=False)
     _files: dict[str, tuple[bytes, str]] = attrs.field(factory=dict, init=False, repr=False)
     _runner: web.AppRunner | None = attrs.field(default=None, init=False)
+    _caller: Caller = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self._caller = Caller(self)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -92,13 +98,18 @@ class Emulator(Kie):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
+    @property
+    def callbacks(self) -> list[CallRecord]:
+        """Every attempt at a callback that is over, the ones that were not sent too."""
+        return self._caller.records
+
     def now(self) -> float:
         """Emulated seconds, on the clock of the event loop."""
         return asyncio.get_running_loop().time() * self.speed
 
     async def start(self) -> None:
         """Listen; started again after `aclose` it has the same address, tasks and credits."""
-        self.epoch = time.time() - self.now()
+        self.epoch = self.wall() - self.now()
         runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=SHUTDOWN)
         await runner.setup()
         try:
@@ -109,9 +120,13 @@ class Emulator(Kie):
         self._runner, self.port = runner, runner.addresses[0][1]
 
     async def aclose(self) -> None:
+        """Close the socket, and drop the callbacks that were still to be sent."""
         runner, self._runner = self._runner, None
-        if runner:
-            await runner.cleanup()
+        try:
+            if runner:
+                await runner.cleanup()
+        finally:
+            await self._caller.aclose()
 
     def plan(
         self,
@@ -120,10 +135,12 @@ class Emulator(Kie):
         duration: Seconds | None = None,
         outcome: str | Outcome | None = None,
         progress: Progress | None = None,
-        answer: Answer | int | None = None,
+        answer: Answer | int | str | None = None,
+        callback: Call | str | None = None,
     ) -> None:
         """Arrange the next task with this prompt; called again, the one after it."""
-        self._plans[prompt].append(Plan(duration, outcome, progress, self._answer(answer)))
+        answer = as_answer(answer, status_429=self.status_429)
+        self._plans[prompt].append(Plan(duration, outcome, progress, answer, callback))
 
     def next(
         self,
@@ -131,15 +148,30 @@ class Emulator(Kie):
         duration: Seconds | None = None,
         outcome: str | Outcome | None = None,
         progress: Progress | None = None,
-        answer: Answer | int | None = None,
+        answer: Answer | int | str | None = None,
+        callback: Call | str | None = None,
     ) -> None:
         """Arrange the next submit, whatever its prompt; called again, the one after it."""
-        self._next.append(Plan(duration, outcome, progress, self._answer(answer)))
+        answer = as_answer(answer, status_429=self.status_429)
+        self._next.append(Plan(duration, outcome, progress, answer, callback))
 
-    def _answer(self, answer: Answer | int | None) -> Answer | None:
-        if isinstance(answer, int):
-            return Answer(answer, http_status=self.status_429 if answer == 429 else 200)
-        return answer
+    async def call_back(self, task_id: str, content: str = "true", url: str | None = None) -> CallRecord:
+        """Post one callback about this task now, to its own URL or another; it is not repeated."""
+        task, call = self.tasks[task_id], Call(content=content)
+        url = url or task.callback_url
+        if url is None:
+            raise ValueError(f"task {task_id} has no callBackUrl: pass a url")
+        return await self._caller.send(self._letter(task, url, call), call)
+
+    def _letter(self, task: Task, url: str, call: Call) -> Letter:
+        return write(
+            task.claim(url=self.url),
+            call,
+            task_id=task.id,
+            url=url,
+            key=self.webhook_key,
+            timestamp=int(self.wall()),
+        )
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=LARGEST_BODY, middlewares=[self._door])
@@ -150,9 +182,9 @@ class Emulator(Kie):
             ("POST", COMMON_DOWNLOAD_URL, self._common_download_url),
             ("GET", CREDIT, self._credit),
         ):
-            app.router.add_route(method, path, self._behind_key(handler, UNAUTHORIZED, _envelope))
-        for path in (BASE64_UPLOAD, STREAM_UPLOAD, URL_UPLOAD):
-            app.router.add_post(path, self._behind_key(self._upload, UPLOAD_UNAUTHORIZED, _upload_envelope))
+            app.router.add_route(method, path, self._behind_key(handler, UNAUTHORIZED, api_envelope))
+        for path in SOURCES:
+            app.router.add_post(path, self._behind_key(self._upload, UPLOAD_UNAUTHORIZED, upload_envelope))
         for path in (IMAGES, UPLOADS):
             app.router.add_get(path, self._file)
         return app
@@ -169,7 +201,7 @@ class Emulator(Kie):
                 self.posts += 1
             return await handler(request)
         except web.HTTPException as error:
-            return _spring(request.path, HTTPStatus(error.status))
+            return spring(request.path, HTTPStatus(error.status))
         except ConnectionError:  # the client left in the middle of its body: nobody reads this
             return web.Response(status=400)
 
@@ -177,12 +209,12 @@ class Emulator(Kie):
         self,
         handler: Callable[[web.Request], Awaitable[Answer]],
         refusal: Answer,
-        envelope: Callable[[Answer], web.Response],
+        envelope: Envelope,
     ) -> Handler:
         async def respond(request: web.Request) -> web.StreamResponse:
             scheme, _, key = request.headers.get("Authorization", "").partition(" ")
             allowed = scheme == "Bearer" and key and self.api_key in (None, key)
-            return envelope(await handler(request) if allowed else refusal)
+            return response(request, await handler(request) if allowed else refusal, envelope)
 
         return respond
 
@@ -190,10 +222,25 @@ class Emulator(Kie):
         await asyncio.sleep(seconds(latency) / self.speed)
 
     async def _generate(self, request: web.Request) -> Answer:
-        body = await _json_object(request)
-        answer = body if isinstance(body, Answer) else self.submit(body, self.now())
+        body = await json_object(request)
+        answer, task = (body, None) if isinstance(body, Answer) else self.take(body, self.now())
+        if task and task.call.when != "together":
+            await self._begin(task)
         await self._pause(self.latency)
+        if task and task.call.when == "together":
+            await self._begin(task)
         return answer
+
+    async def _begin(self, task: Task) -> None:
+        """See to the callback of a task; one that is early holds the submit back until it is answered."""
+        url, call = task.callback_url, task.call
+        if url is None or task.end is None or call.when == "never":
+            return
+        first = self._caller.begin(partial(self._letter, task, url, call), call, due=task.end)
+        if call.when == "early":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout((call.delay + self.callback_timeout) / self.speed):
+                    await first.wait()
 
     async def _record_info(self, request: web.Request) -> Answer:
         answer = self.look(request.query.get("taskId", ""), self.now(), url=self.url)
@@ -201,7 +248,7 @@ class Emulator(Kie):
         return answer
 
     async def _download_url(self, request: web.Request) -> Answer:
-        body = await _json_object(request)
+        body = await json_object(request)
         if isinstance(body, Answer):
             return body
         task_id, url = body.get("taskId"), body.get("url")
@@ -212,7 +259,7 @@ class Emulator(Kie):
         return Answer(200, data=self._signed(path)) if answer.code == 200 else answer
 
     async def _common_download_url(self, request: web.Request) -> Answer:
-        body = await _json_object(request)
+        body = await json_object(request)
         if isinstance(body, Answer):
             return body
         path = self._path(str(body.get("url")))
@@ -224,57 +271,18 @@ class Emulator(Kie):
         return Answer(200, data=int(self.credits) if whole else self.credits)
 
     async def _upload(self, request: web.Request) -> Answer:
-        source, read = {
-            BASE64_UPLOAD: ("base64Data", self._decoded),
-            STREAM_UPLOAD: ("file", self._streamed),
-            URL_UPLOAD: ("fileUrl", self._fetched),
-        }[request.path]
-        fields = await _fields(request)
-        missing = next((name for name in ("uploadPath", source) if fields.get(name, "") == ""), None)
-        if missing:
-            return MISSING[missing]
-        content = await read(fields[source])
-        if isinstance(content, Answer):
-            return content
-        return self._keep(content, str(fields["uploadPath"]), str(fields.get("fileName", "")))
-
-    async def _decoded(self, text: str | bytes) -> bytes | Answer:
-        if isinstance(text, bytes):
-            return BAD_BASE64
-        try:
-            return base64.b64decode(text.partition(";base64,")[2] or text, validate=True)
-        except ValueError:
-            return BAD_BASE64
-
-    async def _streamed(self, content: str | bytes) -> bytes | Answer:
-        return content if isinstance(content, bytes) else content.encode()
-
-    async def _fetched(self, url: str | bytes) -> bytes | Answer:
-        """Our own files for our own URLs; the rest of the network is left alone."""
-        path = self._path(str(url))
-        if not path:
-            return BLANK
-        found = await self._content(path)
-        return found[0] if found else UNREACHABLE
-
-    def _keep(self, content: bytes, folder: str, name: str) -> Answer:
-        mime = next((mime for at, magic, mime in MAGIC if content.startswith(magic, at)), None)
-        mime = mime or mimetypes.guess_type(name)[0] or "application/octet-stream"
         moment = self.epoch + self.now()
-        name = name or f"{int(moment * 1000)}-{secrets.token_hex(4)}{mimetypes.guess_extension(mime) or ''}"
-        path = f"/kieai/{USER}/{folder.strip('/')}/{name}".encode("utf-8", "replace").decode()
-        self._files[path] = (content, mime)
-        uploaded = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-        data = {
-            "success": True,
-            "fileName": name,
-            "filePath": path[1:],
-            "downloadUrl": self.url + quote(path),
-            "fileSize": len(content),
-            "mimeType": mime,
-            "uploadedAt": uploaded.replace("+00:00", "Z"),
-        }
-        return Answer(200, "File uploaded successfully", data=data)
+        upload = await receive(request, self._fetched, moment=moment, url=self.url)
+        if isinstance(upload, Answer):
+            return upload
+        self._files[upload.path] = (upload.content, upload.mime)
+        return upload.answer
+
+    async def _fetched(self, url: str) -> bytes | None:
+        """Our own files for our own URLs; the rest of the network is left alone."""
+        path = self._path(url)
+        found = await self._content(path) if path else (BLANK, "")
+        return found[0] if found else None
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         if "Authorization" in request.headers:
@@ -323,60 +331,3 @@ class Emulator(Kie):
             "X-Amz-Signature": signature,
         }
         return f"{self.url}{quote(path)}?{urlencode(query)}"
-
-
-async def _json_object(request: web.Request) -> dict[str, Any] | Answer:
-    if request.content_type != "application/json":
-        return UNAUTHORIZED
-    try:
-        body = json.loads(await request.read())
-    except (ValueError, RecursionError):
-        return Answer(400)
-    return body if isinstance(body, dict) else Answer(400)
-
-
-async def _fields(request: web.Request) -> dict[str, str | bytes]:
-    """The fields of an upload, be it JSON or a form; a file is its bytes, what is neither is left out."""
-    if request.content_type == "application/json":
-        body = await _json_object(request)
-        items = body.items() if isinstance(body, dict) else ()
-        return {name: value for name, value in items if isinstance(value, str)}
-    try:
-        form = await request.post()
-    except ValueError:  # multipart without a boundary
-        return {}
-    fields: dict[str, str | bytes] = {}
-    for name, value in form.items():
-        if isinstance(value, web.FileField):
-            with value.file as file:
-                fields[name] = file.read()
-        else:
-            fields[name] = bytes(value) if isinstance(value, bytearray) else value
-    return fields
-
-
-def _envelope(answer: Answer) -> web.Response:
-    """The API host: `data` is null in an error, and missing altogether in a 401."""
-    body = {"code": answer.code, "msg": answer.msg}
-    if answer.code != 401 or answer.data is not None:
-        body["data"] = answer.data
-    return _json(body, answer.http_status, "application/json;charset=UTF-8")
-
-
-def _upload_envelope(answer: Answer) -> web.Response:
-    """The upload host: says `success` as well, and has `data` only then."""
-    body = {"success": answer.code == 200, "code": answer.code, "msg": answer.msg}
-    if answer.data is not None:
-        body["data"] = answer.data
-    return _json(body, answer.http_status, "application/json")
-
-
-def _spring(path: str, status: HTTPStatus) -> web.Response:
-    """Neither host knows the path: an answer without `code` and `msg`."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    body = {"timestamp": now, "status": status.value, "error": status.phrase, "path": path}
-    return _json(body, status, "application/json")
-
-
-def _json(body: dict[str, Any], status: int, content_type: str) -> web.Response:
-    return web.Response(body=json.dumps(body).encode(), status=status, headers={"Content-Type": content_type})

@@ -1,25 +1,24 @@
-"""What Kie decides: tasks, windows, outcomes, credits and signed links.
+"""What a task at Kie is: its request, its end, its record; answers, windows and what is valid.
 
 Everything here is a value or a state that changes only when it is told the time: no socket, no clock,
 no sleep. That is what lets a test ask what Kie would have answered at 9.999 and at 10.0 seconds.
 
-All times are emulated seconds; `epoch` says which unix time the emulated second 0 was.
+All times are emulated seconds; only `create_time` and `complete_time` are unix time.
 """
 
 import json
 import math
-import secrets
-from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import attrs
-from attrs.validators import ge, gt, in_
+from attrs.validators import in_
+
+from .callbacks import Call, Claim
 
 Seconds = float | Callable[[], float]
 Progress = Literal["jump", "linear"]
 
-IMAGE_PRICE = 6  # credits for one image
 KEPT = 14 * 86_400  # seconds an image is kept
 LINK_LIFE = 1200  # seconds a signed link is good for
 MAX_FILES = 5
@@ -65,7 +64,8 @@ MESSAGES = {
 class Answer:
     """An envelope to send; without `msg` it says what Kie says for that code.
 
-    With `task_created` a submit is accepted and paid, and gets this answer all the same.
+    With `task_created` a submit is accepted and paid, and gets this answer all the same. `raw` is sent
+    as text/html in place of the envelope; a `lost` answer is not sent: the connection is closed.
     """
 
     code: int
@@ -73,6 +73,26 @@ class Answer:
     http_status: int = 200
     data: Any = None
     task_created: bool = attrs.field(default=False, kw_only=True)
+    raw: bytes | None = attrs.field(default=None, kw_only=True)
+    lost: bool = attrs.field(default=False, kw_only=True)
+
+    @classmethod
+    def dropped(cls, *, task_created: bool = True) -> Self:
+        """The answer to a submit that never arrives, although the task is there and paid."""
+        return cls(0, lost=True, task_created=task_created)
+
+
+ANSWERS = {"dropped": Answer.dropped()}
+
+
+def as_answer(answer: Answer | int | str | None, *, status_429: int = 200) -> Answer | None:
+    if isinstance(answer, int):
+        return Answer(answer, http_status=status_429 if answer == 429 else 200)
+    if isinstance(answer, str):
+        if answer not in ANSWERS:
+            raise ValueError(f"answer={answer!r}: an Answer, a code, or one of {', '.join(ANSWERS)}")
+        return ANSWERS[answer]
+    return answer
 
 
 @attrs.frozen
@@ -196,6 +216,7 @@ class Task:
     visible: float  # before this time record-info does not know the task yet
     looks: list[float]  # every look that arrived, refused ones too
     equals: list[str] = attrs.field(repr=False)  # ids of the tasks with an equal request
+    call: Call = attrs.field(factory=Call, repr=False)
     expired: bool = False
 
     @property
@@ -206,6 +227,16 @@ class Task:
     @property
     def variants(self) -> int:
         return int(self.request.get("nVariants", 1))
+
+    @property
+    def callback_url(self) -> str | None:
+        url = self.request.get("callBackUrl")
+        return str(url) if url else None
+
+    @property
+    def end(self) -> float | None:
+        """When it ends; None if it never does."""
+        return self.created + self.duration if self.outcome.ending.flag else None
 
     @property
     def complete_time(self) -> int:
@@ -241,135 +272,16 @@ class Task:
             "progress": f"{self._share(state, now - self.created):.2f}",
         }
 
+    def claim(self, *, url: str) -> Claim:
+        """What its callback says; of a task that still runs, what it will say."""
+        if self.end is None:
+            raise ValueError(f"task {self.id} never ends: there is nothing to call back about")
+        state = self.state(self.end)
+        if state.flag != 1:
+            return Claim(state.code, state.message)
+        return Claim(200, MESSAGES[200], tuple(url + path for path in self.files(self.end)))
+
     def _share(self, state: Ending, elapsed: float) -> float:
         if state.flag or self.progress == "jump":
             return float(state.flag == 1)
         return min(0.99, elapsed / self.duration if elapsed < self.duration else 1.0)
-
-
-@attrs.frozen
-class Plan:
-    """What was arranged for one submit; None leaves it to the defaults."""
-
-    duration: Seconds | None = None
-    outcome: Outcome | None = attrs.field(default=None, converter=attrs.converters.optional(as_outcome))
-    progress: Progress | None = None
-    answer: Answer | None = None
-
-
-@attrs.define(kw_only=True, eq=False)
-class Kie:
-    """One account at Kie, without the network: what it is told, and what it would answer."""
-
-    duration: Seconds = 20.0
-    outcome: Outcome = attrs.field(default=Outcome("success"), converter=as_outcome)
-    progress: Progress = attrs.field(default="jump", validator=in_(("jump", "linear")))
-    limit: int = attrs.field(default=20, validator=ge(1))
-    per: float = attrs.field(default=10.0, validator=gt(0))
-    status_429: int = 429
-    looks_per_second: int = attrs.field(default=3, validator=ge(1))
-    grace: float = 0.0
-    credits: float = 1000.0
-
-    epoch: float = attrs.field(default=0.0, init=False)
-    tasks: dict[str, Task] = attrs.field(factory=dict, init=False)
-    accepted: int = attrs.field(default=0, init=False)
-    refused: int = attrs.field(default=0, init=False)
-    look_refusals: int = attrs.field(default=0, init=False)
-    _window: Window = attrs.field(init=False)
-    _looks: dict[str, Window] = attrs.field(factory=dict, init=False)
-    _equals: dict[str, list[str]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-    _plans: dict[str, deque[Plan]] = attrs.field(factory=lambda: defaultdict(deque), init=False)
-    _next: deque[Plan] = attrs.field(factory=deque, init=False)
-    _failing: deque[Answer] = attrs.field(factory=deque, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._window = Window(self.limit, self.per)
-
-    def fail_looks(self, n: int, code: int = 500, http_status: int = 200) -> None:
-        """Let the next `n` looks, at whatever task, get this error."""
-        self._failing.extend([Answer(code, http_status=http_status)] * n)
-
-    def expire(self, task_id: str) -> None:
-        """From now on the images of this task are reached by a signed link only."""
-        self.tasks[task_id].expired = True
-
-    def most_in_window(self) -> int:
-        return most_within(self._window.admitted, self.per)
-
-    def most_looks_per_second(self) -> int:
-        """The most looks at one task that arrived within a second, refused ones too."""
-        return max((most_within(looks.arrivals, 1.0) for looks in self._looks.values()), default=0)
-
-    def submit(self, body: dict[str, Any], now: float) -> Answer:
-        answer = self._submit(body, now)
-        self.refused += answer.code == 429
-        return answer
-
-    def look(self, task_id: str, now: float, *, url: str) -> Answer:
-        admitted = self._looks_at(task_id).admit(now)
-        if self._failing:
-            return self._failing.popleft()
-        if not admitted:
-            self.look_refusals += 1
-            return Answer(429)
-        task = self.tasks.get(task_id)
-        if task is None or not task.known(now):
-            return Answer(422, "The record does not exist")
-        return Answer(200, data=task.record(now, url=url))
-
-    def may_sign(self, task_id: str, path: str, now: float) -> Answer:
-        """Whether Kie signs a link to this image: 200, or why not."""
-        task = self.tasks.get(task_id)
-        if task is None or not task.known(now):
-            return Answer(422, "record is null")
-        reasons = (
-            (now - task.created >= KEPT, "Temporarily supports records within 14 days"),
-            (task.state(now).flag != 1, "record status is not success"),
-            (not task.files(now), "record result data is empty"),
-            (path not in task.files(now), "record result data not exist"),
-        )
-        return next((Answer(422, why) for wrong, why in reasons if wrong), Answer(200))
-
-    def _submit(self, body: dict[str, Any], now: float) -> Answer:
-        if not is_valid(body):
-            return Answer(422)
-        plans = self._plans.get(body.get("prompt", "")) or self._next
-        plan = plans[0] if plans else Plan()
-        if plan.answer and not plan.answer.task_created:
-            plans.popleft()
-            return plan.answer
-        if self.credits < self._price(body):
-            return Answer(402)
-        if not self._window.admit(now):
-            return Answer(429, http_status=self.status_429)
-        if plans:  # only now: a plan outlives the refusals before its task
-            plans.popleft()
-        task = self._create(body, plan, now)
-        return plan.answer or Answer(200, data={"taskId": task.id})
-
-    def _create(self, body: dict[str, Any], plan: Plan, now: float) -> Task:
-        task_id = secrets.token_hex(16)
-        equals = self._equals[json.dumps(body, sort_keys=True)]
-        equals.append(task_id)
-        self.accepted += 1
-        self.credits -= self._price(body)
-        self.tasks[task_id] = task = Task(
-            id=task_id,
-            request=body,
-            created=now,
-            create_time=math.ceil(self.epoch + now),  # Kie rounds up
-            duration=seconds(self.duration if plan.duration is None else plan.duration),
-            outcome=plan.outcome or self.outcome,
-            progress=plan.progress or self.progress,
-            visible=now + self.grace,
-            looks=self._looks_at(task_id).arrivals,
-            equals=equals,
-        )
-        return task
-
-    def _price(self, body: dict[str, Any]) -> int:
-        return IMAGE_PRICE * int(body.get("nVariants", 1))
-
-    def _looks_at(self, task_id: str) -> Window:
-        return self._looks.setdefault(task_id, Window(self.looks_per_second, 1.0))

@@ -1,0 +1,1 @@
+"""What kie4o costs, measured: each module is a program of its own."""

@@ -1,0 +1,62 @@
+"""How an answer looks on the wire: the envelopes of both hosts, and what is no envelope."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from .tasks import Answer
+
+Envelope = Callable[[Answer], web.Response]
+
+UNAUTHORIZED = Answer(401)  # Kie says the same of a wrong Content-Type
+UPLOAD_UNAUTHORIZED = Answer(401, "Authentication failed: Invalid API Key", 401)
+
+
+async def json_object(request: web.Request) -> dict[str, Any] | Answer:
+    if request.content_type != "application/json":
+        return UNAUTHORIZED
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        return Answer(400)
+    return body if isinstance(body, dict) else Answer(400)
+
+
+def response(request: web.Request, answer: Answer, envelope: Envelope) -> web.Response:
+    """The answer in its envelope, or without one; a lost one ends the connection before a byte."""
+    if answer.lost and request.transport:
+        request.transport.close()  # what is written to it from now on goes nowhere
+    if answer.raw is not None:
+        return web.Response(body=answer.raw, status=answer.http_status, content_type="text/html")
+    return envelope(answer)
+
+
+def api_envelope(answer: Answer) -> web.Response:
+    """The API host: `data` is null in an error, and missing altogether in a 401."""
+    body = {"code": answer.code, "msg": answer.msg}
+    if answer.code != 401 or answer.data is not None:
+        body["data"] = answer.data
+    return _json(body, answer.http_status, "application/json;charset=UTF-8")
+
+
+def upload_envelope(answer: Answer) -> web.Response:
+    """The upload host: says `success` as well, and has `data` only then."""
+    body = {"success": answer.code == 200, "code": answer.code, "msg": answer.msg}
+    if answer.data is not None:
+        body["data"] = answer.data
+    return _json(body, answer.http_status, "application/json")
+
+
+def spring(path: str, status: HTTPStatus) -> web.Response:
+    """Neither host knows the path: an answer without `code` and `msg`."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    body = {"timestamp": now, "status": status.value, "error": status.phrase, "path": path}
+    return _json(body, status, "application/json")
+
+
+def _json(body: dict[str, Any], status: int, content_type: str) -> web.Response:
+    return web.Response(body=json.dumps(body).encode(), status=status, headers={"Content-Type": content_type})

@@ -1,0 +1,29 @@
+"""What a task came to: whether there is more to wait for, and its images or its failure. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .decoding import shown
+from .errors import ContentPolicyError, InputImageError, TaskFailedError
+from .models import ImageResult, Source, TaskDetails, TaskState
+
+FAILURE_OF_CODE: Mapping[int, type[TaskFailedError]] = MappingProxyType(
+    {400: ContentPolicyError, 451: InputImageError}
+)
+
+
+def result_of(details: TaskDetails, source: Source) -> ImageResult:
+    """The images of a task that has ended, or its failure raised."""
+    if details.state is not TaskState.FAILED:
+        return ImageResult(details.task_id, urls=details.urls, details=details, source=source)
+    kind = FAILURE_OF_CODE.get(details.error_code or 0, TaskFailedError)
+    code = "" if details.error_code is None else f" with code {details.error_code}"
+    sentence = f"task {details.task_id} failed{code}: {shown(details.error_message or 'no reason given')}"
+    raise kind(sentence, task_id=details.task_id, error_code=details.error_code, details=details)
+
+
+def is_final(details: TaskDetails) -> bool:
+    """A success without images is not: the record lags behind."""
+    return details.state is TaskState.FAILED or (details.state is TaskState.SUCCEEDED and bool(details.urls))

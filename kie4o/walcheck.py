@@ -1,0 +1,50 @@
+"""Whether a SQLite write-ahead log was damaged where SQLite itself would say nothing.
+
+SQLite reads a log up to the first frame that does not fit and takes the rest for a write that was
+cut off. If already the header or the first frame is damaged it finds nothing, opens without a
+word, and all that was committed since the last checkpoint is gone: intents, and task ids that were
+paid for. A first write that was cut off leaves nothing behind it; damage does. Source: SQLite's
+page "WAL-mode File Format", section 4.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+_HEADER = 32  # bytes
+_FRAME = 24  # bytes before each page
+_MAGIC = (0x377F0682, 0x377F0683)  # the last bit says that checksums read big-endian words
+
+
+def is_damaged(log: Path) -> bool:
+    """Whether the log holds frames that its beginning makes unreadable."""
+    if not log.exists() or log.stat().st_size < _HEADER + _FRAME:
+        return False
+    with log.open("rb") as file:
+        header = file.read(_HEADER)
+        magic, _, page, _, *_ = struct.unpack(">8I", header)
+        if magic not in _MAGIC or page not in {1 << power for power in range(9, 17)}:
+            return True
+        order = ">" if magic & 1 else "<"
+        sums = _checksum(header[:24], order, (0, 0))
+        if struct.pack(">2I", *sums) != header[24:]:
+            return True
+        first = file.read(_FRAME + page)
+        if len(first) < _FRAME + page or _fits(first, header, order, sums):
+            return False
+        return file.read(_FRAME)[8:16] == header[16:24]  # a second frame of the same run follows
+
+
+def _fits(frame: bytes, header: bytes, order: str, sums: tuple[int, int]) -> bool:
+    sums = _checksum(frame[:8] + frame[_FRAME:], order, sums)
+    return frame[8:16] == header[16:24] and struct.pack(">2I", *sums) == frame[16:_FRAME]
+
+
+def _checksum(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
+    first, second = sums
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
+    return first, second

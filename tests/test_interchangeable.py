@@ -1,0 +1,221 @@
+"""Webhook or poll, the same answer: whenever callbacks come, how often, and whatever they say."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from aiohttp import web
+from clocks import run_scaled
+
+import kie4o
+from kie4o import AsyncKieClient, PollPolicy
+from kie4o.emulator import Answer, Call, Emulator
+from kie4o.webhooks import routes
+
+KEY = "a webhook key"
+WHEN = ["early", "together", "end", "never"]
+COPIES = [1, 3]
+CONTENT = ["true", "altered", "false failure", "replayed", "unknown task", "forged"]
+
+
+class Receiving:
+    """An emulator, and a client behind a real aiohttp receiver that the emulator calls."""
+
+    def __init__(self, *, duration: float = 10.0, latency: float = 1.0, **client) -> None:
+        self.kie = Emulator(duration=duration, latency=latency, webhook_key=KEY)
+        self.arguments = {"webhook_key": KEY, "poll": PollPolicy(), "timeout": 600.0} | client
+
+    async def __aenter__(self) -> Receiving:
+        await self.kie.start()
+        app = web.Application()
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self.clients: list[AsyncKieClient] = []
+
+        async def receive(request: web.Request) -> web.StreamResponse:
+            [route] = routes(self.clients[-1], "/kie/{ref}")
+            return await route.handler(request)
+
+        app.router.add_post("/kie/{ref}", receive)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        port = site._server.sockets[0].getsockname()[1]
+        self.arguments["callback_url"] = f"http://127.0.0.1:{port}/kie/{{ref}}"
+        self.client = self.another()
+        return self
+
+    def another(self, **more) -> AsyncKieClient:
+        """A further life of the client; callbacks go to the last one."""
+        self.clients.append(AsyncKieClient("sk-test", base_url=self.kie.url, **(self.arguments | more)))
+        return self.clients[-1]
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in self.clients:
+            await client.aclose()
+        await self.runner.cleanup()
+        await self.kie.aclose()
+
+
+@pytest.mark.parametrize("trusting", [False])
+@pytest.mark.parametrize("when", WHEN)
+def test_the_grid(when: str, trusting: bool) -> None:
+    """Arrival x copies x content: the result is the one that polling alone gives, and no URL is ever
+    delivered that record-info did not return."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            kie, cases = here.kie, list(itertools.product(COPIES, CONTENT))
+            for copies, content in cases:
+                kie.plan(f"{copies} {content}", callback=Call(when, copies=copies, content=content))
+            results = await asyncio.gather(
+                *(here.client.generate(f"{copies} {content}") for copies, content in cases)
+            )
+            async with AsyncKieClient("sk-test", base_url=kie.url) as alone:
+                for (copies, content), result in zip(cases, results, strict=True):
+                    polled = await alone.wait(result.task_id)
+                    assert result == polled, (when, copies, content)
+                    assert all(url.startswith(kie.url) for url in result)
+            assert kie.most_looks_per_second() <= 3
+            assert kie.accepted == len(cases)
+
+    run_scaled(run(), 20)
+
+
+def test_a_true_callback_is_faster_than_the_net() -> None:
+    """With callbacks a task of 10 s is known after 10 s and one look; without them after 60 s."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            loop = asyncio.get_running_loop()
+            start = loop.time()
+            called = await here.client.generate("x")
+            assert called.source == "callback"
+            assert loop.time() - start < 20
+            assert len(here.kie.tasks[called.task_id].looks) == 1
+            here.kie.plan("y", callback="never")
+            polled = await here.client.generate("y")
+            assert polled.source == "poll"
+            assert 50 < loop.time() - start < 90
+
+    run_scaled(run(), 20)
+
+
+def test_silent_callbacks_are_no_longer_relied_on() -> None:
+    """After three ends that no callback told, polling is back at its usual pace; a callback restores
+    the net."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            loop = asyncio.get_running_loop()
+            took = []
+            for number in range(5):
+                here.kie.next(callback="never")
+                start = loop.time()
+                await here.client.generate(f"{number}")
+                took.append(loop.time() - start)
+            assert all(seconds > 50 for seconds in took[:3])
+            assert all(seconds < 25 for seconds in took[3:])
+
+    run_scaled(run(), 40)
+
+
+@pytest.mark.parametrize("answer", ["dropped", "html"])
+def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
+    """The POST was paid and its answer lost: `generate` goes on when the callback names the task;
+    nothing is sent twice."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            lost = (
+                "dropped"
+                if answer == "dropped"
+                else Answer(502, raw=b"<html>", http_status=502, task_created=True)
+            )
+            here.kie.plan("x", answer=lost)
+            result = await here.client.generate("x", key="k")
+            assert list(here.kie.tasks) == [result.task_id]
+            assert here.kie.posts == 1
+            assert (await here.client.generate("x", key="k")) == result
+
+    run_scaled(run(), 20)
+
+
+def test_without_a_callback_the_lost_answer_stays_unknown() -> None:
+    """`generate` waits until its deadline for the callback; a bare `submit` raises at once."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            loop = asyncio.get_running_loop()
+            for _ in range(2):
+                here.kie.next(answer="dropped", callback="never")
+            start = loop.time()
+            with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+                await here.client.generate("x", timeout=100.0)
+            assert 95 < loop.time() - start < 110
+            assert caught.value.ref
+            start = loop.time()
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await here.client.submit("x")
+            assert loop.time() - start < 20
+
+    run_scaled(run(), 40)
+
+
+def test_a_callback_settles_an_unknown_of_an_earlier_life(tmp_path) -> None:
+    """A client dies with an unknown submit; the next life on its store gets the callback, and the key
+    has its task."""
+
+    async def run() -> None:
+        async with Receiving(store=tmp_path / "run.db") as here:
+            here.kie.plan("x", answer="dropped", callback=Call("end", delay=60.0))
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await here.client.submit("x", key="k")
+            await here.client.aclose()
+            second = here.another()
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await second.submit("x", key="k")
+            while not any(sent.status == 200 for sent in here.kie.callbacks):
+                await asyncio.sleep(1)
+            result = await second.generate("x", key="k")
+            assert result.task_id in here.kie.tasks
+            assert here.kie.posts == 1
+
+    run_scaled(run(), 40)
+
+
+def test_delivering_by_hand() -> None:
+    """`deliver` confirms and gives the details; a stranger's callback is refused without a look."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            here.kie.plan("x", callback="never")
+            task = await here.client.submit("x")
+            await asyncio.sleep(15)
+            ref = here.kie.tasks[task.id].request["callBackUrl"].rpartition("/")[2]
+            body = b'{"code":200,"msg":"","data":{"taskId":"%s","info":null}}' % task.id.encode()
+            headers = kie4o.sign_callback(task.id, key=KEY, timestamp=__import__("time").time())
+            details = await here.client.deliver(here.client.parse_callback(body, headers, ref=ref))
+            assert details.state is kie4o.TaskState.SUCCEEDED
+            looks = len(here.kie.tasks[task.id].looks)
+            with pytest.raises(kie4o.CallbackError):
+                await here.client.deliver(here.client.parse_callback(body, headers, ref="somebody else's"))
+            await here.client.deliver(here.client.parse_callback(body, headers, ref=ref))
+            assert len(here.kie.tasks[task.id].looks) == looks
+            assert (await task).source == "store"
+
+    run_scaled(run(), 20)
+
+
+def test_trusted_callbacks_need_no_look() -> None:
+    """With `trust_callbacks=True` a recognised callback's word is taken, and results are equal still."""
+
+    async def run() -> None:
+        async with Receiving(trust_callbacks=True) as here:
+            result = await here.client.generate("x")
+            assert here.kie.tasks[result.task_id].looks == []
+            async with AsyncKieClient("sk-test", base_url=here.kie.url) as alone:
+                assert await alone.wait(result.task_id) == result
+
+    run_scaled(run(), 20)

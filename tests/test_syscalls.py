@@ -1,0 +1,161 @@
+"""Laws 1 and 2 when the system fails: `strace` makes the n-th write, sync, connect or send of a
+process kill it, or fail. Afterwards the batch is run again in peace and judged as after any crash.
+
+The default run takes a few positions; HYPOTHESIS_PROFILE=deep takes at least 150.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+from crashing import CHILD, DEEP, ITEMS, KILLED, Case, Lane, Till, on_lanes
+
+STRACE = shutil.which("strace")
+KILL = "signal=SIGKILL"
+# How each of them can fail. "+" means from then on, as on a disk that stays full.
+WAYS = {
+    "fdatasync": (KILL, "error=EIO", "error=ENOSPC", "error=EIO+"),
+    "fsync": (KILL, "error=EIO"),
+    "pwrite64": (KILL, "error=EIO", "error=ENOSPC", "error=ENOSPC+"),
+    "sendto": (KILL, "error=EIO", "error=ECONNRESET"),
+    "connect": (KILL, "error=EIO", "error=ECONNREFUSED", "error=ENETUNREACH+"),
+}
+POSITIONS = 16 if DEEP else 2  # of each syscall and way
+LEAST = 150 if DEEP else 15  # positions that were really reached
+
+
+def why_not() -> str:
+    """Why strace cannot be used here; empty if it can."""
+    if STRACE is None:
+        return "strace is not installed"
+    trial = [STRACE, "-f", "-qq", "--seccomp-bpf", "-e", "inject=connect:error=EIO:when=1", "true"]
+    tried = subprocess.run(trial, capture_output=True, text=True, timeout=30)
+    return f"strace may not trace here: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+REASON = why_not()
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "strace works")
+
+
+@attrs.frozen
+class Failure:
+    """The `at`-th call of `syscall` in any thread goes that `way`."""
+
+    syscall: str
+    way: str
+    at: int
+
+    def __str__(self) -> str:
+        return f"{self.syscall} {self.at} {self.way}"
+
+    @property
+    def option(self) -> str:
+        way, rest = self.way.removesuffix("+"), "+" * self.way.endswith("+")
+        return f"inject={self.syscall}:{way}:when={self.at}{rest}"
+
+
+async def traced(case: Case, *options: str, strings: bool = False) -> tuple[int, str]:
+    """One run in an interpreter of its own under strace: its code, and what was traced."""
+    log = case.folder / "trace"
+    run = json.dumps(attrs.asdict(case.run_of()))
+    assert STRACE is not None
+    command = [STRACE, "-f", "-qq", "--seccomp-bpf", "-o", log, "-s", str(20_000 * strings)]
+    command += [word for option in options for word in ("-e", option)]
+    with (case.folder / "stderr").open("ab") as errors:
+        process = await asyncio.create_subprocess_exec(*command, sys.executable, CHILD, run, stderr=errors)
+        try:
+            code = await asyncio.wait_for(process.wait(), 60)
+        except TimeoutError:
+            process.terminate()  # strace, which lets go of the run and ends it
+            await process.wait()
+            raise AssertionError("a traced run hung") from None
+    case.codes.append(code)
+    await case.till.settled()
+    return code, log.read_text("utf-8", "replace")
+
+
+async def counted(folder: Path) -> Counter[str]:
+    """How often the busiest thread of an undisturbed run makes each call."""
+    async with Lane() as lane, Case(folder / "undisturbed", Till()) as case:
+        code, trace = await traced(case, f"trace={','.join(WAYS)}")
+        assert code == 0
+        assert await case.finish(lane) == []
+    per_thread = Counter(re.findall(r"^(\d+) +(\w+)\(", trace, re.MULTILINE))
+    counts: Counter[str] = Counter()
+    for (_, syscall), count in per_thread.items():
+        counts[syscall] = max(count, counts[syscall])
+    return counts
+
+
+def failures(counts: Counter[str]) -> Iterator[Failure]:
+    """Positions spread over the run, its first and later ones, for every way."""
+    for syscall, ways in WAYS.items():
+        most = counts[syscall]
+        for number, way in enumerate(ways):
+            step = max(1.0, most / POSITIONS)
+            first = 1 + (number * step / len(ways) if most > POSITIONS else 0)
+            for at in sorted({int(first + step * n) for n in range(POSITIONS)}):
+                if at <= most:
+                    yield Failure(syscall, way, at)
+
+
+@pytest.mark.sweep
+async def test_any_system_call_may_kill_or_fail(tmp_path: Path) -> None:
+    """At every chosen position: at most one complete POST per item, one outcome each, errors of ours
+    only, no traceback from any thread, and a task id that could not be written was told."""
+    began = time.monotonic()
+    counts = await counted(tmp_path)
+    assert all(counts[syscall] for syscall in WAYS), counts
+    reached: Counter[str] = Counter()
+
+    async def act(lane: Lane, failure: Failure) -> list[str]:
+        async with Case(tmp_path / str(failure), Till()) as case:
+            code, trace = await traced(case, f"trace={failure.syscall}", failure.option)
+            reached[failure.syscall] += code == KILLED or "(INJECTED)" in trace
+            expected = (0, KILLED) if failure.way == KILL else (0,)
+            faults = [] if code in expected else [f"ended with code {code}: {case.stderr}"]
+            return faults + await case.finish(lane)
+
+    faults = await on_lanes(failures(counts), act)
+    print(f"{reached.total()} positions in {time.monotonic() - began:.0f} s: {dict(reached)}")
+    assert faults == []
+    assert reached.total() >= LEAST
+
+
+INTENT = re.compile(
+    r'\\"key\\":\\"(item-\d\d)\\",\\"ref\\":\\"[^"]*\\",\\"keyed\\":true,\\"state\\":\\"intent\\"'
+)
+
+
+async def test_an_intent_is_synced_before_its_request_leaves(tmp_path: Path) -> None:
+    """In the order of the calls that the kernel saw: the page with the intent of an item is written,
+    a sync that began later has returned, and only then the bytes of its POST are sent."""
+    async with Case(tmp_path / "case", Till()) as case:
+        code, trace = await traced(case, "trace=pwrite64,fdatasync,sendto", strings=True)
+    assert code == 0
+    written: set[str] = set()
+    syncing: set[str] = set()
+    synced: set[str] = set()
+    sent: list[str] = []
+    for line in trace.splitlines():
+        if "pwrite64(" in line:
+            written.update(INTENT.findall(line))
+        if "fdatasync(" in line:
+            syncing = set(written)
+        if "fdatasync" in line and line.endswith("= 0"):
+            synced |= syncing
+        if match := re.search(r'sendto\(.*"POST .*draw (item-\d\d)', line):
+            sent.append(match[1])
+            assert match[1] in synced
+    assert sorted(sent) == ITEMS
