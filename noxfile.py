@@ -37,9 +37,14 @@ def run_tests(session: nox.Session, *command: str, profile: str = "fast") -> Non
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, under every supported Python that is found; the long sweeps under the first."""
-    swept = [] if str(session.python) == RUNNING else ["-m", "not sweep"]
-    run_tests(session, "pytest", *swept)
+    """The tests, under every supported Python that is found; the long sweeps under the first, alone,
+    since they measure rates."""
+    if session.posargs:
+        run_tests(session, "pytest")
+        return
+    run_tests(session, "pytest", "-m", "not sweep", "-n", "2", "--dist", "worksteal")
+    if str(session.python) == RUNNING:
+        run_tests(session, "pytest", "-m", "sweep")
 
 
 @nox.session
