@@ -12,7 +12,7 @@ from kie4o.emulator import Emulator
 settings.register_profile("fast", max_examples=50, deadline=None)
 settings.register_profile(
     "deep",
-    max_examples=20_000,
+    max_examples=5_000,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )

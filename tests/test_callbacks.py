@@ -1,7 +1,10 @@
 """Callbacks: every shape of them, every way to forge one, and nothing but our errors from junk."""
 
 import json
+import os
+import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -375,3 +378,55 @@ def test_what_is_signed_verifies(task_id: str, key: str, timestamp: int) -> None
     flipped = headers[S].replace(headers[S][0], "A" if headers[S][0] != "A" else "B", 1)
     with pytest.raises(InvalidSignatureError):
         parse_callback(body(taskId=task_id), headers | {S: flipped}, key=key, now=timestamp)
+
+
+# -- 100,000 pairs -------------------------------------------------------------------------------
+
+PAIRS = 100_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 20_000
+ODD = [b"", b"\x00", b"\xff", b"{", b"}", b'"', b"null", b"NaN", b"1e999", b"\\ud800", b"[" * 50, b"9" * 5000]
+NAMES = ["X-Webhook-Timestamp", "x-webhook-signature", "X-WEBHOOK-SIGNATURE", "Content-Type", "\udcff", ""]
+
+
+def mutated(rng: random.Random, data: bytes) -> bytes:
+    """A few random cuts, flips and insertions."""
+    for _ in range(rng.randrange(4)):
+        at = rng.randrange(len(data) + 1)
+        data = rng.choice(
+            [
+                data[:at],
+                data[:at] + rng.choice(ODD) + data[at:],
+                data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :],
+                data[at:] + data[:at],
+            ]
+        )
+    return data
+
+
+def odd_headers(rng: random.Random, good: dict[str, str]) -> object:
+    """The true headers, altered, repeated, in other shapes, or nothing of the kind."""
+    pairs: list[tuple[object, object]] = list(good.items())
+    for _ in range(rng.randrange(3)):
+        name = rng.choice(NAMES)
+        text = mutated(rng, rng.choice(list(good.values())).encode())
+        pairs.append((name, rng.choice([text, text.decode("latin-1"), [text], None, 5])))
+        rng.shuffle(pairs)
+    return rng.choice([dict(pairs), pairs, iter(pairs), None, pairs and dict(pairs[:1])])
+
+
+def test_many_random_pairs_raise_our_errors_only() -> None:
+    """From 100,000 (deep profile; else 20,000) altered bodies and headers come callbacks or our errors,
+    and none passes as verified whose signature was not made for its id and time."""
+    rng, seen = random.Random(4), Counter()
+    for number in range(PAIRS):
+        body, good = mutated(rng, BODY), signed()
+        headers = good if number % 5 == 0 else odd_headers(rng, good)
+        try:
+            callback = parse_callback(body, headers, key=KEY, now=NOW)
+        except CallbackError as error:
+            seen[type(error).__name__] += 1
+        else:
+            assert callback.verified
+            assert callback.task_id == TASK_ID
+            seen["verified"] += 1
+    assert set(seen) == {"verified", "MalformedCallbackError", "InvalidSignatureError"}
+    assert min(seen.values()) > PAIRS / 1000
