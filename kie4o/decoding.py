@@ -98,7 +98,7 @@ def is_web_url(value: object) -> bool:
 
 
 def image_urls(response: object) -> tuple[str, ...]:
-    """The URLs of a `response` or `info`: an object, a list, or JSON text of either (API.md 2.6)."""
+    """The URLs of a `response` or `info`: an object, a list, or JSON text of either: all were met."""
     if isinstance(response, str):
         try:
             response = json_value(response)

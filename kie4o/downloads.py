@@ -38,7 +38,7 @@ LONGEST = 300.0  # seconds for one image; `timeout` is for each part of the way
 _PIECE = 256 * 1024  # bytes per write to the disk
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _EXPIRED = frozenset({401, 403, 404, 410})  # what a signed link says after its time
-_PASSING = frozenset({408, 425, 429})  # and every 5xx; the CDN fails now and then (API.md 10.26)
+_PASSING = frozenset({408, 425, 429})  # and every 5xx; the CDN fails now and then, as public clients found
 _USER = re.compile(r"//[^/]*@")
 _T = TypeVar("_T")
 

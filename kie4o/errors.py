@@ -281,8 +281,8 @@ class KeyConflictError(StoreError):
     """This idempotency key was used before with another request."""
 
 
-# API.md section 9. A code that is missing here is an InternalServerError from 500 on, else a
-# plain APIStatusError.
+# From the code lists of Kie's pages. A code that is missing here is an InternalServerError from 500
+# on, else a plain APIStatusError.
 ERROR_OF_CODE: Mapping[int, type[APIStatusError]] = MappingProxyType(
     {
         400: BadRequestError,

@@ -27,7 +27,7 @@ from .transport import Transport
 from .uploads import Given, Source, form, target
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024  # of one image; Kie's own have 1 to 5 MB
-AT_ONCE = 4  # images of one call; the CDN fails more often the more are fetched (API.md 10.26)
+AT_ONCE = 4  # images of one call; the CDN fails more often the more are fetched
 LONGEST_UPLOAD = 300.0  # seconds, should `timeout` be less
 
 

@@ -183,8 +183,8 @@ class Judgement:
     message: str = ""
 
 
-# Codes that say for certain that nothing was started and nothing is charged (generate page and
-# API.md section 9). Everything that is not here, and every 5xx of a proxy, may have been paid.
+# Codes that say for certain that nothing was started and nothing is charged (Kie's code
+# lists). Everything that is not here, and every 5xx of a proxy, may have been paid.
 REFUSING_CODES = frozenset({400, 401, 402, 403, 404, 405, 409, 413, 422, 429, 430, 433, 451, 455, 505, 550})
 _AMBIGUOUS_4XX = 408  # upstream timed out: it may have worked
 
@@ -209,7 +209,7 @@ def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: st
     return Judgement(Verdict.REFUSED if refused else Verdict.UNKNOWN, code=status, message=message)
 
 
-# -- the state of a task (record-info; API.md section 2) ------------------------------------------
+# -- the state of a task (Kie's record-info page) ----------------------------------
 
 STATE_OF_STATUS: Mapping[str, TaskState] = MappingProxyType(
     {

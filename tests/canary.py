@@ -44,7 +44,7 @@ class Watch(logging.Handler):
             original(error, *args, **facts)
             errors.append(error)
 
-        KieError.__init__ = recorded  # type: ignore[method-assign]
+        KieError.__init__ = recorded  # type: ignore[method-assign]  # our own class, to see every error
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)

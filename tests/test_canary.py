@@ -52,7 +52,7 @@ def test_a_key_in_a_message_is_seen(api_key: str) -> None:
 
 def test_a_key_in_an_attribute_is_seen(api_key: str) -> None:
     """Facts travel with the error, also those that no message shows."""
-    APIStatusError("no").hint = api_key  # type: ignore[attr-defined]
+    APIStatusError("no").hint = api_key  # type: ignore[attr-defined]  # wrong on purpose
     assert WATCH.leaks()
 
 
@@ -76,7 +76,7 @@ def test_a_key_in_the_context_is_seen(api_key: str, hidden: bool) -> None:
 def test_a_key_in_a_local_of_ours_is_seen(api_key: str) -> None:
     """Error reporters send the local variables of each frame."""
     with pytest.raises(KieError):
-        wire.credits_of(401, b"nothing to read", retry_after=api_key)  # type: ignore[arg-type]
+        wire.credits_of(401, b"nothing to read", retry_after=api_key)  # type: ignore[arg-type]  # wrong on purpose
     assert any("retry_after in credits_of" in leak for leak in WATCH.leaks())
 
 

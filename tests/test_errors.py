@@ -13,7 +13,7 @@ from kie4o import errors, wire
 from kie4o.errors import ERROR_OF_CODE, APIStatusError, KieError, TaskFailedError, UnexpectedResponseError
 from kie4o.models import TaskDetails, TaskState
 
-# DESIGN section 2, written out: each class under its parent.
+# Written out: each class under its parent.
 TREE = {
     "KieError": None,
     "ConfigurationError": "KieError",

@@ -267,7 +267,7 @@ async def test_a_name_must_be_text(tmp_path: Path) -> None:
     """Anything else is refused before any network use."""
     async with Host(answer(PNG)) as host, files_for(host.url) as files:
         with pytest.raises(InvalidRequestError, match="name=7"):
-            await files.download([host.url], tmp_path, task_id=TASK, name=7, renew=no_renewal)  # type: ignore[arg-type]
+            await files.download([host.url], tmp_path, task_id=TASK, name=7, renew=no_renewal)  # type: ignore[arg-type]  # wrong on purpose
     assert not host.requests
 
 
@@ -1125,7 +1125,7 @@ async def test_files_that_cannot_be_read(tmp_path: Path) -> None:
                 (BrokenBytes(PNG), "Input/output error"),
             ]:
                 with pytest.raises(InvalidRequestError, match=words) as caught:
-                    await files.upload(source)  # type: ignore[arg-type]
+                    await files.upload(source)  # type: ignore[arg-type]  # wrong on purpose
                 assert caught.value.__context__ is None
     assert not host.forms
 

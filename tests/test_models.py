@@ -89,7 +89,7 @@ def test_what_is_allowed_is_said() -> None:
     """All choices of a field are in its sentence."""
     for name, kind in (("size", Size), ("n_variants", Variants), ("fallback_model", FallbackModel)):
         with pytest.raises(InvalidRequestError) as caught:
-            ImageRequest("A", **{name: "none of them"})  # type: ignore[arg-type]
+            ImageRequest("A", **{name: "none of them"})  # type: ignore[arg-type]  # wrong on purpose
         for choice in get_args(kind):
             assert repr(choice) in str(caught.value)
 
@@ -133,16 +133,16 @@ def test_every_choice_passes() -> None:
     assert get_args(Size) == ("1:1", "3:2", "2:3")
     assert get_args(Variants) == (1, 2, 4)
     for flag in FLAGS:
-        assert getattr(ImageRequest("A", **{flag: True}), flag) is True  # type: ignore[arg-type]
+        assert getattr(ImageRequest("A", **{flag: True}), flag) is True  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(InvalidRequestError):
-        ImageRequest("A", size=Ratio.SQUARE)  # type: ignore[arg-type]
+        ImageRequest("A", size=Ratio.SQUARE)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_files_url_takes_any_iterable() -> None:
     """A list, a tuple or a generator becomes a tuple; five are the most."""
     urls = [f"{URL}?{index}" for index in range(5)]
     for given_ in (urls, tuple(urls), iter(urls), (url for url in urls)):
-        assert ImageRequest(files_url=given_).files_url == tuple(urls)  # type: ignore[arg-type]
+        assert ImageRequest(files_url=given_).files_url == tuple(urls)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_warnings_point_at_the_caller() -> None:

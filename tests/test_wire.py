@@ -28,7 +28,24 @@ from kie4o.models import ImageRequest, TaskDetails, TaskState, UploadedFile
 from kie4o.wire import Judgement, Verdict
 
 TASK_ID = "5fd1000000000000000000000000a1ea"
-REFUSED = {400, 401, 402, 403, 404, 405, 409, 413, 422, 429, 430, 433, 451, 455, 505, 550}  # DESIGN section 2
+REFUSED = {
+    400,
+    401,
+    402,
+    403,
+    404,
+    405,
+    409,
+    413,
+    422,
+    429,
+    430,
+    433,
+    451,
+    455,
+    505,
+    550,
+}  # written out, not imported
 
 
 def body(value: object) -> bytes:
@@ -207,7 +224,7 @@ STRANGE = [
     *(None, "", "PROCESSING", "WAITING", "QUEUING", "PENDING", "FAILED", "FAIL", "DONE", "OK"),
     *("NONE", "SUCCEEDED", "GENERATED", "CANCELLED", "TIMEOUT", "SUCCESS_", "完成", "\ud800"),
 ]
-# One row for each status, one column for each flag: the table of API.md section 2, written out.
+# One row for each status, one column for each flag: written out, not imported.
 TABLE: dict[str | None, list[TaskState]] = dict.fromkeys(STRANGE, BY_FLAG) | {
     "GENERATING": [RUNNING, RUNNING, RUNNING, RUNNING, FAILED, FAILED, RUNNING, RUNNING],
     "SUCCESS": [SUCCEEDED] * 8,
