@@ -20,8 +20,8 @@ RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = list(dict.fromkeys(["3.11", "3.12", "3.13", RUNNING]))
 PAID = ["submission", "wire", "limiting", "transport"]  # modules through which money goes
 # Per cent of branches and lines that the tests reach: raise them as they rise, never lower them.
-FLOOR = 80
-PAID_FLOOR = 95
+FLOOR = 94
+PAID_FLOOR = 97
 
 
 def dependencies(group: str) -> list[str]:
