@@ -9,6 +9,7 @@ answer was lost is found again by it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import attrs
@@ -17,6 +18,7 @@ from .errors import CallbackError, KieError, StoreError
 from .models import Callback, TaskDetails, TaskState
 from .outcome import is_final
 from .polling import TaskPoller
+from .retrying import repeated
 from .store import Entry, EntryState, Store
 
 logger = logging.getLogger("kie4o")
@@ -79,7 +81,8 @@ class Delivery:
         waiting.add(future)
         try:
             for task_id in await self._store.inbox(entry.ref):
-                await self._settle(entry, task_id)
+                with contextlib.suppress(KieError):  # it stays unknown; the callback may come again
+                    await self._settle(entry, task_id)
             return await future
         finally:
             waiting.discard(future)
@@ -115,10 +118,14 @@ class Delivery:
         return details
 
     async def _settle(self, entry: Entry, task_id: str) -> TaskDetails:
-        """A callback names the task of a submit without an answer: true if Kie knows that task."""
+        """A callback names the task of a submit without an answer: true if Kie knows that task, and
+        it is no other request's."""
         self._poller.notify(task_id)
-        details = await self._poller.look(task_id)
+        details = await repeated(lambda: self._poller.look(task_id))
         stands = await self._store.find(key=entry.key)
+        owner = await self._store.find(task_id=task_id)
+        if owner is not None and owner.ref != entry.ref:
+            return details
         if details.state is TaskState.MISSING or stands is None or stands.ref != entry.ref:
             return details
         if stands.state is EntryState.UNKNOWN:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 
 import pytest
 from aiohttp import web
@@ -142,6 +143,38 @@ def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
     run_scaled(run(), 20)
 
 
+def test_a_failing_look_does_not_lose_what_a_callback_named() -> None:
+    """The look that confirms meets a passing fault: it is made again, and `generate` goes on."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            here.kie.plan("x", answer="dropped")
+            here.kie.fail_looks(2)
+            result = await here.client.generate("x")
+            assert list(here.kie.tasks) == [result.task_id]
+
+    run_scaled(run(), 20)
+
+
+def test_a_callback_that_names_another_requests_task_settles_nothing() -> None:
+    """The right ref with the id of a task that belongs to another request: that task stays its own."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            mine = await here.client.submit("mine", key="mine")
+            here.kie.plan("lost", answer="dropped", callback="never")
+            with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+                await here.client.submit("lost", key="lost")
+            body = b'{"code":200,"msg":"","data":{"taskId":"%s","info":null}}' % mine.id.encode()
+            headers = kie4o.sign_callback(mine.id, key=KEY, timestamp=time.time())
+            await here.client.deliver(here.client.parse_callback(body, headers, ref=caught.value.ref))
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await here.client.submit("lost", key="lost")
+            assert (await here.client.generate("mine", key="mine")).task_id == mine.id
+
+    run_scaled(run(), 20)
+
+
 def test_without_a_callback_the_lost_answer_stays_unknown() -> None:
     """`generate` waits until its deadline for the callback; a bare `submit` raises at once."""
 
@@ -195,7 +228,7 @@ def test_delivering_by_hand() -> None:
             await asyncio.sleep(15)
             ref = here.kie.tasks[task.id].request["callBackUrl"].rpartition("/")[2]
             body = b'{"code":200,"msg":"","data":{"taskId":"%s","info":null}}' % task.id.encode()
-            headers = kie4o.sign_callback(task.id, key=KEY, timestamp=__import__("time").time())
+            headers = kie4o.sign_callback(task.id, key=KEY, timestamp=time.time())
             details = await here.client.deliver(here.client.parse_callback(body, headers, ref=ref))
             assert details.state is kie4o.TaskState.SUCCEEDED
             looks = len(here.kie.tasks[task.id].looks)
