@@ -74,6 +74,17 @@ class Delivery:
         task.add_done_callback(self._confirming.discard)
         return True
 
+    async def recalled(self, ref: str) -> Entry | None:
+        """The entry of a ref if a callback that was kept, perhaps in an earlier life, names its task."""
+        entry = await self._store.find(ref=ref)
+        if entry is None:
+            return None
+        for task_id in await self._store.inbox(ref):
+            with contextlib.suppress(KieError):  # it stays unknown, and can be asked for again
+                await self._settle(entry, task_id)
+        entry = await self._store.find(ref=ref)
+        return entry if entry is not None and entry.task_id is not None else None
+
     async def found_again(self, entry: Entry) -> Entry:
         """Wait until a callback names the task of a submit whose answer was lost."""
         future: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()

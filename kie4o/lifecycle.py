@@ -15,7 +15,7 @@ import attrs
 
 from .arguments import on_update_of, timeout_of
 from .delivery import Delivery, record_end
-from .errors import KieError, TaskFailedError, TaskNotFoundError
+from .errors import KieError, SubmissionUnknownError, TaskFailedError, TaskNotFoundError
 from .models import ImageRequest, ImageResult, TaskDetails, TaskState
 from .outcome import result_of
 from .polling import OnUpdate, TaskPoller, Timeout
@@ -41,7 +41,7 @@ class Lifecycle:
     async def submit(self, request: ImageRequest, key: str | None, again: Again) -> Submitted:
         """Holds a place for the POST only."""
         async with Place(self.in_flight) as place:
-            submitted = await self.submissions.submit(request, key, place, again)
+            submitted = await self._paid(request, key, place, again)
         if submitted.entry.task_id is None:
             raise submitted.error()
         return submitted
@@ -60,10 +60,21 @@ class Lifecycle:
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         async with Place(self.in_flight) as place:
             gate()
-            submitted = await self.submissions.submit(request, key, place, again)
+            submitted = await self._paid(request, key, place, again)
             if submitted.entry.task_id is None:
                 submitted = await self._found_again(submitted, timeout)
             return await self.end_of(submitted, timeout, on_update)
+
+    async def _paid(self, request: ImageRequest, key: str | None, place: Place, again: Again) -> Submitted:
+        """The submit; one that ended unknown before may have had its callback since."""
+        try:
+            return await self.submissions.submit(request, key, place, again)
+        except SubmissionUnknownError as error:
+            unknown = error
+        entry = await self.delivery.recalled(unknown.ref or "")
+        if entry is None:
+            raise unknown
+        return Submitted(entry)
 
     async def resume(self, entry: Entry) -> ImageResult:
         """Wait for what an earlier life submitted."""

@@ -143,6 +143,23 @@ def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
     run_scaled(run(), 20)
 
 
+def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path) -> None:
+    """Killed between keeping a callback and confirming it: the next life finds the task in the inbox."""
+
+    async def run() -> None:
+        async with Receiving(store=tmp_path / "run.db") as here:
+            here.kie.plan("x", answer="dropped", callback="never")
+            with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+                await here.client.submit("x", key="k")
+            [task_id] = here.kie.tasks
+            await here.client._store.deposit(caught.value.ref, task_id)
+            await here.client.aclose()
+            assert (await here.another().generate("x", key="k")).task_id == task_id
+            assert here.kie.posts == 1
+
+    run_scaled(run(), 20)
+
+
 def test_a_failing_look_does_not_lose_what_a_callback_named() -> None:
     """The look that confirms meets a passing fault: it is made again, and `generate` goes on."""
 
