@@ -18,8 +18,9 @@ from .errors import ConfigurationError, InvalidRequestError
 from .memory import MemoryStore
 from .models import ImageRequest, RateLimit
 from .pacing import PollPolicy
-from .polling import OnUpdate, Timeout
-from .store import Again, Store
+from .polling import Timeout
+from .store import NEVER_AGAIN, Again, Store
+from .waiting import OnUpdate
 
 OnUnknown = Literal["hold", "resubmit"]
 
@@ -30,10 +31,12 @@ MAX_KEY = 512  # characters of an idempotency key
 
 def request_of(request: ImageRequest | str | None, fields: Mapping[str, Any]) -> ImageRequest:
     """An `ImageRequest` as it is (with fields replaced), or a prompt and the fields of one."""
-    known = [field.name for field in attrs.fields(ImageRequest)]
-    for name in fields:
-        if name not in known:
-            raise InvalidRequestError(f"{name}= is not a field of a request: use one of {', '.join(known)}")
+    if fields:
+        known = [field.name for field in attrs.fields(ImageRequest)]
+        for name in fields:
+            if name not in known:
+                sentence = f"{name}= is not a field of a request: use one of {', '.join(known)}"
+                raise InvalidRequestError(sentence)
     if request is not None and "prompt" in fields:
         raise InvalidRequestError("prompt= is not possible beside a request: give one of the two")
     if isinstance(request, ImageRequest):
@@ -92,8 +95,9 @@ def poll_of(policy: PollPolicy) -> PollPolicy:
 
 def timeout_of(timeout: Timeout) -> Timeout:
     """Seconds above zero, None for no limit, or ... for the client's own."""
-    number = type(timeout) in (int, float) and timeout > 0  # type: ignore[operator]  # by its type
-    if timeout is ... or timeout is None or (number and timeout != float("inf")):
+    if timeout is ... or timeout is None:
+        return timeout
+    if type(timeout) in (int, float) and 0 < timeout < float("inf"):
         return timeout
     raise InvalidRequestError(
         f"timeout={timeout!r} is not possible: use seconds above 0, or None for no limit"
@@ -109,6 +113,8 @@ def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
 
 def again_of(on_unknown: OnUnknown, retry_failed: bool) -> Again:
     """What the caller wants paid anew under a key."""
+    if on_unknown == "hold" and retry_failed is False:
+        return NEVER_AGAIN
     if on_unknown not in get_args(OnUnknown):
         raise InvalidRequestError(f"on_unknown={on_unknown!r} is not possible: use 'hold' or 'resubmit'")
     return Again(unknown=on_unknown == "resubmit", failed=bool(retry_failed))

@@ -269,7 +269,7 @@ def _replayed(item: Item, entry: Entry) -> Completion:
             raise KeyConflictError(f"key {item.key!r} was used before with another request", key=item.key)
         if entry.details is None:
             raise unknown_error(entry, "an earlier run")
-        result = attrs.evolve(result_of(entry.details, "store"), n_variants=entry.request.n_variants)
+        result = result_of(entry.details, "store", entry.request.n_variants)
         return _completion(item, result=result, replayed=True)
     except KieError as error:
         return _completion(item, error=error, replayed=True)

@@ -48,13 +48,14 @@ from .models import (
 )
 from .outcome import result_of
 from .pacing import PollPolicy
-from .polling import OnUpdate, TaskPoller, Timeout
+from .polling import TaskPoller, Timeout
 from .reads import Reads
 from .settings import Secret, count, resolve, seconds
 from .store import Entry, Store
 from .submission import Submissions
 from .task import ImageTask
 from .transport import Transport
+from .waiting import OnUpdate
 
 if TYPE_CHECKING:
     import aiohttp
@@ -246,9 +247,7 @@ class AsyncKieClient:
     ) -> ImageResult:
         """Until the task has ended. Raises `TaskFailedError`, `NoImagesError`, `TaskNotFoundError`,
         and `TaskTimeoutError` after `timeout` seconds (None: never); the task lives on then."""
-        task_id_of(task_id)
-        await self._ready()
-        return await self._life.wait(task_id, timeout, on_update, None)
+        return await self._life.wait(task_id_of(task_id), timeout, on_update)
 
     # -- files -----------------------------------------------------------------------------------
 

@@ -27,14 +27,17 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
 
 
-_decode = json.JSONDecoder(parse_constant=_no_constant).decode
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def json_value(body: bytes | bytearray | memoryview | str) -> Any:
     """The value of a JSON text; `ValueError` for anything else, also for NaN and absurd nesting."""
     try:
-        text = body if isinstance(body, str) else str(bytes(body), "utf-8-sig")
-        return _decode(text)
+        text = body if isinstance(body, str) else str(body, "utf-8").removeprefix("\ufeff")
+        if text[:1] != "{":
+            return _DECODER.decode(text)
+        value, end = _DECODER.raw_decode(text)  # spares two searches for white space
+        return value if end == len(text) else _DECODER.decode(text)
     except RecursionError:
         problem = "nested too deeply"
     raise ValueError(problem)
@@ -62,24 +65,25 @@ def whole_number(value: object) -> int | None:
 
 def fraction(value: object) -> float | None:
     """Progress: a number or a numeric text from 0 to 1."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
-    return float(value) if 0 <= value <= 1 else None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if 0 <= number <= 1 else None
 
 
 def moment(value: object) -> datetime | None:
     """Epoch milliseconds, ISO 8601, or Kie's zoneless text (read as UTC), as an aware datetime."""
     try:
-        if isinstance(value, str) and not _DIGITS.fullmatch(value):
-            when = datetime.fromisoformat(value)
-            return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
         milliseconds = whole_number(value)
-        return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+        if milliseconds is not None:
+            return datetime.fromtimestamp(milliseconds / 1000, UTC)
+        if not isinstance(value, str):
+            return None
+        when = datetime.fromisoformat(value)
+        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
     except (ValueError, OverflowError, OSError):
         return None
 
@@ -99,6 +103,8 @@ def is_web_url(value: object) -> bool:
 
 def image_urls(response: object) -> tuple[str, ...]:
     """The URLs of a `response` or `info`: an object, a list, or JSON text of either: all were met."""
+    if response is None:
+        return ()
     if isinstance(response, str):
         try:
             response = json_value(response)
@@ -131,5 +137,6 @@ def shown(text: object, limit: int = _EXCERPT) -> str:
     if isinstance(text, (bytes, bytearray)):
         text = bytes(text[: 4 * limit]).decode("utf-8", "replace")
     words = " ".join(str(text)[: 4 * limit].split())
-    words = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+    if not words.isprintable():
+        words = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
     return words if len(words) <= limit else words[: limit - 1] + "…"

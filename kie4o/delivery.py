@@ -12,8 +12,6 @@ import asyncio
 import contextlib
 import logging
 
-import attrs
-
 from .errors import CallbackError, KieError, StoreError
 from .models import Callback, TaskDetails, TaskState
 from .outcome import is_final
@@ -140,7 +138,7 @@ class Delivery:
         if details.state is TaskState.MISSING or stands is None or stands.ref != entry.ref:
             return details
         if stands.state is EntryState.UNKNOWN:
-            stands = attrs.evolve(stands, state=EntryState.SUBMITTED, task_id=task_id)
+            stands = stands.become(EntryState.SUBMITTED, task_id=task_id)
             await self._store.save(stands)
             logger.info("task %s, whose submit answer was lost, is found again", task_id)
         for future in self._lost.get(entry.ref, ()):
@@ -152,17 +150,16 @@ class Delivery:
 
     async def _end(self, details: TaskDetails) -> None:
         """Write an end down that nobody may be waiting for."""
-        if not is_final(details):
-            return
-        state = EntryState.FAILED if details.state is TaskState.FAILED else EntryState.SUCCEEDED
-        await record_end(self._store, details.task_id, state, details)
+        if is_final(details):
+            await record_end(self._store, details)
 
 
-async def record_end(store: Store, task_id: str, state: EntryState, details: TaskDetails) -> None:
+async def record_end(store: Store, details: TaskDetails) -> None:
     """Write the end of a task down; if that fails the next life looks again, which costs nothing."""
+    state = EntryState.FAILED if details.state is TaskState.FAILED else EntryState.SUCCEEDED
     try:
-        entry = await store.find(task_id=task_id)
+        entry = await store.find(task_id=details.task_id)
         if entry is not None and not entry.state.ended:
-            await store.save(attrs.evolve(entry, state=state, details=details))
+            await store.save(entry.become(state, details=details))
     except StoreError as error:
-        logger.error("the end of task %s could not be written down: %s", task_id, error)
+        logger.error("the end of task %s could not be written down: %s", details.task_id, error)

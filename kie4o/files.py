@@ -122,8 +122,7 @@ class Files:
         """Uploads are free and overwrite by name, so that a failed one is sent again."""
 
         async def call() -> UploadedFile:
-            answer = await self._transport.read(endpoint, body=body(), timeout=timeout)
-            return wire.uploaded_of(answer.status, answer.body, wire.retry_after_of(answer.retry_after))
+            return await self._transport.read(endpoint, wire.uploaded_of, body=body(), timeout=timeout)
 
         return await repeated(call, sleep=self._sleep, chance=self._chance)
 

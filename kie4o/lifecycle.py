@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import attrs
 
 from .arguments import on_update_of, timeout_of
 from .delivery import Delivery, record_end
-from .errors import KieError, SubmissionUnknownError, TaskFailedError, TaskNotFoundError
+from .errors import KieError, SubmissionUnknownError, TaskNotFoundError
 from .models import ImageRequest, ImageResult, TaskDetails, TaskState
 from .outcome import result_of
-from .polling import OnUpdate, TaskPoller, Timeout
-from .store import NEVER_AGAIN, Again, Entry, EntryState, Store
+from .polling import TaskPoller, Timeout
+from .store import NEVER_AGAIN, Again, Entry, Store
 from .submission import Place, Submissions, Submitted
+from .waiting import Listener, OnUpdate, Waiter
 
 EXPIRY = 14 * 86400.0  # seconds; images live 14 days (Kie's record-info page)
 
@@ -40,7 +42,8 @@ class Lifecycle:
 
     async def submit(self, request: ImageRequest, key: str | None, again: Again) -> Submitted:
         """Holds a place for the POST only."""
-        async with Place(self.in_flight) as place:
+        await self.in_flight.acquire()
+        with Place(self.in_flight) as place:
             submitted = await self._paid(request, key, place, again)
         if submitted.entry.task_id is None:
             raise submitted.error()
@@ -58,7 +61,8 @@ class Lifecycle:
     ) -> ImageResult:
         """Holds a place from the submit to the end; `gate` may refuse when a place is free."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
-        async with Place(self.in_flight) as place:
+        await self.in_flight.acquire()
+        with Place(self.in_flight) as place:
             gate()
             submitted = await self._paid(request, key, place, again)
             if submitted.entry.task_id is None:
@@ -78,58 +82,77 @@ class Lifecycle:
 
     async def resume(self, entry: Entry) -> ImageResult:
         """Wait for what an earlier life submitted."""
-        async with Place(self.in_flight):
+        await self.in_flight.acquire()
+        with Place(self.in_flight):
             return await self.end_of(Submitted(entry), ..., None)
 
     async def end_of(self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None) -> ImageResult:
         """The result of what was submitted now, or long ago under the same key."""
         entry = submitted.entry
         if entry.details is not None:
-            result = result_of(entry.details, "store")
-        else:
-            expecting = self.expects_callback(entry.request)
-            result = await self.wait(paid_id(entry), timeout, on_update, submitted.since, expecting=expecting)
-        return attrs.evolve(result, n_variants=entry.request.n_variants)
+            return result_of(entry.details, "store", entry.request.n_variants)
+        return await self.wait(paid_id(entry), timeout, on_update, submitted.since, entry.request)
 
-    async def wait(
+    def wait(
+        self,
+        task_id: str,
+        timeout: Timeout = ...,
+        on_update: OnUpdate | None = None,
+        since: float | None = None,
+        request: ImageRequest | None = None,
+    ) -> Coroutine[Any, Any, ImageResult]:
+        """Until the end, which is written down; it may be there already."""
+        return self._end(self._join(task_id, timeout, on_update, since, request), request)
+
+    async def _end(
+        self, joining: Awaitable[Waiter | TaskDetails], request: ImageRequest | None
+    ) -> ImageResult:
+        """The one coroutine that a waiting task costs: few variables, and only a future under it."""
+        waiter = await joining
+        del joining
+        if isinstance(waiter, TaskDetails):
+            return result_of(waiter, "store", variants_of(request))
+        try:
+            if isinstance(waiter, Listener):
+                await waiter.told()
+            await waiter
+        except TaskNotFoundError:
+            await self._forget_expired(waiter.watch.task_id)
+            raise
+        finally:
+            self.poller.leave(waiter)
+        return await self._ended(waiter, request)
+
+    async def _ended(self, waiter: Waiter, request: ImageRequest | None) -> ImageResult:
+        await record_end(self.store, waiter.result())
+        return result_of(waiter.result(), waiter.watch.source, variants_of(request))
+
+    async def _join(
         self,
         task_id: str,
         timeout: Timeout,
         on_update: OnUpdate | None,
         since: float | None,
-        *,
-        expecting: bool = False,
-    ) -> ImageResult:
-        """Until the end, which is written down; it may be there already."""
+        request: ImageRequest | None,
+    ) -> Waiter | TaskDetails:
+        """Begin to wait, unless the store knows the end."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
+        await self.ready()
+        expecting = self.expects_callback(request)
         if expecting or since is None:
             entry = await self.store.find(task_id=task_id)
             if entry is not None and entry.details is not None:
-                return result_of(entry.details, "store")
-        try:
-            result = await self.poller.wait(
-                task_id,
-                timeout=timeout,
-                on_update=on_update,
-                since=since,
-                expecting=expecting,
-            )
-        except TaskFailedError as error:
-            if error.details is not None:
-                await record_end(self.store, task_id, EntryState.FAILED, error.details)
-            raise
-        except TaskNotFoundError:
-            await self._forget_expired(task_id)
-            raise
-        await record_end(self.store, task_id, EntryState.SUCCEEDED, result.details)
-        return result
+                return entry.details
+        return self.poller.join(
+            task_id, timeout=timeout, on_update=on_update, since=since, expecting=expecting
+        )
 
     async def _forget_expired(self, task_id: str) -> None:
         """What Kie no longer knows after its 14 days has failed for good: nothing waits for it."""
         entry = await self.store.find(task_id=task_id)
         if entry is not None and time.time() - (entry.submitted_at or time.time()) > EXPIRY:
             gone = TaskDetails(task_id, state=TaskState.FAILED, error_message="Kie no longer knows the task")
-            await record_end(self.store, task_id, EntryState.FAILED, gone)
+            await record_end(self.store, gone)
 
     def expects_callback(self, request: ImageRequest | None) -> bool:
         """Whether Kie was told where to call back."""
@@ -143,6 +166,11 @@ class Lifecycle:
                 async with asyncio.timeout(limit):
                     return Submitted(await self.delivery.found_again(submitted.entry))
         raise submitted.error()
+
+
+def variants_of(request: ImageRequest | None) -> int | None:
+    """How many images were asked for, if that is known."""
+    return None if request is None else request.n_variants
 
 
 def paid_id(entry: Entry) -> str:

@@ -76,6 +76,7 @@ class RateLimiter:
     limit: RateLimit
     _window: SlidingWindow = attrs.field(init=False)
     _waiting: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
+    _loop: asyncio.AbstractEventLoop = attrs.field(init=False)  # of those who acquire now
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
@@ -97,7 +98,7 @@ class RateLimiter:
 
     async def acquire(self, *, again: bool = False) -> None:
         """Wait for a slot and take it. `again`: one that was refused keeps its place in front."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         if not self._waiting and self._window.take(loop.time()):
             return
         place: asyncio.Future[None] = loop.create_future()
@@ -117,30 +118,29 @@ class RateLimiter:
     def release(self, *, counted: bool) -> None:
         """Hand a slot back: `counted` unless the request provably never left."""
         if counted:
-            self._window.answered(asyncio.get_running_loop().time())
+            self._window.answered(self._loop.time())
         else:
             self._window.give_back()
         self._serve()
 
     def pause(self) -> None:
         """After a refusal for too many calls everybody waits for a whole window."""
-        self._window.pause(asyncio.get_running_loop().time() + self.limit.per)
+        self._window.pause(self._loop.time() + self.limit.per)
         self._serve()
 
     def _serve(self) -> None:
         """Grant what is free, and come back when the next slot is."""
-        loop = asyncio.get_running_loop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         while self._waiting:
             if self._waiting[0].done():  # cancelled
                 self._waiting.popleft()
-            elif self._window.take(loop.time()):
+            elif self._window.take(self._loop.time()):
                 self._waiting.popleft().set_result(None)
             else:
                 break
         if self._waiting:
-            free_at = self._window.free_at(loop.time())
+            free_at = self._window.free_at(self._loop.time())
             if free_at != float("inf"):
-                self._timer = loop.call_at(free_at, self._serve)
+                self._timer = self._loop.call_at(free_at, self._serve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from .errors import StoreLockedError
-from .store import LETTERS, Entry, EntryState, mark_of
+from .store import LETTERS, Entry, EntryState
 
 KEPT = 10_000  # ended entries under a key of the caller's; older ones make room
 KEPT_UNKEYED = 1_000  # the same without a key: for callbacks that are repeated
@@ -18,7 +18,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._key_of_task: dict[str, str] = {}
-        self._key_of_mark: dict[bytes, str] = {}
+        self._key_of_ref: dict[str, str] = {}  # if it is not the ref itself
         self._inbox: dict[str, list[str]] = {}
         self._ended: dict[bool, dict[str, None]] = {True: {}, False: {}}  # by keyed; in order
         self._is_open = False
@@ -34,15 +34,15 @@ class MemoryStore:
         return self._entries[entry.key]
 
     async def save(self, entry: Entry) -> None:
-        self._index(entry)
+        stood = self._index(entry)
         if entry.state.ended:
             self._inbox.pop(entry.ref, None)
             ended = self._ended[entry.keyed]
             ended[entry.key] = None
             if len(ended) > (KEPT if entry.keyed else KEPT_UNKEYED):
                 await self.forget(next(iter(ended)))
-        else:
-            self._ended[entry.keyed].pop(entry.key, None)
+        elif stood is not None and stood.state.ended:
+            self._ended[stood.keyed].pop(entry.key, None)
 
     async def forget(self, key: str) -> None:
         for ended in self._ended.values():
@@ -55,8 +55,9 @@ class MemoryStore:
         if task_id is not None:
             key = self._key_of_task.get(task_id)
         elif ref is not None:
-            key = self._key_of_mark.get(mark_of(ref))
-        return self._entries.get(key) if key is not None else None
+            key = self._key_of_ref.get(ref, ref)  # a dict compares keyed hashes first: no secret in its time
+        entry = self._entries.get(key) if key is not None else None
+        return None if entry is None or (ref is not None and entry.ref != ref) else entry
 
     async def deposit(self, ref: str, task_id: str) -> None:
         letters = self._inbox.setdefault(ref, [])
@@ -66,18 +67,23 @@ class MemoryStore:
     async def inbox(self, ref: str) -> Sequence[str]:
         return tuple(self._inbox.get(ref, ()))
 
-    def _index(self, entry: Entry) -> None:
-        self._unindex(entry.key, but=entry.ref)
+    def _index(self, entry: Entry) -> Entry | None:
+        """Keep the entry so that it is found; what stood in its place."""
+        stood = self._entries.get(entry.key)
+        if stood is not None and (stood.ref != entry.ref or stood.task_id not in (None, entry.task_id)):
+            self._unindex(entry.key, but=entry.ref)
         self._entries[entry.key] = entry
-        self._key_of_mark[mark_of(entry.ref)] = entry.key
+        if entry.keyed:
+            self._key_of_ref[entry.ref] = entry.key
         if entry.task_id is not None:
             self._key_of_task[entry.task_id] = entry.key
+        return stood
 
     def _unindex(self, key: str, *, but: str = "") -> None:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
-        self._key_of_mark.pop(mark_of(entry.ref), None)
+        self._key_of_ref.pop(entry.ref, None)
         if entry.ref != but:
             self._inbox.pop(entry.ref, None)
         if entry.task_id is not None:

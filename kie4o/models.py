@@ -52,9 +52,10 @@ def _refuse(name: str, value: object, allowed: str) -> InvalidRequestError:
 
 def _one_of(kind: Any) -> Any:
     allowed = get_args(kind)
+    types = {type(choice) for choice in allowed}
 
     def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
-        if type(value) not in {type(choice) for choice in allowed} or value not in allowed:
+        if type(value) not in types or value not in allowed:
             raise _refuse(field.name, value, "use one of " + ", ".join(map(repr, allowed)))
 
     return check
@@ -111,7 +112,7 @@ def _as_tuple(value: Iterable[str] | None) -> tuple[str, ...]:
 # -- what you ask for --------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class ImageRequest:
     """One request for images; every parameter of Kie's generate page under its snake_case name.
 

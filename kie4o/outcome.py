@@ -14,10 +14,12 @@ FAILURE_OF_CODE: Mapping[int, type[TaskFailedError]] = MappingProxyType(
 )
 
 
-def result_of(details: TaskDetails, source: Source) -> ImageResult:
+def result_of(details: TaskDetails, source: Source, n_variants: int | None = None) -> ImageResult:
     """The images of a task that has ended, or its failure raised."""
     if details.state is not TaskState.FAILED:
-        return ImageResult(details.task_id, urls=details.urls, details=details, source=source)
+        return ImageResult(
+            details.task_id, urls=details.urls, details=details, source=source, n_variants=n_variants
+        )
     kind = FAILURE_OF_CODE.get(details.error_code or 0, TaskFailedError)
     code = "" if details.error_code is None else f" with code {details.error_code}"
     sentence = f"task {details.task_id} failed{code}: {shown(details.error_message or 'no reason given')}"

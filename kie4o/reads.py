@@ -6,18 +6,22 @@ a few times if a read fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Coroutine
 from decimal import Decimal
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import wire
 from .models import TaskDetails
 from .retrying import repeated
-from .transport import Transport, task_query
+from .transport import Reader, Transport, task_query
 from .wire import Endpoint
 
 _T = TypeVar("_T")
-_Reader = Callable[[int, bytes, float | None], _T]
+
+# A running task answers with the same bytes again and again: they are read once. As many are kept
+# as tasks are usually in flight.
+_details_of = functools.lru_cache(maxsize=128)(wire.details_of)
 
 
 class Reads:
@@ -26,20 +30,17 @@ class Reads:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def details(self, task_id: str) -> TaskDetails:
-        answer = await self._transport.read(wire.DETAILS, query=task_query(task_id))
-        return wire.details_of(task_id, answer.status, answer.body, wire.retry_after_of(answer.retry_after))
+    def details(self, task_id: str) -> Coroutine[Any, Any, TaskDetails]:
+        """One look, as long as it takes: the poller bounds its looks."""
+        reader = functools.partial(_details_of, task_id)
+        return self._transport.read(wire.DETAILS, reader, query=task_query(task_id), timeout=None)
 
     async def credits(self) -> Decimal:
-        return await self._repeated(wire.CREDITS, None, wire.credits_of)
+        return await self._repeated(wire.CREDITS, wire.credits_of)
 
     async def download_url(self, task_id: str, url: str) -> str:
         body = wire.json_body({"taskId": task_id, "url": url})
-        return await self._repeated(wire.DOWNLOAD_URL, body, wire.link_of)
+        return await self._repeated(wire.DOWNLOAD_URL, wire.link_of, body)
 
-    async def _repeated(self, endpoint: Endpoint, body: bytes | None, read: _Reader[_T]) -> _T:
-        async def call() -> _T:
-            answer = await self._transport.read(endpoint, body=body)
-            return read(answer.status, answer.body, wire.retry_after_of(answer.retry_after))
-
-        return await repeated(call)
+    async def _repeated(self, endpoint: Endpoint, reader: Reader[_T], body: bytes | None = None) -> _T:
+        return await repeated(lambda: self._transport.read(endpoint, reader, body=body))

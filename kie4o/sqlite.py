@@ -24,8 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import attrs
-
 from .errors import StoreError, StoreLockedError
 from .packing import checksum, packed, unpacked
 from .store import LETTERS, Entry, EntryState, mark_of
@@ -336,7 +334,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         if _row(entry)[:-2] != row[:-2]:
             raise StoreError(f"the store {path} is damaged (entry {entry.key!r}): restore it from a copy")
         if entry.state is EntryState.INTENT:
-            intents.append(attrs.evolve(entry, state=EntryState.UNKNOWN, submitted_at=time.time()))
+            intents.append(entry.become(EntryState.UNKNOWN, submitted_at=time.time()))
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("DELETE FROM slot WHERE at < ?", (time.time() - _SLOTS,))
     for entry in intents:

@@ -42,7 +42,7 @@ class EntryState(enum.Enum):
         return self in (EntryState.SUCCEEDED, EntryState.FAILED)
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Entry:
     """One request under its key. `keyed` is False if nobody named a key; then `key` is the ref.
 
@@ -63,6 +63,26 @@ class Entry:
     def fingerprint(self) -> str:
         """Tells one request from another, whatever the run: SHA-256 of what is sent."""
         return fingerprint(self.request)
+
+    def become(
+        self,
+        state: EntryState,
+        *,
+        task_id: str | None = None,
+        submitted_at: float | None = None,
+        details: TaskDetails | None = None,
+    ) -> Entry:
+        """The same request one state further; what is not given stays."""
+        return Entry(
+            self.key,
+            request=self.request,
+            ref=self.ref,
+            keyed=self.keyed,
+            state=state,
+            task_id=self.task_id if task_id is None else task_id,
+            submitted_at=self.submitted_at if submitted_at is None else submitted_at,
+            details=self.details if details is None else details,
+        )
 
 
 def mark_of(ref: str) -> bytes:

@@ -24,7 +24,7 @@ class WrongShape(ValueError):
     """The paths to the wrong values, without the values."""
 
 
-@attrs.frozen
+@attrs.define
 class Record:
     """`data` of record-info, under Kie's names."""
 
@@ -39,7 +39,7 @@ class Record:
     completeTime: datetime | None = None
 
 
-@attrs.frozen
+@attrs.define
 class Stored:
     """`data` of an upload."""
 
@@ -51,70 +51,78 @@ class Stored:
     uploadedAt: datetime | None = None
 
 
-def _or_none(kind: str, reader: Callable[[object], Any]) -> Callable[[object], Any]:
-    """A strict reader: None stays None, and what cannot be read is an error, not None."""
-
-    def read(value: object) -> Any:
-        result = reader(value)
-        if result is None and value is not None:
-            raise TypeError(f"{kind} expected")
-        return result
-
-    return read
+_Hook = Callable[[object, object], Any]  # what cattrs calls for a field: the value, and its type
 
 
-def _whole(value: object) -> int:
-    number = decoding.whole_number(value)
-    if number is None:
-        raise TypeError("int expected")
-    return number
+def _task_id(value: object, _: object) -> str | None:
+    return None if value is None else _not_none(decoding.task_id(value), "task id")
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+def _number_or_none(value: object, _: object) -> int | None:
+    return None if value is None else _number(value, _)
+
+
+def _number(value: object, _: object) -> int:
+    return value if type(value) is int else _not_none(decoding.whole_number(value), "int")
+
+
+def _text_or_none(value: object, _: object) -> str | None:
+    return None if value is None else _text(value, _)
+
+
+def _text(value: object, _: object) -> str:
+    return value if isinstance(value, str) else _not_none(None, "str")
+
+
+def _urls(value: object, _: object) -> tuple[str, ...]:
+    return () if value is None else decoding.image_urls(value)
+
+
+def _fraction(value: object, _: object) -> float | None:
+    return decoding.fraction(value)
+
+
+def _moment(value: object, _: object) -> datetime | None:
+    return None if value is None else decoding.moment(value)
+
+
+def _not_none(value: _T | None, kind: str) -> _T:
+    if value is None:
+        raise TypeError(f"{kind} expected")
+    return value
 
 
 # How each field is read. Tolerant on purpose, since the pages and the wire differ there: digits in
 # a text, progress, times, and the spellings of the URLs. All others must have their type.
-_READERS: Mapping[type, Mapping[str, Callable[[object], Any]]] = MappingProxyType(
+_HOOKS: Mapping[type, Mapping[str, _Hook]] = MappingProxyType(
     {
         Record: {
-            "taskId": _or_none("task id", decoding.task_id),
-            "status": _or_none("str", _text),
-            "successFlag": _or_none("int", decoding.whole_number),
-            "response": decoding.image_urls,
-            "progress": decoding.fraction,
-            "errorCode": _or_none("int", decoding.whole_number),
-            "errorMessage": _or_none("str", _text),
-            "createTime": decoding.moment,
-            "completeTime": decoding.moment,
+            "taskId": _task_id,
+            "status": _text_or_none,
+            "successFlag": _number_or_none,
+            "response": _urls,
+            "progress": _fraction,
+            "errorCode": _number_or_none,
+            "errorMessage": _text_or_none,
+            "createTime": _moment,
+            "completeTime": _moment,
         },
-        Stored: {"fileSize": _whole, "uploadedAt": decoding.moment},
+        Stored: {"fileSize": _number, "uploadedAt": _moment},
     }
 )
 
 
 @functools.cache
-def _structure(kind: Any, *, detailed: bool) -> Callable[[Any, Any], Any]:
+def _structure(kind: Any, detailed: bool = False) -> Callable[[Any, Any], Any]:
     """cattrs' function for one class, made on first use because it compiles code. The plain one is
     fast, the detailed one knows the path to a wrong value."""
     from cattrs import Converter
     from cattrs.gen import make_dict_structure_fn, override
 
     converter = Converter(detailed_validation=detailed)
-    converter.register_structure_hook(str, _only_text)
-    overrides = {name: override(struct_hook=_hook(read)) for name, read in _READERS[kind].items()}
+    converter.register_structure_hook(str, _text)
+    overrides = {name: override(struct_hook=hook) for name, hook in _HOOKS[kind].items()}
     return make_dict_structure_fn(kind, converter, **overrides)  # type: ignore[arg-type]  # its own options
-
-
-def _hook(read: Callable[[object], Any]) -> Callable[[Any, Any], Any]:
-    return lambda value, _: read(value)
-
-
-def _only_text(value: object, _: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("str expected")
-    return value
 
 
 def structured(data: object, kind: Callable[..., _T]) -> _T:
@@ -122,7 +130,7 @@ def structured(data: object, kind: Callable[..., _T]) -> _T:
     if not isinstance(data, dict):
         raise WrongShape("data")
     try:
-        value: _T = _structure(kind, detailed=False)(data, kind)
+        value: _T = _structure(kind)(data, kind)
         return value
     except Exception:  # cattrs lets through whatever the value made its generated code raise
         path = _path_to_wrong_value(data, kind)

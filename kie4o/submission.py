@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import logging
 import random
 import secrets
@@ -40,7 +41,7 @@ from .wire import Judgement, Verdict
 logger = logging.getLogger("kie4o")
 
 DRAIN = 30.0  # seconds that closing waits for answers to requests that have left
-_REF_BYTES = 24  # 192 random bits: it authenticates callbacks, and 128 are asked for
+_REF_BYTES = 18  # 144 random bits: it authenticates callbacks, and 128 are asked for
 _ASKED_AT_MOST = 30.0  # seconds beyond our own pause that a Retry-After may add
 
 
@@ -84,26 +85,28 @@ _WINDOW_CODES = frozenset(cause for cause, resend in RESENDS.items() if resend.w
 
 
 class Place:
-    """One of the `max_in_flight` places, free again when all who hold it have let go."""
+    """One of the `max_in_flight` places, once the semaphore has given it; free again when all who
+    hold it have let go."""
+
+    __slots__ = ("_holders", "_semaphore")
 
     def __init__(self, semaphore: asyncio.Semaphore) -> None:
         self._semaphore = semaphore
         self._holders = 0
 
-    def hold(self) -> None:
+    def hold(self) -> Place:
         self._holders += 1
+        return self
 
     def let_go(self) -> None:
         self._holders -= 1
         if self._holders == 0:
             self._semaphore.release()
 
-    async def __aenter__(self) -> Place:
-        await self._semaphore.acquire()
-        self.hold()
-        return self
+    def __enter__(self) -> Place:
+        return self.hold()
 
-    async def __aexit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.let_go()
 
 
@@ -127,11 +130,26 @@ class _Submission:
 
     entry: Entry
     stood: Entry | None = None  # what stood under the key before
-    listeners: int = 0
+    listeners: list[asyncio.Future[Submitted]] = attrs.field(factory=list)
     called_off: str = ""  # why, once it is
     unwanted: bool = False  # nobody wants it sent again, should what has left be refused
     attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
+    place: Place | None = None  # held until it is over
     task: asyncio.Task[Submitted] = attrs.field(init=False)
+
+    def tell(self, outcome: Submitted | asyncio.Task[Submitted]) -> None:
+        """What it came to, to all who listen and do not know yet; each raises its own error."""
+        for listener in self.listeners:
+            if listener.done():
+                continue
+            if isinstance(outcome, Submitted):
+                listener.set_result(outcome)
+            elif outcome.cancelled():
+                listener.cancel()
+            elif (error := outcome.exception()) is not None:
+                listener.set_exception(copy.copy(error) if isinstance(error, KieError) else error)
+            else:
+                listener.set_result(outcome.result())
 
 
 class Submissions:
@@ -174,24 +192,23 @@ class Submissions:
             submission = self._start(request, key, place, again)
         elif submission.entry.fingerprint != fingerprint(request):
             raise _conflict(submission.entry.key)
-        submission.listeners += 1
+        outcome: asyncio.Future[Submitted] = submission.task.get_loop().create_future()
+        submission.listeners.append(outcome)
         submission.unwanted = False
-        failure: KieError
         try:
-            return await asyncio.shield(submission.task)
-        except KieError as error:
-            failure = copy.copy(error)  # each listener raises its own
+            return await outcome
         finally:
-            submission.listeners -= 1
+            submission.listeners.remove(outcome)
             if not submission.listeners:
                 self._call_off(submission, "nobody waited for it any more")
-        raise failure
 
     def call_off(self, key: str, reason: str) -> bool:
         """Call off the submit of a key unless its request has left or others listen to it too;
         whether that was possible."""
         submission = self._live.get(key)
-        return submission is not None and submission.listeners <= 1 and self._call_off(submission, reason)
+        return (
+            submission is not None and len(submission.listeners) <= 1 and self._call_off(submission, reason)
+        )
 
     async def aclose(self) -> None:
         """Call off what has not left, wait for the answers of what has, record the rest as unknown."""
@@ -219,17 +236,24 @@ class Submissions:
         submission = _Submission(entry)
         submission.task = asyncio.create_task(self._run(submission, again), name="kie4o submit")
         self._live[entry.key] = submission
-        place.hold()
-        submission.task.add_done_callback(lambda task: self._ended(submission, place, task))
+        submission.place = place.hold()
+        submission.task.add_done_callback(functools.partial(self._ended, submission))
         return submission
 
-    def _ended(self, submission: _Submission, place: Place, task: asyncio.Task[Submitted]) -> None:
-        place.let_go()
-        if self._live.get(submission.entry.key) is submission:
-            del self._live[submission.entry.key]
+    def _ended(self, submission: _Submission, task: asyncio.Task[Submitted]) -> None:
         error = None if task.cancelled() else task.exception()
+        self._settle(submission, task)
         if error is not None and not submission.listeners and not submission.called_off:
             logger.warning("a submit that nobody waits for any more failed: %s", error)
+
+    def _settle(self, submission: _Submission, outcome: Submitted | asyncio.Task[Submitted]) -> None:
+        """It is over: its place is free, and whoever comes with the key now begins anew."""
+        if submission.place is not None:
+            submission.place.let_go()
+            submission.place = None
+        if self._live.get(submission.entry.key) is submission:
+            del self._live[submission.entry.key]
+        submission.tell(outcome)
 
     def _call_off(self, submission: _Submission, reason: str) -> bool:
         """Only before the request has left: from then on it runs to its verdict."""
@@ -252,7 +276,9 @@ class Submissions:
                 if stands.task_id is None:
                     raise unknown_error(stands, "an earlier submit under this key")
                 return Submitted(stands)
-            return await self._attempts(submission)
+            submitted = await self._attempts(submission)
+            self._settle(submission, submitted)  # now, not when the loop gets round to the end of this task
+            return submitted
         except asyncio.CancelledError:
             await self._cut_short(submission)
             if not submission.called_off and not self._drained:
@@ -282,7 +308,7 @@ class Submissions:
             judgement = await self._once(submission, again=bool(resent))
             entry = submission.entry
             if judgement.verdict is Verdict.ACCEPTED:
-                now = asyncio.get_running_loop().time()
+                now = submission.task.get_loop().time()
                 submission.entry = _accepted(entry, judgement.task_id)
                 await self._record.paid(submission.entry)
                 return Submitted(submission.entry, since=now)
@@ -303,12 +329,10 @@ class Submissions:
 
     async def _once(self, submission: _Submission, *, again: bool) -> Judgement:
         """One slot, one intent, one POST, one verdict."""
-        attempt = submission.attempt = PaidAttempt()
+        attempt = submission.attempt
         await self._limiter.acquire(again=again)
         try:
-            entry = submission.entry = attrs.evolve(
-                submission.entry, state=EntryState.INTENT, submitted_at=time.time()
-            )
+            entry = submission.entry = submission.entry.become(EntryState.INTENT, submitted_at=time.time())
             await self._record.intent(entry)
             callback_url = entry.request.callback_url or self._callback_url
             if callback_url is not None:
@@ -319,7 +343,7 @@ class Submissions:
                 self._limiter.pause()  # before the slot goes to the next one
         finally:
             self._limiter.release(counted=attempt.sent)
-        logger.debug("submit: %s (code %s)", judgement.verdict.value, judgement.code)
+        logger.debug("submit: %s (code %s)", judgement.verdict, judgement.code)
         return judgement
 
     async def _pause(self, resend: Resend, count: int, asked: str | None) -> None:
@@ -329,7 +353,7 @@ class Submissions:
 
 
 def _accepted(entry: Entry, task_id: str | None) -> Entry:
-    return attrs.evolve(entry, state=EntryState.SUBMITTED, task_id=task_id, submitted_at=time.time())
+    return entry.become(EntryState.SUBMITTED, task_id=task_id, submitted_at=time.time())
 
 
 def _judged(attempt: PaidAttempt, cut_short: str = "") -> Judgement:
@@ -339,7 +363,7 @@ def _judged(attempt: PaidAttempt, cut_short: str = "") -> Judgement:
 
 def _given_up(entry: Entry) -> Entry:
     """From now on it counts as a submit whose outcome is unknown."""
-    return attrs.evolve(entry, state=EntryState.UNKNOWN, submitted_at=time.time())
+    return entry.become(EntryState.UNKNOWN, submitted_at=time.time())
 
 
 def _refusal(judgement: Judgement, submission: _Submission) -> KieError:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any
-
-import attrs
 
 from .arguments import timeout_of
 from .lifecycle import Lifecycle
 from .models import ImageRequest, ImageResult, TaskDetails
-from .polling import OnUpdate, Timeout
+from .polling import Timeout
+from .waiting import OnUpdate
 
 
 class ImageTask:
@@ -18,6 +17,8 @@ class ImageTask:
 
     `request` is None for a task that was taken up by its id.
     """
+
+    __slots__ = ("_life", "_since", "id", "request")
 
     def __init__(
         self,
@@ -35,12 +36,11 @@ class ImageTask:
     def __await__(self) -> Generator[Any, None, ImageResult]:
         return self.wait().__await__()
 
-    async def wait(self, *, timeout: Timeout = ..., on_update: OnUpdate | None = None) -> ImageResult:
+    def wait(
+        self, *, timeout: Timeout = ..., on_update: OnUpdate | None = None
+    ) -> Coroutine[Any, Any, ImageResult]:
         """As `AsyncKieClient.wait`."""
-        await self._life.ready()
-        expecting = self._life.expects_callback(self.request)
-        result = await self._life.wait(self.id, timeout, on_update, self._since, expecting=expecting)
-        return result if self.request is None else attrs.evolve(result, n_variants=self.request.n_variants)
+        return self._life.wait(self.id, timeout, on_update, self._since, self.request)
 
     async def details(self) -> TaskDetails:
         """One look."""

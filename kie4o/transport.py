@@ -5,40 +5,39 @@ It knows sessions, time-outs, body caps and the key; it does not know what an an
 failure becomes one of our errors, made outside the `except` block, since the repr of aiohttp's
 response errors holds the request headers and with them the key.
 
-The paid POST is a thing of its own (`pay`): a fresh connection, so that no stale kept-alive
-socket can swallow it; no redirects, since a 307 would send it twice; and a latch, set when the
-request headers are written, which is the only sound evidence that nothing was sent. It never
-raises, except for cancellation.
+The paid POST is a thing of its own (`pay`): connections of its own that are used again only
+while they are young, so that no stale kept-alive socket can swallow it; no redirects, since a 307
+would send it twice; and a latch, set when the request headers are written, which is the only sound
+evidence that nothing was sent. It never raises, except for cancellation.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-from urllib.parse import quote
+import functools
+from collections.abc import Callable, Mapping
+from types import EllipsisType, SimpleNamespace
+from typing import Any, TypeVar
 
 import aiohttp
 import attrs
 from aiohttp import hdrs
 from yarl import URL
 
-from . import __version__
+from . import __version__, wire
 from .errors import APIConnectionError, APITimeoutError, ConfigurationError, KieError
 from .settings import Settings
 from .wire import SUBMIT, Endpoint
 
 MAX_BODY = 1024 * 1024  # bytes of any JSON answer; real ones have under 2 KiB
 _SECRET = 16  # characters; Kie's keys have 32
+_KEPT_READ = 15.0  # seconds that an idle connection is used again
+_KEPT_PAID = 2.0  # the shortest common keep-alive time of a server is 5 s: it never closes one as we use it
+_JSON: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json"}
 USER_AGENT = f"kie4o/{__version__}"  # Cloudflare refuses default ones with "error code: 1010"
 
 
-@attrs.frozen
-class Answer:
-    """What came back, unread."""
-
-    status: int
-    body: bytes = attrs.field(repr=False)
-    retry_after: str | None = None
+_T = TypeVar("_T")
+Reader = Callable[[int, bytes, float | None], _T]  # of status, body and the seconds of a Retry-After
 
 
 @attrs.define
@@ -59,7 +58,7 @@ class PaidAttempt:
 
 
 class Transport:
-    """Two pools to Kie: one for reads and uploads, one without reuse for the paid POST."""
+    """Two pools to Kie: one for reads and uploads, one for the paid POST."""
 
     def __init__(
         self,
@@ -79,77 +78,78 @@ class Transport:
         self._reads: aiohttp.ClientSession | None = None
         self._pays: aiohttp.ClientSession | None = None
         self._urls: dict[Endpoint, str] = {}
+        self._without_key = _hider(settings)
 
     # -- the two kinds of call -------------------------------------------------------------------
 
     async def read(
         self,
         endpoint: Endpoint,
+        reader: Reader[_T],
         *,
         query: str = "",
         body: bytes | aiohttp.MultipartWriter | aiohttp.FormData | None = None,
-        timeout: float | None = None,
-    ) -> Answer:
-        """A call that costs nothing and may be repeated. Raises `APIConnectionError`.
+        timeout: float | EllipsisType | None = ...,
+    ) -> _T:
+        """A call that costs nothing and may be repeated: what `reader` makes of the answer. Raises
+        `APIConnectionError`, and what the reader raises.
 
-        `query` is already encoded. A body of bytes is JSON.
+        `query` is already encoded. A body of bytes is JSON. `timeout` is in seconds; None: whoever
+        calls sees to it.
         """
         if self._closed:
             raise KieError("the client is closed: make a new one")
         session = self._reads or self._open_reads()
         failure: APIConnectionError
+        received: list[bytes] = []
         try:
-            async with session.request(
+            response = await session.request(
                 endpoint.method,
                 URL(self._url(endpoint) + query, encoded=True),
                 data=body,
-                headers=self._headers(json=isinstance(body, bytes)),
+                headers=_JSON if isinstance(body, bytes) else None,
                 allow_redirects=False,
-                raise_for_status=False,
-                timeout=self._timeout if timeout is None else aiohttp.ClientTimeout(total=timeout),
-                middlewares=(_Once(),),
+                timeout=self._timeout if timeout is ... else _timeout(timeout),
                 proxy=self._proxy,
-            ) as response:
-                text = await _body(response)
-            return Answer(response.status, self._without_key(text), response.headers.get(hdrs.RETRY_AFTER))
+            )
+            await _receive(response, received)
         except Exception as error:  # whatever it is, nothing of it may escape
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
             failure = kind(f"no answer from {self._place(endpoint)}: {_words(error)}")
+        else:
+            retry_after = wire.retry_after_of(response.headers.get(hdrs.RETRY_AFTER))
+            return reader(response.status, self._without_key(b"".join(received)), retry_after)
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
         """Send the one request that costs credits, once, and fill in `attempt`."""
+        received: list[bytes] = []
         try:
             if self._closed:
                 raise RuntimeError("closed")
             session = self._pays or self._open_pays()
-            async with session.post(
+            response = await session.request(
+                SUBMIT.method,
                 URL(self._url(SUBMIT), encoded=True),
                 data=body,
-                headers=self._headers(json=True),
                 allow_redirects=False,
-                raise_for_status=False,
                 timeout=self._timeout,
                 trace_request_ctx=attempt,
                 proxy=self._proxy,
-            ) as response:
-                attempt.status = response.status
-                attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
-                async for chunk in response.content.iter_any():
-                    attempt.body += chunk
-                    if len(attempt.body) > MAX_BODY:
-                        attempt.fault = f"an answer of more than {MAX_BODY} bytes"
-                        break
+            )
+            attempt.status = response.status
+            attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
+            await _receive(response, received)
         except Exception as error:  # whatever it is, the latch has the last word
             attempt.timed_out = isinstance(error, TimeoutError)
             attempt.hopeless = isinstance(error, aiohttp.ClientConnectorCertificateError)
             attempt.fault = f"no answer from {self._place(SUBMIT)}: {_words(error)}"
-        attempt.body = self._without_key(attempt.body)
+        finally:
+            attempt.body = self._without_key(b"".join(received))
 
     async def aclose(self) -> None:
         self._closed = True
-        sessions = [self._pays, None if self._reads is self._lent else self._reads]
-        self._reads = self._pays = None
+        sessions, self._reads, self._pays = (self._pays, self._reads), None, None
         for session in sessions:
             if session is not None:
                 await session.close()
@@ -157,47 +157,45 @@ class Transport:
     # -- sessions --------------------------------------------------------------------------------
 
     def _open_reads(self) -> aiohttp.ClientSession:
-        if self._lent is not None:
-            if self._lent.closed:
-                raise ConfigurationError("the session that was handed to the client is closed")
-            self._reads = self._lent
-        else:
-            self._reads = self._session(aiohttp.TCPConnector(limit=0))
+        self._reads = self._session({}, keepalive=_KEPT_READ)
+        # aiohttp sends a GET a second time by itself when its connection breaks, which would count
+        # twice against three looks a second. There is no public switch; aiohttp's own test client
+        # uses this one, and our tests see to it that it works.
+        self._reads._retry_connection = False
         return self._reads
 
     def _open_pays(self) -> aiohttp.ClientSession:
-        """A session of our own even beside a lent one: the latch can only be set where a session is
-        made. The lent one's connector is shared for its TLS and resolver settings, and with it
-        its kept-alive sockets: a stale one makes an outcome unknown, never a second payment."""
         latch = aiohttp.TraceConfig()
         latch.on_request_headers_sent.append(_set_latch)
-        connector = self._lent.connector if self._lent is not None else None
-        if connector is None:
-            self._pays = self._session(aiohttp.TCPConnector(force_close=True, limit=0), trace_configs=[latch])
-        else:
-            self._pays = self._session(connector, connector_owner=False, trace_configs=[latch])
+        self._pays = self._session(_JSON, keepalive=_KEPT_PAID, trace_configs=[latch])
         return self._pays
 
-    def _session(self, connector: aiohttp.BaseConnector, **more: Any) -> aiohttp.ClientSession:
+    def _session(self, headers: Mapping[str, str], *, keepalive: float, **more: Any) -> aiohttp.ClientSession:
+        """A session of our own even beside a lent one, since only where a session is made can the
+        latch be set and repetition be ruled out. Of the lent one the connector is used, with its
+        TLS, its resolver and its kept-alive sockets: a stale one makes the outcome of a submit
+        unknown, never a second payment."""
+        if self._lent is None:
+            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive)
+        elif self._lent.connector is None:
+            raise ConfigurationError("the session that was handed to the client is closed")
+        else:
+            connector = self._lent.connector
         return aiohttp.ClientSession(
             connector=connector,
+            connector_owner=self._lent is None,
             cookie_jar=aiohttp.DummyCookieJar(),
+            headers={
+                hdrs.AUTHORIZATION: f"Bearer {self._settings.api_key.reveal()}",
+                hdrs.USER_AGENT: USER_AGENT,
+                hdrs.ACCEPT_ENCODING: "identity",
+                **headers,
+            },
             trust_env=self._trust_env,
             **more,
         )
 
     # -- small things ----------------------------------------------------------------------------
-
-    def _headers(self, *, json: bool) -> dict[str, str]:
-        """Given with each request: those of a session would show the key in its repr."""
-        headers: dict[str, str] = {
-            hdrs.AUTHORIZATION: f"Bearer {self._settings.api_key.reveal()}",
-            hdrs.USER_AGENT: USER_AGENT,
-            hdrs.ACCEPT_ENCODING: "identity",
-        }
-        if json:
-            headers[hdrs.CONTENT_TYPE] = "application/json"
-        return headers
 
     def _url(self, endpoint: Endpoint) -> str:
         url = self._urls.get(endpoint)
@@ -209,15 +207,24 @@ class Transport:
     def _place(self, endpoint: Endpoint) -> str:
         return f"{endpoint.method} {self._url(endpoint)}"
 
-    def _without_key(self, body: bytes) -> bytes:
-        """Should an answer ever echo the key, it goes no further than here. A word that is too
-        short to be a secret stays: it may stand in anything, also in the name of a field."""
-        key = self._settings.api_key.reveal().encode()
-        return body.replace(key, b"***") if len(key) >= _SECRET and key in body else body
+
+@functools.cache
+def _timeout(seconds: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds)
+
+
+def _hider(settings: Settings) -> Callable[[bytes], bytes]:
+    """Should an answer ever echo the key, it goes no further than here. A word that is too short to
+    be a secret stays: it may stand in anything, also in the name of a field."""
+    key = settings.api_key.reveal().encode()
+    if len(key) < _SECRET:
+        return lambda body: body
+    return lambda body: body.replace(key, b"***") if key in body else body
 
 
 def task_query(task_id: str) -> str:
-    return "?taskId=" + quote(task_id, safe="")
+    """A task id needs no quoting (see `decoding.TASK_ID`)."""
+    return "?taskId=" + task_id
 
 
 async def _set_latch(
@@ -228,34 +235,19 @@ async def _set_latch(
     context.trace_request_ctx.sent = True
 
 
-class _Once:
-    """Lets one attempt through: aiohttp sends a GET a second time by itself when the connection
-    breaks, which would count twice against three looks a second."""
-
-    __slots__ = ("_used",)
-
-    def __init__(self) -> None:
-        self._used = False
-
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        if self._used:
-            raise aiohttp.ServerDisconnectedError("the connection broke")
-        self._used = True
-        return await handler(request)
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """The body, at most MAX_BODY bytes after decompression."""
-    if (response.content_length or 0) > MAX_BODY:
-        raise ValueError(f"an answer of more than {MAX_BODY} bytes")
-    body = b""
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise ValueError(f"an answer of more than {MAX_BODY} bytes")
-    return body
+async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> None:
+    """The body, at most MAX_BODY bytes after decompression; what came before a break is kept."""
+    content, size = response.content, 0
+    try:
+        while not content.at_eof():
+            chunk = await content.readany()
+            received.append(chunk)
+            size += len(chunk)
+            if size > MAX_BODY:
+                raise ValueError(f"an answer of more than {MAX_BODY} bytes")
+    except BaseException:
+        response.close()
+        raise
 
 
 def _words(error: Exception) -> str:

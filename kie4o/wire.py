@@ -9,7 +9,6 @@ documentation: generate, record-info, download-url, common API, file upload.
 from __future__ import annotations
 
 import enum
-import functools
 import json
 from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
@@ -29,7 +28,7 @@ _T = TypeVar("_T")
 # -- endpoints ---------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Endpoint:
     """One row: how to call it. `uploads` says that it lives on the upload host."""
 
@@ -46,6 +45,7 @@ UPLOAD_STREAM = Endpoint("POST", "/api/file-stream-upload", uploads=True)
 UPLOAD_BASE64 = Endpoint("POST", "/api/file-base64-upload", uploads=True)
 UPLOAD_FROM_URL = Endpoint("POST", "/api/file-url-upload", uploads=True)
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"  # a file name may have brought spaces into an upload's URL
 _CALLBACK_URL = "callBackUrl"  # the one name that is not plain camelCase
 
@@ -56,10 +56,10 @@ def body_of(request: ImageRequest, *, callback_url: str | None = None) -> bytes:
     `callback_url` stands in for the request's own (it carries the ref).
     """
     fields: dict[str, object] = {}
-    for field in attrs.fields(ImageRequest):
-        value = getattr(request, field.name)
-        if value != field.default or field.name == "size":
-            fields[_kies_name(field.name)] = list(value) if isinstance(value, tuple) else value
+    for name, kies_name, default in _FIELDS:
+        value = getattr(request, name)
+        if value != default or name == "size":
+            fields[kies_name] = value
     if callback_url is not None:
         fields[_CALLBACK_URL] = callback_url
     return json_body(fields)
@@ -79,15 +79,17 @@ def is_task_id(value: object) -> bool:
 
 
 def json_body(fields: Mapping[str, object]) -> bytes:
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(fields).encode()
 
 
-@functools.cache
 def _kies_name(name: str) -> str:
     if name == "callback_url":
         return _CALLBACK_URL
     first, *others = name.split("_")
     return first + "".join(map(str.capitalize, others))
+
+
+_FIELDS = [(field.name, _kies_name(field.name), field.default) for field in attrs.fields(ImageRequest)]
 
 
 # -- the envelope ------------------------------------------------------------------------------
@@ -98,9 +100,25 @@ class Envelope:
     """`{"code", "msg", "data"}` of an answer; every endpoint speaks so, mostly under HTTP 200."""
 
     code: int
-    message: str
-    data: Any = attrs.field(repr=False)
-    task_id: str | None = None  # in `data`, or at the root as some pages of Kie's have it
+    root: Mapping[str, Any] = attrs.field(repr=False)
+
+    @property
+    def message(self) -> str:
+        message = self.root.get("msg")
+        return decoding.shown(message) if isinstance(message, str) else ""
+
+    @property
+    def data(self) -> Any:
+        return self.root.get("data")
+
+    @property
+    def task_id(self) -> str | None:
+        """In `data`, or at the root as some pages of Kie's have it."""
+        for home in (self.data, self.root):
+            for name in ("taskId", "task_id"):
+                if isinstance(home, dict) and (task_id := decoding.task_id(home.get(name))):
+                    return task_id
+        return None
 
 
 def envelope_of(body: bytes) -> Envelope | None:
@@ -110,13 +128,7 @@ def envelope_of(body: bytes) -> Envelope | None:
     except ValueError:
         return None
     code = decoding.whole_number(answer.get("code")) if isinstance(answer, dict) else None
-    if code is None:
-        return None
-    message, data = answer.get("msg"), answer.get("data")
-    homes = [data, answer] if isinstance(data, dict) else [answer]
-    ids = [decoding.task_id(home.get(name)) for home in homes for name in ("taskId", "task_id")]
-    text = decoding.shown(message) if isinstance(message, str) else ""
-    return Envelope(code, text, data, next(filter(None, ids), None))
+    return None if code is None else Envelope(code, answer)
 
 
 _MAYBE_LATER = frozenset({408, 451})  # no class of their own: upstream was slow, an image out of reach

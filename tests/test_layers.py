@@ -14,10 +14,11 @@ PACKAGE = Path(kie4o.__file__).parent
 LAYERS = [
     *("cli", "webhooks", "client", "task"),
     *("batch", "lifecycle", "delivery", "arguments"),
-    *("submission", "record", "polling", "waiting"),
+    *("submission", "record", "polling", "scheduling", "waiting"),
     *("files", "downloads", "uploads", "disk", "images", "addresses"),
     *("limiting", "sqlite", "walcheck", "packing", "memory", "store", "reads", "transport", "retrying"),
-    *("outcome", "wire", "structuring", "callbacks", "pacing", "settings", "models", "decoding", "errors"),
+    *("outcome", "wire", "structuring", "callbacks", "learning", "planning"),
+    *("pacing", "settings", "models", "decoding", "errors"),
 ]  # from the top down
 EMULATOR = "emulator"  # beside the map: imports nothing of ours, and only a rim imports it
 RIMS = {"cli", "webhooks"}
