@@ -91,8 +91,18 @@ def sweeps(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """A benchmark: `nox -s bench -- limiter` (the default) and its arguments."""
+    """What waiting costs, beside the peers: `nox -s bench`, or with `--quick`; `nox -s bench -- --help`
+    tells the rest. `nox -s bench -- limiter` (or `store`) and its arguments: that one alone."""
     session.install(".[emulator]")
-    name, *arguments = session.posargs or ["limiter"]
-    session.log("benchmark %s", shlex.join([name, *arguments]))
-    session.run("python", f"benchmarks/{name}.py", *arguments)
+    if session.posargs and not session.posargs[0].startswith("-"):
+        name, *arguments = session.posargs
+        session.log("benchmark %s", shlex.join([name, *arguments]))
+        session.run("python", f"benchmarks/{name}.py", *arguments)
+        return
+    if not {"-h", "--help", "--readme"} & {*session.posargs}:
+        for peer in dependencies("bench"):  # one by one: what cannot be had is left out
+            try:
+                session.install(peer)
+            except nox.command.CommandFailed:
+                session.warn(f"{peer} cannot be installed here: it is left out")
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,1 +1,1 @@
-"""What kie4o costs, measured: each module is a program of its own."""
+"""What kie4o costs, measured: `python -m benchmarks`; `limiter` and `store` are programs of their own."""

@@ -203,7 +203,7 @@ POLICIES: dict[str, Callable[[random.Random], Iterator[float]]] = {
     "every 20 s (google-genai)": every(20.0),
     "exponential 1 s x1.5 to 10 s": _exponential(1.0, 1.5, 10.0),
     "exponential 1 s x2 to 30 s": _exponential(1.0, 2.0, 30.0),
-    "exponential 2 s x1.5 to 5 s (kie4o)": _exponential(2.0, 1.5, 5.0),
+    "kie4o exponential, 2 s x1.5 to 5 s": _exponential(2.0, 1.5, 5.0),
 }
 
 
@@ -374,9 +374,9 @@ def results(quick: bool) -> dict[str, Any]:
             rng, rounds = random.Random(1), 3 if quick else 20
             found[name][policy] = row(mean(cost(tasks, looks(rng)) for _ in range(rounds)))
         for count, of in zip(LEARNED, learned(tasks, LEARNED, seeds), strict=True):
-            found[name][f"learned, after {count}"] = row(of)
+            found[name][f"kie4o learned, after {count}"] = row(of)
         [exact] = learned(tasks, [50], seeds, exact=True)
-        found[name]["learned, after 50 with exact times"] = row(exact)
+        found[name]["kie4o learned, after 50 with exact times"] = row(exact)
 
         slow = tasks.slower(2.0)
         slow_least = cost(slow, optimum(slow)).total

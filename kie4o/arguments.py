@@ -87,7 +87,10 @@ def rate_limit_of(limit: RateLimit) -> RateLimit:
     return limit
 
 
-def poll_of(policy: PollPolicy) -> PollPolicy:
+def poll_of(policy: PollPolicy | None, *, loopback: bool) -> PollPolicy:
+    """None: learned, but for an emulator, whose tasks are over before anything could be."""
+    if policy is None:
+        return PollPolicy() if loopback else PollPolicy.adaptive()
     if not isinstance(policy, PollPolicy):
         raise ConfigurationError(f"poll={policy!r} is not possible: use PollPolicy(...)")
     return policy

@@ -66,8 +66,9 @@ class AsyncKieClient:
 
     `timeout`: seconds for one HTTP exchange. `wait_timeout`: seconds for one task from its submit
     to its end, None waits for ever. `max_in_flight`: tasks between submit and end. `rate_limit`:
-    new tasks per time; Kie admits 20 per 10 s to an account. `session`: an aiohttp session to use
-    instead of an own one; it stays yours to close. `store`: what remembers every submit: None for
+    new tasks per time; Kie admits 20 per 10 s to an account. `poll`: when to look; None learns it
+    (`PollPolicy.adaptive()`, on loopback `PollPolicy()`). `session`: an aiohttp session whose connector
+    is used; it stays yours to close. `store`: what remembers every submit: None for
     this process's memory, a path (or "sqlite:///run.db") for a file that survives it, or a `Store`.
     `callback_url`: for requests that have none of their own; `{ref}` in it, or else a query parameter,
     carries what a callback is recognised by. `trust_callbacks`: take a recognised callback's word
@@ -86,7 +87,7 @@ class AsyncKieClient:
         wait_timeout: float | None = 900.0,
         max_in_flight: int = 100,
         rate_limit: RateLimit = RateLimit(20, per=10.0),  # noqa: B008  # frozen
-        poll: PollPolicy = PollPolicy(),  # noqa: B008  # frozen
+        poll: PollPolicy | None = None,
         callback_url: str | None = None,
         webhook_key: str | Sequence[str] | None = None,
         trust_callbacks: bool = False,
@@ -115,7 +116,8 @@ class AsyncKieClient:
         self._files = Files(
             self._transport, self._settings, timeout=exchange, proxy=proxy, trust_env=trust_env
         )
-        rate_limit, poll = rate_limit_of(rate_limit), poll_of(poll)
+        rate_limit = rate_limit_of(rate_limit)
+        poll = poll_of(poll, loopback=self._settings.loopback)
         self._store = store_of(store)
         self._limiter = RateLimiter(rate_limit)
         callback_url = callback_url_of(callback_url)

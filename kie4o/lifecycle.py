@@ -17,11 +17,12 @@ import attrs
 from .arguments import on_update_of, timeout_of
 from .delivery import Delivery, record_end
 from .errors import KieError, SubmissionUnknownError, TaskNotFoundError
+from .limiting import Place
 from .models import ImageRequest, ImageResult, TaskDetails, TaskState
 from .outcome import result_of
 from .polling import TaskPoller, Timeout
 from .store import NEVER_AGAIN, Again, Entry, Store
-from .submission import Place, Submissions, Submitted
+from .submission import Submissions, Submitted
 from .waiting import Listener, OnUpdate, Waiter
 
 EXPIRY = 14 * 86400.0  # seconds; images live 14 days (Kie's record-info page)
@@ -44,7 +45,10 @@ class Lifecycle:
         """Holds a place for the POST only."""
         await self.in_flight.acquire()
         with Place(self.in_flight) as place:
-            submitted = await self._paid(request, key, place, again)
+            try:
+                submitted = await self.submissions.submit(request, key, place, again)
+            except SubmissionUnknownError as error:
+                submitted = await self._recalled(error)
         if submitted.entry.task_id is None:
             raise submitted.error()
         return submitted
@@ -64,17 +68,16 @@ class Lifecycle:
         await self.in_flight.acquire()
         with Place(self.in_flight) as place:
             gate()
-            submitted = await self._paid(request, key, place, again)
+            try:
+                submitted = await self.submissions.submit(request, key, place, again)
+            except SubmissionUnknownError as error:
+                submitted = await self._recalled(error)
             if submitted.entry.task_id is None:
                 submitted = await self._found_again(submitted, timeout)
             return await self.end_of(submitted, timeout, on_update)
 
-    async def _paid(self, request: ImageRequest, key: str | None, place: Place, again: Again) -> Submitted:
-        """The submit; one that ended unknown before may have had its callback since."""
-        try:
-            return await self.submissions.submit(request, key, place, again)
-        except SubmissionUnknownError as error:
-            unknown = error
+    async def _recalled(self, unknown: SubmissionUnknownError) -> Submitted:
+        """A submit that ended unknown before may have had its callback since."""
         entry = await self.delivery.recalled(unknown.ref or "")
         if entry is None:
             raise unknown

@@ -1,4 +1,4 @@
-"""New tasks per time: an exact sliding window, and the queue in front of it.
+"""The two limits: new tasks per time, and tasks in flight.
 
 Kie admits 20 new tasks in any 10 s, counted when a request reaches it, and refuses the rest. We
 know only when a request left and when its answer came back. A slot is therefore taken when the
@@ -7,7 +7,8 @@ so no jitter of the network can push a 21st into Kie's window. It costs one roun
 and window, about one per cent. Leaky buckets and GCRA with a burst of 20 admit up to 40 in some
 10 s, and a slot counted from its sending was refused in 13 % of submits in simulation.
 
-`SlidingWindow` is arithmetic on times handed in; `RateLimiter` adds the waiting.
+`SlidingWindow` is arithmetic on times handed in; `RateLimiter` adds the waiting. A `Place` is one of
+the tasks in flight.
 """
 
 from __future__ import annotations
@@ -96,12 +97,16 @@ class RateLimiter:
         now, per = asyncio.get_running_loop().time(), self.limit.per
         self._window = SlidingWindow(self.limit, [now - min(per, max(0.0, age)) for age in ages])
 
+    def take(self) -> bool:
+        """Take a slot if one is free and nobody is before us."""
+        self._loop = asyncio.get_running_loop()
+        return not self._waiting and self._window.take(self._loop.time())
+
     async def acquire(self, *, again: bool = False) -> None:
         """Wait for a slot and take it. `again`: one that was refused keeps its place in front."""
-        loop = self._loop = asyncio.get_running_loop()
-        if not self._waiting and self._window.take(loop.time()):
+        if self.take():
             return
-        place: asyncio.Future[None] = loop.create_future()
+        place: asyncio.Future[None] = self._loop.create_future()
         if again:
             self._waiting.appendleft(place)
         else:
@@ -144,3 +149,29 @@ class RateLimiter:
             free_at = self._window.free_at(self._loop.time())
             if free_at != float("inf"):
                 self._timer = self._loop.call_at(free_at, self._serve)
+
+
+class Place:
+    """One of the `max_in_flight` places, once the semaphore has given it; free again when all who
+    hold it have let go."""
+
+    __slots__ = ("_holders", "_semaphore")
+
+    def __init__(self, semaphore: asyncio.Semaphore) -> None:
+        self._semaphore = semaphore
+        self._holders = 0
+
+    def hold(self) -> Place:
+        self._holders += 1
+        return self
+
+    def let_go(self) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            self._semaphore.release()
+
+    def __enter__(self) -> Place:
+        return self.hold()
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()

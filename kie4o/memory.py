@@ -40,7 +40,9 @@ class MemoryStore:
             ended = self._ended[entry.keyed]
             ended[entry.key] = None
             if len(ended) > (KEPT if entry.keyed else KEPT_UNKEYED):
-                await self.forget(next(iter(ended)))
+                oldest = next(iter(ended))
+                del ended[oldest]
+                self._unindex(oldest)
         elif stood is not None and stood.state.ended:
             self._ended[stood.keyed].pop(entry.key, None)
 

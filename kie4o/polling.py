@@ -210,7 +210,8 @@ class TaskPoller:
         if watch is None:
             watch = self._watches[task_id] = self._new_watch(task_id, now, since, expecting)
         seconds = self._timeout if timeout is ... else timeout
-        waiter = kind(watch, NEVER if seconds is None else now + seconds, loop)
+        deadline = NEVER if seconds is None else self._schedule.about(now + seconds, now)
+        waiter = kind(watch, deadline, loop)
         watch.add(waiter)
         if is_new:
             if since is None or watch.source == "callback":
@@ -237,15 +238,15 @@ class TaskPoller:
         if not waiter.cancel() and not waiter.cancelled():
             waiter.exception()  # seen, also if the waiter was cancelled in the same tick
         watch.remove(waiter)
-        if not watch.waiters:
-            self._drop(watch)
-        else:
+        if self._watches.get(watch.task_id) is not watch:
+            return  # it has ended
+        if watch.waiters:
             self._schedule.refresh(watch)
+        else:
+            self._drop(watch)
 
     def _drop(self, watch: Watch) -> None:
         """No more looks; whoever asks for the task from now on gets a watch of his own."""
-        if self._watches.get(watch.task_id) is not watch:
-            return
         now = self._schedule.loop.time()
         del self._watches[watch.task_id]
         if watch.looking is not None:
@@ -292,7 +293,7 @@ class TaskPoller:
         except asyncio.CancelledError:
             if self._closed or not watch.waiters:
                 raise
-            if watch.looking is None:
+            if self._schedule.gave_up(watch):
                 news = APITimeoutError("a look took too long and was given up")
             else:  # by itself: nobody here wanted that
                 news = APIConnectionError("the look was cancelled")

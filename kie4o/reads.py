@@ -19,6 +19,7 @@ from .wire import Endpoint
 
 _T = TypeVar("_T")
 
+
 # A running task answers with the same bytes again and again: they are read once. As many are kept
 # as tasks are usually in flight.
 _details_of = functools.lru_cache(maxsize=128)(wire.details_of)

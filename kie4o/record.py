@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 
 import attrs
 
@@ -30,14 +31,12 @@ class Record:
         self._writer: asyncio.Task[None] | None = None
 
     async def claim(self, entry: Entry) -> Entry:
-        """What stands under the key; without a key of the caller's nothing can."""
-        if not entry.keyed:
-            return entry
+        """What stands under the key."""
         return self._unwritten.get(entry.key) or await self._store.claim(entry)
 
-    async def intent(self, entry: Entry) -> None:
+    def intent(self, entry: Entry) -> Awaitable[None]:
         """Raises `StoreError`: then the request must not leave."""
-        await self._store.save(entry)
+        return self._store.save(entry)
 
     async def paid(self, entry: Entry) -> None:
         """A task id has arrived. Raises `StoreError` that carries it if it could not be written."""

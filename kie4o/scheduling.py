@@ -1,6 +1,6 @@
-"""Whose turn it is to be looked at: one heap and one timer for all watches.
+"""Whose turn it is to be looked at: one heap of times and one timer for all watches.
 
-A watch is on the heap once, at the time of its next look or of its next deadline. What is due is
+A watch stands at one time, that of its next look or of its next deadline. What is due is
 queued, and turns are granted in the order in which they came due: at most `AT_ONCE` looks under way,
 and so many per second over all tasks, so that ten thousand waiting tasks share fairly what one
 would have for itself. What a look is and what it brings is `polling`'s business.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ from .waiting import NEVER, NOW, Watch
 
 AT_ONCE = 64  # looks under way over all tasks, so that many waiters need few connections
 _BURST = 0.2  # seconds' worth of looks that may start together
+_CROWD = 256  # different times from which on those to come are grouped
+_GRAIN = 0.25  # seconds
 _STALE = 64  # entries of the heap that may be out of date before it is tidied
 
 
@@ -36,8 +39,9 @@ class Schedule:
         self._expire = expire
         self._spacing = 1 / per_second
         self._longest = longest
-        self._heap: list[tuple[float, Watch]] = []
-        self._stale = 0
+        self._times: list[float] = []  # a heap
+        self._at: dict[float, list[Watch]] = {}  # who wakes at each of these times
+        self._stale = self._entries = 0
         self._queue: deque[Watch] = deque()
         self._booked = 0.0  # until when the looks that were granted take up the rate
         self._under_way: dict[Watch, float] = {}  # since when; the oldest first
@@ -49,12 +53,21 @@ class Schedule:
 
     def plan(self, watch: Watch, at: float, now: float) -> None:
         """Look at `at`, or as soon as its turn comes then."""
-        watch.due = at
         if at > now:
+            watch.due = self.about(at, now)
             self.refresh(watch)
         else:
             self._queue_up(watch, now)
             self._arm_for_next()
+
+    def about(self, at: float, now: float) -> float:
+        """This time, or in a crowd a little later: up to a 64th of the way there, a quarter of a second
+        at most. Many fall on the same time then; a heap of ten thousand different ones would be walked
+        through cold memory at every look."""
+        if len(self._times) < _CROWD or at <= now:
+            return at
+        grain = min(_GRAIN, math.ldexp(1.0, math.frexp(at - now)[1] - 7))
+        return math.ceil(at / grain) * grain
 
     def refresh(self, watch: Watch) -> None:
         """Wake up for whatever comes first for this watch, its look or a deadline."""
@@ -64,10 +77,19 @@ class Schedule:
         self._stale += watch.wake != NEVER
         watch.wake = wake
         if wake != NEVER:
-            heapq.heappush(self._heap, (wake, watch))
-            self._arm(wake)
-        if self._stale > _STALE and 2 * self._stale > len(self._heap):
+            self._put(wake, watch)
+        if self._stale > _STALE and 2 * self._stale > self._entries:
             self._tidy()
+
+    def _put(self, wake: float, watch: Watch) -> None:
+        self._entries += 1
+        others = self._at.get(wake)
+        if others is None:
+            self._at[wake] = [watch]
+            heapq.heappush(self._times, wake)
+            self._arm(wake)
+        else:
+            others.append(watch)
 
     def forget(self, watch: Watch, now: float) -> None:
         """No more turns; the look that nobody wants any more is dropped."""
@@ -83,6 +105,10 @@ class Schedule:
         if self._under_way.pop(watch, None) is not None and self._queue:
             self._grant(now)
             self._arm_for_next()
+
+    def gave_up(self, watch: Watch) -> bool:
+        """Whether the look that is ending took too long."""
+        return watch not in self._under_way
 
     async def aclose(self) -> None:
         """Looks under way are dropped, nothing begins any more."""
@@ -107,13 +133,15 @@ class Schedule:
 
     def _tick(self) -> None:
         now = self.loop.time()
-        while self._heap and self._heap[0][0] <= now:
-            wake, watch = heapq.heappop(self._heap)
-            if watch.wake == wake:
-                watch.wake = NEVER
-                self._awake(watch, now)
-            else:
-                self._stale -= 1
+        while self._times and self._times[0] <= now:
+            wake = heapq.heappop(self._times)
+            for watch in self._at.pop(wake):
+                self._entries -= 1
+                if watch.wake == wake:
+                    watch.wake = NEVER
+                    self._awake(watch, now)
+                else:
+                    self._stale -= 1
         self._give_up_on_slow(now)
         self._grant(now)
         self._timer = None
@@ -121,8 +149,8 @@ class Schedule:
 
     def _arm_for_next(self) -> None:
         """The next planned turn, the next one that the rate allows, or the end of a slow look."""
-        if self._heap:
-            self._arm(self._heap[0][0])
+        if self._times:
+            self._arm(self._times[0])
         if self._queue and len(self._under_way) < AT_ONCE:
             self._arm(self._booked - _BURST)
         if self._under_way:
@@ -137,6 +165,8 @@ class Schedule:
             self.refresh(watch)
 
     def _queue_up(self, watch: Watch, now: float) -> None:
+        if watch.due == NOW:  # it queues already, and may go to the front
+            self._queue.remove(watch)
         watch.due = NOW
         if watch.urgent:
             self._queue.appendleft(watch)
@@ -151,7 +181,7 @@ class Schedule:
         while self._queue and len(self._under_way) < AT_ONCE and self._booked - _BURST <= now:
             watch = self._queue.popleft()
             if watch.due != NOW or self._closed:
-                continue  # it has left, or came twice
+                continue  # it has left
             watch.due = NEVER
             watch.urgent = False
             self._booked = max(self._booked, now) + self._spacing
@@ -168,11 +198,14 @@ class Schedule:
             if since + self._longest > now:
                 return
             del self._under_way[watch]
-            look, watch.looking = watch.looking, None
-            if look is not None and not look.cancel():
+            if watch.looking is not None and not watch.looking.cancel():
+                watch.looking = None
                 self.plan(watch, now, now)
 
     def _tidy(self) -> None:
-        self._heap = [entry for entry in self._heap if entry[1].wake == entry[0]]
-        heapq.heapify(self._heap)
-        self._stale = 0
+        live = {watch for watches in self._at.values() for watch in watches if watch.wake != NEVER}
+        self._at.clear()
+        self._times.clear()
+        self._stale = self._entries = 0
+        for watch in live:
+            self._put(watch.wake, watch)

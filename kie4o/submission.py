@@ -31,7 +31,7 @@ from .errors import (
     KieError,
     SubmissionUnknownError,
 )
-from .limiting import RateLimiter
+from .limiting import Place, RateLimiter
 from .models import ImageRequest
 from .record import Record
 from .store import NEVER_AGAIN, Again, Entry, EntryState, Store, fingerprint
@@ -82,32 +82,6 @@ RESENDS: Mapping[Verdict | int, Resend] = MappingProxyType(
 
 
 _WINDOW_CODES = frozenset(cause for cause, resend in RESENDS.items() if resend.window)
-
-
-class Place:
-    """One of the `max_in_flight` places, once the semaphore has given it; free again when all who
-    hold it have let go."""
-
-    __slots__ = ("_holders", "_semaphore")
-
-    def __init__(self, semaphore: asyncio.Semaphore) -> None:
-        self._semaphore = semaphore
-        self._holders = 0
-
-    def hold(self) -> Place:
-        self._holders += 1
-        return self
-
-    def let_go(self) -> None:
-        self._holders -= 1
-        if self._holders == 0:
-            self._semaphore.release()
-
-    def __enter__(self) -> Place:
-        return self.hold()
-
-    def __exit__(self, *_: object) -> None:
-        self.let_go()
 
 
 @attrs.frozen
@@ -268,9 +242,11 @@ class Submissions:
 
     async def _run(self, submission: _Submission, again: Again) -> Submitted:
         try:
-            stands = submission.stood = await self._record.claim(submission.entry)
+            stands = entry = submission.entry
+            if entry.keyed:  # without a key of the caller's nothing can stand there
+                stands = submission.stood = await self._record.claim(entry)
             paid_for = stands.state is not EntryState.PLANNED
-            if paid_for and stands.fingerprint != submission.entry.fingerprint:
+            if paid_for and stands.fingerprint != entry.fingerprint:
                 raise _conflict(stands.key)
             if not again.pays(stands.state):
                 if stands.task_id is None:
@@ -330,7 +306,8 @@ class Submissions:
     async def _once(self, submission: _Submission, *, again: bool) -> Judgement:
         """One slot, one intent, one POST, one verdict."""
         attempt = submission.attempt
-        await self._limiter.acquire(again=again)
+        if again or not self._limiter.take():
+            await self._limiter.acquire(again=again)
         try:
             entry = submission.entry = submission.entry.become(EntryState.INTENT, submitted_at=time.time())
             await self._record.intent(entry)

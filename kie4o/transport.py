@@ -105,7 +105,7 @@ class Transport:
         try:
             response = await session.request(
                 endpoint.method,
-                URL(self._url(endpoint) + query, encoded=True),
+                URL((self._urls.get(endpoint) or self._url(endpoint)) + query, encoded=True),
                 data=body,
                 headers=_JSON if isinstance(body, bytes) else None,
                 allow_redirects=False,
@@ -117,7 +117,8 @@ class Transport:
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
             failure = kind(f"no answer from {self._place(endpoint)}: {_words(error)}")
         else:
-            retry_after = wire.retry_after_of(response.headers.get(hdrs.RETRY_AFTER))
+            asked = response.headers.get(hdrs.RETRY_AFTER)
+            retry_after = None if asked is None else wire.retry_after_of(asked)
             return reader(response.status, self._without_key(b"".join(received)), retry_after)
         raise failure
 
@@ -130,7 +131,7 @@ class Transport:
             session = self._pays or self._open_pays()
             response = await session.request(
                 SUBMIT.method,
-                URL(self._url(SUBMIT), encoded=True),
+                URL(self._urls.get(SUBMIT) or self._url(SUBMIT), encoded=True),
                 data=body,
                 allow_redirects=False,
                 timeout=self._timeout,
@@ -198,10 +199,8 @@ class Transport:
     # -- small things ----------------------------------------------------------------------------
 
     def _url(self, endpoint: Endpoint) -> str:
-        url = self._urls.get(endpoint)
-        if url is None:
-            host = self._settings.upload_url if endpoint.uploads else self._settings.base_url
-            url = self._urls[endpoint] = str(URL(host + endpoint.path))
+        host = self._settings.upload_url if endpoint.uploads else self._settings.base_url
+        url = self._urls[endpoint] = str(URL(host + endpoint.path))
         return url
 
     def _place(self, endpoint: Endpoint) -> str:

@@ -60,10 +60,6 @@ class Watch:
         if self.deadline == waiter.deadline:
             self.deadline = min((other.deadline for other in self.waiters), default=NEVER)
 
-    def __lt__(self, other: Watch) -> bool:
-        """Of two that are due at the same time; it does not matter which."""
-        return False
-
 
 class Waiter(asyncio.Future[TaskDetails]):
     """Somebody who wants to know the end of a task, and until when: the future of it."""

@@ -206,7 +206,7 @@ def test_abandoned_waits_leave_no_entries() -> None:
             await asyncio.sleep(0)
             wait.cancel()
             await asyncio.gather(wait, return_exceptions=True)
-        size = len(poller._schedule._heap)
+        size = poller._schedule._entries
         stays.cancel()
         await asyncio.gather(stays, return_exceptions=True)
         await poller.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import itertools
 
 import pytest
@@ -396,3 +397,186 @@ def test_leaving_early_leaves_nothing() -> None:
             await poller.wait("y")
 
     run_virtual(run())
+
+
+# -- what the poller tells the learned pace -----------------------------------------------------------
+
+EPOCH = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
+
+
+class Service:
+    """Tasks that end at a set age; their records tell when, in whole seconds, if `telling`."""
+
+    def __init__(self, *, telling: bool = True) -> None:
+        self.telling = telling
+        self.ends: dict[str, float] = {}
+        self.durations: dict[str, float] = {}
+        self.looks: dict[str, list[float]] = {}
+
+    def submit(self, duration: float) -> str:
+        task_id = f"t{len(self.ends)}"
+        self.ends[task_id] = asyncio.get_running_loop().time() + duration
+        self.durations[task_id] = duration
+        self.looks[task_id] = []
+        return task_id
+
+    async def __call__(self, task_id: str) -> TaskDetails:
+        now = asyncio.get_running_loop().time()
+        self.looks[task_id].append(now)
+        if now < self.ends[task_id]:
+            return TaskDetails(task_id, state=TaskState.RUNNING, progress=0.0)
+        took = datetime.timedelta(seconds=int(self.durations[task_id]))
+        return TaskDetails(
+            task_id,
+            state=TaskState.SUCCEEDED,
+            urls=DONE.urls,
+            progress=1.0,
+            created_at=EPOCH if self.telling else None,
+            completed_at=EPOCH + took if self.telling else None,
+        )
+
+
+def durations(count: int, about: float) -> list[float]:
+    """So many durations within a second of `about`, without chance."""
+    return [about - 1 + 2 * (number * 0.618 % 1) for number in range(count)]
+
+
+async def finish(
+    poller: TaskPoller, service: Service, duration: float, *, expecting: bool = False
+) -> tuple[list[float], float]:
+    """Submit a task and wait for it: the ages at its looks, and how late its end was seen."""
+    since = asyncio.get_running_loop().time()
+    task_id = service.submit(duration)
+    await poller.wait(task_id, since=since, expecting=expecting)
+    ages = [round(at - since, 3) for at in service.looks[task_id]]
+    return ages, ages[-1] - duration
+
+
+@pytest.mark.parametrize("telling", [True, False])
+def test_ends_are_learned_from(telling: bool) -> None:
+    """After 25 tasks of about 30 s the next need far fewer looks than by back-off, and are seen sooner;
+    records that do not tell when help a little less."""
+
+    async def run(policy: PollPolicy) -> tuple[float, float]:
+        service = Service(telling=telling)
+        poller = TaskPoller(service, policy=policy)
+        for duration in durations(25, 30):
+            await finish(poller, service, duration)
+        seen = [await finish(poller, service, duration) for duration in durations(10, 30)]
+        await poller.aclose()
+        return sum(len(ages) for ages, _ in seen) / 10, sum(late for _, late in seen) / 10
+
+    looks, late = run_virtual(run(PollPolicy.adaptive(jitter=False)))
+    looks_before, late_before = run_virtual(run(PLAIN))
+    assert looks_before >= 7
+    assert looks <= 0.5 * looks_before
+    assert late <= 0.6 * late_before
+
+
+def test_many_tasks_at_once_are_learned_from() -> None:
+    """It makes no difference whether the tasks that are learned from ran one by one or together."""
+
+    async def run() -> int:
+        service = Service()
+        poller = TaskPoller(service, policy=PollPolicy.adaptive(jitter=False))
+        await asyncio.gather(*(finish(poller, service, duration) for duration in durations(30, 30)))
+        ages, late = await finish(poller, service, 30)
+        assert late <= 1.5
+        await poller.aclose()
+        return len(ages)
+
+    assert run_virtual(run()) <= 4
+
+
+@pytest.mark.parametrize("fate", ["failed", "fatal", "empty", "timed out", "left"])
+def test_what_did_not_end_well_is_no_news_of_when_tasks_end(fate: str) -> None:
+    """A wait that ends by its own time-out, by a fatal error, without images or by leaving teaches
+    nothing; a failed task has ended, and counts."""
+
+    async def run() -> tuple[list[float], list[float]]:
+        service = Service()
+        ending: TaskDetails | Exception | None = None
+
+        async def look(task_id: str) -> TaskDetails:
+            details = await service(task_id)
+            if ending is None or details.state is TaskState.RUNNING:
+                return details
+            if isinstance(ending, Exception):
+                raise ending
+            return ending
+
+        poller = TaskPoller(look, policy=PollPolicy.adaptive(jitter=False))
+        for duration in durations(25, 30):
+            await finish(poller, service, duration)
+        before, _ = await finish(poller, service, 30)
+        ending = {"failed": FAILED, "fatal": FATAL[0], "empty": EMPTY}.get(fate)
+        for _ in range(25):
+            since = asyncio.get_running_loop().time()
+            task_id = service.submit(8.0 if ending else 1e6)
+            if fate == "left":
+                waiter = poller.join(task_id, since=since)
+                await asyncio.sleep(5)
+                poller.leave(waiter)
+                continue
+            with pytest.raises(kie4o.KieError):
+                await poller.wait(task_id, since=since, timeout=20.0 if fate == "timed out" else None)
+        ending = None
+        after, _ = await finish(poller, service, 30)
+        await poller.aclose()
+        return before, after
+
+    before, after = run_virtual(run())
+    if fate == "failed":
+        assert after[0] < 12 < before[0]
+    else:
+        assert after == before
+
+
+@pytest.mark.parametrize("telling", [True, False])
+def test_a_task_taken_up_by_its_id_is_paced_by_back_off_and_spoils_nothing(telling: bool) -> None:
+    """Nobody knows its age: it is looked at now, then after 3, 4.5 and 5 s; and what was learned stays,
+    for all that the time from then to its end says nothing."""
+
+    async def run() -> tuple[list[float], list[float]]:
+        loop = asyncio.get_running_loop()
+        service = Service()
+        poller = TaskPoller(service, policy=PollPolicy.adaptive(jitter=False))
+        for duration in durations(25, 30):
+            await finish(poller, service, duration)
+        before, _ = await finish(poller, service, 30)
+        service.telling = telling
+        for duration in durations(25, 30):
+            task_id = service.submit(duration)
+            await asyncio.sleep(duration - 15)
+            taken_up = loop.time()
+            await poller.wait(task_id)
+            ages = [at - taken_up for at in service.looks[task_id]]
+            assert ages == pytest.approx([0.0, 3.0, 7.5, 12.5, 17.5], abs=0.01)
+        service.telling = True
+        after, late = await finish(poller, service, 30)
+        assert late <= 1.5
+        await poller.aclose()
+        return before, after
+
+    before, after = run_virtual(run())
+    assert len(after) <= len(before) + 1
+    assert after[0] == pytest.approx(before[0], abs=1.5)
+
+
+def test_the_safety_net_under_callbacks_is_spread_by_what_is_usual() -> None:
+    """With a callback expected the first look comes after 60 s, or at twice the usual duration once a
+    few tasks have ended."""
+
+    async def run(known: int, policy: PollPolicy) -> float:
+        service = Service()
+        poller = TaskPoller(service, policy=policy)
+        for duration in durations(known, 12):
+            await finish(poller, service, duration)
+        ages, _ = await finish(poller, service, 10, expecting=True)
+        await poller.aclose()
+        return ages[0]
+
+    adaptive = PollPolicy.adaptive(jitter=False)
+    assert run_virtual(run(0, adaptive)) == pytest.approx(60)
+    assert run_virtual(run(20, adaptive)) == pytest.approx(24, abs=2)
+    assert run_virtual(run(20, PLAIN)) == pytest.approx(60)

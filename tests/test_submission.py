@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -22,7 +23,7 @@ from faults import (
 )
 
 import kie4o
-from kie4o import AsyncKieClient, RateLimit
+from kie4o import AsyncKieClient, RateLimit, transport
 from kie4o.emulator import Answer, Emulator
 from kie4o.memory import MemoryStore
 from kie4o.store import EntryState
@@ -422,3 +423,123 @@ async def test_closing_calls_off_what_has_not_left() -> None:
         assert [entry.state async for entry in store.unfinished()] == [EntryState.SUBMITTED]
         with pytest.raises(kie4o.KieError, match="closed"):
             await client.submit("z")
+
+
+# -- connections that are used again ----------------------------------------------------------------
+
+
+class Keeping:
+    """A server that keeps connections open, for `idle` seconds at most after each answer. Then it closes
+    them, or, with `deaf`, reads what comes and drops it: the moment at which both sides decide, made long.
+    """
+
+    def __init__(self, *, idle: float = 3600.0, deaf: bool = False) -> None:
+        self.idle = idle
+        self.deaf = deaf
+        self.connections = self.tasks = self.swallowed = 0
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    @property
+    def posts(self) -> int:
+        return self.tasks + self.swallowed
+
+    async def __aenter__(self) -> Keeping:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._running.add(asyncio.current_task())
+        self.connections += 1
+        with contextlib.suppress(TimeoutError, ConnectionError, EOFError, asyncio.CancelledError):
+            await self._read(reader)
+            while True:
+                self.tasks += 1
+                body = json.dumps({"code": 200, "data": {"taskId": f"{self.tasks:032x}"}}).encode()
+                writer.write(http(body).replace(b"Connection: close\r\n", b""))
+                answered = asyncio.get_running_loop().time()
+                await asyncio.wait_for(self._read(reader), None if self.deaf else self.idle)
+                if asyncio.get_running_loop().time() - answered > self.idle:
+                    self.swallowed += 1
+                    break
+        writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]))
+
+
+async def test_submits_in_close_succession_use_one_connection() -> None:
+    """What was just used is used again: one handshake for five submits."""
+    async with Keeping() as server, client_of(server.url, timeout=5) as client:
+        ids = {(await client.submit("x")).id for _ in range(5)}
+        assert (len(ids), server.tasks, server.connections) == (5, 5, 1)
+
+
+async def test_an_old_connection_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After more than `_KEPT_PAID` seconds a submit has a new connection, since the server may be about
+    to close the old one."""
+    monkeypatch.setattr(transport, "_KEPT_PAID", 0.1)
+    async with Keeping() as server, client_of(server.url, timeout=5) as client:
+        await client.submit("x")
+        await asyncio.sleep(0.15)
+        await client.submit("x")
+        await client.submit("x")
+        assert (server.tasks, server.connections) == (3, 2)
+
+
+async def gaps_around(server: Keeping) -> list[BaseException | str]:
+    """Five submits each of twelve clients, most of them as long after the last as the server waits."""
+
+    async def several(number: int) -> list[BaseException | str]:
+        outcomes: list[BaseException | str] = []
+        async with client_of(server.url, timeout=5) as client:
+            for turn in range(5):
+                try:
+                    outcomes.append((await client.submit("x")).id)
+                except kie4o.KieError as error:
+                    outcomes.append(error)
+                near = server.idle - 0.03 + 0.005 * number
+                await asyncio.sleep(0.02 if turn == number % 4 else near)
+        return outcomes
+
+    parts = await asyncio.gather(*(several(number) for number in range(12)))
+    return [outcome for part in parts for outcome in part]
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_server_that_closes_idle_connections_swallows_no_submit(
+    monkeypatch: pytest.MonkeyPatch, deaf: bool
+) -> None:
+    """Connections are given up long before the server does: 60 submits at gaps around its patience are
+    60 POSTs and 60 tasks, though connections are used again."""
+    monkeypatch.setattr(transport, "_KEPT_PAID", 0.1)
+    async with Keeping(idle=0.25, deaf=deaf) as server:
+        outcomes = await gaps_around(server)
+        assert [outcome for outcome in outcomes if not isinstance(outcome, str)] == []
+        assert len(set(outcomes)) == 60
+        assert (server.posts, server.tasks) == (60, 60)
+        assert server.connections < 60
+
+
+async def test_control_a_connection_that_is_kept_too_long_swallows_submits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Control: kept for longer than the server's patience, connections swallow submits; each is unknown,
+    and none is sent twice."""
+    monkeypatch.setattr(transport, "_KEPT_PAID", 10.0)
+    async with Keeping(idle=0.25, deaf=True) as server:
+        outcomes = await gaps_around(server)
+        lost = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+        assert lost
+        assert all(isinstance(error, kie4o.SubmissionUnknownError) for error in lost)
+        assert (server.posts, server.swallowed) == (60, len(lost))

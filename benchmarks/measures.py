@@ -1,0 +1,334 @@
+"""What the suite measures, as steps: each is one process or one round, so that all take turns.
+
+A measure plans its steps, collects what they bring, and sums it up at the end. Whatever goes wrong
+with somebody else's client is a word in the results and never the end of the run; if kie4o or the
+bare loop fails, that is an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from . import imports
+from .clients import CLIENTS, OURS
+from .processes import ROOT, ChildError, Server, answer_of, ask, environment, set_server
+from .turns import FEW, MANY, Took, figures, spread
+
+IN_FLIGHT = (4, 20, 100)
+Seconds = list[tuple[float, int]]  # CPU of a second, and the looks in it
+
+
+@attrs.frozen
+class Plan:
+    """How much of everything."""
+
+    quick: bool
+    base: str
+    clients: Sequence[str]
+    only: Sequence[str]
+    skipped: dict[str, str]
+
+    def has(self, name: str) -> bool:
+        return name in self.clients and name not in self.skipped
+
+    def peers(self) -> list[str]:
+        return [name for name in self.clients if name not in OURS and name not in self.skipped]
+
+    def ours(self) -> list[str]:
+        return [name for name in OURS if self.has(name)]
+
+
+@attrs.frozen
+class Step:
+    """`owner` is the client whose failure a failure is; `seconds` a guess, for telling what remains."""
+
+    name: str
+    owner: str
+    seconds: float
+    run: Callable[[], None]
+
+
+class Cpu:
+    """CPU per task and per look against the bare loop."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._took: dict[tuple[int, str], Took] = {}
+
+    def steps(self) -> Iterator[Step]:
+        quick = self._plan.quick
+        rounds = 1 if quick else 2
+        for number in range(rounds):
+            for in_flight in IN_FLIGHT if not quick else IN_FLIGHT[1:2]:
+                for name in self._plan.ours():
+                    # The bare loop against itself: the control.
+                    yield self._step(name, in_flight, number, 8.0 if quick else 10.0)
+        for in_flight in IN_FLIGHT if not quick else IN_FLIGHT[1:2]:
+            for name in self._plan.peers():
+                if in_flight == 20 or not CLIENTS[name].variant:
+                    yield self._step(name, in_flight, 0, 1.0 if quick else 3.0)
+
+    def _step(self, name: str, in_flight: int, number: int, seconds: float) -> Step:
+        return Step(
+            f"cpu: {CLIENTS[name].label}, {in_flight} in flight, round {number + 1}",
+            name,
+            seconds + (1.5 if name in OURS else 4.0),
+            lambda: self._measure(name, in_flight, seconds),
+        )
+
+    def _measure(self, name: str, in_flight: int, seconds: float) -> None:
+        # The others have their looks measured at 20 only: some of them need seconds for one slice.
+        looks = name in OURS or (in_flight == 20 and not self._plan.quick)
+        words: list[object] = ["--in-flight", in_flight, "--seconds", seconds]
+        words += [] if looks else ["--no-looks"]
+        words += [] if not self._plan.quick else ["--least", 2]
+        found = ask("turns", name, "bare", self._plan.base, *words)
+        merged = self._took.setdefault((in_flight, name), {FEW: [], MANY: []})
+        for kind, pairs in merged.items():
+            pairs += [(a, b) for a, b in found[str(kind)]]
+
+    def results(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for (in_flight, name), took in self._took.items():
+            found.setdefault(str(in_flight), {})[name] = figures(took)
+        return found
+
+
+class Memory:
+    """KiB for each waiting task at 1,000 and 10,000."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._kib: dict[str, dict[str, list[float]]] = {}
+
+    def steps(self) -> Iterator[Step]:
+        quick = self._plan.quick
+        if not Path("/proc/self/smaps_rollup").exists():
+            self._plan.skipped["memory"] = "only Linux tells it exactly"
+            return
+        for number in range(1 if quick else 2):
+            for name in [*self._plan.ours(), *self._plan.peers()]:
+                # Some of the others need half a minute for ten thousand submits.
+                whole = name in OURS or (number == 0 and not CLIENTS[name].variant)
+                yield self._step(name, number, "100,1000,10000" if whole and not quick else "100,1000")
+
+    def _step(self, name: str, number: int, marks: str) -> Step:
+        guess = 3.5 if not marks.endswith("10000") else 8.0 if name in OURS else 22.0
+        return Step(
+            f"memory: {CLIENTS[name].label}, up to {int(marks.rpartition(',')[2]):,}, round {number + 1}",
+            name,
+            guess,
+            lambda: self._measure(name, marks),
+        )
+
+    def _measure(self, name: str, marks: str) -> None:
+        found = ask("memory", "hold", name, self._plan.base, "--marks", marks)
+        for mark, kib in found["kib"].items():
+            self._kib.setdefault(name, {}).setdefault(mark, []).append(kib)
+
+    def results(self) -> dict[str, Any]:
+        return {
+            name: {
+                mark: {
+                    "median": statistics.median(values),
+                    "low": min(values),
+                    "high": max(values),
+                    "n": len(values),
+                }
+                for mark, values in marks.items()
+            }
+            for name, marks in self._kib.items()
+        }
+
+
+class Crowd:
+    """A look among many waiting tasks against one among few: two processes side by side, at the same
+    looks per second, each with a server of its own that counts them.
+
+    The rate belongs to the figure: the rarer looks are, the colder are the caches when one comes, and
+    the more it costs that its task is one of many. With the same code the ratio was 1.4 at 200 looks a
+    second, 1.3 at 400 and 1.2 at 600. So nobody should change the rate to meet a goal.
+    """
+
+    FEW = 100
+    PER_SECOND = 400
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._many, self._seconds = (2_000, 6) if plan.quick else (10_000, 12)
+        self._found: dict[str, tuple[int, Seconds, Seconds]] = {}
+
+    def steps(self) -> Iterator[Step]:
+        ours = self._plan.ours()
+        yield from (self._step(name, name, self._many) for name in ours[: 1 if self._plan.quick else None])
+        if not self._plan.quick:
+            yield from (self._step(name, name, self._many) for name in ours[:1])  # once more
+        yield from (self._step("control", name, self.FEW) for name in ours[:1])
+
+    def _step(self, key: str, name: str, many: int) -> Step:
+        return Step(
+            f"crowd: {CLIENTS[name].label}, {many:,} waiting and {self.FEW} waiting",
+            name,
+            many / self.PER_SECOND + self._seconds + 4.0,
+            lambda: self._measure(key, name, many),
+        )
+
+    def _measure(self, key: str, name: str, waiting: int) -> None:
+        with Server() as here, Server() as there:
+            both = [self._child(name, here, waiting), self._child(name, there, self.FEW)]
+            for child in both:
+                assert child.stdout is not None
+                child.stdout.readline()  # it is ready
+            answers = []
+            for child in both:  # both begin
+                assert child.stdin is not None
+                child.stdin.write("\n")
+                child.stdin.flush()
+            for child in both:
+                printed, complained = child.communicate(timeout=60)
+                answers.append(answer_of(child.returncode, printed, complained))
+        many, few = (list(zip(each["took"], each["looks"], strict=True)) for each in answers)
+        _, all_many, all_few = self._found.setdefault(key, (waiting, [], []))
+        all_many += many
+        all_few += few
+
+    def _child(self, name: str, base: str, waiting: int) -> subprocess.Popen[str]:
+        words = ["look", name, base, "--waiting", waiting, "--per-second", self.PER_SECOND]
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.memory", *map(str, words), "--seconds", str(self._seconds)],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def results(self) -> dict[str, Any]:
+        return {key: self._result(*found) for key, found in self._found.items()}
+
+    def _result(self, waiting: int, many: Seconds, few: Seconds) -> dict[str, Any]:
+        # Sums of all seconds, not medians of each: a rare long collection of garbage has to count.
+        draws = spread(_ratios_of_sums(many, few))
+        per_look = [sum(t for t, _ in each) / sum(n for _, n in each) for each in (many, few)]
+        return {
+            "waiting": [waiting, self.FEW],
+            "per_second": self.PER_SECOND,
+            "ratio": per_look[0] / per_look[1],
+            "low": draws.low,
+            "high": draws.high,
+            "us": [1e6 * each for each in per_look],
+            "looks_per_second": [sum(n for _, n in each) / len(each) for each in (many, few)],
+        }
+
+
+def _ratios_of_sums(many: Seconds, few: Seconds, groups: int = 3) -> list[float]:
+    """Of neighbouring seconds together."""
+    found = []
+    for start in range(0, len(many) - groups + 1, groups):
+        a, b = many[start : start + groups], few[start : start + groups]
+        cost_a, cost_b = (sum(t for t, _ in each) / max(1, sum(n for _, n in each)) for each in (a, b))
+        found.append(cost_a / cost_b)
+    return found
+
+
+class Imports:
+    """Milliseconds over bare Python."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        names = [*plan.ours(), *plan.peers()]
+        self._programs = imports.codes(names, plan.base)
+        self._rounds: list[dict[str, float]] = []
+
+    def steps(self) -> Iterator[Step]:
+        for number in range(4 if self._plan.quick else 9):
+            warm = ", to warm the caches" * (number == 0)
+            yield Step(f"imports: round {number}{warm}", "", 0.4 * len(self._programs), self._measure)
+
+    def _measure(self) -> None:
+        set_server(self._plan.base, looks=1)
+        found = {}
+        for name, code in list(self._programs.items()):
+            try:
+                found[name] = imports.once(code)
+            except ChildError as error:
+                del self._programs[name]
+                self._plan.skipped[f"import of {name}"] = str(error)
+        self._rounds.append(found)
+
+    def results(self) -> dict[str, Any]:
+        rounds = self._rounds[1:]
+        found: dict[str, Any] = {}
+        for name in self._programs:
+            if name == imports.NOTHING:
+                continue
+            net = [each[name] - each[imports.NOTHING] for each in rounds]
+            parts = [each[imports.PARTS] - each[imports.NOTHING] for each in rounds]
+            ratio = statistics.median(a / b for a, b in zip(net, parts, strict=True))
+            found[name] = attrs.asdict(spread(net)) | {"ratio": ratio}
+        return found
+
+
+class Makespan:
+    """200 tasks under the account's limit."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._found: dict[str, Any] = {}
+
+    def steps(self) -> Iterator[Step]:
+        tasks = 100 if self._plan.quick else 200
+        for name in self._plan.ours()[: 1 if self._plan.quick else None]:
+            yield Step(
+                f"makespan: {CLIENTS[name].label}, {tasks} tasks, the clock 5 times faster",
+                name,
+                tasks / 10 + 1.0,
+                partial(self._measure, name, tasks),
+            )
+
+    def _measure(self, name: str, tasks: int) -> None:
+        self._found[name] = ask("makespan", name, self._plan.base, "--tasks", tasks)
+
+    def results(self) -> dict[str, Any]:
+        return self._found
+
+
+class Pacing:
+    """Lateness against looks, simulated in `pacing` where that module is there."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._found: dict[str, Any] = {}
+
+    def steps(self) -> Iterator[Step]:
+        if (Path(__file__).parent / "pacing.py").exists():
+            yield Step("pacing: simulated", "", 5.0 if self._plan.quick else 30.0, self._measure)
+
+    def _measure(self) -> None:
+        pacing = importlib.import_module("benchmarks.pacing")
+        self._found = json.loads(json.dumps(pacing.results(self._plan.quick)))
+
+    def results(self) -> dict[str, Any]:
+        return self._found
+
+
+Measure = Cpu | Memory | Crowd | Imports | Makespan | Pacing
+MEASURES: dict[str, Callable[[Plan], Measure]] = {
+    "cpu": Cpu,
+    "memory": Memory,
+    "crowd": Crowd,
+    "imports": Imports,
+    "makespan": Makespan,
+    "pacing": Pacing,
+}

@@ -1,0 +1,121 @@
+"""Processes of the suite: the server, and one child for each measurement.
+
+A measurement that shares nothing with the last one is a fresh interpreter that prints one JSON line.
+The server gets the last core and the children the first, where there are two, so that neither waits
+for the other. Nobody's settings or credentials reach a child, and no proxy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 300.0  # seconds for one child, far more than any needs
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
+
+
+class ChildError(Exception):
+    """A child ended without an answer; the last line that it said."""
+
+
+def cores() -> tuple[int | None, int | None]:
+    """For the client and for the server; none if there is no choice."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None, None
+    ours = sorted(os.sched_getaffinity(0))
+    return (ours[0], ours[-1]) if len(ours) > 1 else (None, None)
+
+
+def environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return kept | {"NO_PROXY": "*", "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+
+
+def pin() -> None:
+    """This process to the clients' core."""
+    core, _ = cores()
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+
+
+def ask(module: str, *words: object, patience: float = PATIENCE) -> dict[str, Any]:
+    """Run `python -m benchmarks.<module> <words>`; what it printed last, read as JSON."""
+    command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{module}", *map(str, words)]
+    try:
+        ran = subprocess.run(
+            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=patience
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ChildError(f"no answer in {patience:g} s") from error
+    return answer_of(ran.returncode, ran.stdout, ran.stderr)
+
+
+def answer_of(status: int, printed: str, complained: str) -> dict[str, Any]:
+    if status or not printed.strip():
+        lines = complained.strip().splitlines() or [f"exit status {status}"]
+        raise ChildError(lines[-1][:160])
+    answer: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
+    return answer
+
+
+def call(base: str, path: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The server's own two calls."""
+    connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=30)
+    with contextlib.closing(connection):
+        if settings is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, json.dumps(settings))
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    return answer
+
+
+class Server:
+    """The loopback server as a child: `with Server() as base`."""
+
+    def __enter__(self) -> str:
+        _, core = cores()
+        pinned = [] if core is None else ["--core", str(core)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.server", *pinned],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        port = self._process.stdout.readline().strip()
+        if not port:
+            self._process.wait()
+            raise ChildError("the server did not start")
+        return f"http://127.0.0.1:{port}"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def set_server(base: str, **settings: float) -> None:
+    call(base, "/__settings", settings)
+
+
+def counts(base: str) -> dict[str, int]:
+    return call(base, "/__counts")

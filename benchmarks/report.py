@@ -1,0 +1,343 @@
+"""What the figures say: the goals, the printed tables, the section in the README. No measuring here.
+
+`results` is what results.json holds. A figure that was not measured is left out everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from . import imports
+from .clients import CLIENTS
+
+Results = dict[str, Any]
+Rows = list[list[str]]
+
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+PICTURE = "benchmarks/results/figures.svg"
+COMMAND = "nox -s bench"
+HOW = (
+    "Measured on {date} with Python {python}, against a server on the same machine. CPU is a ratio to a loop "
+    "written by hand with aiohttp, taking turns with it in one process: 20 tasks in flight, each one submit "
+    "and four looks, all as fast as they go. Memory is what each of 10,000 waiting tasks adds. Import is CPU "
+    "over bare Python, for kie4o with a client that is ready to send. The others are the vendors' own SDKs, "
+    "as they come but for the interval between looks, or httpx by hand."
+)
+
+
+@attrs.frozen
+class Goal:
+    """A figure, by its path in the results (as a share of the one at `over`), and the bounds within
+    which it has to be."""
+
+    name: str
+    path: tuple[str, ...]
+    most: float
+    least: float = float("-inf")
+    over: tuple[str, ...] = ()
+
+    def figure(self, results: Results) -> float | None:
+        figure = _at(results, self.path)
+        share = _at(results, self.over) if self.over else 1.0
+        return None if figure is None or share is None else figure / share
+
+    def verdict(self, figure: float) -> str:
+        return "holds" if self.least <= figure <= self.most else "MISSED"
+
+    @property
+    def bounds(self) -> str:
+        if self.least == float("-inf"):
+            return f"at most {self.most:g}"
+        return f"{self.least:g} to {self.most:g}"
+
+
+def _at(results: Results, path: tuple[str, ...]) -> float | None:
+    found: Any = results
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return None if found is None else float(found)
+
+
+_WIDE, _NARROW = "lognormal 40 s, sigma 0.5", "lognormal 40 s, sigma 0.25"
+_SAME, _TWO = "constant 30 s, +-0.5 s", "25 s (3 of 5) or 90 s, sigma 0.1"
+_PLAIN = "kie4o exponential, 2 s x1.5 to 5 s"
+
+
+# The one home of the goals: a line here is a line in the table and in the verdict of the run.
+GOALS = (
+    *(
+        Goal(f"control: the bare loop against itself, {many} in flight", path, 1.02, 0.98)
+        for many in (4, 20, 100)
+        for path in [("cpu", str(many), "bare", "task", "median")]
+    ),
+    Goal("control: a look among 100 against one among 100", ("crowd", "control", "ratio"), 1.05, 0.95),
+    *(
+        Goal(f"CPU per {kind} against the bare loop, {many} in flight", path, 1.02)
+        for kind in ("task", "look")
+        for many in (4, 20, 100)
+        for path in [("cpu", str(many), "kie4o", kind, "median")]
+    ),
+    *(
+        Goal(
+            f"CPU per {kind} against {CLIENTS[peer].label}, 20 in flight",
+            ("cpu", "20", "kie4o", kind, "median"),
+            most,
+            over=("cpu", "20", peer, kind, "median"),
+        )
+        for peer, most in (("runware", 0.75), ("google-genai", 0.25))
+        for kind in ("task", "look")
+    ),
+    Goal("KiB per waiting task at 10,000", ("memory", "kie4o", "10000", "median"), 2.2),
+    Goal("CPU of a look among thousands of waiting tasks against 100", ("crowd", "kie4o", "ratio"), 1.25),
+    Goal("import kie4o, ms over bare Python", ("imports", "kie4o", "median"), 30),
+    Goal("import kie4o.callbacks, ms", ("imports", "kie4o.callbacks", "median"), 110),
+    Goal(
+        "a client ready to send, against aiohttp, attrs and cattrs", ("imports", imports.READY, "ratio"), 1.1
+    ),
+    *(
+        Goal(f"cost of learned looks after {seen} tasks, {tasks}", path, most)
+        for seen, tasks, most in (
+            (50, _WIDE, 1.10),
+            (50, _NARROW, 1.10),
+            (50, _SAME, 1.10),
+            (50, _TWO, 1.15),
+            (0, _WIDE, 1.65),
+            (0, _NARROW, 1.65),
+            (0, _TWO, 1.65),
+        )
+        for path in [("pacing", tasks, f"kie4o learned, after {seen}", "ratio")]
+    ),
+    Goal("exponential looks, 40 s: looks", ("pacing", _WIDE, _PLAIN, "looks"), 12),
+    Goal("exponential looks, 40 s: seconds late", ("pacing", _WIDE, _PLAIN, "lateness"), 2.6),
+    Goal(
+        "many tasks under the account's limit: time against the ideal", ("makespan", "kie4o", "ratio"), 1.03
+    ),
+    Goal("many tasks under the limit: submits refused", ("makespan", "kie4o", "refused"), 0),
+)
+
+
+def judged(results: Results) -> list[dict[str, Any]]:
+    """Every goal whose figure was measured."""
+    found = []
+    for goal in GOALS:
+        figure = goal.figure(results)
+        if figure is not None:
+            verdict = goal.verdict(figure)
+            found.append({"goal": goal.name, "figure": figure, "bounds": goal.bounds, "verdict": verdict})
+    return found
+
+
+# -- the printed tables --------------------------------------------------------------------------
+
+
+def aligned(rows: Rows) -> str:
+    """Columns under each other, numbers to the right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def ratio(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    return f"{figure['median']:.2f} ({figure['low']:.2f}-{figure['high']:.2f})"
+
+
+def tables(results: Results) -> str:
+    """Everything that was measured, for a terminal."""
+    parts = [f"{title}\n{aligned(rows)}" for title, rows in _tables(results) if len(rows) > 1]
+    if results.get("skipped"):
+        parts.append("Skipped\n" + "\n".join(f"{name}: {why}" for name, why in results["skipped"].items()))
+    goals = [
+        [each["goal"], f"{each['figure']:.3g}", each["bounds"], each["verdict"]] for each in judged(results)
+    ]
+    if goals:
+        parts.append("Goals\n" + aligned([["", "figure", "goal", ""], *goals]))
+    return "\n\n".join(parts)
+
+
+def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
+    cpu = results.get("cpu", {})
+    for kind in ("task", "look"):
+        name = {"task": "task (1 submit + 4 looks)", "look": "look"}[kind]
+        yield (
+            f"Client CPU per {name}, as a ratio to the bare aiohttp loop; median and 90 % of bootstraps",
+            [["", *(f"{many} in flight" for many in cpu)], *_cpu_rows(cpu, kind)],
+        )
+    yield "Memory per waiting task, KiB; median (range)", _memory_rows(results)
+    yield (
+        "CPU of a look among many waiting tasks, as a ratio to one among few, at the same looks per second",
+        [
+            ["", "waiting", "looks/s", "ratio"],
+            *(
+                [
+                    name if name == "control" else CLIENTS[name].label,
+                    "{:,} / {:,}".format(*each["waiting"]),
+                    str(each["per_second"]),
+                    f"{each['ratio']:.2f} ({each['low']:.2f}-{each['high']:.2f})",
+                ]
+                for name, each in results.get("crowd", {}).items()
+            ),
+        ],
+    )
+    yield (
+        "Import, ms of CPU over bare Python; as a ratio to what kie4o stands on",
+        [
+            ["", "ms", "ratio"],
+            *(
+                [name, f"{each['median']:.0f} ({each['low']:.0f}-{each['high']:.0f})", f"{each['ratio']:.2f}"]
+                for name, each in results.get("imports", {}).items()
+            ),
+        ],
+    )
+    yield (
+        "Tasks under the account's limit, as a ratio to the ideal time",
+        [
+            ["", "tasks", "ratio", "refused"],
+            *(
+                [CLIENTS[name].label, str(each["tasks"]), f"{each['ratio']:.3f}", str(each["refused"])]
+                for name, each in results.get("makespan", {}).items()
+            ),
+        ],
+    )
+    for distribution, policies in pacing_of(results):
+        yield (
+            f"When to look (simulated), {distribution}",
+            [
+                ["", "looks", "seconds late", "ratio"],
+                *(
+                    [policy, f"{each['looks']:.1f}", f"{each['lateness']:.2f}", f"{each['ratio']:.2f}"]
+                    for policy, each in policies.items()
+                ),
+            ],
+        )
+
+
+def _cpu_rows(cpu: dict[str, Any], kind: str) -> Rows:
+    named = [name for name in CLIENTS if any(name in clients for clients in cpu.values())]
+    rows = []
+    for name in named:
+        cells = [ratio(clients.get(name, {}).get(kind)) for clients in cpu.values()]
+        label = f"{CLIENTS[name].label} (control)" if name == "bare" else CLIENTS[name].label
+        if any(cells):
+            rows.append([label, *cells])
+    return rows
+
+
+def _memory_rows(results: Results) -> Rows:
+    memory = results.get("memory", {})
+    marks = [mark for mark in ("1000", "10000") if any(mark in each for each in memory.values())]
+    rows = [["", *(f"of {int(mark):,}" for mark in marks), "to the bare loop"]]
+    for name, each in memory.items():
+        last = next((mark for mark in reversed(marks) if mark in each and mark in memory.get("bare", {})), "")
+        cells = [
+            f"{each[mark]['median']:.1f} ({each[mark]['low']:.1f}-{each[mark]['high']:.1f})"
+            if mark in each
+            else ""
+            for mark in marks
+        ]
+        against = f"{each[last]['median'] / memory['bare'][last]['median']:.2f}" if last else ""
+        rows.append([CLIENTS[name].label, *cells, against])
+    return rows
+
+
+def pacing_of(results: Results) -> list[tuple[str, dict[str, dict[str, float]]]]:
+    """The distributions and their policies."""
+    found = results.get("pacing", {})
+    return [(name, each) for name, each in found.items() if isinstance(each, dict)]
+
+
+# -- the README ----------------------------------------------------------------------------------
+
+
+def section(results: Results) -> str:
+    """The part of the README that the suite writes, markers and all."""
+    machine = results["machine"]
+    lines = [
+        BEGIN,
+        "## How fast",
+        "",
+        *textwrap.wrap(HOW.format(date=results["date"], python=machine["python"]), width=105),
+        "",
+        *_markdown(
+            ["client", "CPU per task", "CPU per look", "KiB per waiting task", "import, ms"],
+            [*_clients(results)],
+        ),
+        "",
+        *_sentences(results),
+        "",
+        f"![CPU, memory, import, and lateness against looks]({PICTURE})",
+        "",
+        "```sh",
+        COMMAND,
+        "```",
+        "",
+        f"measures it anew on your machine, {results['minutes']:.0f} minutes here, and rewrites this part.",
+        END,
+    ]
+    return "\n".join(lines)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
+
+
+def _clients(results: Results) -> Iterator[list[str]]:
+    cpu, memory = results.get("cpu", {}).get("20", {}), results.get("memory", {})
+    times = results.get("imports", {})
+    for name, entry in CLIENTS.items():
+        figures = cpu.get(name)
+        if figures is None:
+            continue
+        kib = memory.get(name, {}).get("10000")
+        loaded = times.get(imports.name_of(name))
+        label = f"**{entry.label}**" if name == "kie4o" else entry.label
+        yield [
+            label,
+            "1" if name == "bare" else f"{figures['task']['median']:.2f}",
+            "1" if name == "bare" else f"{figures['look']['median']:.2f}" if "look" in figures else "",
+            f"{kib['median']:.1f}" if kib else "",
+            f"{loaded['median']:.0f}" if loaded else "",
+        ]
+
+
+def _sentences(results: Results) -> Iterator[str]:
+    """One line each, so that they can be checked one by one."""
+    for words, path, form in (
+        (
+            "CPU of a look among 10,000 waiting tasks, against 100, at 400 looks/s for both",
+            ("crowd", "kie4o", "ratio"),
+            ".2f",
+        ),
+        ("200 tasks under Kie's limit, against the ideal time", ("makespan", "kie4o", "ratio"), ".3f"),
+        ("`import kie4o` alone, ms", ("imports", "kie4o", "median"), ".0f"),
+        ("`import kie4o.callbacks` alone, ms", ("imports", "kie4o.callbacks", "median"), ".0f"),
+    ):
+        figure = Goal(words, path, 0).figure(results)
+        if figure is not None:
+            yield f"- {words}: {figure:{form}}"
+
+
+def rewrite(readme: Path, results: Results) -> None:
+    """Put the section between its markers, or before the last heading if it was never there."""
+    text, new = readme.read_text("utf-8"), section(results)
+    found = re.search(rf"^{re.escape(BEGIN)}$.*?^{re.escape(END)}$", text, re.MULTILINE | re.DOTALL)
+    if found:
+        text = text[: found.start()] + new + text[found.end() :]
+    else:
+        at = text.rindex("\n## ") + 1
+        text = f"{text[:at]}{new}\n\n{text[at:]}"
+    readme.write_text(text, "utf-8")

@@ -1,0 +1,251 @@
+"""A fast loopback server that speaks for Kie and for the peers' services, in a process of its own.
+
+    python -m benchmarks.server [--core N]
+
+One raw asyncio.Protocol for HTTP/1.1 with keep-alive, on uvloop where that is installed: it has to
+cost far less than any client, and must not share an interpreter with one. It prints its port and
+serves until its standard input ends, so that it never outlives whoever started it.
+
+`POST /__settings` takes a JSON object of `Settings` for all that follows; `GET /__counts` tells
+what happened since. A task is forgotten when its end has been told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import attrs
+
+from . import formats
+from .formats import BASE, ID, Format
+
+Answer = tuple[int, bytes]
+
+_REASONS = {200: b"200 OK", 404: b"404 Not Found", 429: b"429 Too Many Requests", 500: b"500 Server Error"}
+# What an API behind a CDN sends with each answer; a client has to read past it.
+_HEAD = (
+    b"Date: Fri, 02 Jan 2026 03:04:05 GMT\r\nContent-Type: application/json; charset=utf-8\r\n"
+    b"Connection: keep-alive\r\nServer: cloudflare\r\nCache-Control: no-cache, no-store, max-age=0\r\n"
+    b"X-Content-Type-Options: nosniff\r\ncf-cache-status: DYNAMIC\r\nCF-RAY: 9b1f6f3c2d4e5a6b-AMS\r\n"
+)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """`looks`: a task is ready at its n-th look, 0 for never; `seconds`: or so long after its submit.
+    `limit` new tasks in any `window` seconds, counted on arrival, 0 for no limit. `latency`: seconds
+    until an answer leaves."""
+
+    looks: int = 4
+    seconds: float = 0.0
+    limit: int = 0
+    window: float = 10.0
+    latency: float = 0.0
+
+
+class Task:
+    __slots__ = ("at", "looks")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.looks = 0
+
+
+class Desk:
+    """The tasks, whoever's they are."""
+
+    def __init__(self, base: bytes) -> None:
+        self._base = base
+        self._tasks: dict[bytes, Task] = {}
+        self._submits = 0
+        self._routes: dict[bytes, Callable[[bytes, bytes], Answer]] = {}
+        self._looks: list[tuple[bytes, Format]] = []
+        self.set(Settings())
+        for kind in (formats.KIE, formats.FAL, formats.REPLICATE, formats.OPENAI, formats.RUNWAYML):
+            self._add(_with_base(kind, base))
+        self._add_genai(_with_base(formats.GENAI, base))
+        self._add_runware(_with_base(formats.RUNWARE, base))
+
+    def set(self, settings: Settings) -> None:
+        """From here on; counts begin anew, tasks that are there stay."""
+        self.settings = settings
+        self._admitted: deque[float] = deque()
+        self.counts = {"submits": 0, "refused": 0, "looks": 0, "ended": 0, "connections": 0, "unknown": 0}
+
+    def answer(self, method: bytes, path: bytes, body: bytes) -> Answer:
+        if method == b"GET":
+            for prefix, kind in self._looks:
+                if path.startswith(prefix):
+                    return self._read(kind, path[len(prefix) :])
+            if path == b"/__counts":
+                return 200, json.dumps(self.counts).encode()
+        elif method == b"POST":
+            route = self._routes.get(path.partition(b"?")[0])
+            if route is not None:
+                return route(path, body)
+            if path == b"/__settings":
+                self.set(Settings(**json.loads(body)))
+                return 200, b"{}"
+        self.counts["unknown"] += 1
+        return 404, formats.UNKNOWN
+
+    # -- what every service does -----------------------------------------------------------------
+
+    def _submit(self, kind: Format, task_id: bytes | None = None) -> Answer:
+        now, settings = time.monotonic(), self.settings
+        if settings.limit:
+            while self._admitted and self._admitted[0] <= now - settings.window:
+                self._admitted.popleft()
+            if len(self._admitted) >= settings.limit:
+                self.counts["refused"] += 1
+                return 429, formats.TOO_MANY
+            self._admitted.append(now)
+        self._submits += 1
+        self.counts["submits"] += 1
+        task_id = task_id or b"5fd1%028x" % self._submits
+        self._tasks[task_id] = Task(now)
+        return 200, kind.accepted.replace(ID, task_id)
+
+    def _look(self, kind: Format, task_id: bytes) -> Answer:
+        task = self._tasks.get(task_id)
+        if task is None:
+            self.counts["unknown"] += 1
+            return 404, formats.UNKNOWN
+        self.counts["looks"] += 1
+        task.looks += 1
+        settings = self.settings
+        if settings.seconds:
+            ready = time.monotonic() >= task.at + settings.seconds
+        else:
+            ready = bool(settings.looks) and task.looks >= settings.looks
+        if not ready:
+            return 200, kind.running.replace(ID, task_id)
+        del self._tasks[task_id]
+        self.counts["ended"] += 1
+        return 200, kind.ended.replace(ID, task_id)
+
+    def _read(self, kind: Format, rest: bytes) -> Answer:
+        task_id = rest.partition(b"?")[0]
+        if not kind.after:
+            return self._look(kind, task_id)
+        if task_id.endswith(kind.after):
+            return self._look(kind, task_id.removesuffix(kind.after))
+        return 200, kind.result.replace(ID, task_id)
+
+    # -- what tells them apart -------------------------------------------------------------------
+
+    def _add(self, kind: Format) -> None:
+        self._routes[kind.submit] = lambda path, body: self._submit(kind)
+        self._looks.append((kind.look, kind))
+
+    def _add_genai(self, kind: Format) -> None:
+        """A look is a POST that names the operation in its body."""
+
+        def look(path: bytes, body: bytes) -> Answer:
+            return self._look(kind, body.partition(kind.named)[2].partition(b'"')[0])
+
+        self._routes[kind.submit] = lambda path, body: self._submit(kind)
+        self._routes[kind.look] = look
+
+    def _add_runware(self, kind: Format) -> None:
+        """One path for everything, and the client makes up the id."""
+
+        def either(path: bytes, body: bytes) -> Answer:
+            [item] = json.loads(body)
+            act = self._look if item["taskType"] == kind.named.decode() else self._submit
+            return act(kind, item["taskUUID"].encode())
+
+        self._routes[kind.submit] = either
+
+
+def _with_base(kind: Format, base: bytes) -> Format:
+    bodies = {
+        name: getattr(kind, name).replace(BASE, base) for name in ("accepted", "running", "ended", "result")
+    }
+    return attrs.evolve(kind, **bodies)
+
+
+class Connection(asyncio.Protocol):
+    """Reads whole requests, one after the other, and answers each."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's says nothing of its kind
+        self._desk.counts["connections"] += 1
+
+    def data_received(self, data: bytes) -> None:
+        data, answers = self._rest + data, []
+        while (end := data.find(b"\r\n\r\n")) >= 0:
+            method, path, _ = data[:end].split(b" ", 2)
+            start = end + 4
+            stop = start + (_length(data[:end]) if method == b"POST" else 0)
+            if len(data) < stop:
+                break
+            try:
+                status, body = self._desk.answer(method, path, data[start:stop])
+            except Exception as error:  # a bug of this server must be seen, not hang whoever measures
+                status, body = 500, repr(error).encode()
+            answers.append(
+                b"HTTP/1.1 %s\r\n%sContent-Length: %d\r\n\r\n%s" % (_REASONS[status], _HEAD, len(body), body)
+            )
+            data = data[stop:]
+        self._rest = data
+        if answers:
+            latency = self._desk.settings.latency
+            if latency:
+                asyncio.get_running_loop().call_later(latency, self._transport.write, b"".join(answers))
+            else:
+                self._transport.write(b"".join(answers))
+
+
+def _length(head: bytes) -> int:
+    """Of the body; no client here sends chunks."""
+    found = head.lower().partition(b"\r\ncontent-length:")[2]
+    return int(found.partition(b"\r\n")[0] or 0)
+
+
+async def serve() -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    desk: list[Desk] = []
+    server = await loop.create_server(lambda: Connection(desk[0]), "127.0.0.1", 0, backlog=4096)
+    port = server.sockets[0].getsockname()[1]
+    desk.append(Desk(b"http://127.0.0.1:%d" % port))
+    print(port, flush=True)
+
+    def read() -> None:
+        if not os.read(0, 1024):
+            ended.set()
+
+    loop.add_reader(0, read)
+    await ended.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--core", type=int, help="the only core to run on")
+    core = parser.parse_args().core
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    factory: Callable[[], asyncio.AbstractEventLoop]
+    try:
+        import uvloop  # pyright: ignore[reportMissingImports]  # an extra, where it exists
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        factory = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve())
+
+
+if __name__ == "__main__":
+    main()
