@@ -126,7 +126,8 @@ class RateLimiter:
             self._window.answered(self._loop.time())
         else:
             self._window.give_back()
-        self._serve()
+        if self._waiting:
+            self._serve()
 
     def pause(self) -> None:
         """After a refusal for too many calls everybody waits for a whole window."""

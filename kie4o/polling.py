@@ -326,7 +326,8 @@ class TaskPoller:
                 self._learn(watch, news, now)
                 self._end(watch, news)
                 return
-        _tell_all(watch, news, final=False)
+        if watch.listened:
+            _tell_all(watch, news, final=False)
         watch.looks += 1
         pause = max(pause, self._pause(watch, now, seen, progress))
         self._schedule.plan(watch, now + (GAP if watch.urgent else pause), now)
