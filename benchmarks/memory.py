@@ -47,7 +47,7 @@ class Pile:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._gate = asyncio.Semaphore(_AT_ONCE)
-        self._waiting: list[asyncio.Task[str]] = []
+        self._waiting: list[asyncio.Future[str]] = []
         self._known = 0
 
     def _submitted(self) -> None:
@@ -63,7 +63,7 @@ class Pile:
             if per_second:
                 await asyncio.sleep(max(0.0, began + due - loop.time()))
             await self._gate.acquire()
-            self._waiting.append(asyncio.create_task(_coroutine(self._run, self._submitted)))
+            self._waiting.append(asyncio.ensure_future(self._run(self._submitted)))
         while self._known < size:
             await asyncio.sleep(0.05)
             self.check()
@@ -72,11 +72,6 @@ class Pile:
         for task in self._waiting:
             if task.done():
                 raise RuntimeError(f"a task that never ends did: {task.exception() or task.result()}")
-
-
-async def _coroutine(run: Run, submitted: object) -> str:
-    assert callable(submitted)
-    return await run(submitted)
 
 
 @contextlib.asynccontextmanager

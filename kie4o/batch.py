@@ -12,7 +12,6 @@ import asyncio
 import copy
 import hashlib
 import itertools
-import sqlite3
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -341,6 +340,8 @@ class _Occurrences:
     """Counts equal requests of a batch of any length in flat memory: SQLite's own temporary file."""
 
     def __init__(self) -> None:
+        import sqlite3  # here, since most programs run no batch
+
         self._connection = sqlite3.connect("", isolation_level=None)
         self._connection.execute("CREATE TABLE seen (print TEXT PRIMARY KEY, count INT) WITHOUT ROWID")
         self._connection.execute("BEGIN")
