@@ -7,12 +7,15 @@ that one picture serves light and dark pages.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
 from . import imports
 from .clients import CLIENTS
 from .report import Results, pacing_of
+
+_NEARLY_THE_SAME = re.compile(r"learned, after (0|20|200|50 with exact times)$")  # as after 50
 
 INK, PALE, OURS = "#6e7781", "#8c959f", "#2f81f7"
 FONT = "-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
@@ -61,7 +64,11 @@ def points(
     """Looks to the right, lateness upwards, both by factors of ten."""
     yield _text(left, top + 14, title, size=13)
     x0, y0, x1, y1 = left + 50, top + POINTS - 40, left + width - 20, top + 34
-    shown = {name: each for name, each in policies.items() if each["looks"] > 0 and each["lateness"] > 0}
+    shown = {
+        name: each
+        for name, each in policies.items()
+        if each["looks"] > 0 and each["lateness"] > 0 and not _NEARLY_THE_SAME.search(name)
+    }
     across = _scale([each["looks"] for each in shown.values()], x0, x1)
     upwards = _scale([each["lateness"] for each in shown.values()], y0, y1)
     yield f'<path d="M{x0} {y1}V{y0}H{x1}" fill="none" stroke="{PALE}"/>'

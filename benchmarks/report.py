@@ -323,6 +323,18 @@ def _sentences(results: Results) -> Iterator[str]:
             ".2f",
         ),
         ("200 tasks under Kie's limit, against the ideal time", ("makespan", "kie4o", "ratio"), ".3f"),
+        *(
+            (
+                f"Looks and lateness, {how}, against the least possible",
+                ("pacing", _WIDE, policy, "ratio"),
+                ".2f",
+            )
+            for how, policy in (
+                ("learned from 50 tasks", "kie4o learned, after 50"),
+                ("learned from none", "kie4o learned, after 0"),
+                ("exponential", _PLAIN),
+            )
+        ),
         ("`import kie4o` alone, ms", ("imports", "kie4o", "median"), ".0f"),
         ("`import kie4o.callbacks` alone, ms", ("imports", "kie4o.callbacks", "median"), ".0f"),
     ):

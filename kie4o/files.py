@@ -2,7 +2,8 @@
 
 Uploads go to Kie with the key, through `transport`, and are free: they may be sent again.
 Downloads come from file hosts that are strangers, without the key, through `downloads`. What an
-upload is made of is `uploads`' business, how a file gets its place on the disk is `disk`'s.
+upload is made of is `uploads`' business, how a file gets its place on the disk is `disk`'s. Both are
+loaded when they are first used, since not every program has to do with files.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import asyncio
 import os
 import random
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiohttp
 
 from . import images, wire
 from .disk import ended, in_thread
-from .downloads import Door, Downloader, Order, Renew
 from .errors import DownloadError, InvalidRequestError
 from .models import ImageRequest, UploadedFile
 from .retrying import Sleep, repeated
 from .settings import Settings
 from .transport import Transport
-from .uploads import Given, Source, form, target
+
+if TYPE_CHECKING:
+    from .downloads import Downloader, Renew
+    from .uploads import Given
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024  # of one image; Kie's own have 1 to 5 MB
 AT_ONCE = 4  # images of one call; the CDN fails more often the more are fetched
@@ -47,17 +51,27 @@ class Files:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._transport = transport
-        self._upload_timeout = max(timeout, LONGEST_UPLOAD)
+        self._inside = settings.loopback
+        self._timeout = timeout
+        self._proxy = proxy
+        self._trust_env = trust_env
+        self._max_image_bytes = max_image_bytes
         self._sleep = sleep
         self._chance = chance
-        self._downloader = Downloader(
-            door=Door(inside=settings.loopback),
-            timeout=timeout,
-            max_bytes=max_image_bytes,
-            proxy=proxy,
-            trust_env=trust_env,
-            sleep=sleep,
-            chance=chance,
+        self._closed = False
+
+    @cached_property
+    def _downloader(self) -> Downloader:
+        from .downloads import Door, Downloader
+
+        return Downloader(
+            door=Door(inside=self._inside),
+            timeout=self._timeout,
+            max_bytes=self._max_image_bytes,
+            proxy=self._proxy,
+            trust_env=self._trust_env,
+            sleep=self._sleep,
+            chance=self._chance,
         )
 
     async def upload(self, source: Given, *, name: str | None = None, path: str = "kie4o") -> UploadedFile:
@@ -66,13 +80,13 @@ class Files:
         Raises `InvalidRequestError` before any network use, and the errors of a free call. An
         open file stays open; do not use it meanwhile.
         """
+        from .uploads import Source, form, target
+
         where = target(path, name)
         content = Source(source)
         try:
             await content.open()
-            return await self._repeated(
-                wire.UPLOAD_STREAM, lambda: form(content, where), timeout=self._upload_timeout
-            )
+            return await self._repeated(wire.UPLOAD_STREAM, lambda: form(content, where))
         finally:
             await in_thread(content.close)
 
@@ -80,9 +94,11 @@ class Files:
         self, url: str, *, name: str | None = None, path: str = "kie4o"
     ) -> UploadedFile:
         """Let Kie fetch a public file (within 30 s, up to 100 MB)."""
+        from .uploads import target
+
         _check_url(url)
         body = wire.json_body({"fileUrl": url, **target(path, name).fields()})
-        return await self._repeated(wire.UPLOAD_FROM_URL, lambda: body, timeout=self._upload_timeout)
+        return await self._repeated(wire.UPLOAD_FROM_URL, lambda: body)
 
     async def download(
         self,
@@ -100,6 +116,10 @@ class Files:
         """
         if name is not None and not isinstance(name, str):
             raise InvalidRequestError(f"name={name!r} is not possible: use text, or None")
+        if self._closed:
+            raise DownloadError("the client is closed: make a new one", task_id=task_id)
+        from .downloads import Order
+
         links = tuple(urls)
         folder = await _folder(directory, task_id)
         turns = asyncio.Semaphore(AT_ONCE)
@@ -114,12 +134,16 @@ class Files:
         return await _all([asyncio.ensure_future(fetch(index, url)) for index, url in enumerate(links)])
 
     async def aclose(self) -> None:
-        await self._downloader.aclose()
+        self._closed = True
+        if "_downloader" in vars(self):
+            await self._downloader.aclose()
 
     async def _repeated(
-        self, endpoint: wire.Endpoint, body: Callable[[], bytes | aiohttp.FormData], *, timeout: float
+        self, endpoint: wire.Endpoint, body: Callable[[], bytes | aiohttp.FormData]
     ) -> UploadedFile:
         """Uploads are free and overwrite by name, so that a failed one is sent again."""
+
+        timeout = max(self._timeout, LONGEST_UPLOAD)
 
         async def call() -> UploadedFile:
             return await self._transport.read(endpoint, wire.uploaded_of, body=body(), timeout=timeout)

@@ -21,7 +21,6 @@ import attrs
 from . import decoding
 from .errors import ERROR_OF_CODE, APIStatusError, InternalServerError, UnexpectedResponseError
 from .models import ImageRequest, TaskDetails, TaskState, UploadedFile
-from .structuring import Record, Stored, WrongShape, structured
 
 _T = TypeVar("_T")
 
@@ -294,6 +293,8 @@ def details_of(task_id: str, status: int, body: bytes, retry_after: float | None
             error_message=envelope.message,
         )
     data = data_of(status, body, retry_after) if envelope is None or envelope.code != 200 else envelope.data
+    from .structuring import Record  # not before the first answer: its classes take time to make
+
     record = _structured(data, Record, status, body)
     if record.taskId is not None and record.taskId != task_id:
         raise unreadable(status, body, "data.taskId (another task than the one asked for)")
@@ -340,6 +341,8 @@ def credits_of(status: int, body: bytes, retry_after: float | None = None) -> De
 def uploaded_of(status: int, body: bytes, retry_after: float | None = None) -> UploadedFile:
     """A stored file (file upload). Use `downloadUrl`: other names are in a quickstart only."""
     data = data_of(status, body, retry_after)
+    from .structuring import Stored
+
     stored = _structured(data, Stored, status, body)
     url = stored.downloadUrl.encode(errors="replace").decode()
     url = quote(url, safe=_URL_SAFE)
@@ -356,6 +359,8 @@ def uploaded_of(status: int, body: bytes, retry_after: float | None = None) -> U
 
 
 def _structured(data: object, kind: Callable[..., _T], status: int, body: bytes) -> _T:
+    from .structuring import WrongShape, structured
+
     try:
         return structured(data, kind)
     except WrongShape as error:
