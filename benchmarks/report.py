@@ -325,7 +325,7 @@ def _sentences(results: Results) -> Iterator[str]:
         ("200 tasks under Kie's limit, against the ideal time", ("makespan", "kie4o", "ratio"), ".3f"),
         *(
             (
-                f"Looks and lateness, {how}, against the least possible",
+                f"Looks and lateness, {how}, against the optimum ({_WIDE})",
                 ("pacing", _WIDE, policy, "ratio"),
                 ".2f",
             )

@@ -33,7 +33,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 def json_value(body: bytes | bytearray | memoryview | str) -> Any:
     """The value of a JSON text; `ValueError` for anything else, also for NaN and absurd nesting."""
     try:
-        text = body if isinstance(body, str) else str(body, "utf-8").removeprefix("\ufeff")
+        text = body if isinstance(body, str) else bytes(body).decode().removeprefix("\ufeff")
         if text[:1] != "{":
             return _DECODER.decode(text)
         value, end = _DECODER.raw_decode(text)  # spares two searches for white space

@@ -168,10 +168,10 @@ class TaskPoller:
     async def aclose(self) -> None:
         """Whoever still waits gets an error that carries the task id; looks under way are dropped."""
         self._closed = True
-        closing = self._schedule.aclose()
+        self._schedule.close()
         for watch in list(self._watches.values()):
             self._end(watch, KieError("the client was closed while waiting; the task lives on"))
-        await closing
+        await self._schedule.drained()
 
     # -- joining and leaving ---------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class Schedule:
         self._queue: deque[Watch] = deque()
         self._booked = 0.0  # until when the looks that were granted take up the rate
         self._under_way: dict[Watch, float] = {}  # since when; the oldest first
+        self._dropped: set[asyncio.Task[None]] = set()  # cancelled looks that have not ended yet
         self._timer: asyncio.TimerHandle | None = None
         self.loop: asyncio.AbstractEventLoop  # of those who wait now
         self._closed = False
@@ -97,6 +98,8 @@ class Schedule:
         self.refresh(watch)
         if watch.looking is not None:
             watch.looking.cancel()
+            self._dropped.add(watch.looking)
+            watch.looking.add_done_callback(self._dropped.discard)
             self.looked(watch, now)
 
     def looked(self, watch: Watch, now: float) -> None:
@@ -110,15 +113,15 @@ class Schedule:
         """Whether the look that is ending took too long."""
         return watch not in self._under_way
 
-    async def aclose(self) -> None:
-        """Looks under way are dropped, nothing begins any more."""
+    def close(self) -> None:
+        """Nothing begins any more."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        looks = [watch.looking for watch in self._under_way if watch.looking is not None]
-        for look in looks:
-            look.cancel()
-        await asyncio.gather(*looks, return_exceptions=True)
+
+    async def drained(self) -> None:
+        """Once all is forgotten: until the looks that were dropped have ended."""
+        await asyncio.gather(*self._dropped, return_exceptions=True)
 
     # -- time ------------------------------------------------------------------------------------
 

@@ -265,7 +265,7 @@ def _is_quiet(data: object, task_id: str) -> bool:
     return (
         isinstance(data, dict)
         and _QUIET.items() <= data.items()
-        and data["successFlag"] is not False
+        and type(data["successFlag"]) is int  # False and 0.0 are equal to 0
         and data.get("taskId") == task_id
     )
 

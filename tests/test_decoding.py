@@ -201,3 +201,9 @@ def test_shown_text_is_still_the_text() -> None:
     assert decoding.shown(" a\r\n\tb ") == "a b"
     assert decoding.shown("x" * 500) == "x" * 199 + "…"
     assert decoding.shown("a\x00b") == "a\N{REPLACEMENT CHARACTER}b"
+
+
+def test_bytes_with_gaps_are_read_too() -> None:
+    """A view with gaps is bytes as others are; nothing foreign comes out of it."""
+    spread = bytes(byte for letter in b'{"a":1}' for byte in (letter, 0))
+    assert decoding.json_value(memoryview(spread)[::2]) == {"a": 1}

@@ -418,7 +418,7 @@ def planned_and_begun(count: int) -> tuple[int, list[tuple[float, float, float]]
             await asyncio.sleep(2.01)
             most = max(most, len(schedule._times))
         assert all(watch.due != NEVER for watch in plans)
-        await schedule.aclose()
+        schedule.close()
         return most
 
     return run_virtual(run()), turns
@@ -500,3 +500,34 @@ def test_waiting_costs_no_asyncio_task() -> None:
         return alive
 
     assert run_virtual(run()) == [0] * 10
+
+
+def test_closing_waits_for_looks_that_take_their_time_to_end() -> None:
+    """A look that closing or leaving has cancelled is not left behind, and none begins in its place."""
+
+    async def run() -> tuple[list[str], list[str]]:
+        begun: list[str] = []
+        ended: list[str] = []
+
+        async def look(task_id: str) -> TaskDetails:
+            begun.append(task_id)
+            try:
+                await asyncio.sleep(50)
+            finally:
+                await asyncio.sleep(0.1)
+                ended.append(task_id)
+            raise AssertionError("it is cancelled before")
+
+        poller = TaskPoller(look, policy=PollPolicy(jitter=False, looks_per_second=1e6))
+        waits = [asyncio.create_task(poller.wait(f"t{number}")) for number in range(100)]
+        await asyncio.sleep(1)
+        waits[0].cancel()
+        await asyncio.sleep(0)
+        await poller.aclose()
+        await asyncio.gather(*waits, return_exceptions=True)
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "kie4o look"]
+        return begun, ended
+
+    begun, ended = run_virtual(run())
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) <= 65  # as many as there are places, and one in the place of the one that left

@@ -686,3 +686,33 @@ def test_endpoints_are_those_of_the_documentation() -> None:
         ("POST", "/api/file-stream-upload", True),
         ("POST", "/api/file-url-upload", True),
     }
+
+
+QUIET = {
+    "taskId": TASK_ID,
+    "paramJson": "{}",
+    "completeTime": None,
+    "response": None,
+    "successFlag": 0,
+    "status": "GENERATING",
+    "errorCode": None,
+    "errorMessage": None,
+    "createTime": 1767323045000,
+    "progress": "0.40",
+}
+
+
+@pytest.mark.parametrize("name", ["completeTime", "response", "errorCode", "errorMessage"])
+def test_the_short_way_to_a_running_record_tells_the_same_as_the_long_one(name: str) -> None:
+    """Without one of its nulls a record is read field by field, to an equal value."""
+    short = wire.details_of(TASK_ID, 200, body({"code": 200, "msg": "m", "data": QUIET}))
+    rest = {key: value for key, value in QUIET.items() if key != name}
+    assert wire.details_of(TASK_ID, 200, body({"code": 200, "msg": "m", "data": rest})) == short
+    assert (short.state, short.progress, short.created_at is not None) == (TaskState.RUNNING, 0.4, True)
+
+
+@pytest.mark.parametrize("flag", [False, 0.0])
+def test_what_is_equal_to_zero_is_no_flag(flag: object) -> None:
+    """A flag of another type is refused on the short way too."""
+    with pytest.raises(UnexpectedResponseError, match="successFlag"):
+        wire.details_of(TASK_ID, 200, body({"code": 200, "msg": "m", "data": QUIET | {"successFlag": flag}}))
