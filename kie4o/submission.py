@@ -2,7 +2,7 @@
 
 A submit belongs to the client, not to its caller: it runs in a task of its own, and a caller who
 is cancelled only stops listening. Before the request has left (waiting for a slot, pausing,
-connecting) the last listener to go calls it off; from the moment the request headers are written
+connecting) the last listener to go calls it off; from the moment the request is written
 it runs to its end and is recorded, so that no task id that reaches the process is lost.
 
 What is sent again, and how often, is the table `RESENDS`; everything that is not in it never is.
@@ -232,7 +232,7 @@ class Submissions:
     def _call_off(self, submission: _Submission, reason: str) -> bool:
         """Only before the request has left: from then on it runs to its verdict."""
         submission.unwanted = True
-        if submission.attempt.sent or submission.task.done():
+        if submission.task.done() or not submission.attempt.withdraw():
             return False
         submission.called_off = reason
         submission.task.cancel()

@@ -7,16 +7,17 @@ response errors holds the request headers and with them the key.
 
 The paid POST is a thing of its own (`pay`): connections of its own that are used again only
 while they are young, so that no stale kept-alive socket can swallow it; no redirects, since a 307
-would send it twice; and a latch, set when the request headers are written, which is the only sound
-evidence that nothing was sent. It never raises, except for cancellation.
+would send it twice; and a latch, set when aiohttp takes the body to write it, which is the only sound
+evidence that nothing was sent: Kie can act on no request whose body never began to leave. It never
+raises, except for cancellation.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from types import EllipsisType, SimpleNamespace
-from typing import Any, TypeVar
+import asyncio
+from collections.abc import Callable
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 import attrs
@@ -28,11 +29,14 @@ from .errors import APIConnectionError, APITimeoutError, ConfigurationError, Kie
 from .settings import Settings
 from .wire import SUBMIT, Endpoint
 
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractStreamWriter
+
 MAX_BODY = 1024 * 1024  # bytes of any JSON answer; real ones have under 2 KiB
 _SECRET = 16  # characters; Kie's keys have 32
 _KEPT_READ = 15.0  # seconds that an idle connection is used again
 _KEPT_PAID = 2.0  # the shortest common keep-alive time of a server is 5 s: it never closes one as we use it
-_JSON: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json"}
+_JSON = "application/json"
 USER_AGENT = f"kie4o/{__version__}"  # Cloudflare refuses default ones with "error code: 1010"
 
 
@@ -49,12 +53,43 @@ class PaidAttempt:
     """
 
     sent: bool = False
+    withdrawn: bool = False
     status: int | None = None
     body: bytes = attrs.field(default=b"", repr=False)
     fault: str = ""
     timed_out: bool = False
     hopeless: bool = False  # nothing that time could mend
     retry_after: str | None = None
+
+    def withdraw(self) -> bool:
+        """See to it that it never leaves; False if it has left. Who asked for it is still to be cancelled."""
+        self.withdrawn = not self.sent
+        return self.withdrawn
+
+
+class _PaidBody(aiohttp.Payload):
+    """The body of the paid POST. Its bytes can be had from nowhere but here, and whoever takes them
+    sets the latch. aiohttp writes in a task of its own, which may begin after a cancel: hence
+    `withdrawn`."""
+
+    def __init__(self, body: bytes, attempt: PaidAttempt) -> None:
+        super().__init__(None, content_type=_JSON)
+        self._body = body
+        self._attempt = attempt
+
+    @property
+    def size(self) -> int:
+        return len(self._body)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        self._attempt.sent = True
+        return self._body.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        if self._attempt.withdrawn:
+            raise asyncio.CancelledError
+        self._attempt.sent = True
+        await writer.write(self._body)
 
 
 class Transport:
@@ -100,18 +135,18 @@ class Transport:
         if self._closed:
             raise KieError("the client is closed: make a new one")
         session = self._reads or self._open_reads()
+        options: dict[str, Any] = {}  # few, since aiohttp hands them on three times
+        if isinstance(body, bytes):
+            options["data"] = aiohttp.BytesPayload(body, content_type=_JSON)
+        elif body is not None:
+            options["data"] = body
+        if timeout is not None:
+            options["timeout"] = self._timeout if timeout is ... else aiohttp.ClientTimeout(total=timeout)
         failure: APIConnectionError
         received: list[bytes] = []
         try:
-            response = await session.request(
-                endpoint.method,
-                URL((self._urls.get(endpoint) or self._url(endpoint)) + query, encoded=True),
-                data=body,
-                headers=_JSON if isinstance(body, bytes) else None,
-                allow_redirects=False,
-                timeout=self._timeout if timeout is ... else _timeout(timeout),
-                proxy=self._proxy,
-            )
+            url = URL((self._urls.get(endpoint) or self._url(endpoint)) + query, encoded=True)
+            response = await session.request(endpoint.method, url, allow_redirects=False, **options)
             await _receive(response, received)
         except Exception as error:  # whatever it is, nothing of it may escape
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
@@ -132,11 +167,9 @@ class Transport:
             response = await session.request(
                 SUBMIT.method,
                 URL(self._urls.get(SUBMIT) or self._url(SUBMIT), encoded=True),
-                data=body,
+                data=_PaidBody(body, attempt),
                 allow_redirects=False,
                 timeout=self._timeout,
-                trace_request_ctx=attempt,
-                proxy=self._proxy,
             )
             attempt.status = response.status
             attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
@@ -158,7 +191,7 @@ class Transport:
     # -- sessions --------------------------------------------------------------------------------
 
     def _open_reads(self) -> aiohttp.ClientSession:
-        self._reads = self._session({}, keepalive=_KEPT_READ)
+        self._reads = self._session(_KEPT_READ)
         # aiohttp sends a GET a second time by itself when its connection breaks, which would count
         # twice against three looks a second. There is no public switch; aiohttp's own test client
         # uses this one, and our tests see to it that it works.
@@ -166,14 +199,12 @@ class Transport:
         return self._reads
 
     def _open_pays(self) -> aiohttp.ClientSession:
-        latch = aiohttp.TraceConfig()
-        latch.on_request_headers_sent.append(_set_latch)
-        self._pays = self._session(_JSON, keepalive=_KEPT_PAID, trace_configs=[latch])
+        self._pays = self._session(_KEPT_PAID)
         return self._pays
 
-    def _session(self, headers: Mapping[str, str], *, keepalive: float, **more: Any) -> aiohttp.ClientSession:
-        """A session of our own even beside a lent one, since only where a session is made can the
-        latch be set and repetition be ruled out. Of the lent one the connector is used, with its
+    def _session(self, keepalive: float) -> aiohttp.ClientSession:
+        """A session of our own even beside a lent one, since only where a session is made can
+        repetition be ruled out. Of the lent one the connector is used, with its
         TLS, its resolver and its kept-alive sockets: a stale one makes the outcome of a submit
         unknown, never a second payment."""
         if self._lent is None:
@@ -190,10 +221,10 @@ class Transport:
                 hdrs.AUTHORIZATION: f"Bearer {self._settings.api_key.reveal()}",
                 hdrs.USER_AGENT: USER_AGENT,
                 hdrs.ACCEPT_ENCODING: "identity",
-                **headers,
             },
+            timeout=aiohttp.ClientTimeout(total=None),  # a look has none: whoever looks sees to it
+            proxy=self._proxy,
             trust_env=self._trust_env,
-            **more,
         )
 
     # -- small things ----------------------------------------------------------------------------
@@ -205,11 +236,6 @@ class Transport:
 
     def _place(self, endpoint: Endpoint) -> str:
         return f"{endpoint.method} {self._url(endpoint)}"
-
-
-@functools.cache
-def _timeout(seconds: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=seconds)
 
 
 def _hider(settings: Settings) -> Callable[[bytes], bytes]:
@@ -224,14 +250,6 @@ def _hider(settings: Settings) -> Callable[[bytes], bytes]:
 def task_query(task_id: str) -> str:
     """A task id needs no quoting (see `decoding.TASK_ID`)."""
     return "?taskId=" + task_id
-
-
-async def _set_latch(
-    session: aiohttp.ClientSession,
-    context: SimpleNamespace,
-    parameters: aiohttp.TraceRequestHeadersSentParams,
-) -> None:
-    context.trace_request_ctx.sent = True
 
 
 async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> None:

@@ -334,6 +334,41 @@ async def test_timeout_before_the_headers_is_not_sent() -> None:
     assert server.posts == 0
 
 
+class Paper:
+    """Takes what is written, as aiohttp's writer does."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    async def write(self, chunk: bytes) -> None:
+        self.written += chunk
+
+
+@pytest.mark.parametrize("way", ["write", "write_with_length", "decode", "as_bytes"])
+async def test_whoever_takes_the_paid_body_sets_the_latch(way: str) -> None:
+    """All public ways to the bytes of a payload: should aiohttp ever write by another one, what left
+    is still never taken for unsent."""
+    attempt, paper = transport.PaidAttempt(), Paper()
+    body = transport._PaidBody(b"{}", attempt)
+    assert body.size == 2
+    assert not attempt.sent
+    arguments = {"write": (paper,), "write_with_length": (paper, 2)}.get(way, ())
+    taken = getattr(body, way)(*arguments)
+    taken = await taken if asyncio.iscoroutine(taken) else taken
+    assert attempt.sent
+    assert (paper.written or taken) in (b"{}", "{}")
+    assert not attempt.withdraw()
+
+
+async def test_a_paid_body_that_was_called_off_does_not_leave() -> None:
+    """aiohttp's writing task may begin after the cancel of the one that asked for it."""
+    attempt, paper = transport.PaidAttempt(), Paper()
+    assert attempt.withdraw()
+    with pytest.raises(asyncio.CancelledError):
+        await transport._PaidBody(b"{}", attempt).write(paper)
+    assert (paper.written, attempt.sent) == (b"", False)
+
+
 async def test_untrusted_certificate_is_not_tried_again() -> None:
     """Time does not mend a certificate: one attempt, a clear sentence, nothing sent."""
     async with FaultServer(answer(), tls=True) as server:
