@@ -46,6 +46,7 @@ class Pile:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._told = self._submitted  # one for all, since what each task holds counts as its client's
         self._gate = asyncio.Semaphore(_AT_ONCE)
         self._waiting: list[asyncio.Future[str]] = []
         self._known = 0
@@ -63,7 +64,7 @@ class Pile:
             if per_second:
                 await asyncio.sleep(max(0.0, began + due - loop.time()))
             await self._gate.acquire()
-            self._waiting.append(asyncio.ensure_future(self._run(self._submitted)))
+            self._waiting.append(asyncio.ensure_future(self._run(self._told)))
         while self._known < size:
             await asyncio.sleep(0.05)
             self.check()

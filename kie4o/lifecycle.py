@@ -108,13 +108,14 @@ class Lifecycle:
         return self._end(self._join(task_id, timeout, on_update, since, request), request)
 
     async def _end(
-        self, joining: Awaitable[Waiter | TaskDetails], request: ImageRequest | None
+        self, joining: Awaitable[Waiter | ImageResult], request: ImageRequest | None
     ) -> ImageResult:
-        """The one coroutine that a waiting task costs: few variables, and only a future under it."""
+        """The one coroutine that a waiting task costs: few variables, short calls, and only a future
+        under it."""
         waiter = await joining
         del joining
-        if isinstance(waiter, TaskDetails):
-            return result_of(waiter, "store", variants_of(request))
+        if isinstance(waiter, ImageResult):
+            return waiter
         try:
             if isinstance(waiter, Listener):
                 await waiter.told()
@@ -137,7 +138,7 @@ class Lifecycle:
         on_update: OnUpdate | None,
         since: float | None,
         request: ImageRequest | None,
-    ) -> Waiter | TaskDetails:
+    ) -> Waiter | ImageResult:
         """Begin to wait, unless the store knows the end."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         await self.ready()
@@ -145,7 +146,7 @@ class Lifecycle:
         if expecting or since is None:
             entry = await self.store.find(task_id=task_id)
             if entry is not None and entry.details is not None:
-                return entry.details
+                return result_of(entry.details, "store", variants_of(request))
         return self.poller.join(
             task_id, timeout=timeout, on_update=on_update, since=since, expecting=expecting
         )

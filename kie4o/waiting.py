@@ -25,7 +25,7 @@ class Watch:
 
     __slots__ = (
         *("task_id", "born", "last", "seen", "looks", "errors", "empty", "forecasts"),
-        *("due", "deadline", "wake", "urgent", "listened"),
+        *("due", "deadline", "wake", "urgent"),
         *("expecting", "source", "looking", "_waiters"),
     )
 
@@ -40,7 +40,6 @@ class Watch:
         self.deadline = NEVER  # the nearest one of the waiters
         self.wake = NEVER  # when the schedule wakes up for it
         self.urgent = False  # a callback has come, or somebody asks for a look
-        self.listened = False  # somebody wants more than the end
         self.expecting = False  # a callback
         self.source: Source = "poll"
         self.looking: asyncio.Task[None] | None = None
@@ -50,9 +49,13 @@ class Watch:
     def waiters(self) -> tuple[Waiter, ...]:
         return self._waiters if isinstance(self._waiters, tuple) else (self._waiters,)
 
+    @property
+    def listened(self) -> bool:
+        """Whether somebody may want more than the end."""
+        return type(self._waiters) is not Waiter
+
     def add(self, waiter: Waiter) -> None:
         self._waiters = (*self.waiters, waiter) if self._waiters else waiter
-        self.listened = self.listened or type(waiter) is not Waiter
         self.deadline = min(self.deadline, waiter.deadline)
 
     def remove(self, waiter: Waiter) -> None:
