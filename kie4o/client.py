@@ -13,7 +13,6 @@ import os
 import time
 import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -58,6 +57,8 @@ from .transport import Transport
 from .waiting import OnUpdate
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     import aiohttp
 
 

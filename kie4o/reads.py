@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Coroutine
-from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import wire
 from .models import TaskDetails
 from .retrying import repeated
 from .transport import Reader, Transport, task_query
 from .wire import Endpoint
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 _T = TypeVar("_T")
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Mapping
-from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import attrs
@@ -21,6 +20,9 @@ import attrs
 from . import decoding
 from .errors import ERROR_OF_CODE, APIStatusError, InternalServerError, UnexpectedResponseError
 from .models import ImageRequest, TaskDetails, TaskState, UploadedFile
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 _T = TypeVar("_T")
 
@@ -326,6 +328,8 @@ def link_of(status: int, body: bytes, retry_after: float | None = None) -> str:
 
 def credits_of(status: int, body: bytes, retry_after: float | None = None) -> Decimal:
     """The balance (common API); whole by the documents, fractional on the wire."""
+    from decimal import Decimal, InvalidOperation  # not before somebody asks for the balance
+
     data = data_of(status, body, retry_after)
     amount = None
     if not isinstance(data, bool) and isinstance(data, (int, float, str)):
