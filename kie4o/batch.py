@@ -215,8 +215,6 @@ async def resumed(
     """What every unfinished entry of the store comes to."""
 
     async def one(item: Item, entry: Entry) -> Completion:
-        if entry.task_id is None:
-            return _replayed(item, entry)
         try:
             return _completion(item, result=await end_of(entry))
         except KieError as error:

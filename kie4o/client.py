@@ -225,7 +225,7 @@ class AsyncKieClient:
     async def resume(self) -> AsyncGenerator[Completion]:
         """Wait for everything in `unfinished()`, as it completes; nothing is submitted.
 
-        An entry whose submit ended unknown completes with its `SubmissionUnknownError`.
+        One that ended unknown gives its `SubmissionUnknownError`, unless a callback named its task since.
         """
         await self._ready()
         async with contextlib.aclosing(resumed(self._store, self._life.resume)) as completions:

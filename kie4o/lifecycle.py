@@ -73,7 +73,7 @@ class Lifecycle:
             except SubmissionUnknownError as error:
                 submitted = await self._recalled(error)
             if submitted.entry.task_id is None:
-                submitted = await self._found_again(submitted, timeout)
+                submitted, timeout = await self._found_again(submitted, timeout)
             return await self.end_of(submitted, timeout, on_update)
 
     async def _recalled(self, unknown: SubmissionUnknownError) -> Submitted:
@@ -84,10 +84,13 @@ class Lifecycle:
         return Submitted(entry)
 
     async def resume(self, entry: Entry) -> ImageResult:
-        """Wait for what an earlier life submitted."""
+        """Wait for what an earlier life submitted; if its answer was lost, a callback may have come."""
+        submitted = Submitted(entry, lost="an earlier run")
         await self.in_flight.acquire()
         with Place(self.in_flight):
-            return await self.end_of(Submitted(entry), ..., None)
+            if entry.task_id is None:
+                submitted = await self._recalled(submitted.error())
+            return await self.end_of(submitted, ..., None)
 
     async def end_of(self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None) -> ImageResult:
         """The result of what was submitted now, or long ago under the same key."""
@@ -162,13 +165,18 @@ class Lifecycle:
         """Whether Kie was told where to call back."""
         return request is not None and (request.callback_url or self.callback_url) is not None
 
-    async def _found_again(self, submitted: Submitted, timeout: Timeout) -> Submitted:
-        """The answer of the submit was lost, but its callback, if one is to come, names the task."""
+    async def _found_again(self, submitted: Submitted, timeout: Timeout) -> tuple[Submitted, Timeout]:
+        """The answer of the submit was lost, but its callback, if one is to come, names the task. With it
+        comes what is left of the time."""
         if self.expects_callback(submitted.entry.request):
             limit = self.poller.timeout if timeout is ... else timeout
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(limit):
-                    return Submitted(await self.delivery.found_again(submitted.entry))
+                async with asyncio.timeout(limit) as lasting:
+                    entry = await self.delivery.found_again(submitted.entry)
+                until = lasting.when()
+                now = asyncio.get_running_loop().time()
+                left = None if until is None else max(0.001, until - now)
+                return Submitted(entry), left
         raise submitted.error()
 
 

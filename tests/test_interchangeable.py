@@ -143,7 +143,8 @@ def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
     run_scaled(run(), 20)
 
 
-def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path) -> None:
+@pytest.mark.parametrize("how", ["generate", "resume"])
+def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how: str) -> None:
     """Killed between keeping a callback and confirming it: the next life finds the task in the inbox."""
 
     async def run() -> None:
@@ -154,7 +155,13 @@ def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path) -> N
             [task_id] = here.kie.tasks
             await here.client._store.deposit(caught.value.ref, task_id)
             await here.client.aclose()
-            assert (await here.another().generate("x", key="k")).task_id == task_id
+            later = here.another()
+            if how == "generate":
+                assert (await later.generate("x", key="k")).task_id == task_id
+            else:
+                [completion] = [each async for each in later.resume()]
+                assert completion.unwrap().task_id == task_id
+            assert [entry async for entry in later.unfinished()] == []
             assert here.kie.posts == 1
 
     run_scaled(run(), 20)
@@ -209,6 +216,29 @@ def test_without_a_callback_the_lost_answer_stays_unknown() -> None:
             with pytest.raises(kie4o.SubmissionUnknownError):
                 await here.client.submit("x")
             assert loop.time() - start < 20
+
+    run_scaled(run(), 40)
+
+
+def test_what_is_found_again_has_the_rest_of_the_time() -> None:
+    """60 of 100 seconds went by until a callback named the task: the wait for its end has 40."""
+
+    async def run() -> None:
+        async with Receiving(duration=1000.0) as here:
+            loop = asyncio.get_running_loop()
+            here.kie.plan("x", answer="dropped", callback="never")
+            start = loop.time()
+            running = asyncio.create_task(here.client.generate("x", timeout=100.0))
+            await asyncio.sleep(60)
+            [task] = here.kie.tasks.values()
+            ref = task.request["callBackUrl"].rpartition("/")[2]
+            body = b'{"code":200,"msg":"","data":{"taskId":"%s","info":null}}' % task.id.encode()
+            headers = kie4o.sign_callback(task.id, key=KEY, timestamp=time.time())
+            await here.client.deliver(here.client.parse_callback(body, headers, ref=ref))
+            with pytest.raises(kie4o.TaskTimeoutError) as caught:
+                await running
+            assert caught.value.task_id == task.id
+            assert 95 < loop.time() - start < 120
 
     run_scaled(run(), 40)
 

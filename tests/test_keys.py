@@ -584,6 +584,29 @@ def test_whoever_waits_writes_the_outcome_down(store: MakeStore, how: str) -> No
     run_scaled(run(), SPEED)
 
 
+@pytest.mark.parametrize(("days", "end"), [(13, EntryState.SUBMITTED), (15, EntryState.FAILED)])
+def test_what_kie_has_forgotten_after_14_days_is_owed_no_more(
+    store: MakeStore, days: int, end: EntryState
+) -> None:
+    """A task that Kie does not know has failed for good once its images would be gone; before that it
+    may be a wrong key's and stays owed."""
+
+    async def run() -> None:
+        async with Emulator() as kie, client_of(kie.url, kept := store()) as client:
+            await client.credits()  # opens the store
+            old = Entry("a", request=ImageRequest("x"), ref="r" * 24)
+            await kept.claim(old)
+            then = time.time() - days * 86400
+            await kept.save(old.become(EntryState.SUBMITTED, task_id="0" * 32, submitted_at=then))
+            with pytest.raises(kie4o.TaskNotFoundError):
+                await client.wait("0" * 32)
+            assert await state_of(kept, "a") is end
+            assert [entry.key async for entry in client.unfinished()] == (["a"] if days < 14 else [])
+            assert kie.posts == 0
+
+    run_scaled(run(), SPEED)
+
+
 @pytest.mark.parametrize("key", ["a", None])
 def test_no_intent_no_post(store: MakeStore, key: str | None) -> None:
     """When the INTENT cannot be written nothing is sent: `StoreError`, 0 POSTs; afterwards the same
