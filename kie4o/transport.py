@@ -18,7 +18,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import aiohttp
 import attrs
@@ -50,8 +50,8 @@ Reader = Callable[[int, bytes, float | None], _T]  # of status, body and the sec
 class PaidAttempt:
     """One attempt of the paid POST, filled in while it goes on.
 
-    `sent` is the latch. `status` and `body` hold what arrived, even if `fault` says that it broke
-    off.
+    `sent` is the latch; `withdrawn` says that what has not left never will. `status` and `body` hold
+    what arrived, even if `fault` says that it broke off.
     """
 
     sent: bool = False
@@ -84,14 +84,20 @@ class _PaidBody(aiohttp.Payload):
         return len(self._body)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        self._attempt.sent = True
-        return self._body.decode(encoding, errors)
+        return self._taken().decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
+        protocol = cast(Any, writer).protocol  # aiohttp's own, of which the abstract writer knows nothing
+        if protocol.should_close or not protocol.is_connected():
+            # It broke just now, or somebody else's answer waits in it, which would be taken for ours.
+            raise aiohttp.ClientConnectionResetError("the connection was not clean")
+        await writer.write(self._taken())
+
+    def _taken(self) -> bytes:
         if self._attempt.withdrawn:
             raise asyncio.CancelledError
         self._attempt.sent = True
-        await writer.write(self._body)
+        return self._body
 
 
 class _Socket(socket.socket):
@@ -184,11 +190,14 @@ class Transport:
             attempt.status = response.status
             attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
             await _receive(response, received)
+            if not attempt.sent:
+                attempt.fault = f"HTTP {response.status} came before the request was written"
         except Exception as error:  # whatever it is, the latch has the last word
             attempt.timed_out = isinstance(error, TimeoutError)
             attempt.hopeless = isinstance(error, aiohttp.ClientConnectorCertificateError)
             attempt.fault = f"no answer from {self._place(SUBMIT)}: {_words(error)}"
         finally:
+            attempt.withdraw()
             attempt.body = self._without_key(b"".join(received))
 
     async def aclose(self) -> None:
@@ -213,8 +222,8 @@ class Transport:
         return self._pays
 
     def _session(self, keepalive: float) -> aiohttp.ClientSession:
-        """A session of our own even beside a lent one, since only where a session is made can
-        repetition be ruled out. Of the lent one the connector is used, with its
+        """A session of our own even beside a lent one, since whoever made that one may have given it
+        headers, cookies and middlewares that repeat. Of the lent one the connector is used, with its
         TLS, its resolver and its kept-alive sockets: a stale one makes the outcome of a submit
         unknown, never a second payment."""
         if self._lent is None:

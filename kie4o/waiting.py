@@ -51,7 +51,7 @@ class Watch:
 
     @property
     def listened(self) -> bool:
-        """Whether somebody may want more than the end."""
+        """Whether anybody may want more than the end: a single plain waiter does not."""
         return type(self._waiters) is not Waiter
 
     def add(self, waiter: Waiter) -> None:

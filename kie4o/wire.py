@@ -205,7 +205,7 @@ _AMBIGUOUS_4XX = 408  # upstream timed out: it may have worked
 def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: str = "") -> Judgement:
     """The verdict on one attempt of the paid call.
 
-    `sent` is the latch: whether a byte of the request can have left. `status` is None if no
+    `sent` is the latch: whether the request's body can have begun to leave. `status` is None if no
     answer came; `body` is whatever of it arrived, also of one that broke off.
     """
     if not sent:

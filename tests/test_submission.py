@@ -11,6 +11,7 @@ from clocks import run_scaled
 from faults import (
     GOOD_BODY,
     TASK_ID,
+    Connection,
     FaultServer,
     answer,
     hang_up_in_handshake,
@@ -23,9 +24,10 @@ from faults import (
 )
 
 import kie4o
-from kie4o import AsyncKieClient, RateLimit, transport
+from kie4o import AsyncKieClient, RateLimit, transport, wire
 from kie4o.emulator import Answer, Emulator
 from kie4o.memory import MemoryStore
+from kie4o.settings import Secret, resolve
 from kie4o.store import EntryState
 
 HTML = b"<html><body>Bad gateway</body></html>"
@@ -335,38 +337,93 @@ async def test_timeout_before_the_headers_is_not_sent() -> None:
 
 
 class Paper:
-    """Takes what is written, as aiohttp's writer does."""
+    """Takes what is written, as aiohttp's writer does; it is its own protocol."""
+
+    should_close = False
 
     def __init__(self) -> None:
         self.written = b""
+        self.protocol = self
+
+    def is_connected(self) -> bool:
+        return True
 
     async def write(self, chunk: bytes) -> None:
         self.written += chunk
 
 
 @pytest.mark.parametrize("way", ["write", "write_with_length", "decode", "as_bytes"])
-async def test_whoever_takes_the_paid_body_sets_the_latch(way: str) -> None:
+@pytest.mark.parametrize("withdrawn", [False, True])
+async def test_whoever_takes_the_paid_body_sets_the_latch(way: str, withdrawn: bool) -> None:
     """All public ways to the bytes of a payload: should aiohttp ever write by another one, what left
-    is still never taken for unsent."""
+    is still never taken for unsent. Once it is withdrawn there is no way."""
     attempt, paper = transport.PaidAttempt(), Paper()
     body = transport._PaidBody(b"{}", attempt)
     assert body.size == 2
     assert not attempt.sent
+    assert not withdrawn or attempt.withdraw()
     arguments = {"write": (paper,), "write_with_length": (paper, 2)}.get(way, ())
-    taken = getattr(body, way)(*arguments)
-    taken = await taken if asyncio.iscoroutine(taken) else taken
-    assert attempt.sent
-    assert (paper.written or taken) in (b"{}", "{}")
-    assert not attempt.withdraw()
+
+    async def take() -> bytes | str:
+        taken = getattr(body, way)(*arguments)
+        taken = await taken if asyncio.iscoroutine(taken) else taken
+        return paper.written or taken
+
+    if withdrawn:
+        with pytest.raises(asyncio.CancelledError):
+            await take()
+    else:
+        assert await take() in (b"{}", "{}")
+    assert attempt.sent is not withdrawn
+    assert attempt.withdraw() is withdrawn
 
 
-async def test_a_paid_body_that_was_called_off_does_not_leave() -> None:
-    """aiohttp's writing task may begin after the cancel of the one that asked for it."""
-    attempt, paper = transport.PaidAttempt(), Paper()
-    assert attempt.withdraw()
-    with pytest.raises(asyncio.CancelledError):
-        await transport._PaidBody(b"{}", attempt).write(paper)
-    assert (paper.written, attempt.sent) == (b"", False)
+async def pay(url: str, attempt: transport.PaidAttempt) -> wire.Judgement:
+    """One attempt over a transport of its own, and what it came to."""
+    settings = resolve(
+        api_key=Secret("sk-test"), base_url=url, upload_url=None, webhook_key=None, environment={}
+    )
+    sender = transport.Transport(settings, timeout=5.0)
+    await sender.pay(b'{"prompt":"x"}', attempt)
+    await sender.aclose()
+    return wire.judge(sent=attempt.sent, status=attempt.status, body=attempt.body, fault=attempt.fault)
+
+
+async def test_an_attempt_that_was_withdrawn_ends_at_once() -> None:
+    """Also if nobody cancels it: the connection is given up, nothing of the body reaches the server."""
+    attempt = transport.PaidAttempt()
+    attempt.withdraw()
+    async with FaultServer(answer()) as server:
+        judgement = await asyncio.wait_for(pay(server.url, attempt), 2.0)
+        assert judgement.verdict is wire.Verdict.NOT_SENT
+        assert judgement.message
+        assert server.posts == 0
+
+
+async def speaks_out_of_turn(connection: Connection) -> None:
+    """Answers the first submit, then says 429 to nobody; later submits are paid for like the first."""
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        for number in range(10):
+            await connection.request()
+            body = b'{"code":200,"data":{"taskId":"%032d"}}' % (10 * connection.server.connections + number)
+            await connection.send(http(body).replace(b"Connection: close\r\n", b""))
+            if not number:
+                await asyncio.sleep(0.02)
+                await connection.send(
+                    http(b'{"code":429,"msg":"slow"}').replace(b"Connection: close\r\n", b"")
+                )
+
+
+async def test_an_answer_to_nobody_decides_no_submit() -> None:
+    """A server's stray 429 on a connection that was kept is not taken for the answer of the next
+    submit, which would be sent again and paid twice."""
+    async with FaultServer(speaks_out_of_turn) as server:
+        async with client_of(server.url, timeout=5, rate_limit=RateLimit(20, per=0.2)) as client:
+            ids = set()
+            for number in range(3):
+                ids.add((await client.submit(f"{number}")).id)
+                await asyncio.sleep(0.1)
+        assert (server.posts, len(ids)) == (3, 3)
 
 
 async def test_untrusted_certificate_is_not_tried_again() -> None:
