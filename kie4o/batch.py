@@ -216,9 +216,10 @@ async def resumed(
 
     async def one(item: Item, entry: Entry) -> Completion:
         try:
-            return _completion(item, result=await end_of(entry))
+            result = await end_of(entry)
+            return _completion(item, result=result, replayed=result.source == "store")
         except KieError as error:
-            return _completion(item, error=error)
+            return _completion(item, error=error, replayed=isinstance(error, SubmissionUnknownError))
 
     entries = [entry async for entry in store.unfinished()]
     tasks = [

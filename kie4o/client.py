@@ -223,9 +223,8 @@ class AsyncKieClient:
             yield entry
 
     async def resume(self) -> AsyncGenerator[Completion]:
-        """Wait for everything in `unfinished()`, as it completes; nothing is submitted.
-
-        One that ended unknown gives its `SubmissionUnknownError`, unless a callback named its task since.
+        """Wait for everything in `unfinished()`, as it completes; nothing is submitted. One that ended
+        unknown gives its `SubmissionUnknownError`, unless a callback has named a task that Kie confirms.
         """
         await self._ready()
         async with contextlib.aclosing(resumed(self._store, self._life.resume)) as completions:

@@ -86,10 +86,10 @@ class Lifecycle:
     async def resume(self, entry: Entry) -> ImageResult:
         """Wait for what an earlier life submitted; if its answer was lost, a callback may have come."""
         submitted = Submitted(entry, lost="an earlier run")
+        if entry.task_id is None:
+            submitted = await self._recalled(submitted.error())
         await self.in_flight.acquire()
         with Place(self.in_flight):
-            if entry.task_id is None:
-                submitted = await self._recalled(submitted.error())
             return await self.end_of(submitted, ..., None)
 
     async def end_of(self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None) -> ImageResult:
@@ -175,7 +175,7 @@ class Lifecycle:
                     entry = await self.delivery.found_again(submitted.entry)
                 until = lasting.when()
                 now = asyncio.get_running_loop().time()
-                left = None if until is None else max(0.001, until - now)
+                left = None if until is None else max(0.001, until - now)  # 0 is no time-out
                 return Submitted(entry), left
         raise submitted.error()
 

@@ -977,6 +977,7 @@ def test_resume_waits_for_everything_that_is_owed(store: MakeStore) -> None:
                 unknown = completions["lost"].error
                 assert isinstance(unknown, kie4o.SubmissionUnknownError)
                 assert (unknown.key, unknown.ref) == ("lost", owed["lost"].ref)
+                assert [name for name, each in completions.items() if each.replayed] == ["lost"]
                 assert [entry.key async for entry in client.unfinished()] == ["lost"]
                 again = await client.generate("one", key="one")
                 assert (again, again.source) == (completions["one"].result, "store")
@@ -991,6 +992,22 @@ async def test_nothing_to_resume(store: MakeStore) -> None:
     async with kie_of() as kie, client_of(kie, store()) as client:
         assert await all_of(client.resume()) == []
         assert [entry async for entry in client.unfinished()] == []
+
+
+async def test_what_is_unknown_waits_for_no_place() -> None:
+    """`resume` tells what it only reads from the store although all places are taken."""
+    async with kie_of(duration=3600.0) as kie:
+        kie.plan("lost", answer=LOST)
+        async with client_of(kie, MemoryStore(), max_in_flight=1) as client:
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await client.submit("lost", key="lost")
+            running = asyncio.create_task(client.generate("long"))
+            while len(kie.tasks) < 2:
+                await asyncio.sleep(0.01)
+            async with contextlib.aclosing(client.resume()) as completions:
+                first = await asyncio.wait_for(anext(completions), 5.0)
+            assert isinstance(first.error, kie4o.SubmissionUnknownError)
+            running.cancel()
 
 
 def test_resume_keeps_to_max_in_flight_and_may_be_left() -> None:
