@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 
 from . import imports
-from .clients import CLIENTS, OURS
+from .clients import CLIENTS, LEANEST, OURS
 from .processes import ROOT, ChildError, Server, answer_of, ask, environment, set_server
 from .turns import FEW, MANY, Took, figures, spread
 
@@ -59,48 +59,56 @@ class Step:
 
 
 class Cpu:
-    """CPU per task and per look against the bare loop."""
+    """CPU per task and per look against the bare loop, and ours against the two leanest peers."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._took: dict[tuple[int, str], Took] = {}
+        self._took: dict[tuple[int, str, str], Took] = {}
 
     def steps(self) -> Iterator[Step]:
         quick = self._plan.quick
-        rounds = 1 if quick else 2
-        for number in range(rounds):
-            for in_flight in IN_FLIGHT if not quick else IN_FLIGHT[1:2]:
+        some = IN_FLIGHT if not quick else IN_FLIGHT[1:2]
+        for number in range(1 if quick else 2):
+            for in_flight in some:
                 for name in self._plan.ours():
                     # The bare loop against itself: the control.
-                    yield self._step(name, in_flight, number, 8.0 if quick else 10.0)
-        for in_flight in IN_FLIGHT if not quick else IN_FLIGHT[1:2]:
+                    yield self._step(name, "bare", in_flight, number, 8.0 if quick else 10.0)
+        for in_flight in some:
             for name in self._plan.peers():
                 if in_flight == 20 or not CLIENTS[name].variant:
-                    yield self._step(name, in_flight, 0, 1.0 if quick else 3.0)
+                    yield self._step(name, "bare", in_flight, 0, 1.0 if quick else 3.0)
+        for in_flight in some:
+            for peer in filter(self._plan.has, LEANEST if self._plan.has("kie4o") else ()):
+                yield self._step("kie4o", peer, in_flight, 0, 1.0 if quick else 4.0)
 
-    def _step(self, name: str, in_flight: int, number: int, seconds: float) -> Step:
+    def _step(self, name: str, other: str, in_flight: int, number: int, seconds: float) -> Step:
+        both = CLIENTS[name].label + ("" if other == "bare" else f" against {CLIENTS[other].label}")
         return Step(
-            f"cpu: {CLIENTS[name].label}, {in_flight} in flight, round {number + 1}",
-            name,
-            seconds + (1.5 if name in OURS else 4.0),
-            lambda: self._measure(name, in_flight, seconds),
+            f"cpu: {both}, {in_flight} in flight, round {number + 1}",
+            name if other == "bare" else other,
+            seconds + (1.5 if name in OURS and other in OURS else 4.0),
+            lambda: self._measure(name, other, in_flight, seconds),
         )
 
-    def _measure(self, name: str, in_flight: int, seconds: float) -> None:
+    def _measure(self, name: str, other: str, in_flight: int, seconds: float) -> None:
         # The others have their looks measured at 20 only: some of them need seconds for one slice.
         looks = name in OURS or (in_flight == 20 and not self._plan.quick)
         words: list[object] = ["--in-flight", in_flight, "--seconds", seconds]
         words += [] if looks else ["--no-looks"]
         words += [] if not self._plan.quick else ["--least", 2]
-        found = ask("turns", name, "bare", self._plan.base, *words)
-        merged = self._took.setdefault((in_flight, name), {FEW: [], MANY: []})
+        found = ask("turns", name, other, self._plan.base, *words)
+        merged = self._took.setdefault((in_flight, name, other), {FEW: [], MANY: []})
         for kind, pairs in merged.items():
             pairs += [(a, b) for a, b in found[str(kind)]]
 
     def results(self) -> dict[str, Any]:
+        """By tasks in flight and client: against the bare loop, and under `against` others."""
         found: dict[str, Any] = {}
-        for (in_flight, name), took in self._took.items():
-            found.setdefault(str(in_flight), {})[name] = figures(took)
+        for (in_flight, name, other), took in self._took.items():
+            place = found.setdefault(str(in_flight), {}).setdefault(name, {})
+            if other != "bare":
+                place = place.setdefault("against", {}).setdefault(other, {})
+            place |= figures(took)
         return found
 
 

@@ -14,7 +14,7 @@ from kie4o import AsyncKieClient, PollPolicy
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: kie4o is the one under test
 
-from benchmarks import imports, picture, report
+from benchmarks import imports, measures, picture, report
 from benchmarks.clients import PROMPT
 from benchmarks.processes import ROOT, Server, ask, call, counts, set_server
 from benchmarks.turns import FEW, MANY, figures, spread
@@ -35,6 +35,10 @@ def results() -> dict[str, Any]:
     cpu = {
         name: {"task": {"median": value, **spread_of}, "look": {"median": value, **spread_of}}
         for name, value in {"kie4o": 0.95, "bare": 1.0, "httpx": 13.0}.items()
+    }
+    cpu["kie4o"]["against"] = {
+        peer: {kind: {"median": value, **spread_of} for kind in ("task", "look")}
+        for peer, value in {"runware": 0.7, "google-genai": 0.2}.items()
     }
     memory = {
         name: {mark: {"median": value, **spread_of} for mark in ("1000", "10000")}
@@ -109,6 +113,18 @@ def test_a_look_is_what_more_looks_add() -> None:
     found = figures(took)
     assert found["look"]["median"] == pytest.approx(2.0)
     assert found["task"]["median"] == pytest.approx(13 / 5)
+
+
+def test_a_pair_without_the_bare_loop_is_kept_apart(base: str) -> None:
+    """What was measured against a peer is not taken for a ratio to the bare loop."""
+    cpu = measures.Cpu(measures.Plan(False, base, ["kie4o", "bare", "runware"], ["cpu"], {}))
+    names = [step.name for step in cpu.steps() if "against" in step.name]
+    assert names == [f"cpu: kie4o against runware-sdk, {many} in flight, round 1" for many in (4, 20, 100)]
+    cpu._took[20, "kie4o", "runware"] = {FEW: [(1.0, 2.0)], MANY: []}
+    cpu._took[20, "kie4o", "bare"] = {FEW: [(1.0, 1.0)], MANY: []}
+    found = cpu.results()["20"]["kie4o"]
+    assert found["task"]["median"] == 1.0
+    assert found["against"]["runware"]["task"]["median"] == 0.5
 
 
 def test_a_spread_holds_its_median() -> None:

@@ -51,6 +51,7 @@ CLIENTS = {
     "fal": Entry("fal-client", "fal-client", "fal_client"),
 }
 OURS = ("kie4o", "bare")
+LEANEST = ("runware", "google-genai")  # of the peers
 HIDDEN = {"twice": Entry("aiohttp, each look twice", "aiohttp")}  # a control for the tests
 
 
