@@ -13,12 +13,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0  # seconds for one child, far more than any needs
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
 
 
@@ -35,8 +37,9 @@ def cores() -> tuple[int | None, int | None]:
 
 
 def environment() -> dict[str, str]:
+    """No proxy, in particular, nor a NO_PROXY, which makes some clients cheaper than they are."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {"NO_PROXY": "*", "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
 
 
 def pin() -> None:
@@ -46,12 +49,15 @@ def pin() -> None:
         os.sched_setaffinity(0, {core})
 
 
-def ask(module: str, *words: object, patience: float = PATIENCE) -> dict[str, Any]:
-    """Run `python -m benchmarks.<module> <words>`; what it printed last, read as JSON."""
+def ask(
+    module: str, *words: object, patience: float = PATIENCE, settings: Mapping[str, str] = NO_SETTINGS
+) -> dict[str, Any]:
+    """Run `python -m benchmarks.<module> <words>` with `settings` in its environment; what it printed
+    last, read as JSON."""
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{module}", *map(str, words)]
     try:
         ran = subprocess.run(
-            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=patience
+            command, cwd=ROOT, env=environment() | settings, capture_output=True, text=True, timeout=patience
         )
     except subprocess.TimeoutExpired as error:
         raise ChildError(f"no answer in {patience:g} s") from error

@@ -1,6 +1,7 @@
 """The benchmark suite measures what it says: its server, its turns, its verdicts, its picture."""
 
 import copy
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -101,6 +102,17 @@ def test_a_client_against_itself_is_one(base: str) -> None:
     assert turns("bare", base) == pytest.approx(1.0, abs=0.15)
 
 
+def test_a_settled_process_keeps_its_blocks(base: str) -> None:
+    """The settings of a child reach it: there the loop by hand is cheaper than in a young process."""
+    words = ["bare", "bare", base, "--in-flight", 4, "--seconds", 1.0, "--no-looks"]
+    young, settled = (
+        min(first for first, _ in ask("turns", *words, settings=settings)[str(FEW)])
+        for settings in ({}, measures._SETTLED)
+    )
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        assert settled < young
+
+
 def test_a_client_that_does_twice_the_work_is_seen(base: str) -> None:
     """The control: each look made twice, with one submit to four looks, is far above one."""
     assert turns("twice", base) > 1.5
@@ -119,7 +131,11 @@ def test_a_pair_without_the_bare_loop_is_kept_apart(base: str) -> None:
     """What was measured against a peer is not taken for a ratio to the bare loop."""
     cpu = measures.Cpu(measures.Plan(False, base, ["kie4o", "bare", "runware"], ["cpu"], {}))
     names = [step.name for step in cpu.steps() if "against" in step.name]
-    assert names == [f"cpu: kie4o against runware-sdk, {many} in flight, round 1" for many in (4, 20, 100)]
+    assert names == [
+        f"cpu: kie4o against {other}, {many} in flight, round 1"
+        for many in (4, 20, 100)
+        for other in ("bare, settled", "runware-sdk")
+    ]
     cpu._took[20, "kie4o", "runware"] = {FEW: [(1.0, 2.0)], MANY: []}
     cpu._took[20, "kie4o", "bare"] = {FEW: [(1.0, 1.0)], MANY: []}
     found = cpu.results()["20"]["kie4o"]

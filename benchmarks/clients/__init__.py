@@ -52,6 +52,7 @@ CLIENTS = {
 }
 OURS = ("kie4o", "bare")
 LEANEST = ("runware", "google-genai")  # of the peers
+SETTLED = "bare, settled"  # the bare loop in a process that has freed large blocks
 HIDDEN = {"twice": Entry("aiohttp, each look twice", "aiohttp")}  # a control for the tests
 
 
