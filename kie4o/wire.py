@@ -251,50 +251,57 @@ def state_of(status: str | None, flag: int | None) -> TaskState:
     return STATE_OF_FLAG.get(flag, TaskState.RUNNING) if flag is not None else TaskState.RUNNING
 
 
-# What nearly every look at a running task brings. It is read without the detour over `Record`, since
-# reading is what a look costs beside the network.
-_QUIET = {
-    "status": "GENERATING",
-    "successFlag": 0,
-    "response": None,
-    "completeTime": None,
-    "errorCode": None,
-    "errorMessage": None,
-}
+# What nearly every look brings: Kie's words for running or success, and no error. It is read without
+# the detour over `Record`, since reading is what a look costs beside the network.
+_NO_ERROR = {"errorCode": None, "errorMessage": None}
+_USUAL: Mapping[str, tuple[TaskState, Mapping[str, object]]] = MappingProxyType(
+    {
+        "GENERATING": (
+            TaskState.RUNNING,
+            {"successFlag": 0, "response": None, "completeTime": None, **_NO_ERROR},
+        ),
+        "SUCCESS": (TaskState.SUCCEEDED, {"successFlag": 1, **_NO_ERROR}),
+    }
+)
 
 
-def _is_quiet(data: object, task_id: str) -> bool:
-    return (
-        isinstance(data, dict)
-        and _QUIET.items() <= data.items()
-        and type(data["successFlag"]) is int  # False and 0.0 are equal to 0
-        and data.get("taskId") == task_id
-    )
+def _usual_state(data: object, task_id: str) -> TaskState | None:
+    """The state, if all but the images, the times and the progress is as usual."""
+    if not isinstance(data, dict) or data.get("taskId") != task_id:
+        return None
+    status, flag = data.get("status"), data.get("successFlag")
+    if type(status) is not str or type(flag) is not int:  # False and 0.0 are equal to 0
+        return None
+    usual = _USUAL.get(status)
+    return usual[0] if usual is not None and usual[1].items() <= data.items() else None
 
 
 def details_of(task_id: str, status: int, body: bytes, retry_after: float | None = None) -> TaskDetails:
     """One look at a task. Raises `APIStatusError` or `UnexpectedResponseError` for a failed read,
     which says nothing about the task."""
     envelope = envelope_of(body)
-    if envelope is not None and envelope.code == 200 and _is_quiet(envelope.data, task_id):
+    data: Any = envelope.data if envelope is not None and envelope.code == 200 else None
+    state = _usual_state(data, task_id)
+    if state is not None:
         return TaskDetails(
             task_id,
-            state=TaskState.RUNNING,
-            status=envelope.data["status"],
-            progress=decoding.fraction(envelope.data.get("progress")),
-            created_at=decoding.moment(envelope.data.get("createTime")),
-            raw=envelope.data,
+            state=state,
+            status=data["status"],
+            urls=decoding.image_urls(data.get("response")),
+            progress=decoding.fraction(data.get("progress")),
+            created_at=decoding.moment(data.get("createTime")),
+            completed_at=decoding.moment(data.get("completeTime")),
+            raw=data,
         )
-    if envelope is not None and (
-        envelope.code in MISSING_CODES or (envelope.code == 200 and envelope.data is None)
-    ):
+    if envelope is not None and data is None and (envelope.code == 200 or envelope.code in MISSING_CODES):
         return TaskDetails(
             task_id,
             state=TaskState.MISSING,
             error_code=envelope.code if envelope.code != 200 else None,
             error_message=envelope.message,
         )
-    data = data_of(status, body, retry_after) if envelope is None or envelope.code != 200 else envelope.data
+    if data is None:
+        data = data_of(status, body, retry_after)
     from .structuring import Record  # not before the first answer: its classes take time to make
 
     record = _structured(data, Record, status, body)
