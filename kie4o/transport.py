@@ -101,8 +101,9 @@ class _PaidBody(aiohttp.Payload):
 
 
 class _Socket(socket.socket):
-    """asyncio asks for 256 KiB at each read, which the C library maps and unmaps for an answer of
-    2 KiB: a tenth of what a look costs. Over TLS asyncio keeps a buffer, and this changes nothing."""
+    """asyncio asks for 256 KiB at each read. The C library maps and unmaps them for an answer of 2 KiB,
+    a tenth of what a look costs, until the process has freed so large a block for once. Over TLS
+    asyncio keeps a buffer, and this changes nothing."""
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         return super().recv(min(size, _RECEIVED_AT_ONCE), flags)
