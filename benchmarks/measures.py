@@ -87,14 +87,14 @@ class Cpu:
                     yield self._step("kie4o", peer, in_flight, 0, 1.0 if quick else 4.0)
 
     def _step(self, name: str, other: str, in_flight: int, number: int, seconds: float) -> Step:
-        both = CLIENTS[name].label
+        who = CLIENTS[name].label
         if other != "bare":
-            both += f" against {other if other == SETTLED else CLIENTS[other].label}"
-        peer = name if other in ("bare", SETTLED) else other
+            who += f" against {other if other == SETTLED else CLIENTS[other].label}"
+        owner = name if other in ("bare", SETTLED) else other
         return Step(
-            f"cpu: {both}, {in_flight} in flight, round {number + 1}",
-            peer,
-            seconds + (1.5 if peer in OURS else 4.0),
+            f"cpu: {who}, {in_flight} in flight, round {number + 1}",
+            owner,
+            seconds + (1.5 if owner in OURS else 4.0),
             lambda: self._measure(name, other, in_flight, seconds),
         )
 

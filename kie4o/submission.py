@@ -2,8 +2,8 @@
 
 A submit belongs to the client, not to its caller: it runs in a task of its own, and a caller who
 is cancelled only stops listening. Before the request has left (waiting for a slot, pausing,
-connecting) the last listener to go calls it off; from the moment the request is written
-it runs to its end and is recorded, so that no task id that reaches the process is lost.
+connecting) the last listener to go calls it off; from the moment the request is written it runs to
+its end and is recorded, so that no task id that reaches the process is lost.
 
 What is sent again, and how often, is the table `RESENDS`; everything that is not in it never is.
 """

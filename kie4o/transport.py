@@ -153,15 +153,15 @@ class Transport:
             raise KieError("the client is closed: make a new one")
         session = self._reads or self._open_reads()
         options: dict[str, Any] = {}  # few, since aiohttp hands them on three times
-        if isinstance(body, bytes):
-            options["data"] = aiohttp.BytesPayload(body, content_type=_JSON)
-        elif body is not None:
-            options["data"] = body
         if timeout is not None:
             options["timeout"] = self._timeout if timeout is ... else aiohttp.ClientTimeout(total=timeout)
         failure: APIConnectionError
         received: list[bytes] = []
         try:
+            if isinstance(body, bytes):
+                options["data"] = aiohttp.BytesPayload(body, content_type=_JSON)
+            elif body is not None:
+                options["data"] = body
             url = URL((self._urls.get(endpoint) or self._url(endpoint)) + query, encoded=True)
             response = await session.request(endpoint.method, url, allow_redirects=False, **options)
             await _receive(response, received)
