@@ -343,18 +343,13 @@ class AsyncKieClient:
     # -- life ------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Call off submits that have not left, await the answers of those that have (30 s at most),
-        end waits with an error that carries the task id, and close everything."""
+        """Call off submits that have not left, await the answers of those that have (30 s at most), end
+        waits with an error that carries the task id, and close everything."""
         self._closed = True
-        try:
-            await self._submissions.aclose()
-        finally:
-            await self._delivery.aclose()
-            await self._poller.aclose()
-            await self._files.aclose()
-            await self._transport.aclose()
-            async with self._opening:
-                await self._store.aclose()
+        async with contextlib.AsyncExitStack() as steps:  # the last first; each, whatever befalls another
+            steps.push_async_callback(self._close_store)
+            for part in (self._transport, self._files, self._poller, self._delivery, self._submissions):
+                steps.push_async_callback(part.aclose)
 
     async def __aenter__(self) -> AsyncKieClient:
         await self._ready()
@@ -385,6 +380,12 @@ class AsyncKieClient:
                     raise KieError("the client is closed: make a new one")
                 if not self._opened:
                     await self._open()
+
+    async def _close_store(self) -> None:
+        async with self._opening:
+            if self._opened:  # by us: another client may have it open, and go on
+                self._opened = False
+                await self._store.aclose()
 
     async def _open(self) -> None:
         """The store first; what it saw submitted lately still counts against the account limit."""

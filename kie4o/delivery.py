@@ -33,6 +33,7 @@ class Delivery:
         self._trusting = trusting
         self._lost: dict[str, set[asyncio.Future[Entry]]] = {}  # who waits for a ref's task
         self._confirming: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def deliver(self, callback: Callback) -> TaskDetails:
         """Keep it, confirm it; the details of its task. Raises `CallbackError` for a stranger's."""
@@ -84,7 +85,10 @@ class Delivery:
         return entry if entry is not None and entry.task_id is not None else None
 
     async def found_again(self, entry: Entry) -> Entry:
-        """Wait until a callback names the task of a submit whose answer was lost."""
+        """Wait until a callback names the task of a submit whose answer was lost. Raises `KieError` if
+        the client is closed before."""
+        if self._closed:
+            raise _closed()
         future: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
         waiting = self._lost.setdefault(entry.ref, set())
         waiting.add(future)
@@ -99,7 +103,12 @@ class Delivery:
                 self._lost.pop(entry.ref, None)
 
     async def aclose(self) -> None:
-        """Confirmations under way are ended; their tasks are looked at again in another life."""
+        """Confirmations under way are ended; their tasks are looked at again in another life. Nobody
+        waits for a callback any more."""
+        self._closed = True
+        for future in [future for waiting in self._lost.values() for future in waiting]:
+            if not future.done():
+                future.set_exception(_closed())
         for task in self._confirming:
             task.cancel()
         await asyncio.gather(*self._confirming, return_exceptions=True)
@@ -152,6 +161,10 @@ class Delivery:
         """Write an end down that nobody may be waiting for."""
         if is_final(details):
             await record_end(self._store, details)
+
+
+def _closed() -> KieError:
+    return KieError("the client was closed before a callback came")
 
 
 async def record_end(store: Store, details: TaskDetails) -> None:

@@ -7,7 +7,6 @@ is many of them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -16,12 +15,12 @@ import attrs
 
 from .arguments import on_update_of, timeout_of
 from .delivery import Delivery, record_end
-from .errors import KieError, SubmissionUnknownError, TaskNotFoundError
+from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
 from .limiting import Place
 from .models import ImageRequest, ImageResult, TaskDetails, TaskState
 from .outcome import result_of
 from .polling import TaskPoller, Timeout
-from .store import NEVER_AGAIN, Again, Entry, Store
+from .store import NEVER_AGAIN, Again, Entry, EntryState, Store
 from .submission import Submissions, Submitted
 from .waiting import Listener, OnUpdate, Waiter
 
@@ -45,10 +44,7 @@ class Lifecycle:
         """Holds a place for the POST only."""
         await self.in_flight.acquire()
         with Place(self.in_flight) as place:
-            try:
-                submitted = await self.submissions.submit(request, key, place, again)
-            except SubmissionUnknownError as error:
-                submitted = await self._recalled(error)
+            submitted = await self._submitted(request, key, place, again)
         if submitted.entry.task_id is None:
             raise submitted.error()
         return submitted
@@ -68,17 +64,31 @@ class Lifecycle:
         await self.in_flight.acquire()
         with Place(self.in_flight) as place:
             gate()
-            try:
-                submitted = await self.submissions.submit(request, key, place, again)
-            except SubmissionUnknownError as error:
-                submitted = await self._recalled(error)
+            submitted = await self._submitted(request, key, place, again)
             if submitted.entry.task_id is None:
                 submitted, timeout = await self._found_again(submitted, timeout)
             return await self.end_of(submitted, timeout, on_update)
 
+    async def _submitted(
+        self, request: ImageRequest, key: str | None, place: Place, again: Again
+    ) -> Submitted:
+        """Paid once. A submit that ended unknown before may have had its callback since, which is asked
+        before anything is paid anew."""
+        if again.unknown and key is not None:
+            stands = await self.store.find(key=key)
+            if stands is not None and stands.state is EntryState.UNKNOWN:
+                await self.delivery.recalled(stands.ref)
+        try:
+            return await self.submissions.submit(request, key, place, again)
+        except SubmissionUnknownError as error:
+            return await self._recalled(error)
+
     async def _recalled(self, unknown: SubmissionUnknownError) -> Submitted:
-        """A submit that ended unknown before may have had its callback since."""
-        entry = await self.delivery.recalled(unknown.ref or "")
+        """What a callback has said since, or still unknown."""
+        try:
+            entry = await self.delivery.recalled(unknown.ref or "")
+        except StoreError as error:
+            raise unknown from error
         if entry is None:
             raise unknown
         return Submitted(entry)
@@ -97,7 +107,11 @@ class Lifecycle:
         entry = submitted.entry
         if entry.details is not None:
             return result_of(entry.details, "store", entry.request.n_variants)
-        return await self.wait(paid_id(entry), timeout, on_update, submitted.since, entry.request)
+        try:
+            return await self.wait(paid_id(entry), timeout, on_update, submitted.since, entry.request)
+        except KieError as error:  # whatever keeps us from waiting, what was paid for is named
+            error.task_id = error.task_id or entry.task_id
+            raise
 
     def wait(
         self,
@@ -170,13 +184,15 @@ class Lifecycle:
         comes what is left of the time."""
         if self.expects_callback(submitted.entry.request):
             limit = self.poller.timeout if timeout is ... else timeout
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(limit) as lasting:
                     entry = await self.delivery.found_again(submitted.entry)
-                until = lasting.when()
-                now = asyncio.get_running_loop().time()
-                left = None if until is None else max(0.001, until - now)  # 0 is no time-out
-                return Submitted(entry), left
+            except (TimeoutError, KieError) as error:
+                raise submitted.error() from error
+            until = lasting.when()
+            now = asyncio.get_running_loop().time()
+            left = None if until is None else max(0.001, until - now)  # 0 is no time-out
+            return Submitted(entry), left
         raise submitted.error()
 
 

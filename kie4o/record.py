@@ -40,13 +40,14 @@ class Record:
 
     async def paid(self, entry: Entry) -> None:
         """A task id has arrived. Raises `StoreError` that carries it if it could not be written."""
+        self._unwritten[entry.key] = entry  # also if we are cancelled meanwhile
         try:
             await self._store.save(entry)
+            self._written(entry)
             return
         except StoreError as error:
             sentence = f"task {entry.task_id} is paid, but could not be written down: {error}"
         logger.error("%s; it is kept in memory and written again", sentence)
-        self._unwritten[entry.key] = entry
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_again(), name="kie4o store writer")
         raise StoreError(sentence, task_id=entry.task_id, key=entry.key if entry.keyed else None)
@@ -89,9 +90,13 @@ class Record:
         self._writer = None
 
     async def _write(self) -> None:
-        for key, entry in list(self._unwritten.items()):
+        for entry in list(self._unwritten.values()):
             try:
                 await self._store.save(entry)
             except StoreError:
                 continue
-            del self._unwritten[key]
+            self._written(entry)
+
+    def _written(self, entry: Entry) -> None:
+        if self._unwritten.get(entry.key) is entry:
+            del self._unwritten[entry.key]

@@ -71,7 +71,7 @@ class SQLiteStore:
         self.path = Path(path)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._leaving: threading.Thread | None = None  # of an opening that was cancelled
+        self._leaving: threading.Thread | None = None  # the one before, which may still hold the file
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self._commits = 0
@@ -80,8 +80,7 @@ class SQLiteStore:
         """Raises `StoreLockedError` if it is open elsewhere, `StoreError` if it is damaged."""
         if self._thread is not None:
             raise StoreLockedError(f"the store {self.path} is open already: give each client its own")
-        if self._leaving is not None:
-            await asyncio.to_thread(self._leaving.join)
+        await self._left()
         loop = self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._jobs = queue.SimpleQueue()
@@ -93,8 +92,7 @@ class SQLiteStore:
         try:
             await opened
         except BaseException:
-            self._jobs.put(None)
-            self._leaving, self._thread = self._thread, None
+            self._leave()
             raise
 
     async def claim(self, entry: Entry) -> Entry:
@@ -170,10 +168,17 @@ class SQLiteStore:
         return [row[0] for row in rows]
 
     async def aclose(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._jobs.put(None)
-            await asyncio.shield(asyncio.to_thread(thread.join))
+        if self._thread is not None:
+            self._leave()
+        await self._left()
+
+    def _leave(self) -> None:
+        self._jobs.put(None)
+        self._leaving, self._thread = self._thread, None
+
+    async def _left(self) -> None:
+        if self._leaving is not None:
+            await asyncio.shield(asyncio.to_thread(self._leaving.join))
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -223,7 +228,8 @@ class SQLiteStore:
             connection.execute("COMMIT")
             self._commits += 1
             if self._commits.bit_count() == 1:  # 1, 2, 4, ...: a young store is not in its log alone
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                with suppress(sqlite3.Error):  # what was committed stays committed
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             return [(done, value, None) for (_, done), value in zip(group, values, strict=True)]
         except Exception as error:  # the thread must not die: others wait for it
             failure = error if isinstance(error, StoreError) else _failure(self.path, error)

@@ -111,6 +111,11 @@ class _Submission:
     place: Place | None = None  # held until it is over
     task: asyncio.Task[Submitted] = attrs.field(init=False)
 
+    def not_sent(self) -> KieError:
+        """What to raise if it was called off."""
+        reason = f"{self.called_off} before the request left; nothing was paid"
+        return KieError(reason, key=self.entry.key if self.entry.keyed else None)
+
     def tell(self, outcome: Submitted | asyncio.Task[Submitted]) -> None:
         """What it came to, to all who listen and do not know yet; each raises its own error."""
         for listener in self.listeners:
@@ -119,7 +124,10 @@ class _Submission:
             if isinstance(outcome, Submitted):
                 listener.set_result(outcome)
             elif outcome.cancelled():
-                listener.cancel()
+                if self.called_off:  # before it had begun
+                    listener.set_exception(self.not_sent())
+                else:
+                    listener.cancel()
             elif (error := outcome.exception()) is not None:
                 listener.set_exception(copy.copy(error) if isinstance(error, KieError) else error)
             else:
@@ -168,7 +176,7 @@ class Submissions:
             raise _conflict(submission.entry.key)
         outcome: asyncio.Future[Submitted] = submission.task.get_loop().create_future()
         submission.listeners.append(outcome)
-        submission.unwanted = False
+        submission.unwanted = self._closing
         try:
             return await outcome
         finally:
@@ -197,8 +205,10 @@ class Submissions:
             self._drained = True
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._record.aclose()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                await self._record.aclose()
 
     # -- ownership -------------------------------------------------------------------------------
 
@@ -232,6 +242,8 @@ class Submissions:
     def _call_off(self, submission: _Submission, reason: str) -> bool:
         """Only before the request has left: from then on it runs to its verdict."""
         submission.unwanted = True
+        if submission.called_off:
+            return True  # it is being taken back: another cancel would cut that short
         if submission.task.done() or not submission.attempt.withdraw():
             return False
         submission.called_off = reason
@@ -261,8 +273,7 @@ class Submissions:
                 raise
         if not submission.called_off:  # closed after the request had left
             return Submitted(submission.entry, lost="the client was closed before the answer came")
-        reason = f"{submission.called_off} before the request left; nothing was paid"
-        raise KieError(reason, key=submission.entry.key if submission.entry.keyed else None)
+        raise submission.not_sent()
 
     async def _cut_short(self, submission: _Submission) -> None:
         """Cancelled: called off before the request left, or the loop is being torn down."""
@@ -281,7 +292,15 @@ class Submissions:
         """Send until the verdict is one that sending again cannot better."""
         resent: dict[Verdict | int, int] = {}
         while not submission.called_off:
-            judgement = await self._once(submission, again=bool(resent))
+            if resent or not self._limiter.take():
+                await self._limiter.acquire(again=bool(resent))
+            try:
+                stands = await self._found_meanwhile(submission)
+                if stands is not None:
+                    return Submitted(stands)
+                judgement = await self._once(submission)
+            finally:
+                self._limiter.release(counted=submission.attempt.sent)
             entry = submission.entry
             if judgement.verdict is Verdict.ACCEPTED:
                 now = submission.task.get_loop().time()
@@ -303,23 +322,26 @@ class Submissions:
             await self._pause(resend, count, asked)
         raise asyncio.CancelledError
 
-    async def _once(self, submission: _Submission, *, again: bool) -> Judgement:
-        """One slot, one intent, one POST, one verdict."""
+    async def _found_meanwhile(self, submission: _Submission) -> Entry | None:
+        """Paying anew for an unknown outcome may have to wait for a slot, and a callback name the task."""
+        stood = submission.stood
+        if stood is None or stood.state is not EntryState.UNKNOWN:
+            return None
+        stands = await self._record.claim(submission.entry)
+        return stands if stands.task_id is not None else None
+
+    async def _once(self, submission: _Submission) -> Judgement:
+        """One intent, one POST, one verdict."""
+        entry = submission.entry = submission.entry.become(EntryState.INTENT, submitted_at=time.time())
+        await self._record.intent(entry)
+        callback_url = entry.request.callback_url or self._callback_url
+        if callback_url is not None:
+            callback_url = wire.with_ref(callback_url, entry.ref)
         attempt = submission.attempt
-        if again or not self._limiter.take():
-            await self._limiter.acquire(again=again)
-        try:
-            entry = submission.entry = submission.entry.become(EntryState.INTENT, submitted_at=time.time())
-            await self._record.intent(entry)
-            callback_url = entry.request.callback_url or self._callback_url
-            if callback_url is not None:
-                callback_url = wire.with_ref(callback_url, entry.ref)
-            await self._transport.pay(wire.body_of(entry.request, callback_url=callback_url), attempt)
-            judgement = _judged(attempt)
-            if judgement.verdict is Verdict.REFUSED and judgement.code in _WINDOW_CODES:
-                self._limiter.pause()  # before the slot goes to the next one
-        finally:
-            self._limiter.release(counted=attempt.sent)
+        await self._transport.pay(wire.body_of(entry.request, callback_url=callback_url), attempt)
+        judgement = _judged(attempt)
+        if judgement.verdict is Verdict.REFUSED and judgement.code in _WINDOW_CODES:
+            self._limiter.pause()  # before the slot goes to the next one
         logger.debug("submit: %s (code %s)", judgement.verdict, judgement.code)
         return judgement
 

@@ -15,6 +15,7 @@ raises, except for cancellation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from types import EllipsisType
@@ -122,6 +123,7 @@ class Transport:
         trust_env: bool = False,
     ) -> None:
         self._settings = settings
+        self._seconds = timeout
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._lent = session
         self._proxy = proxy
@@ -175,38 +177,43 @@ class Transport:
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
-        """Send the one request that costs credits, once, and fill in `attempt`."""
+        """Send the one request that costs credits, once, and fill in `attempt`.
+
+        Time is called one turn of the loop after it is up: an answer that came while the loop was blocked,
+        or the process stopped, is read first.
+        """
         received: list[bytes] = []
+        loop, lasting = asyncio.get_running_loop(), asyncio.timeout(None)
+        timer = loop.call_later(self._seconds, lambda: lasting.reschedule(loop.time()))
         try:
             if self._closed:
                 raise RuntimeError("closed")
             session = self._pays or self._open_pays()
-            response = await session.request(
-                SUBMIT.method,
-                URL(self._urls.get(SUBMIT) or self._url(SUBMIT), encoded=True),
-                data=_PaidBody(body, attempt),
-                allow_redirects=False,
-                timeout=self._timeout,
-            )
-            attempt.status = response.status
-            attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
-            await _receive(response, received)
+            url = URL(self._urls.get(SUBMIT) or self._url(SUBMIT), encoded=True)
+            async with lasting:
+                response = await session.request(
+                    SUBMIT.method, url, data=_PaidBody(body, attempt), allow_redirects=False
+                )
+                attempt.status = response.status
+                attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
+                await _receive(response, received)
             if not attempt.sent:
                 attempt.fault = f"HTTP {response.status} came before the request was written"
         except Exception as error:  # whatever it is, the latch has the last word
             attempt.timed_out = isinstance(error, TimeoutError)
-            attempt.hopeless = isinstance(error, aiohttp.ClientConnectorCertificateError)
+            attempt.hopeless = isinstance(error, (aiohttp.ClientConnectorCertificateError, KieError))
             attempt.fault = f"no answer from {self._place(SUBMIT)}: {_words(error)}"
         finally:
+            timer.cancel()
             attempt.withdraw()
             attempt.body = self._without_key(b"".join(received))
 
     async def aclose(self) -> None:
         self._closed = True
-        sessions, self._reads, self._pays = (self._pays, self._reads), None, None
-        for session in sessions:
-            if session is not None:
-                await session.close()
+        sessions, self._reads, self._pays = (self._reads, self._pays), None, None
+        async with contextlib.AsyncExitStack() as both:  # the second one also if the first is cancelled
+            for session in filter(None, sessions):
+                both.push_async_callback(session.close)
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -291,6 +298,8 @@ async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> N
 
 def _words(error: Exception) -> str:
     """A reason that can be shown: the system's own words, or the kind of failure, never a repr."""
+    if isinstance(error, KieError):
+        return str(error)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return "its TLS certificate was not accepted"
     if isinstance(error, aiohttp.ClientConnectorError):

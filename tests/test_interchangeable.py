@@ -143,7 +143,7 @@ def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
     run_scaled(run(), 20)
 
 
-@pytest.mark.parametrize("how", ["generate", "resume"])
+@pytest.mark.parametrize("how", ["generate", "resume", "resubmit"])
 def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how: str) -> None:
     """Killed between keeping a callback and confirming it: the next life finds the task in the inbox."""
 
@@ -158,10 +158,30 @@ def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how:
             later = here.another()
             if how == "generate":
                 assert (await later.generate("x", key="k")).task_id == task_id
+            elif how == "resubmit":  # it need not be paid anew
+                task = await later.submit("x", key="k", on_unknown="resubmit")
+                assert task.id == task_id
+                await task
             else:
                 [completion] = [each async for each in later.resume()]
                 assert completion.unwrap().task_id == task_id
             assert [entry async for entry in later.unfinished()] == []
+            assert here.kie.posts == 1
+
+    run_scaled(run(), 20)
+
+
+def test_a_callback_that_comes_while_a_resubmit_waits_is_taken() -> None:
+    """It waits for a slot to pay anew; meanwhile the task of the first submit is named: that one it is."""
+
+    async def run() -> None:
+        async with Receiving(rate_limit=kie4o.RateLimit(1, per=60.0)) as here:
+            here.kie.plan("x", answer="dropped", callback=Call("end", delay=5.0))
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await here.client.submit("x", key="k")
+            again = await here.client.submit("x", key="k", on_unknown="resubmit")
+            assert [again.id] == list(here.kie.tasks)
+            assert (await here.client.generate("x", key="k")).task_id == again.id
             assert here.kie.posts == 1
 
     run_scaled(run(), 20)

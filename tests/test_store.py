@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import sqlite3
 import stat
@@ -723,6 +724,26 @@ async def test_a_full_disk_is_an_error_and_loses_nothing(place: Path) -> None:
         await store.save(submitted("after"))
     async with opened(place) as store:
         assert await keys_owed(store) == ["before", "after"]
+
+
+async def test_what_was_committed_is_kept_though_the_checkpoint_after_it_fails(place: Path) -> None:
+    """The log can grow and the main file cannot: a save that is on the disk is not told as failed."""
+    async with opened(place) as store:
+        await asyncio.gather(*(store.save(entry_of(f"old {n}", "x" * 3000)) for n in range(60)))
+    for calls in range(6):  # the checkpoint comes after the 1st, 2nd, 4th and 8th
+        async with opened(place) as store:
+            for _ in range(calls):
+                await store.find(key="-")
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (place.stat().st_size // 4096 * 4096, hard))
+            try:
+                [outcome] = await asyncio.gather(
+                    store.save(entry_of(f"{calls}", "x" * 9000)), return_exceptions=True
+                )
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            kept = await store.find(key=f"{calls}") is not None
+            assert kept == (outcome is None), outcome
 
 
 # -- SQLite: one owner ----------------------------------------------------------------------------------

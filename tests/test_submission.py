@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import threading
+import time
 
+import aiohttp
 import pytest
 from clocks import run_scaled
 from faults import (
@@ -24,7 +28,7 @@ from faults import (
 )
 
 import kie4o
-from kie4o import AsyncKieClient, RateLimit, transport, wire
+from kie4o import AsyncKieClient, KieError, RateLimit, transport, wire
 from kie4o.emulator import Answer, Emulator
 from kie4o.memory import MemoryStore
 from kie4o.settings import Secret, resolve
@@ -350,6 +354,41 @@ class Paper:
 
     async def write(self, chunk: bytes) -> None:
         self.written += chunk
+
+
+async def test_an_answer_that_came_while_the_loop_was_blocked_is_read() -> None:
+    """Or while the process was stopped: the time is up, and the answer is there."""
+    arrived = threading.Event()
+
+    def serve(listening: socket.socket) -> None:  # in a thread, since the loop is blocked
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            arrived.set()
+            time.sleep(0.1)
+            connection.sendall(http(GOOD_BODY))
+            connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve, args=(listening,), daemon=True)
+        server.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        async with AsyncKieClient("sk-test", base_url=url, timeout=0.5) as client:
+            running = asyncio.create_task(client.submit("x"))
+            while not arrived.is_set():
+                await asyncio.sleep(0.001)
+            time.sleep(0.7)
+            assert (await running).id == TASK_ID
+        server.join(5)
+
+
+async def test_a_lent_session_that_is_closed_is_said_at_once() -> None:
+    lent = aiohttp.ClientSession()
+    await lent.close()
+    async with AsyncKieClient("sk-test", base_url="http://127.0.0.1:9", session=lent) as client:
+        for call in (client.submit("x"), client.credits()):
+            with pytest.raises(KieError, match="the session that was handed to the client is closed"):
+                await call
 
 
 @pytest.mark.parametrize("way", ["write", "write_with_length", "decode", "as_bytes"])
