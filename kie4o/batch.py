@@ -16,6 +16,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Coroutine,
     Iterable,
@@ -75,6 +76,7 @@ class Batch:
         store: Store,
         generate: Generate,
         call_off: Callable[[str, str], bool],
+        recalled: Callable[[str], Awaitable[Entry | None]],
         *,
         max_in_flight: int,
         name: str = "",
@@ -83,6 +85,7 @@ class Batch:
         self._store = store
         self._generate = generate
         self._call_off = call_off
+        self._recalled = recalled
         self._max_in_flight = max_in_flight
         self._name = name
         self._again = again
@@ -140,13 +143,20 @@ class Batch:
         if request is None:
             return _completion(item, error=item.error)
         try:
-            entry = await self._store.find(key=item.key)
+            entry = await self._known(item.key)
             if entry is not None and self._stands(entry):
                 return _replayed(item, entry)
             result = await self._generate(request, item.key, self._gate)
         except KieError as error:
             return _completion(item, error=error)
         return _completion(item, result=result, replayed=result.source == "store")
+
+    async def _known(self, key: str) -> Entry | None:
+        """What the store knows under the key; a callback may have named the task of a lost answer."""
+        entry = await self._store.find(key=key)
+        if entry is not None and entry.state is EntryState.UNKNOWN:
+            return await self._recalled(entry.ref) or entry
+        return entry
 
     def _stands(self, entry: Entry) -> bool:
         """Whether the entry is an outcome by itself: nothing to send, nothing to wait for."""
@@ -201,7 +211,7 @@ class Batch:
         items = _items(requests, self._name)
         try:
             while chunk := [item async for item in _first(items, _KNOWN_AT_ONCE)]:
-                entries = await asyncio.gather(*(self._store.find(key=item.key) for item in chunk))
+                entries = await asyncio.gather(*(self._known(item.key) for item in chunk))
                 for item, entry in zip(chunk, entries, strict=True):
                     if item.request is not None and entry is not None and self._stands(entry):
                         yield _replayed(item, entry)

@@ -21,6 +21,7 @@ from .store import Entry, EntryState, Store
 
 logger = logging.getLogger("kie4o")
 
+_AGAIN = 30.0  # seconds until what callbacks have named is looked at once more
 _WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN)
 
 
@@ -93,10 +94,13 @@ class Delivery:
         waiting = self._lost.setdefault(entry.ref, set())
         waiting.add(future)
         try:
-            for task_id in await self._store.inbox(entry.ref):
-                with contextlib.suppress(KieError):  # it stays unknown; the callback may come again
-                    await self._settle(entry, task_id)
-            return await future
+            while True:
+                stands = await self.recalled(entry.ref)  # it may have come before we listened
+                if stands is not None:
+                    return stands
+                await asyncio.wait([future], timeout=_AGAIN)
+                if future.done():
+                    return future.result()
         finally:
             waiting.discard(future)
             if not waiting:

@@ -41,6 +41,7 @@ GRACE = 90.0  # seconds during which a task that Kie does not know may still app
 EMPTY_LOOKS = 5  # looks at a success without images before it is taken as final: the record lags
 CALLED = 10_000  # callbacks remembered for tasks that nobody waits for yet
 SILENT = 3  # ends without their callback after which callbacks are no longer relied on
+_LAST = 1.0  # seconds before a deadline, enough for one look
 _ERROR_PAUSE = 30.0  # seconds, the longest pause while looks keep failing
 _NO_LOOK = float("-inf")
 _FORECASTS = 7  # values of progress that are remembered of a task, beside the last
@@ -73,7 +74,7 @@ class TaskPoller:
         self._policy = policy
         self._pace = None if policy.price is None else Pace(policy)
         self._schedule = Schedule(
-            self._begin, _expire, per_second=policy.looks_per_second, longest=look_timeout
+            self._begin, self._expire, per_second=policy.looks_per_second, longest=look_timeout
         )
         self._watches: dict[str, Watch] = {}
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
@@ -205,12 +206,14 @@ class TaskPoller:
             raise KieError("the poller is closed: make a new one", task_id=task_id)
         loop = self._schedule.loop = asyncio.get_running_loop()  # asked once: it costs a system call
         now = loop.time()
+        seconds = self._timeout if timeout is ... else timeout
+        deadline = NEVER if seconds is None else self._schedule.about(now + seconds, now)
         watch = self._watches.get(task_id)
         is_new = watch is None
         if watch is None:
             watch = self._watches[task_id] = self._new_watch(task_id, now, since, expecting)
-        seconds = self._timeout if timeout is ... else timeout
-        deadline = NEVER if seconds is None else self._schedule.about(now + seconds, now)
+            if kind is not OneLook:  # one look may be too early: whoever waits for the end is to know
+                self._called.pop(task_id, None)
         waiter = kind(watch, deadline, loop)
         watch.add(waiter)
         if is_new:
@@ -218,7 +221,7 @@ class TaskPoller:
                 at = now
             else:
                 at = since + self._pause(watch, since, since)
-            self._schedule.plan(watch, max(at, watch.last + GAP), now)
+            self._schedule.plan(watch, max(_in_time(watch, at, now), watch.last + GAP), now)
         else:
             self._schedule.refresh(watch)
         return waiter
@@ -228,7 +231,6 @@ class TaskPoller:
         watch = Watch(task_id, now if since is None else since, last, aged=since is not None)
         watch.expecting = expecting
         if task_id in self._called:  # the callback was faster than whoever waits
-            del self._called[task_id]
             watch.source = "callback"
         return watch
 
@@ -263,6 +265,20 @@ class TaskPoller:
         self._drop(watch)
         _tell_all(watch, news, final=True)
 
+    def _expire(self, watch: Watch, now: float) -> None:
+        """Deadlines have passed: those who waited until then hear it, and will leave."""
+        if self._watches.get(watch.task_id) is not watch:
+            return  # it has ended just now
+        sentence = f"task {watch.task_id} has not ended in time; it lives on: wait for it again by its id"
+        if watch.failure is not None:
+            sentence += f" (but the last look failed: {watch.failure})"
+        for waiter in watch.waiters:
+            if waiter.deadline <= now:
+                waiter.hear(TaskTimeoutError(sentence, task_id=watch.task_id), final=True)
+        others = (waiter.deadline for waiter in watch.waiters if waiter.deadline > now)
+        watch.deadline = min(others, default=NEVER)
+        self._schedule.refresh(watch)
+
     # -- looking ---------------------------------------------------------------------------------
 
     def _hasten(self, watch: Watch) -> None:
@@ -284,14 +300,15 @@ class TaskPoller:
         )
 
     def _begin(self, watch: Watch) -> None:
-        watch.looking = self._schedule.loop.create_task(self._look(watch), name="kie4o look")
+        look = self._schedule.loop.create_task(self._look(watch), name="kie4o look")
+        watch.looking = None if look.done() else look  # an eager one may be over
 
     async def _look(self, watch: Watch) -> None:
         news: TaskDetails | Exception
         try:
             news = await self._look_at(watch.task_id)
         except asyncio.CancelledError:
-            if self._closed or not watch.waiters:
+            if self._closed or self._watches.get(watch.task_id) is not watch:
                 raise
             if self._schedule.gave_up(watch):
                 news = APITimeoutError("a look took too long and was given up")
@@ -309,18 +326,19 @@ class TaskPoller:
         seen, progress, pause = now, None, 0.0
         if not isinstance(news, TaskDetails):
             watch.errors += 1
+            watch.failure = news
             if not worth_repeating(news):
                 self._end(watch, news)
                 return
             pause = min(_ERROR_PAUSE, GAP * 2 ** min(watch.errors, 10))
         elif news.state is TaskState.RUNNING:
-            watch.errors = 0
+            watch.errors, watch.failure = 0, None
             if watch.seen is not None:
                 seen, watch.seen, progress = watch.seen, now, news.progress
                 if progress:
                     watch.forecasts = (*watch.forecasts[-_FORECASTS:], (now - watch.born, progress))
         else:
-            watch.errors = 0
+            watch.errors, watch.failure = 0, None
             news = _verdict_on(watch, news, now)
             if isinstance(news, Exception) or is_final(news):
                 self._learn(watch, news, now)
@@ -330,7 +348,7 @@ class TaskPoller:
             _tell_all(watch, news, final=False)
         watch.looks += 1
         pause = max(pause, self._pause(watch, now, seen, progress))
-        self._schedule.plan(watch, now + (GAP if watch.urgent else pause), now)
+        self._schedule.plan(watch, now + GAP if watch.urgent else _in_time(watch, now + pause, now), now)
 
     def _learn(self, watch: Watch, news: TaskDetails | Exception, now: float) -> None:
         """When this task ended, for the pace of others."""
@@ -346,13 +364,10 @@ class TaskPoller:
             self._pace.ended(low, high, took, watch.forecasts, born=watch.born)
 
 
-def _expire(watch: Watch, now: float) -> None:
-    """Deadlines have passed: those who waited until then hear it, and will leave."""
-    sentence = f"task {watch.task_id} has not ended in time; it lives on: wait for it again by its id"
-    for waiter in watch.waiters:
-        if waiter.deadline <= now:
-            waiter.hear(TaskTimeoutError(sentence, task_id=watch.task_id), final=True)
-    watch.deadline = min((other.deadline for other in watch.waiters if other.deadline > now), default=NEVER)
+def _in_time(watch: Watch, at: float, now: float) -> float:
+    """Nobody is told that a task has not ended without a look shortly before."""
+    last = watch.deadline - _LAST
+    return last if now + GAP < last < at else at
 
 
 def _tell_all(watch: Watch, news: TaskDetails | Exception, *, final: bool) -> None:
@@ -368,7 +383,7 @@ def _tell_all(watch: Watch, news: TaskDetails | Exception, *, final: bool) -> No
 
 def _verdict_on(watch: Watch, details: TaskDetails, now: float) -> TaskDetails | KieError:
     """The details, or the error that they amount to once patience is over."""
-    if details.state is TaskState.MISSING and now - watch.born > GRACE:
+    if details.state is TaskState.MISSING and now - (watch.seen or watch.born) > GRACE:
         sentence = f"Kie does not know task {watch.task_id}: wrong id, other account, or over 14 days old"
         return TaskNotFoundError(sentence, task_id=watch.task_id)
     if details.state is TaskState.SUCCEEDED and not details.urls:

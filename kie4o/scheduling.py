@@ -65,7 +65,7 @@ class Schedule:
         """This time, or in a crowd a little later: up to a 64th of the way there, a quarter of a second
         at most. Many fall on the same time then; a heap of ten thousand different ones would be walked
         through cold memory at every look."""
-        if len(self._times) < _CROWD or at <= now:
+        if len(self._times) < _CROWD or at <= now or at == NEVER:
             return at
         grain = min(_GRAIN, math.ldexp(1.0, math.frexp(at - now)[1] - 7))
         return math.ceil(at / grain) * grain
@@ -161,7 +161,8 @@ class Schedule:
 
     def _awake(self, watch: Watch, now: float) -> None:
         if watch.deadline <= now:
-            self._expire(watch, now)
+            watch.deadline = NEVER
+            self.loop.call_soon(self._expire, watch, now)  # an answer that is there already is read first
         if NOW < watch.due <= now:
             self._queue_up(watch, now)
         else:
@@ -204,6 +205,8 @@ class Schedule:
             if watch.looking is not None and not watch.looking.cancel():
                 watch.looking = None
                 self.plan(watch, now, now)
+            else:
+                self.refresh(watch)  # it may take its time to end: deadlines hold
 
     def _tidy(self) -> None:
         live = {watch for watches in self._at.values() for watch in watches if watch.wake != NEVER}

@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -122,8 +122,13 @@ class DyingStore:
     async def save(self, entry: Entry) -> None:
         await self._write(entry.state.value, entry, lambda: self._inner.save(entry))
 
-    async def find(self, *, key: str | None = None, task_id: str | None = None) -> Entry | None:
-        return await self._through("find", lambda: self._inner.find(key=key, task_id=task_id))
+    async def find(
+        self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
+    ) -> Entry | None:
+        return await self._through("find", lambda: self._inner.find(key=key, task_id=task_id, ref=ref))
+
+    async def inbox(self, ref: str) -> Sequence[str]:
+        return await self._inner.inbox(ref)
 
     async def recent(self, since: float) -> list[float]:
         return await self._through("recent", lambda: self._inner.recent(since))

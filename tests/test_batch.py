@@ -915,7 +915,12 @@ def prompts(count):
     return (f"prompt {{n}}" for n in range(count))
 
 async def main():
-    batch = Batch(MemoryStore(), generate, lambda key, why: False, max_in_flight=20, again=NEVER_AGAIN)
+    async def recalled(ref: str) -> None:
+        return None
+
+    batch = Batch(
+        MemoryStore(), generate, lambda key, why: False, recalled, max_in_flight=20, again=NEVER_AGAIN
+    )
     print(*await growth(batch.run(prompts({PROMPTS // 20})), 1000))
     print(*await growth(_items(prompts({PROMPTS}), ""), 1000))
     before = resident()

@@ -143,7 +143,7 @@ def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
     run_scaled(run(), 20)
 
 
-@pytest.mark.parametrize("how", ["generate", "resume", "resubmit"])
+@pytest.mark.parametrize("how", ["generate", "resume", "resubmit", "batch"])
 def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how: str) -> None:
     """Killed between keeping a callback and confirming it: the next life finds the task in the inbox."""
 
@@ -163,7 +163,9 @@ def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how:
                 assert task.id == task_id
                 await task
             else:
-                [completion] = [each async for each in later.resume()]
+                batch = how == "batch"
+                completions = later.generate_many({"k": "x"}) if batch else later.resume()
+                [completion] = [each async for each in completions]
                 assert completion.unwrap().task_id == task_id
             assert [entry async for entry in later.unfinished()] == []
             assert here.kie.posts == 1
@@ -195,6 +197,19 @@ def test_a_failing_look_does_not_lose_what_a_callback_named() -> None:
             here.kie.plan("x", answer="dropped")
             here.kie.fail_looks(2)
             result = await here.client.generate("x")
+            assert list(here.kie.tasks) == [result.task_id]
+
+    run_scaled(run(), 20)
+
+
+def test_looks_that_fail_for_long_do_not_lose_what_a_callback_named() -> None:
+    """The callback comes while Kie answers no look at all: `generate` asks again later."""
+
+    async def run() -> None:
+        async with Receiving() as here:
+            here.kie.plan("x", answer="dropped")
+            here.kie.fail_looks(8)
+            result = await here.client.generate("x", timeout=300.0)
             assert list(here.kie.tasks) == [result.task_id]
 
     run_scaled(run(), 20)

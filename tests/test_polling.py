@@ -226,7 +226,7 @@ def test_watch_ends_with_the_end_and_raises_what_wait_would() -> None:
 
     failed, stuck = run_virtual(run())
     assert failed == [RUNNING, FAILED]
-    assert len(stuck) == 3  # taken up by its id: at once, then after 3 and 4.5 s
+    assert len(stuck) == 4  # taken up by its id: at once, then after 3 and 4.5 s, and 1 s before the deadline
 
 
 def test_ten_waiters_cause_the_looks_of_one() -> None:
@@ -580,3 +580,94 @@ def test_the_safety_net_under_callbacks_is_spread_by_what_is_usual() -> None:
     assert run_virtual(run(0, adaptive)) == pytest.approx(60)
     assert run_virtual(run(20, adaptive)) == pytest.approx(24, abs=2)
     assert run_virtual(run(20, PLAIN)) == pytest.approx(60)
+
+
+# -- near the end, and in odd moments --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [PLAIN, PollPolicy.adaptive()])
+def test_a_last_look_comes_before_the_deadline(policy: PollPolicy) -> None:
+    """A callback is expected and never comes, and the safety net's first look lies past the deadline:
+    nobody is told that a task has not ended which nobody looked at."""
+    outcome, took, starts = waited(Looks(DONE), policy=policy, timeout=45.0, expecting=True)
+    assert outcome.urls == DONE.urls
+    assert took == 44.0
+    assert starts == [44.0]
+
+
+def test_a_task_that_was_seen_is_not_given_up_for_one_odd_answer() -> None:
+    """Running at 94 s, unknown to Kie in the next look, and then done."""
+    outcome, _, _ = waited(Looks(*[RUNNING] * 20, MISSING, RUNNING, DONE))
+    assert outcome.urls == DONE.urls
+
+
+def test_a_timeout_says_that_the_looks_failed() -> None:
+    outcome, _, _ = waited(Looks(kie4o.APIConnectionError("no answer from here")), timeout=20.0)
+    assert isinstance(outcome, kie4o.TaskTimeoutError)
+    assert "the last look failed: no answer from here" in str(outcome)
+    outcome, _, _ = waited(Looks(kie4o.APIConnectionError("no answer from here"), RUNNING), timeout=20.0)
+    assert "failed" not in str(outcome)
+
+
+def test_a_look_that_is_slow_to_be_cancelled_hides_no_deadline() -> None:
+    async def look(task_id: str) -> TaskDetails:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(600)
+        return DONE
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        poller = TaskPoller(look, policy=PLAIN)
+        with pytest.raises(kie4o.TaskTimeoutError):
+            await poller.wait("t", timeout=60.0)
+        return loop.time() - start
+
+    assert round(run_virtual(run()), 2) == 60.0
+
+
+def test_a_trusted_callback_during_a_look_leaves_no_look_behind() -> None:
+    looks = Looks(RUNNING, takes=0.1)
+
+    async def run() -> None:
+        poller = TaskPoller(looks, policy=PollPolicy(first=0.34, maximum=0.34, jitter=False))
+        waiting = asyncio.create_task(poller.wait("t", since=asyncio.get_running_loop().time()))
+        await asyncio.sleep(0.4)
+        assert (len(looks.starts), len(looks.ends)) == (1, 0)
+        poller.notify("t", DONE)
+        assert (await waiting).source == "callback"
+        await asyncio.sleep(10)
+        assert len(looks.starts) == 1
+
+    run_virtual(run())
+
+
+def test_one_look_does_not_take_the_word_of_a_callback_from_who_waits_later() -> None:
+    """The callback came before anybody waited, and one look confirmed it: the wait that begins then
+    looks at once, not at the pace of the safety net."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        poller = TaskPoller(Looks(DONE), policy=PLAIN)
+        poller.notify("t")
+        await poller.look("t")
+        await asyncio.sleep(5)
+        start = loop.time()
+        result = await poller.wait("t", since=start, expecting=True)
+        assert result.source == "callback"
+        assert loop.time() - start < 1
+
+    run_virtual(run())
+
+
+def test_an_unusable_timeout_spoils_nothing() -> None:
+    async def run() -> None:
+        poller = TaskPoller(Looks(DONE), policy=PLAIN)
+        with pytest.raises(TypeError):
+            await poller.wait("t", timeout="soon")
+        assert poller.waiting == 0
+        assert (await poller.wait("t")).urls == DONE.urls
+
+    run_virtual(run())
