@@ -41,7 +41,7 @@ def request_of(request: ImageRequest | str | None, fields: Mapping[str, Any]) ->
         raise InvalidRequestError("prompt= is not possible beside a request: give one of the two")
     if isinstance(request, ImageRequest):
         return attrs.evolve(request, **fields) if fields else request
-    return ImageRequest(request, **fields)
+    return ImageRequest(**fields) if "prompt" in fields else ImageRequest(request, **fields)
 
 
 def key_of(key: str | None) -> str | None:
@@ -49,9 +49,9 @@ def key_of(key: str | None) -> str | None:
     if key is None:
         return None
     if not isinstance(key, str) or not key.strip() or len(key) > MAX_KEY or not key.isprintable():
-        raise InvalidRequestError(
-            f"key={str(key)[:80]!r} is not possible: use 1 to {MAX_KEY} printable characters, or None"
-        )
+        shown = key[:80] if isinstance(key, str) else key
+        allowed = f"use a text of 1 to {MAX_KEY} printable characters, or None"
+        raise InvalidRequestError(f"key={shown!r} is not possible: {allowed}")
     return key
 
 
@@ -120,7 +120,9 @@ def again_of(on_unknown: OnUnknown, retry_failed: bool) -> Again:
         return NEVER_AGAIN
     if on_unknown not in get_args(OnUnknown):
         raise InvalidRequestError(f"on_unknown={on_unknown!r} is not possible: use 'hold' or 'resubmit'")
-    return Again(unknown=on_unknown == "resubmit", failed=bool(retry_failed))
+    if not isinstance(retry_failed, bool):
+        raise InvalidRequestError(f"retry_failed={retry_failed!r} is not possible: use True or False")
+    return Again(unknown=on_unknown == "resubmit", failed=retry_failed)
 
 
 def store_of(store: Store | str | os.PathLike[str] | None) -> Store:

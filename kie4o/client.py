@@ -31,7 +31,7 @@ from .arguments import (
 )
 from .batch import Batch, Requests, resumed
 from .delivery import Delivery
-from .errors import DownloadError, InvalidRequestError, KieError
+from .errors import InvalidRequestError, KieError
 from .files import Files
 from .lifecycle import Lifecycle, paid_id
 from .limiting import RateLimiter
@@ -42,14 +42,13 @@ from .models import (
     ImageResult,
     RateLimit,
     TaskDetails,
-    TaskState,
     UploadedFile,
 )
-from .outcome import result_of
+from .outcome import images_of
 from .pacing import PollPolicy
 from .polling import TaskPoller, Timeout
 from .reads import Reads
-from .settings import Secret, count, resolve, seconds
+from .settings import Secret, count, flag, resolve, seconds
 from .store import Entry, Store
 from .submission import Submissions
 from .task import ImageTask
@@ -109,7 +108,7 @@ class AsyncKieClient:
             webhook_key=webhook_key,
             environment=os.environ,
         )
-        exchange = seconds("timeout", timeout) or 0.0
+        exchange, trust_env = seconds("timeout", timeout) or 0.0, flag("trust_env", trust_env)
         self._transport = Transport(
             self._settings, timeout=exchange, session=session, proxy=proxy, trust_env=trust_env
         )
@@ -117,26 +116,26 @@ class AsyncKieClient:
         self._files = Files(
             self._transport, self._settings, timeout=exchange, proxy=proxy, trust_env=trust_env
         )
-        rate_limit = rate_limit_of(rate_limit)
         poll = poll_of(poll, loopback=self._settings.loopback)
         self._store = store_of(store)
-        self._limiter = RateLimiter(rate_limit)
-        callback_url = callback_url_of(callback_url)
-        self._submissions = Submissions(
-            self._transport, self._limiter, self._store, callback_url=callback_url
-        )
+        self._limiter = RateLimiter(rate_limit_of(rate_limit))
+        url = callback_url_of(callback_url)
+        self._submissions = Submissions(self._transport, self._limiter, self._store, callback_url=url)
+        wait_timeout = seconds("wait_timeout", wait_timeout, optional=True)
         self._poller = TaskPoller(
-            self._reads.details, policy=poll, timeout=seconds("wait_timeout", wait_timeout, optional=True)
+            self._reads.details, policy=poll, timeout=wait_timeout, look_timeout=exchange
         )
         self._max_in_flight = count("max_in_flight", max_in_flight)
-        self._delivery = Delivery(self._store, self._poller, trusting=trust_callbacks)
+        self._delivery = Delivery(
+            self._store, self._poller, trusting=flag("trust_callbacks", trust_callbacks)
+        )
         self._life = Lifecycle(
             self._ready,
             self._store,
             self._submissions,
             self._poller,
             self._delivery,
-            callback_url,
+            url,
             asyncio.Semaphore(self._max_in_flight),
         )
 
@@ -208,6 +207,7 @@ class AsyncKieClient:
             self._store,
             lambda request, key, gate: self._life.generate(request, key, again, gate=gate),
             self._submissions.call_off,
+            self._delivery.recalled,
             max_in_flight=most,
             name=batch,
             again=again,
@@ -288,13 +288,7 @@ class AsyncKieClient:
         """
         await self._ready()
         if isinstance(result, str):
-            details = await self._poller.look(task_id_of(result))
-            if details.state is not TaskState.SUCCEEDED:
-                words = (
-                    f"task {details.task_id} has no images (it is {details.state.value}): wait for it first"
-                )
-                raise DownloadError(words, task_id=details.task_id)
-            result = result_of(details, "poll")
+            result = images_of(await self._poller.look(task_id_of(result)))
         elif not isinstance(result, ImageResult):
             raise InvalidRequestError(f"result={result!r} is not possible: use an ImageResult or a task id")
         task_id = result.task_id

@@ -109,8 +109,11 @@ class Lifecycle:
             return result_of(entry.details, "store", entry.request.n_variants)
         try:
             return await self.wait(paid_id(entry), timeout, on_update, submitted.since, entry.request)
-        except KieError as error:  # whatever keeps us from waiting, what was paid for is named
-            error.task_id = error.task_id or entry.task_id
+        except BaseException as error:  # whatever keeps us from waiting, what was paid for is named
+            if isinstance(error, KieError):
+                error.task_id = error.task_id or entry.task_id
+            else:
+                error.add_note(f"Task {entry.task_id} is paid: wait for it again by its id.")
             raise
 
     def wait(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .decoding import shown
-from .errors import ContentPolicyError, InputImageError, TaskFailedError
+from .errors import ContentPolicyError, DownloadError, InputImageError, TaskFailedError
 from .models import ImageResult, Source, TaskDetails, TaskState
 
 FAILURE_OF_CODE: Mapping[int, type[TaskFailedError]] = MappingProxyType(
@@ -24,6 +24,24 @@ def result_of(details: TaskDetails, source: Source, n_variants: int | None = Non
     code = "" if details.error_code is None else f" with code {details.error_code}"
     sentence = f"task {details.task_id} failed{code}: {shown(details.error_message or 'no reason given')}"
     raise kind(sentence, task_id=details.task_id, error_code=details.error_code, details=details)
+
+
+_NO_IMAGES: Mapping[TaskState, str] = MappingProxyType(
+    {
+        TaskState.RUNNING: "it is running: wait for it first",
+        TaskState.SUCCEEDED: "its record shows none yet: look again later",
+        TaskState.FAILED: "it failed",
+        TaskState.MISSING: "Kie does not know it: check the id and the account",
+    }
+)
+
+
+def images_of(details: TaskDetails) -> ImageResult:
+    """The images that one look shows. Raises `DownloadError` if there are none."""
+    if details.state is TaskState.SUCCEEDED and details.urls:
+        return result_of(details, "poll")
+    sentence = f"task {details.task_id} has no images: {_NO_IMAGES[details.state]}"
+    raise DownloadError(sentence, task_id=details.task_id)
 
 
 def is_final(details: TaskDetails) -> bool:

@@ -103,6 +103,12 @@ def seconds(name: str, value: Any, *, optional: bool = False) -> float | None:
     return float(value)
 
 
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}={value!r} is not possible: use True or False")
+    return value
+
+
 def count(name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ConfigurationError(f"{name}={value!r} is not possible: use a whole number from 1 on")

@@ -348,7 +348,9 @@ class Submissions:
     async def _pause(self, resend: Resend, count: int, asked: str | None) -> None:
         """Acquiring the next slot waits for a window by itself."""
         own = 0.0 if resend.window else resend.pause(count, self._chance())
-        await asyncio.sleep(min(max(own, wire.retry_after_of(asked) or 0.0), own + _ASKED_AT_MOST))
+        pause = min(max(own, wire.retry_after_of(asked) or 0.0), own + _ASKED_AT_MOST)
+        logger.info("a submit that was not taken is sent again in %.1f s", pause)
+        await asyncio.sleep(pause)
 
 
 def _accepted(entry: Entry, task_id: str | None) -> Entry:

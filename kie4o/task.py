@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any
 
@@ -50,8 +51,10 @@ class ImageTask:
     async def updates(self, *, timeout: Timeout = ...) -> AsyncGenerator[TaskDetails]:
         """The details of every look, the last of which shows the end."""
         await self._life.ready()
-        async for details in self._life.poller.watch(self.id, timeout=timeout_of(timeout), since=self._since):
-            yield details
+        looks = self._life.poller.watch(self.id, timeout=timeout_of(timeout), since=self._since)
+        async with contextlib.aclosing(looks):
+            async for details in looks:
+                yield details
 
     def __repr__(self) -> str:
         return f"<ImageTask {self.id}>"

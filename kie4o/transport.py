@@ -27,6 +27,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from . import __version__, wire
+from .decoding import is_web_url
 from .errors import APIConnectionError, APITimeoutError, ConfigurationError, KieError
 from .settings import Settings
 from .wire import SUBMIT, Endpoint
@@ -122,6 +123,10 @@ class Transport:
         proxy: str | None = None,
         trust_env: bool = False,
     ) -> None:
+        if session is not None and not isinstance(session, aiohttp.ClientSession):
+            raise ConfigurationError(f"session={session!r} is not possible: use an aiohttp.ClientSession")
+        if proxy is not None and not is_web_url(proxy):  # not shown: it may hold a password
+            raise ConfigurationError("proxy is not possible: use a complete http:// or https:// URL")
         self._settings = settings
         self._seconds = timeout
         self._timeout = aiohttp.ClientTimeout(total=timeout)

@@ -107,7 +107,9 @@ class Source:
         piece, words = b" ", ""
         try:
             while piece and self.size <= MAX_BYTES:
-                piece = await _abandonable(self._file.read, _PIECE) or b""
+                piece = await _abandonable(self._file.read, _PIECE)
+                if piece is None:  # a file that does not block has nothing now, and perhaps more later
+                    raise ValueError("it does not block: read it, and give the bytes")
                 await in_thread(copy.write, piece)
                 self.size += len(piece)
         except (OSError, ValueError) as error:

@@ -68,6 +68,8 @@ class Receiver:
                 raw = await _read(body)
         except TimeoutError:
             return HTTPStatus.REQUEST_TIMEOUT
+        except ConnectionError:  # the caller has hung up, and hears nothing
+            return HTTPStatus.BAD_REQUEST
         if raw is None:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         return await self._take(named, raw, ref)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import pickle
 import random
+import socket
+import threading
+import time
 from decimal import Decimal
 
 import aiohttp
 import pytest
 from clocks import run_scaled
-from faults import FaultServer, answer, raw, unused_port
+from faults import FaultServer, answer, http, raw, stall, unused_port
 
 import kie4o
 from kie4o import AsyncKieClient, ImageRequest, PollPolicy, RateLimit, TaskState
@@ -129,6 +133,67 @@ async def test_outcomes_are_typed(outcome, kind) -> None:
         assert caught.value.task_id in kie.tasks
 
 
+async def test_the_prompt_may_be_a_keyword_like_all_other_fields() -> None:
+    async with Emulator(duration=0.0) as kie, client_of(kie) as client:
+        result = await client.generate(prompt="a lake", size="3:2")
+        assert kie.tasks[result.task_id].request == {"prompt": "a lake", "size": "3:2"}
+
+
+async def test_whatever_ends_a_generate_names_what_was_paid() -> None:
+    """An `on_update` that raises, or a cancel: no error of ours, so the id is a note on it."""
+    async with Emulator(duration=60.0) as kie, client_of(kie) as client:
+
+        def broken(details: object) -> None:
+            raise RuntimeError("boom")
+
+        with pytest.raises(RuntimeError) as caught:
+            await client.generate("x", on_update=broken)
+        [task_id] = kie.tasks
+        assert task_id in caught.value.__notes__[0]
+        running = asyncio.create_task(client.generate("y"))
+        while client._poller.waiting == 0:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await running
+        assert list(kie.tasks)[-1] in cancelled.value.__notes__[0]
+
+
+async def test_the_timeout_is_for_looks_too() -> None:
+    async with FaultServer(stall) as server, client_of(server, timeout=0.2) as client:
+        async with asyncio.timeout(5):
+            with pytest.raises(kie4o.APITimeoutError):
+                await client.details("a" * 32)
+
+
+async def test_an_answer_that_came_while_the_loop_was_blocked_is_no_timeout() -> None:
+    """The answer of the look is there before the deadline, and the loop gets to both at once."""
+    looked = threading.Event()
+    record = {"taskId": "a" * 32, "status": "SUCCESS", "successFlag": 1, "errorCode": None}
+    record |= {"response": {"resultUrls": ["https://x.example/a.png"]}, "errorMessage": None}
+
+    def serve(listening: socket.socket) -> None:  # in a thread, since the loop is blocked
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            looked.set()
+            time.sleep(0.1)
+            connection.sendall(http(json.dumps({"code": 200, "msg": "", "data": record}).encode()))
+            connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve, args=(listening,), daemon=True)
+        server.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        async with AsyncKieClient("sk-test", base_url=url) as client:
+            running = asyncio.create_task(client.wait("a" * 32, timeout=0.5))
+            while not looked.is_set():
+                await asyncio.sleep(0.001)
+            time.sleep(0.7)
+            assert (await running).urls == ("https://x.example/a.png",)
+        server.join(5)
+
+
 async def test_timeout_keeps_the_task_which_can_be_taken_up_again() -> None:
     """The wait ends, the task does not: its id is on the error and a later wait gets the images."""
     async with Emulator(duration=0.8) as kie, client_of(kie) as client:
@@ -170,6 +235,11 @@ async def test_downloading_what_is_not_there_says_so() -> None:
         task = await client.submit("x")
         with pytest.raises(kie4o.DownloadError, match="wait for it first"):
             await client.download(task.id, "nowhere")
+        with pytest.raises(kie4o.DownloadError, match="check the id and the account"):
+            await client.download("0" * 32, "nowhere")
+        kie.plan("y", outcome="no_images", duration=0.0)
+        with pytest.raises(kie4o.DownloadError, match="none yet"):
+            await client.download((await client.submit("y")).id, "nowhere")
         with pytest.raises(kie4o.InvalidRequestError, match="task_id"):
             await client.download("no such id!", "nowhere")
 
@@ -264,6 +334,10 @@ async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
             lambda: client.wait("t", timeout=0),
             lambda: client.download(12, "nowhere"),
             lambda: client.submit("x", on_unknown="maybe"),
+            lambda: client.submit("x", retry_failed="no"),
+            lambda: client.submit("x", key=5),
+            lambda: client.submit("x", prompt="y"),
+            lambda: client.submit(prompt=""),
         ):
             with pytest.raises(kie4o.InvalidRequestError):
                 await call()
@@ -280,6 +354,11 @@ async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
         {"max_in_flight": 2.5},
         {"callback_url": "ftp://x"},
         {"base_url": "http://kie.example"},
+        {"session": "x"},
+        {"proxy": "foo"},
+        {"proxy": 5},
+        {"trust_callbacks": "false"},
+        {"trust_env": "no"},
     ],
 )
 def test_impossible_settings_are_named(bad) -> None:

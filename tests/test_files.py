@@ -1215,6 +1215,21 @@ async def test_a_pipe_that_never_speaks() -> None:
     assert not host.forms
 
 
+async def test_a_pipe_that_does_not_block_is_refused() -> None:
+    """What it has now may be half of it: half a picture would be stored without a word."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.write(writing, b"half of it")
+    try:
+        async with UploadHost() as host, files_for(host.url) as files:
+            with io.FileIO(reading) as pipe:
+                with pytest.raises(InvalidRequestError, match="does not block"):
+                    await files.upload(pipe)
+        assert not host.forms
+    finally:
+        os.close(writing)
+
+
 async def test_upload_from_a_url() -> None:
     """Kie is told the URL, folder and name; failures are tried again as for other uploads."""
     async with UploadHost() as host, files_for(host.url) as files:

@@ -164,6 +164,18 @@ async def test_a_slow_body_is_cut_off(monkeypatch) -> None:
         assert await receiver.receive(headers, trickle(), here.ref) == 408
 
 
+async def test_a_caller_that_hangs_up_raises_nothing() -> None:
+    """In the middle of the body: nothing is taken, and no traceback is logged."""
+    async with Setting() as here:
+
+        async def broken():
+            yield b"{"
+            raise ConnectionResetError("Connection lost")
+
+        headers = [("content-type", "application/json")]
+        assert await Receiver(here.client).receive(headers, broken(), here.ref) == 400
+
+
 async def test_without_a_key_the_choice_must_be_said() -> None:
     """No webhook key: a receiver starts only with `allow_unsigned=True`, and then the ref decides."""
     client = AsyncKieClient("sk-test")
