@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Unpack
 
 from . import callbacks
 from .arguments import (
@@ -41,6 +41,7 @@ from .models import (
     ImageRequest,
     ImageResult,
     RateLimit,
+    RequestFields,
     TaskDetails,
     UploadedFile,
 )
@@ -148,7 +149,7 @@ class AsyncKieClient:
         key: str | None = None,
         on_unknown: OnUnknown = "hold",
         retry_failed: bool = False,
-        **fields: Any,
+        **fields: Unpack[RequestFields],
     ) -> ImageTask:
         """Send a request and return its task: the one call that costs credits.
 
@@ -174,7 +175,7 @@ class AsyncKieClient:
         on_update: OnUpdate | None = None,
         on_unknown: OnUnknown = "hold",
         retry_failed: bool = False,
-        **fields: Any,
+        **fields: Unpack[RequestFields],
     ) -> ImageResult:
         """Submit and wait: a prompt in, images out. Arguments and errors of `submit` and `wait`."""
         checked, key, again = request_of(request, fields), key_of(key), again_of(on_unknown, retry_failed)

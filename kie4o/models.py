@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import attrs
 
@@ -154,6 +154,23 @@ class ImageRequest:
             warnings.warn(
                 "Kie ignores mask_url when files_url holds more than one image", UserWarning, stacklevel=3
             )
+
+
+class RequestFields(TypedDict, total=False):
+    """The fields of an `ImageRequest` as keywords, for type checkers and for wrappers of your own:
+    ``**fields: Unpack[RequestFields]``."""
+
+    prompt: str | None
+    size: Size
+    files_url: Iterable[str] | None
+    mask_url: str | None
+    n_variants: Variants
+    callback_url: str | None
+    is_enhance: bool
+    upload_cn: bool
+    enable_fallback: bool
+    fallback_model: FallbackModel
+    file_url: str | None
 
 
 # -- what comes back ---------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import attrs
 import pytest
@@ -21,6 +21,7 @@ from kie4o import (
     InvalidRequestError,
     KieError,
     RateLimit,
+    RequestFields,
     TaskDetails,
     TaskState,
     UploadedFile,
@@ -282,3 +283,11 @@ def test_a_bad_window_is_refused(per: Any) -> None:
     with pytest.raises(KieError, match=re.escape(f"per={per!r}")) as caught:
         RateLimit(20, per=per)
     assert isinstance(caught.value, ValueError)
+
+
+def test_the_keywords_are_the_fields() -> None:
+    """What type checkers know of `submit` and `generate` is what an `ImageRequest` has."""
+    hints = get_type_hints(RequestFields)
+    fields = {field.name: field.type for field in attrs.fields(attrs.resolve_types(ImageRequest))}
+    assert hints.keys() == fields.keys()
+    assert {name for name in hints if hints[name] != fields[name]} == {"files_url"}  # any iterable will do

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, assert_type
+from typing import Any, Literal, Unpack, assert_type
 
 from kie4o import (
     APIConnectionError,
@@ -43,6 +43,7 @@ from kie4o import (
     QueueFullError,
     RateLimit,
     RateLimitError,
+    RequestFields,
     Store,
     StoreError,
     StoreLockedError,
@@ -123,6 +124,7 @@ async def tasks(client: AsyncKieClient, request: ImageRequest) -> None:
     again = client.task("0123456789abcdef0123456789abcdef")
     assert_type(again, ImageTask)
     assert_type(await client.submit("A", n_variants=2), ImageTask)
+    assert_type(await client.generate(prompt="A", files_url=["https://example.com/a.png"]), ImageResult)
     assert_type(await client.wait(again.id, timeout=None, on_update=print), ImageResult)
     assert_type(await client.details(again.id), TaskDetails)
 
@@ -130,6 +132,17 @@ async def tasks(client: AsyncKieClient, request: ImageRequest) -> None:
         print(details.progress)
 
     assert_type(await client.generate(request, key="k", timeout=60, on_update=show), ImageResult)
+
+
+async def wrapper(client: AsyncKieClient, town: str, **fields: Unpack[RequestFields]) -> ImageResult:
+    return await client.generate(f"A postcard of {town}", **fields)
+
+
+async def refused(client: AsyncKieClient) -> None:
+    """What a type checker sees before anything runs; an ignore that is not needed is an error."""
+    await client.submit("A", size="16:9")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.submit("A", siez="3:2")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await client.submit("A", n_variants=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def files(client: AsyncKieClient, result: ImageResult, path: os.PathLike[str]) -> None:
