@@ -32,7 +32,7 @@ class Delivery:
         self._store = store
         self._poller = poller
         self._trusting = trusting
-        self._lost: dict[str, set[asyncio.Future[Entry]]] = {}  # who waits for a ref's task
+        self._lost: dict[str, set[asyncio.Future[Entry | None]]] = {}  # who waits for a ref's task
         self._confirming: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -88,23 +88,21 @@ class Delivery:
     async def found_again(self, entry: Entry) -> Entry:
         """Wait until a callback names the task of a submit whose answer was lost. Raises `KieError` if
         the client is closed before."""
-        if self._closed:
-            raise _closed()
-        future: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
         waiting = self._lost.setdefault(entry.ref, set())
         waiting.add(future)
         try:
-            while True:
-                stands = await self.recalled(entry.ref)  # it may have come before we listened
-                if stands is not None:
-                    return stands
+            stands = await self.recalled(entry.ref)  # it may have come before we listened
+            while stands is None and not self._closed:
                 await asyncio.wait([future], timeout=_AGAIN)
-                if future.done():
-                    return future.result()
+                stands = future.result() if future.done() else await self.recalled(entry.ref)
         finally:
             waiting.discard(future)
             if not waiting:
                 self._lost.pop(entry.ref, None)
+        if stands is None:
+            raise KieError("the client was closed before a callback came")
+        return stands
 
     async def aclose(self) -> None:
         """Confirmations under way are ended; their tasks are looked at again in another life. Nobody
@@ -112,7 +110,7 @@ class Delivery:
         self._closed = True
         for future in [future for waiting in self._lost.values() for future in waiting]:
             if not future.done():
-                future.set_exception(_closed())
+                future.set_result(None)
         for task in self._confirming:
             task.cancel()
         await asyncio.gather(*self._confirming, return_exceptions=True)
@@ -165,10 +163,6 @@ class Delivery:
         """Write an end down that nobody may be waiting for."""
         if is_final(details):
             await record_end(self._store, details)
-
-
-def _closed() -> KieError:
-    return KieError("the client was closed before a callback came")
 
 
 async def record_end(store: Store, details: TaskDetails) -> None:
