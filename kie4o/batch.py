@@ -211,9 +211,11 @@ class Batch:
         items = _items(requests, self._name)
         try:
             while chunk := [item async for item in _first(items, _KNOWN_AT_ONCE)]:
-                entries = await asyncio.gather(*(self._known(item.key) for item in chunk))
+                entries = await asyncio.gather(*(self._store.find(key=item.key) for item in chunk))
                 for item, entry in zip(chunk, entries, strict=True):
-                    if item.request is not None and entry is not None and self._stands(entry):
+                    if entry is None or not entry.state.ended:
+                        continue  # an unknown one may have had its callback since, which takes a look
+                    if item.request is not None and self._stands(entry):
                         yield _replayed(item, entry)
         finally:
             await items.aclose()

@@ -379,8 +379,8 @@ class AsyncKieClient:
     async def _close_store(self) -> None:
         async with self._opening:
             if self._opened:  # by us: another client may have it open, and go on
-                self._opened = False
                 await self._store.aclose()
+                self._opened = False
 
     async def _open(self) -> None:
         """The store first; what it saw submitted lately still counts against the account limit."""

@@ -92,10 +92,13 @@ class Delivery:
         waiting = self._lost.setdefault(entry.ref, set())
         waiting.add(future)
         try:
-            stands = await self.recalled(entry.ref)  # it may have come before we listened
+            stands = None
             while stands is None and not self._closed:
-                await asyncio.wait([future], timeout=_AGAIN)
-                stands = future.result() if future.done() else await self.recalled(entry.ref)
+                with contextlib.suppress(StoreError):  # it may work again before the callback comes
+                    stands = await self.recalled(entry.ref)  # perhaps before we listened
+                if stands is None:
+                    await asyncio.wait([future], timeout=_AGAIN)
+                    stands = future.result() if future.done() else None
         finally:
             waiting.discard(future)
             if not waiting:

@@ -32,7 +32,7 @@ from .outcome import is_final, result_of
 from .pacing import GAP, PollPolicy
 from .retrying import worth_repeating
 from .scheduling import Schedule
-from .waiting import NEVER, Listener, OneLook, OnUpdate, Waiter, Watch
+from .waiting import NEVER, NOW, Listener, OneLook, OnUpdate, Waiter, Watch
 
 Look = Callable[[str], Awaitable[TaskDetails]]
 Timeout = float | EllipsisType | None  # ... means the poller's own
@@ -45,7 +45,6 @@ _LAST = 1.0  # seconds before a deadline, enough for one look
 _ERROR_PAUSE = 30.0  # seconds, the longest pause while looks keep failing
 _NO_LOOK = float("-inf")
 _FORECASTS = 7  # values of progress that are remembered of a task, beside the last
-
 
 _W = TypeVar("_W", bound=Waiter)
 
@@ -221,10 +220,23 @@ class TaskPoller:
                 at = now
             else:
                 at = since + self._pause(watch, since, since)
-            self._schedule.plan(watch, max(_in_time(watch, at, now), watch.last + GAP), now)
+            self._plan(watch, at, now)
+        else:
+            self._plan_anew(watch, now)
+        return waiter
+
+    def _plan(self, watch: Watch, at: float, now: float) -> None:
+        """The next look: no later than shortly before a deadline, so that nobody hears it unseen."""
+        last = watch.deadline - _LAST
+        at = last if now + GAP < last < at else at
+        self._schedule.plan(watch, max(at, watch.last + GAP), now)
+
+    def _plan_anew(self, watch: Watch, now: float) -> None:
+        """The deadlines have changed."""
+        if NOW < watch.due < NEVER:
+            self._plan(watch, watch.due, now)
         else:
             self._schedule.refresh(watch)
-        return waiter
 
     def _new_watch(self, task_id: str, now: float, since: float | None, expecting: bool) -> Watch:
         last = self._recent.pop(task_id, _NO_LOOK)
@@ -277,7 +289,7 @@ class TaskPoller:
                 waiter.hear(TaskTimeoutError(sentence, task_id=watch.task_id), final=True)
         others = (waiter.deadline for waiter in watch.waiters if waiter.deadline > now)
         watch.deadline = min(others, default=NEVER)
-        self._schedule.refresh(watch)
+        self._plan_anew(watch, now)
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -326,7 +338,7 @@ class TaskPoller:
         seen, progress, pause = now, None, 0.0
         if not isinstance(news, TaskDetails):
             watch.errors += 1
-            watch.failure = news
+            watch.failure = str(news)  # its traceback would keep the answer
             if not worth_repeating(news):
                 self._end(watch, news)
                 return
@@ -348,7 +360,7 @@ class TaskPoller:
             _tell_all(watch, news, final=False)
         watch.looks += 1
         pause = max(pause, self._pause(watch, now, seen, progress))
-        self._schedule.plan(watch, now + GAP if watch.urgent else _in_time(watch, now + pause, now), now)
+        self._plan(watch, now + (0.0 if watch.urgent else pause), now)
 
     def _learn(self, watch: Watch, news: TaskDetails | Exception, now: float) -> None:
         """When this task ended, for the pace of others."""
@@ -362,12 +374,6 @@ class TaskPoller:
         else:
             low, high = watch.seen - watch.born, now - watch.born
             self._pace.ended(low, high, took, watch.forecasts, born=watch.born)
-
-
-def _in_time(watch: Watch, at: float, now: float) -> float:
-    """Nobody is told that a task has not ended without a look shortly before."""
-    last = watch.deadline - _LAST
-    return last if now + GAP < last < at else at
 
 
 def _tell_all(watch: Watch, news: TaskDetails | Exception, *, final: bool) -> None:

@@ -90,7 +90,9 @@ class Record:
         self._writer = None
 
     async def _write(self) -> None:
-        for entry in list(self._unwritten.values()):
+        for key, entry in list(self._unwritten.items()):
+            if self._unwritten.get(key) is not entry:
+                continue  # written meanwhile, and perhaps something newer after it
             try:
                 await self._store.save(entry)
             except StoreError:

@@ -35,7 +35,7 @@ class Watch:
         self.last = last  # when the last look ended
         self.seen = born if aged else None  # when it was last seen running, if its age is known
         self.looks = self.errors = self.empty = 0
-        self.failure: Exception | None = None  # of the last look
+        self.failure: str | None = None  # of the last look
         self.forecasts: tuple[tuple[float, float], ...] = ()  # ages, and the progress seen then
         self.due = NEVER  # when the next look is planned; NOW while it queues, NEVER while looking
         self.deadline = NEVER  # the nearest one of the waiters

@@ -154,7 +154,9 @@ async def test_a_store_that_fails_after_a_lost_answer_does_not_hide_the_ref() ->
     store = Failing("inbox")
     store.fails = True
     async with FaultServer(raw(b"")) as kie, client_of(kie.url, store=store) as client:
-        error = await outcome_of(client.generate("x", key="k", callback_url="https://example.com/kie"))
+        error = await outcome_of(
+            client.generate("x", key="k", callback_url="https://example.com/kie", timeout=0.3)
+        )
         assert isinstance(error, SubmissionUnknownError)
         assert (error.key, bool(error.ref)) == ("k", True)
         assert kie.posts == 1
@@ -317,3 +319,44 @@ async def test_two_closes_and_an_id_that_could_not_be_written() -> None:
         entry = await store.find(key="k")
         assert entry is not None
         assert entry.task_id == TASK_ID
+
+
+async def test_a_close_that_was_cancelled_is_gone_on_with() -> None:
+    """The store takes its time to close, and whoever closed lost patience: a second close waits for it."""
+
+    class Slow(MemoryStore):
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.1)
+            await super().aclose()
+
+    store = Slow()
+    async with FaultServer(raw(http(GOOD_BODY))) as kie:
+        client = client_of(kie.url, store=store)
+        await client.submit("x")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(client.aclose(), 0.05)
+        await client.aclose()
+        async with client_of(kie.url, store=store) as later:
+            assert (await later.submit("x")).id == TASK_ID
+
+
+async def test_a_store_that_fails_in_passing_does_not_end_the_wait_for_a_callback() -> None:
+    store = Failing("inbox")
+    store.fails = True
+    url = "https://example.com/kie/{ref}"
+    details = kie4o.TaskDetails(TASK_ID, state=kie4o.TaskState.SUCCEEDED, urls=("https://x.example/a.png",))
+    async with (
+        FaultServer(raw(b"")) as kie,
+        client_of(kie.url, store=store, callback_url=url, trust_callbacks=True) as client,
+    ):
+        running = asyncio.create_task(client.generate("x", key="k"))
+        await until(lambda: bool(client._delivery._lost))
+        await asyncio.sleep(0.05)
+        assert not running.done()
+        store.fails = False
+        [ref] = client._delivery._lost
+        entry = await store.find(ref=ref)
+        assert entry is not None
+        for future in client._delivery._lost[ref]:
+            future.set_result(entry.become(EntryState.SUCCEEDED, task_id=TASK_ID, details=details))
+        assert (await outcome_of(running)).task_id == TASK_ID

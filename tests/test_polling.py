@@ -671,3 +671,20 @@ def test_an_unusable_timeout_spoils_nothing() -> None:
         assert (await poller.wait("t")).urls == DONE.urls
 
     run_virtual(run())
+
+
+def test_who_joins_later_gets_a_last_look_too() -> None:
+    """The next look is planned for the end of the first one's patience; a second one has less."""
+    looks = Looks(DONE)
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        poller = TaskPoller(looks, policy=PollPolicy(first=60.0, maximum=60.0, jitter=False))
+        first = asyncio.create_task(poller.wait("t", since=start, timeout=100.0))
+        await asyncio.sleep(1)
+        assert (await poller.wait("t", timeout=10.0)).urls == DONE.urls
+        await first
+        return loop.time() - start
+
+    assert round(run_virtual(run()), 2) == 10.0
