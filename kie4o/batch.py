@@ -152,9 +152,10 @@ class Batch:
         return _completion(item, result=result, replayed=result.source == "store")
 
     async def _known(self, key: str) -> Entry | None:
-        """What the store knows under the key; a callback may have named the task of a lost answer."""
+        """What the store knows under the key; a callback may have named the task of a lost answer. What is
+        to be paid anew asks that itself."""
         entry = await self._store.find(key=key)
-        if entry is not None and entry.state is EntryState.UNKNOWN:
+        if entry is not None and entry.state is EntryState.UNKNOWN and not self._again.unknown:
             return await self._recalled(entry.ref) or entry
         return entry
 

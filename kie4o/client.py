@@ -109,7 +109,8 @@ class AsyncKieClient:
             webhook_key=webhook_key,
             environment=os.environ,
         )
-        exchange, trust_env = seconds("timeout", timeout) or 0.0, flag("trust_env", trust_env)
+        exchange = seconds("timeout", timeout) or 0.0
+        trust_env = flag("trust_env", trust_env)
         self._transport = Transport(
             self._settings, timeout=exchange, session=session, proxy=proxy, trust_env=trust_env
         )

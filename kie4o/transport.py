@@ -124,7 +124,8 @@ class Transport:
         trust_env: bool = False,
     ) -> None:
         if session is not None and not isinstance(session, aiohttp.ClientSession):
-            raise ConfigurationError(f"session={session!r} is not possible: use an aiohttp.ClientSession")
+            # Not the thing itself: it may hold a key.
+            raise ConfigurationError(f"session is a {type(session).__name__}: use an aiohttp.ClientSession")
         if proxy is not None and not is_web_url(proxy):  # not shown: it may hold a password
             raise ConfigurationError("proxy is not possible: use a complete http:// or https:// URL")
         self._settings = settings

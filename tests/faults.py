@@ -10,7 +10,9 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 TLS = Path(__file__).parent / "fixtures" / "tls"
@@ -160,6 +162,28 @@ async def reset_at_once(connection: Connection) -> None:
 
 async def hang_up_in_handshake(connection: Connection) -> None:
     await connection.reader.read(10)
+
+
+@contextlib.contextmanager
+def in_a_thread(body: bytes) -> Iterator[tuple[str, threading.Event]]:
+    """A server for one request, which goes on while the loop is blocked: its URL, and whether the request
+    has come. It answers a tenth of a second later."""
+    arrived = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            arrived.set()
+            time.sleep(0.1)
+            connection.sendall(http(body))
+            connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", arrived
+        server.join(5)
 
 
 def unused_port() -> int:

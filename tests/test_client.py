@@ -7,15 +7,13 @@ import gc
 import json
 import pickle
 import random
-import socket
-import threading
 import time
 from decimal import Decimal
 
 import aiohttp
 import pytest
 from clocks import run_scaled
-from faults import FaultServer, answer, http, raw, stall, unused_port
+from faults import FaultServer, answer, in_a_thread, raw, stall, unused_port
 
 import kie4o
 from kie4o import AsyncKieClient, ImageRequest, PollPolicy, RateLimit, TaskState
@@ -168,30 +166,16 @@ async def test_the_timeout_is_for_looks_too() -> None:
 
 async def test_an_answer_that_came_while_the_loop_was_blocked_is_no_timeout() -> None:
     """The answer of the look is there before the deadline, and the loop gets to both at once."""
-    looked = threading.Event()
     record = {"taskId": "a" * 32, "status": "SUCCESS", "successFlag": 1, "errorCode": None}
     record |= {"response": {"resultUrls": ["https://x.example/a.png"]}, "errorMessage": None}
-
-    def serve(listening: socket.socket) -> None:  # in a thread, since the loop is blocked
-        connection, _ = listening.accept()
-        with connection:
-            connection.recv(65536)
-            looked.set()
-            time.sleep(0.1)
-            connection.sendall(http(json.dumps({"code": 200, "msg": "", "data": record}).encode()))
-            connection.recv(1)
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = threading.Thread(target=serve, args=(listening,), daemon=True)
-        server.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    body = json.dumps({"code": 200, "msg": "", "data": record}).encode()
+    with in_a_thread(body) as (url, looked):
         async with AsyncKieClient("sk-test", base_url=url) as client:
             running = asyncio.create_task(client.wait("a" * 32, timeout=0.5))
             while not looked.is_set():
                 await asyncio.sleep(0.001)
             time.sleep(0.7)
             assert (await running).urls == ("https://x.example/a.png",)
-        server.join(5)
 
 
 async def test_timeout_keeps_the_task_which_can_be_taken_up_again() -> None:

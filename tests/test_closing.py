@@ -42,20 +42,18 @@ async def outcome_of(awaitable: Awaitable[Any]) -> Any:
     return outcome
 
 
-async def late(connection: Connection) -> None:
-    """An answer that comes when the server is told to send it."""
-    while True:
-        await connection.request()
-        await connection.server.go.wait()  # type: ignore[attr-defined]  # set by the test
-        await connection.send(http(GOOD_BODY))
-
-
 class LateServer(FaultServer):
     """Answers the submits once `go` is set."""
 
     def __init__(self) -> None:
-        super().__init__(late)
+        super().__init__(self._late)
         self.go = asyncio.Event()
+
+    async def _late(self, connection: Connection) -> None:
+        while True:
+            await connection.request()
+            await self.go.wait()
+            await connection.send(http(GOOD_BODY))
 
 
 # -- somebody else's store -------------------------------------------------------------------------------
@@ -279,9 +277,8 @@ async def test_nothing_is_sent_again_while_closing() -> None:
 async def test_a_cancelled_close_still_closes_everything(mode: Any, tmp_path: Path) -> None:
     """Wherever it is cancelled: sessions and store are closed, if not by it then by a second one."""
     for at in range(40):
-        async with FaultServer(late) as kie:
-            kie.go = asyncio.Event()  # type: ignore[attr-defined]  # as LateServer has it
-            kie.go.set()  # type: ignore[attr-defined]
+        async with LateServer() as kie:
+            kie.go.set()
             store = SQLiteStore(tmp_path / f"{mode}{at}.db")
             client = client_of(kie.url, store=store)
             task = await client.submit("x")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
-import threading
 import time
 
 import aiohttp
@@ -20,6 +18,7 @@ from faults import (
     answer,
     hang_up_in_handshake,
     http,
+    in_a_thread,
     raw,
     reset_at_once,
     silent,
@@ -358,28 +357,13 @@ class Paper:
 
 async def test_an_answer_that_came_while_the_loop_was_blocked_is_read() -> None:
     """Or while the process was stopped: the time is up, and the answer is there."""
-    arrived = threading.Event()
-
-    def serve(listening: socket.socket) -> None:  # in a thread, since the loop is blocked
-        connection, _ = listening.accept()
-        with connection:
-            connection.recv(65536)
-            arrived.set()
-            time.sleep(0.1)
-            connection.sendall(http(GOOD_BODY))
-            connection.recv(1)
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = threading.Thread(target=serve, args=(listening,), daemon=True)
-        server.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with in_a_thread(GOOD_BODY) as (url, arrived):
         async with AsyncKieClient("sk-test", base_url=url, timeout=0.5) as client:
             running = asyncio.create_task(client.submit("x"))
             while not arrived.is_set():
                 await asyncio.sleep(0.001)
             time.sleep(0.7)
             assert (await running).id == TASK_ID
-        server.join(5)
 
 
 async def test_a_lent_session_that_is_closed_is_said_at_once() -> None:
