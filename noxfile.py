@@ -85,8 +85,8 @@ def property_(session: nox.Session) -> None:
 @nox.session
 def sweeps(session: nox.Session) -> None:
     """The long sweeps alone, whole: every kill, every system call, every damage to a store."""
-    names = ["crash", "syscalls", "store_damage"]
-    run_tests(session, "pytest", *[f"tests/test_{name}.py" for name in names], profile="deep")
+    names = ["laws/test_crash", "laws/test_syscalls", "stores/test_store_damage"]
+    run_tests(session, "pytest", *[f"tests/{name}.py" for name in names], profile="deep")
 
 
 @nox.session

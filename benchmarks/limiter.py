@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from kie4o import RateLimit
-from kie4o.limiting import RateLimiter
+from kie4o.submission.rate_limit import RateLimiter
 
 LIMIT = RateLimit(20, per=10.0)
 Latency = Callable[[random.Random], float]

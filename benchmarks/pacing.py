@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import attrs
 
 from kie4o import PollPolicy
-from kie4o.learning import Pace
-from kie4o.pacing import GAP
+from kie4o.polling.learning import Pace
+from kie4o.polling.policy import GAP
 
 PRICE = 0.5  # seconds of lateness that a look is worth
 LEARNED = (0, 20, 50, 200)  # finished tasks

@@ -27,8 +27,8 @@ from pathlib import Path
 import attrs
 
 from kie4o import AsyncKieClient, ImageRequest, RateLimit
-from kie4o.sqlite import SQLiteStore
-from kie4o.store import Entry, EntryState
+from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.store import Entry, EntryState
 
 AT_ONCE = 200
 IN_FLIGHT = 100

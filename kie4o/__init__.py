@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__
 
 if TYPE_CHECKING:
     from .callbacks import parse_callback, sign_callback
     from .client import AsyncKieClient
+    from .details import TaskDetails, TaskState
     from .errors import (
         APIConnectionError,
         APIStatusError,
@@ -57,23 +58,23 @@ if TYPE_CHECKING:
         ImageResult,
         RateLimit,
         RequestFields,
-        TaskDetails,
-        TaskState,
         UploadedFile,
     )
-    from .pacing import PollPolicy
-    from .polling import TaskPoller
-    from .store import Entry, EntryState, Store
+    from .polling.policy import PollPolicy
+    from .polling.poller import TaskPoller
+    from .stores.store import Entry, EntryState, Store
     from .task import ImageTask
 
 _HOMES = {
     "AsyncKieClient": "client",
-    "Entry": "store",
-    "EntryState": "store",
-    "Store": "store",
+    "Entry": "stores.store",
+    "EntryState": "stores.store",
+    "Store": "stores.store",
     "ImageTask": "task",
-    "PollPolicy": "pacing",
-    "TaskPoller": "polling",
+    "PollPolicy": "polling.policy",
+    "TaskPoller": "polling.poller",
+    "TaskDetails": "details",
+    "TaskState": "details",
     "parse_callback": "callbacks",
     "sign_callback": "callbacks",
 }  # every other name is an error by its ending, or a value

@@ -6,25 +6,21 @@ Each function gives the value back or raises `InvalidRequestError` (for a settin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import attrs
 
-from . import wire
-from .decoding import is_web_url
 from .errors import ConfigurationError, InvalidRequestError
-from .memory import MemoryStore
 from .models import ImageRequest, RateLimit
-from .pacing import PollPolicy
-from .polling import Timeout
-from .store import NEVER_AGAIN, Again, Store
-from .waiting import OnUpdate
+from .polling.policy import PollPolicy
+from .polling.poller import Timeout
+from .polling.watches import OnUpdate
+from .submission.resending import NEVER_AGAIN, Again
+from .urls import is_web_url
+from .wire.requests import is_task_id
 
 OnUnknown = Literal["hold", "resubmit"]
-
-_SQLITE = "sqlite:///"
 
 MAX_KEY = 512  # characters of an idempotency key
 
@@ -57,7 +53,7 @@ def key_of(key: str | None) -> str | None:
 
 def task_id_of(task_id: str) -> str:
     """An id that Kie can have given."""
-    if not wire.is_task_id(task_id):
+    if not is_task_id(task_id):
         raise InvalidRequestError(f"task_id={task_id!r} is not possible: use the id that a submit gave")
     return task_id
 
@@ -123,23 +119,3 @@ def again_of(on_unknown: OnUnknown, retry_failed: bool) -> Again:
     if not isinstance(retry_failed, bool):
         raise InvalidRequestError(f"retry_failed={retry_failed!r} is not possible: use True or False")
     return Again(unknown=on_unknown == "resubmit", failed=retry_failed)
-
-
-def store_of(store: Store | str | os.PathLike[str] | None) -> Store:
-    """A store: this process's memory, a SQLite file by path or URL, or one of the caller's own."""
-    if store is None:
-        return MemoryStore()
-    if not isinstance(store, (str, os.PathLike)):
-        if not hasattr(store, "claim"):
-            raise ConfigurationError(f"store={store!r} is not possible: use a path, or an object like Store")
-        return store
-    place = os.fspath(store)
-    if place.startswith(_SQLITE):
-        place = place.removeprefix(_SQLITE)
-    elif "://" in place:
-        raise ConfigurationError(f"store={place.partition(':')[0]}://... is not possible: use a path")
-    if not place.strip() or place == ":memory:":
-        raise ConfigurationError(f"store={place!r} is not possible: use a path, or None for memory")
-    from .sqlite import SQLiteStore
-
-    return SQLiteStore(place)

@@ -38,9 +38,10 @@ from .errors import (
     SubmissionUnknownError,
 )
 from .models import Completion, ImageRequest, ImageResult
-from .outcome import result_of
-from .store import Again, Entry, EntryState, Store, fingerprint
-from .submission import unknown_error
+from .polling.outcome import result_of
+from .stores.store import Entry, EntryState, Store, fingerprint
+from .submission.pending import unknown_error
+from .submission.resending import Again
 
 Requests = Iterable[ImageRequest | str] | AsyncIterable[ImageRequest | str] | Mapping[str, ImageRequest | str]
 

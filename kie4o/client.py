@@ -26,35 +26,27 @@ from .arguments import (
     poll_of,
     rate_limit_of,
     request_of,
-    store_of,
     task_id_of,
 )
 from .batch import Batch, Requests, resumed
-from .delivery import Delivery
+from .callbacks.delivery import Delivery
+from .details import TaskDetails
 from .errors import InvalidRequestError, KieError
-from .files import Files
+from .files.transfers import Files
 from .lifecycle import Lifecycle, paid_id
-from .limiting import RateLimiter
-from .models import (
-    Callback,
-    Completion,
-    ImageRequest,
-    ImageResult,
-    RateLimit,
-    RequestFields,
-    TaskDetails,
-    UploadedFile,
-)
-from .outcome import images_of
-from .pacing import PollPolicy
-from .polling import TaskPoller, Timeout
-from .reads import Reads
+from .models import Callback, Completion, ImageRequest, ImageResult, RateLimit, RequestFields, UploadedFile
+from .polling.outcome import images_of
+from .polling.policy import PollPolicy
+from .polling.poller import TaskPoller, Timeout
+from .polling.watches import OnUpdate
 from .settings import Secret, count, flag, resolve, seconds
-from .store import Entry, Store
-from .submission import Submissions
+from .stores.choosing import store_of
+from .stores.store import Entry, Store
+from .submission.rate_limit import RateLimiter
+from .submission.submissions import Submissions
 from .task import ImageTask
-from .transport import Transport
-from .waiting import OnUpdate
+from .transport.free_calls import Reads
+from .transport.transport import Transport
 
 if TYPE_CHECKING:
     from decimal import Decimal

@@ -35,7 +35,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .models import TaskDetails
+    from .details import TaskDetails
+
+
+def worth_repeating(error: Exception) -> bool:
+    """Whether a failed read says something about the read only, not about what was asked for."""
+    if isinstance(error, APIStatusError):
+        return error.retryable
+    return isinstance(error, (APIConnectionError, UnexpectedResponseError))
 
 
 class KieError(Exception):
@@ -299,3 +306,33 @@ ERROR_OF_CODE: Mapping[int, type[APIStatusError]] = MappingProxyType(
         550: QueueFullError,
     }
 )
+
+
+# -- sentences: one helper per shape, so that none stands twice -------------------------------
+
+
+def invalid(name: str, value: object, expected: str) -> InvalidRequestError:
+    """An argument of a call that cannot be used; `expected` completes "expected ..."."""
+    return InvalidRequestError(f"invalid {name}={value!r}: expected {expected}")
+
+
+def invalid_setting(name: str, value: object, expected: str) -> ConfigurationError:
+    """The same for a setting of the client."""
+    return ConfigurationError(f"invalid {name}={value!r}: expected {expected}")
+
+
+def client_closed(*, task_id: str | None = None) -> KieError:
+    """For every call after `aclose()`."""
+    return KieError("the client is closed; create a new AsyncKieClient", task_id=task_id)
+
+
+def key_conflict(key: str) -> KeyConflictError:
+    """The key belongs to another request."""
+    return KeyConflictError(
+        f"key {key!r} was already used for another request; use a new key for a new request", key=key
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Why an operating system call failed, in the system's own words if it has any."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

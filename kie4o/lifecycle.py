@@ -14,15 +14,19 @@ from typing import Any
 import attrs
 
 from .arguments import on_update_of, timeout_of
-from .delivery import Delivery, record_end
+from .callbacks.delivery import Delivery
+from .details import TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
-from .limiting import Place
-from .models import ImageRequest, ImageResult, TaskDetails, TaskState
-from .outcome import result_of
-from .polling import TaskPoller, Timeout
-from .store import NEVER_AGAIN, Again, Entry, EntryState, Store
-from .submission import Submissions, Submitted
-from .waiting import Listener, OnUpdate, Waiter
+from .models import ImageRequest, ImageResult
+from .polling.outcome import result_of
+from .polling.poller import TaskPoller, Timeout
+from .polling.watches import Listener, OnUpdate, Waiter
+from .stores.ledger import record_end
+from .stores.store import Entry, EntryState, Store
+from .submission.pending import Submitted
+from .submission.permit import Place
+from .submission.resending import NEVER_AGAIN, Again
+from .submission.submissions import Submissions
 
 EXPIRY = 14 * 86400.0  # seconds; images live 14 days (Kie's record-info page)
 

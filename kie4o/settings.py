@@ -6,15 +6,13 @@ text is stripped, and blank counts as unset. The API key lives in a `Secret` fro
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 import attrs
 
-from .decoding import is_web_url
 from .errors import ConfigurationError
+from .urls import is_loopback, is_web_url
 
 API_URL = "https://api.kie.ai"
 UPLOAD_URL = "https://kieai.redpandaai.co"
@@ -83,14 +81,6 @@ def resolve(
         sentence = str(error)
     del api_key, webhook_key, base_url, upload_url, environment  # what holds a key stays out of the traceback
     raise ConfigurationError(sentence)
-
-
-def is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def seconds(name: str, value: Any, *, optional: bool = False) -> float | None:

@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any
 
 from .arguments import timeout_of
+from .details import TaskDetails
 from .lifecycle import Lifecycle
-from .models import ImageRequest, ImageResult, TaskDetails
-from .polling import Timeout
-from .waiting import OnUpdate
+from .models import ImageRequest, ImageResult
+from .polling.poller import Timeout
+from .polling.watches import OnUpdate
 
 
 class ImageTask:

@@ -21,12 +21,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from .callbacks import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE
+from .callbacks.parsing import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE
 from .client import AsyncKieClient
 from .errors import CallbackError, ConfigurationError, InvalidSignatureError, KieError, MalformedCallbackError
 
 if TYPE_CHECKING:
     from aiohttp import web
+
 
 BODY_SECONDS = 5.0  # for a whole body of well under one KiB
 PENDING = 1000  # callbacks kept and not yet confirmed, before new ones are put off

@@ -8,7 +8,9 @@ from typing import Any
 
 import attrs
 
-from kie4o import AsyncKieClient, PollPolicy, RateLimit, pacing, polling
+from kie4o import AsyncKieClient, PollPolicy, RateLimit
+from kie4o.polling import policy as pacing
+from kie4o.polling import poller as polling
 
 from . import PROMPT, SIZE, Run
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
+
 Colour = tuple[int, int, int]
 
 PIXELS = {"1:1": (768, 768), "3:2": (768, 512), "2:3": (512, 768)}

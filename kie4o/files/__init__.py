@@ -1,0 +1,1 @@
+"""Files to Kie and images from it."""

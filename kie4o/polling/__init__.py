@@ -1,0 +1,1 @@
+"""Waiting for tasks: when to look (pure), whose turn it is, and who is told."""

@@ -1,0 +1,1 @@
+"""The one call that costs money: what may leave, what came back, what is sent again."""

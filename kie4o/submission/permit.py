@@ -1,0 +1,31 @@
+"""One of the `max_in_flight` places, held by several, free when all have let go."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Place:
+    """One of the `max_in_flight` places, once the semaphore has given it; free again when all who
+    hold it have let go."""
+
+    __slots__ = ("_holders", "_semaphore")
+
+    def __init__(self, semaphore: asyncio.Semaphore) -> None:
+        self._semaphore = semaphore
+        self._holders = 0
+
+    def hold(self) -> Place:
+        self._holders += 1
+        return self
+
+    def let_go(self) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            self._semaphore.release()
+
+    def __enter__(self) -> Place:
+        return self.hold()
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()

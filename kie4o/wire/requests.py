@@ -1,0 +1,76 @@
+"""What we send: one row per endpoint, and the bodies. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import attrs
+
+from ..models import ImageRequest
+from . import decoding
+
+# -- endpoints ---------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Endpoint:
+    """One row: how to call it. `uploads` says that it lives on the upload host."""
+
+    method: str
+    path: str
+    uploads: bool = False
+
+
+SUBMIT = Endpoint("POST", "/api/v1/gpt4o-image/generate")
+DETAILS = Endpoint("GET", "/api/v1/gpt4o-image/record-info")
+DOWNLOAD_URL = Endpoint("POST", "/api/v1/gpt4o-image/download-url")
+CREDITS = Endpoint("GET", "/api/v1/chat/credit")
+UPLOAD_STREAM = Endpoint("POST", "/api/file-stream-upload", uploads=True)
+UPLOAD_BASE64 = Endpoint("POST", "/api/file-base64-upload", uploads=True)
+UPLOAD_FROM_URL = Endpoint("POST", "/api/file-url-upload", uploads=True)
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_CALLBACK_URL = "callBackUrl"  # the one name that is not plain camelCase
+
+
+def body_of(request: ImageRequest, *, callback_url: str | None = None) -> bytes:
+    """The JSON body of a submit. A field left at its default is not sent, except `size`.
+
+    `callback_url` stands in for the request's own (it carries the ref).
+    """
+    fields: dict[str, object] = {}
+    for name, kies_name, default in _FIELDS:
+        value = getattr(request, name)
+        if value != default or name == "size":
+            fields[kies_name] = value
+    if callback_url is not None:
+        fields[_CALLBACK_URL] = callback_url
+    return json_body(fields)
+
+
+def with_ref(callback_url: str, ref: str) -> str:
+    """The callback URL of one submit: the ref stands at `{ref}`, or else as a query parameter."""
+    if "{ref}" in callback_url:
+        return callback_url.replace("{ref}", ref)
+    address, hash_, fragment = callback_url.partition("#")
+    return f"{address}{'&' if '?' in address else '?'}ref={ref}{hash_}{fragment}"
+
+
+def is_task_id(value: object) -> bool:
+    """Whether Kie can have given this id."""
+    return decoding.task_id(value) is not None
+
+
+def json_body(fields: Mapping[str, object]) -> bytes:
+    return _ENCODER.encode(fields).encode()
+
+
+def _kies_name(name: str) -> str:
+    if name == "callback_url":
+        return _CALLBACK_URL
+    first, *others = name.split("_")
+    return first + "".join(map(str.capitalize, others))
+
+
+_FIELDS = [(field.name, _kies_name(field.name), field.default) for field in attrs.fields(ImageRequest)]

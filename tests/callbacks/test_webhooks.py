@@ -1,0 +1,265 @@
+"""The receivers: what they answer, that they keep callbacks safely, and that floods do not hurt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+import kie4o
+from kie4o import AsyncKieClient, PollPolicy, sign_callback
+from kie4o.emulator import Emulator
+from kie4o.stores.store import EntryState
+from kie4o.webhooks import Receiver, asgi_app, routes
+
+KEY, OLD_KEY = "the new webhook key", "the old webhook key"
+QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
+PUBLIC = "https://me.example/kie/{ref}"
+
+
+def body_of(task_id: str, code: int = 200, urls: tuple[str, ...] = ()) -> bytes:
+    info = {"result_urls": list(urls)} if code == 200 else None
+    return json.dumps({"code": code, "msg": "m", "data": {"taskId": task_id, "info": info}}).encode()
+
+
+def signed(task_id: str, key: str = KEY, at: float | None = None) -> dict[str, str]:
+    return sign_callback(task_id, key=key, timestamp=time.time() if at is None else at)
+
+
+class Setting:
+    """An emulator, a client, one submitted task, and both receivers in front of the client."""
+
+    def __init__(self, **client) -> None:
+        self.arguments = {"webhook_key": [KEY, OLD_KEY], "callback_url": PUBLIC} | client
+
+    async def __aenter__(self) -> Setting:
+        self.kie = await Emulator(duration=0.0, limit=1000).__aenter__()
+        self.kie.plan("x", callback="never")
+        self.client = AsyncKieClient("sk-test", base_url=self.kie.url, poll=QUICK, **self.arguments)
+        self.task = await self.client.submit("x", key="k")
+        url = self.kie.tasks[self.task.id].request["callBackUrl"]
+        self.ref = url.rpartition("/")[2]
+        app = web.Application()
+        unsigned = not self.arguments["webhook_key"]
+        app.add_routes(routes(self.client, "/kie/{ref}", allow_unsigned=unsigned))
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+        self.asgi = asgi_app(self.client, "/kie/{ref}", allow_unsigned=unsigned)
+        self.session = aiohttp.ClientSession()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.session.close()
+        await self.runner.cleanup()
+        await self.client.aclose()
+        await self.kie.aclose()
+
+    async def by_aiohttp(
+        self, body: bytes, headers: dict[str, str], *, ref: str | None = None, method="POST"
+    ) -> int:
+        headers = {"Content-Type": "application/json"} | headers
+        url = f"{self.url}/kie/{ref or self.ref}"
+        async with self.session.request(method, url, data=body, headers=headers) as response:
+            assert await response.read() in (b"", b"405: Method Not Allowed")
+            return response.status
+
+    async def by_asgi(
+        self, body: bytes, headers: dict[str, str], *, ref: str | None = None, method="POST"
+    ) -> int:
+        headers = {"Content-Type": "application/json"} | headers
+        pieces = [body[at : at + 1000] for at in range(0, len(body), 1000)] or [b""]
+        messages = [
+            {"type": "http.request", "body": piece, "more_body": number < len(pieces) - 1}
+            for number, piece in enumerate(pieces)
+        ]
+        sent = []
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": f"/prefix/kie/{ref or self.ref}",
+            "query_string": b"",
+            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
+        }
+        await self.asgi(scope, receive, send)
+        return sent[0]["status"]
+
+
+HOWS = ["by_aiohttp", "by_asgi"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_answers(how: str) -> None:
+    """Each kind of request has its status, and only the true callback causes a look."""
+    async with Setting() as here:
+        post, good = getattr(here, how), body_of(here.task.id)
+        ours = signed(here.task.id)
+        cases = {
+            "unreadable": (await post(b"{", ours), 400),
+            "no id": (await post(b"{}", ours), 400),
+            "unsigned": (await post(good, {}), 401),
+            "forged": (await post(good, signed(here.task.id, key="wrong")), 401),
+            "too old": (await post(good, signed(here.task.id, at=time.time() - 400)), 401),
+            "too new": (await post(good, signed(here.task.id, at=time.time() + 400)), 401),
+            "unknown ref": (await post(good, ours, ref="x" * 32), 404),
+            "another task": (await post(body_of("0" * 32), signed("0" * 32)), 404),
+            "too long": (await post(b" " * (64 * 1024 + 1), ours), 413),
+            "encoded": (await post(good, ours | {"Content-Encoding": "gzip"}), 415),
+            "not JSON": (await post(good, ours | {"Content-Type": "text/plain"}), 415),
+            "GET": (await post(b"", {}, method="GET"), 405),
+        }
+        assert {name: got for name, (got, _) in cases.items()} == {
+            name: wanted for name, (_, wanted) in cases.items()
+        }
+        assert here.kie.tasks[here.task.id].looks == []
+        assert await post(good, ours) == 200
+        assert await post(good, signed(here.task.id, key=OLD_KEY)) == 200  # rotation
+        result = await here.task
+        assert result.urls
+        [entry] = [await here.client._store.find(key="k")]
+        assert entry.state is EntryState.SUCCEEDED
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_a_flood_is_put_off_when_the_queue_is_full(how: str, monkeypatch) -> None:
+    """More kept callbacks than may wait are answered 503, so that Kie sends them again."""
+    monkeypatch.setattr("kie4o.webhooks.PENDING", 2)
+    async with Setting() as here:
+        receiver = Receiver(here.client, pending=0)
+        headers = [*signed(here.task.id).items(), ("content-type", "application/json")]
+
+        async def body():
+            yield body_of(here.task.id)
+
+        assert await receiver.receive(headers, body(), here.ref) == 503
+
+
+async def test_a_slow_body_is_cut_off(monkeypatch) -> None:
+    """A body that trickles is given up after its time, whatever arrives."""
+    monkeypatch.setattr("kie4o.webhooks.BODY_SECONDS", 0.05)
+    async with Setting() as here:
+        receiver = Receiver(here.client)
+
+        async def trickle():
+            while True:
+                yield b" "
+                await asyncio.sleep(0.01)
+
+        headers = [("content-type", "application/json")]
+        assert await receiver.receive(headers, trickle(), here.ref) == 408
+
+
+async def test_a_caller_that_hangs_up_raises_nothing() -> None:
+    """In the middle of the body: nothing is taken, and no traceback is logged."""
+    async with Setting() as here:
+
+        async def broken():
+            yield b"{"
+            raise ConnectionResetError("Connection lost")
+
+        headers = [("content-type", "application/json")]
+        assert await Receiver(here.client).receive(headers, broken(), here.ref) == 400
+
+
+async def test_without_a_key_the_choice_must_be_said() -> None:
+    """No webhook key: a receiver starts only with `allow_unsigned=True`, and then the ref decides."""
+    client = AsyncKieClient("sk-test")
+    for make in (routes, asgi_app, Receiver):
+        with pytest.raises(kie4o.ConfigurationError, match="allow_unsigned"):
+            make(client)
+    async with Setting(webhook_key=None) as here:
+        assert await here.by_aiohttp(body_of(here.task.id), {}, ref="guess") == 404
+        assert here.kie.tasks[here.task.id].looks == []
+        assert await here.by_aiohttp(body_of(here.task.id), {}) == 200
+
+
+async def test_lifespan_and_other_scopes() -> None:
+    """Alone under an ASGI server the application starts and stops; websockets are left alone."""
+    app = asgi_app(AsyncKieClient("sk-test"), allow_unsigned=True)
+    messages, sent = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}], []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message["type"])
+
+    await app({"type": "lifespan"}, receive, send)
+    await app({"type": "websocket", "path": "/"}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_repetitions_cost_nothing() -> None:
+    """The same signed callback again is answered 200 without another look."""
+    async with Setting() as here:
+        headers = signed(here.task.id)
+        for _ in range(5):
+            assert await here.by_aiohttp(body_of(here.task.id), headers) == 200
+        await here.task
+        assert len(here.kie.tasks[here.task.id].looks) <= 2
+
+
+async def test_a_true_callback_gets_through_a_flood() -> None:
+    """Under 500 slow connections and badly signed callbacks without pause, true ones are answered
+    within 100 ms (99th percentile) and memory grows by less than 32 MB."""
+    async with Setting() as here:
+        port = int(here.url.rpartition(":")[2])
+        head = (
+            f"POST /kie/{here.ref} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            "Content-Length: 60000\r\n\r\n"
+        ).encode()
+        slow = []
+        for _ in range(500):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + b" ")
+            slow.append((reader, writer))
+        before = rss()
+        stop = asyncio.Event()
+
+        async def flood() -> int:
+            count = 0
+            bad = signed(here.task.id, key="wrong")
+            async with aiohttp.ClientSession() as session:
+                while not stop.is_set():
+                    url = f"{here.url}/kie/{here.ref}"
+                    headers = {"Content-Type": "application/json"} | bad
+                    async with session.post(url, data=body_of(here.task.id), headers=headers) as response:
+                        assert response.status == 401
+                    count += 1
+            return count
+
+        floods = [asyncio.create_task(flood()) for _ in range(8)]
+        times = []
+        for _ in range(200):
+            start = time.perf_counter()
+            assert await here.by_aiohttp(body_of(here.task.id), signed(here.task.id)) == 200
+            times.append(time.perf_counter() - start)
+        stop.set()
+        counts = await asyncio.gather(*floods)
+        grown = rss() - before
+        for _, writer in slow:
+            writer.close()
+        times.sort()
+        print(f"p99 {times[197] * 1e3:.1f} ms, {sum(counts)} forged, grown {grown / 1e6:.1f} MB")
+        assert sum(counts) > 200
+        assert times[197] < 0.1
+        assert grown < 32e6
+
+
+def rss() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

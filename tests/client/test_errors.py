@@ -1,0 +1,211 @@
+"""The tree of errors: as drawn, one sentence each, and whole after a pickle."""
+
+import copy
+import inspect
+import pickle
+import re
+from typing import Any
+
+import pytest
+
+import kie4o
+from kie4o import errors
+from kie4o.details import TaskDetails, TaskState
+from kie4o.errors import ERROR_OF_CODE, APIStatusError, KieError, TaskFailedError, UnexpectedResponseError
+from kie4o.wire.envelope import status_error, unreadable
+
+# Written out: each class under its parent.
+TREE = {
+    "KieError": None,
+    "ConfigurationError": "KieError",
+    "InvalidRequestError": "KieError",
+    "APIConnectionError": "KieError",
+    "APITimeoutError": "APIConnectionError",
+    "UnexpectedResponseError": "KieError",
+    "APIStatusError": "KieError",
+    "BadRequestError": "APIStatusError",
+    "AuthenticationError": "APIStatusError",
+    "InsufficientCreditsError": "APIStatusError",
+    "PermissionDeniedError": "APIStatusError",
+    "NotFoundError": "APIStatusError",
+    "UnprocessableEntityError": "APIStatusError",
+    "RateLimitError": "APIStatusError",
+    "KeyLimitError": "APIStatusError",
+    "MaintenanceError": "APIStatusError",
+    "InternalServerError": "APIStatusError",
+    "FeatureDisabledError": "APIStatusError",
+    "QueueFullError": "APIStatusError",
+    "SubmissionUnknownError": "KieError",
+    "TaskError": "KieError",
+    "TaskFailedError": "TaskError",
+    "ContentPolicyError": "TaskFailedError",
+    "InputImageError": "TaskFailedError",
+    "NoImagesError": "TaskError",
+    "TaskNotFoundError": "TaskError",
+    "TaskTimeoutError": "TaskError",
+    "CallbackError": "KieError",
+    "MalformedCallbackError": "CallbackError",
+    "InvalidSignatureError": "CallbackError",
+    "DownloadError": "KieError",
+    "StoreError": "KieError",
+    "StoreLockedError": "StoreError",
+    "KeyConflictError": "StoreError",
+}
+ALSO = {
+    "ConfigurationError": ValueError,
+    "InvalidRequestError": ValueError,
+    "APITimeoutError": TimeoutError,
+    "TaskTimeoutError": TimeoutError,
+}
+CLASSES: dict[str, type[KieError]] = {
+    name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, KieError)
+}
+DETAILS = TaskDetails("t", state=TaskState.FAILED, error_code=400, raw={"paramJson": "{}"})
+FACTS: dict[str, Any] = {
+    **dict.fromkeys(["task_id", "ref", "key", "path", "excerpt"], "abc"),
+    **dict.fromkeys(["code", "http_status", "error_code"], 400),
+    "retry_after": 7.0,
+    "details": DETAILS,
+}
+
+
+def drawn_tree(drawing: str) -> dict[str, str | None]:
+    """Class and parent as an ASCII tree draws them: branches by their column, siblings on one line."""
+    above: dict[int, str] = {}
+    tree: dict[str, str | None] = {}
+    for line in drawing.splitlines():
+        names = re.findall(r"\b[A-Z]\w*Error\b", re.sub(r"\((?:ValueError|TimeoutError)\)", "", line))
+        if not names:
+            continue
+        column = line.index(names[0])
+        above = {place: name for place, name in above.items() if place < column}
+        for name in names:
+            tree[name] = above[max(above)] if above else None
+        above[column] = names[-1]
+    return tree
+
+
+def test_the_tree_is_as_drawn() -> None:
+    """The classes, the drawing at the top of the module and the design are the same tree."""
+    assert {name: kind.__bases__[0].__name__ for name, kind in CLASSES.items()} == {
+        name: parent or "Exception" for name, parent in TREE.items()
+    }
+    drawing = (errors.__doc__ or "").partition("KieError\n")
+    assert drawn_tree(drawing[1] + drawing[2].partition("\n\n")[0]) == TREE
+
+
+def test_the_drawing_is_read() -> None:
+    """The control of the test above: a class drawn elsewhere is seen."""
+    drawing = "KieError\n├─ AError\n│  └─ BError · CError\n└─ DError (ValueError)\n   └─ EError"
+    tree = drawn_tree(drawing.replace("Kie", "Root"))
+    expected = {"AError": "RootError", "BError": "AError", "CError": "AError", "DError": "RootError"}
+    assert tree == {"RootError": None, "EError": "DError"} | expected
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_bases_that_programs_know(name: str) -> None:
+    """Bad arguments are ValueErrors, time-outs are TimeoutErrors, and nothing else is either."""
+    for base in (ValueError, TimeoutError, OSError):
+        expected = name in ALSO and issubclass(ALSO[name], base)
+        assert issubclass(CLASSES[name], base) is expected
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_error_is_public_and_described(name: str) -> None:
+    """Each is in the root, with a docstring of its own that is a sentence."""
+    kind = CLASSES[name]
+    assert getattr(kie4o, name) is kind
+    assert kind.__doc__
+    assert kind.__doc__ != (kind.__bases__[0].__doc__ or "")
+    assert kind.__doc__.rstrip().endswith((".", "`"))
+
+
+def made(kind: type[KieError]) -> KieError:
+    """One with every fact it can carry."""
+    names = set(inspect.signature(kind).parameters) - {"message"}
+    assert names <= set(FACTS)
+    return kind("what happened", **{name: FACTS[name] for name in names})
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_errors_pickle_as_they_are(name: str) -> None:
+    """Class, sentence and every fact survive a pickle and a copy, also facts that were set later."""
+    error = made(CLASSES[name])
+    error.task_id, error.ref, error.key = "later", "ref", "order-1"
+    copies = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for again in [*copies, copy.copy(error), copy.deepcopy(error)]:
+        assert type(again) is type(error)
+        assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+        assert (again.task_id, again.ref, again.key) == ("later", "ref", "order-1")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_facts_are_optional(name: str) -> None:
+    """Made without anything, every fact is there and says nothing; the sentence is one line."""
+    error = CLASSES[name]()
+    assert (error.task_id, error.ref, error.key) == (None, None, None)
+    for fact in set(inspect.signature(CLASSES[name]).parameters) - {"message"}:
+        assert not getattr(error, fact)
+        assert getattr(made(CLASSES[name]), fact) == FACTS[fact]
+    assert len(str(error).splitlines()) <= 1
+
+
+REMEDIES = {
+    400: "Change the request",
+    401: "KIE_API_KEY",
+    402: "Top up",
+    403: "allow-list",
+    404: "base URL",
+    422: "Change the request",
+    429: "rate_limit",
+    430: "rate_limit",
+    433: "cap",
+    455: "minutes",
+    500: "later",
+    505: "support",
+    550: "minutes",
+}
+
+
+@pytest.mark.parametrize("code", REMEDIES)
+def test_a_refusal_names_a_remedy(code: int) -> None:
+    """One line: the code, Kie's own words, and what to do about it."""
+    error = status_error(code, "some reason", http_status=200)
+    text = str(error)
+    assert text.startswith(f"Kie answered {code}: some reason. ")
+    assert REMEDIES[code] in text
+    assert "\n" not in text
+    assert type(error).remedy != APIStatusError.remedy
+    assert "no reason given" in str(status_error(code, ""))
+
+
+def test_every_refusal_has_its_own_remedy() -> None:
+    """All classes of refusals are reached by a code, and none has only the general remedy."""
+    leaves = {CLASSES[name] for name, parent in TREE.items() if parent == "APIStatusError"}
+    assert leaves == {type(status_error(code, "")) for code in REMEDIES}
+    assert leaves - {errors.InternalServerError} == set(ERROR_OF_CODE.values())
+
+
+@pytest.mark.parametrize("code", range(-1, 700))
+def test_only_what_waiting_mends_is_retryable(code: int) -> None:
+    """429, 430, 455, 550, what may work later by Kie's word (408, 451) and the server's own failures;
+    505 is a decision, not a failure."""
+    retryable = status_error(code, "").retryable
+    assert retryable is (code in (408, 429, 430, 451, 455) or (500 <= code < 600 and code != 505))
+
+
+def test_facts_of_a_failed_task() -> None:
+    """A task's failure knows the task, the code and the last look."""
+    error = TaskFailedError("task t failed", task_id="t", error_code=400, details=DETAILS)
+    assert (error.task_id, error.error_code, error.details) == ("t", 400, DETAILS)
+
+
+def test_facts_of_an_unreadable_answer() -> None:
+    """The path to the wrong value, the HTTP status and an excerpt, one line long."""
+    error = unreadable(502, b"<html>\r\n" + b"x" * 5000, "data.status")
+    assert isinstance(error, UnexpectedResponseError)
+    assert (error.path, error.http_status) == ("data.status", 502)
+    assert 100 < len(error.excerpt) <= 200
+    assert "data.status" in str(error)
+    assert "502" in str(error)
+    assert "\n" not in str(error)

@@ -1,0 +1,770 @@
+"""The emulator against the recorded answers: same keys, same JSON types, same limits."""
+
+import asyncio
+import base64
+import json
+import signal
+import socket
+import struct
+import sys
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, FormData
+
+from kie4o.emulator import Answer, Emulator, Outcome, pictures
+from kie4o.emulator.account import Kie
+from kie4o.emulator.tasks import MESSAGES, Window, is_valid, most_within
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+API = "/api/v1/gpt4o-image"
+LAKE = {"prompt": "A calm lake", "size": "1:1"}
+PNG = pictures.BLANK
+
+
+def fixture(name: str) -> Any:
+    return json.loads((FIXTURES / f"{name}.json").read_text("utf-8"))
+
+
+def shape(value: Any) -> Any:
+    """Keys and JSON types, recursively; JSON has one kind of number."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(inner) for inner in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    return type(value).__name__
+
+
+class Caller:
+    """A plain HTTP client for one emulator."""
+
+    def __init__(self, kie: Emulator, session: ClientSession) -> None:
+        self.kie, self.session = kie, session
+
+    async def __call__(self, method: str, path: str, *, key: str | None = "k", **how: Any) -> tuple[int, Any]:
+        headers = how.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {})
+        async with self.session.request(method, self.kie.url + path, headers=headers, **how) as response:
+            return response.status, json.loads(await response.read())
+
+    async def submit(self, **body: Any) -> tuple[int, Any]:
+        return await self("POST", f"{API}/generate", json=LAKE | body)
+
+    async def task(self, **body: Any) -> str:
+        _, answer = await self.submit(**body)
+        return str(answer["data"]["taskId"])
+
+    async def look(self, task_id: str) -> Any:
+        status, answer = await self("GET", f"{API}/record-info", params={"taskId": task_id})
+        assert status == 200
+        return answer
+
+    async def images(self, task_id: str) -> list[str]:
+        return list((await self.look(task_id))["data"]["response"]["resultUrls"])
+
+    async def sign(self, task_id: str, url: str) -> Any:
+        return (await self("POST", f"{API}/download-url", json={"taskId": task_id, "url": url}))[1]
+
+    async def fetch(self, url: str, **how: Any) -> tuple[int, bytes]:
+        async with self.session.get(url, **how) as response:
+            return response.status, await response.read()
+
+
+class ClockedEmulator(Emulator):
+    """Its time passes only when the test says so."""
+
+    moment = 0.0
+
+    def now(self) -> float:
+        return self.moment
+
+
+async def until(true: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if true():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[ClientSession]:
+    async with ClientSession(timeout=ClientTimeout(10)) as session:
+        yield session
+
+
+@pytest.fixture
+async def kie() -> AsyncIterator[Emulator]:
+    """Tasks are over at once, and nobody looks at the pictures."""
+    async with Emulator(duration=0.0, pictures=False) as kie:
+        yield kie
+
+
+@pytest.fixture
+def call(kie: Emulator, session: ClientSession) -> Caller:
+    return Caller(kie, session)
+
+
+# Time, injected -------------------------------------------------------------------------------------
+
+
+def test_window_is_exact() -> None:
+    """The 21st of 20 per 10 s is refused until exactly 10 s after the first, and takes no place."""
+    window = Window(20, 10.0)
+    assert all(window.admit(index * 0.1) for index in range(20))
+    assert not window.admit(5.0)
+    assert not window.admit(9.999)
+    assert window.admit(10.0)
+    assert not window.admit(10.05)
+    assert window.admit(10.1)
+    assert len(window.arrivals) == 25
+    assert most_within(window.admitted, 10.0) == 20
+
+
+def test_window_agrees_with_counting() -> None:
+    """What the window admits and what `most_within` counts are one rule, on awkward floats too."""
+    window = Window(3, 0.3)
+    times = [index * 0.1 for index in range(200)]
+    for now in times:
+        recent = sum(now - earlier < 0.3 for earlier in window.admitted)
+        assert window.admit(now) == (recent < 3)
+    assert most_within(window.admitted, 0.3) == 3
+    assert most_within([], 1.0) == 0
+
+
+def test_refused_submits_are_not_counted() -> None:
+    """Bodies that Kie refuses take no place in the window and cost nothing."""
+    kie = Kie(limit=1)
+    assert kie.submit({}, 0.0).code == 422
+    assert kie.submit(dict(LAKE), 0.0).code == 200
+    assert kie.submit(dict(LAKE), 9.9).code == 429
+    assert kie.submit(dict(LAKE), 10.0).code == 200
+    assert (kie.accepted, kie.refused, kie.credits) == (2, 1, 988.0)
+
+
+def test_looks_are_limited_per_task() -> None:
+    """The 4th look at one task within a second is refused; another task is not touched by that."""
+    kie = Kie()
+    first, second = (kie.submit(dict(LAKE), 0.0).data["taskId"] for _ in range(2))
+    codes = [kie.look(first, now, url="").code for now in (5.0, 5.1, 5.2, 5.9, 6.0, 6.05)]
+    assert codes == [200, 200, 200, 429, 200, 429]
+    assert kie.look(second, 5.9, url="").code == 200
+    assert kie.look_refusals == 2
+    assert kie.tasks[first].looks == [5.0, 5.1, 5.2, 5.9, 6.0, 6.05]
+
+
+def test_life_of_a_task() -> None:
+    """As recorded: GENERATING at 0.00 until the end, then SUCCESS at 1.00; times in whole seconds."""
+    kie = Kie(duration=18.0)
+    kie.epoch = 1774788499.2
+    task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
+    running, done = (kie.look(task_id, now, url="https://x").data for now in (17.9, 18.0))
+    assert (running["status"], running["progress"], running["completeTime"]) == ("GENERATING", "0.00", None)
+    assert (done["status"], done["progress"]) == ("SUCCESS", "1.00")
+    assert (done["createTime"], done["completeTime"]) == (1774788500000, 1774788518000)
+    assert done["response"]["resultUrls"][0].startswith(f"https://x/s/{task_id}_0_1774788518_")
+
+
+def test_linear_progress() -> None:
+    """With progress="linear" it grows evenly and is 1.00 only at the end."""
+    kie = Kie(duration=10.0, progress="linear")
+    task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
+    seen = [kie.look(task_id, now, url="").data["progress"] for now in (0.0, 5.0, 9.999, 10.0)]
+    assert seen == ["0.00", "0.50", "0.99", "1.00"]
+
+
+def test_grace() -> None:
+    """During the grace the record does not exist yet, for looks and for links."""
+    kie = Kie(grace=2.0, duration=0.0)
+    task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
+    assert [kie.look(task_id, now, url="").code for now in (0.0, 1.9, 2.0)] == [422, 422, 200]
+    assert kie.may_sign(task_id, "", 1.9).msg == "record is null"
+
+
+def test_plans() -> None:
+    """A plan is for one task; the one for a prompt goes before `next`; refusals do not use it up."""
+    kie = Emulator(limit=1, duration=lambda: 7.0)
+    kie.next(duration=1.0)
+    kie.plan("A calm lake", outcome="policy", progress="linear")
+    kie.plan("A calm lake", duration=2.0)
+    for start in range(0, 40, 10):
+        assert kie.submit(dict(LAKE), start).code == 200
+        assert kie.submit(dict(LAKE), start + 1).code == 429
+    tasks = list(kie.tasks.values())
+    assert [task.duration for task in tasks] == [7.0, 2.0, 1.0, 7.0]
+    assert [task.outcome.kind for task in tasks] == ["policy", "success", "success", "success"]
+    assert [task.submits for task in tasks] == [4] * 4
+
+
+def test_planned_answers() -> None:
+    """An answer stands in for the task; with `task_created` the task is there, and paid, all the same."""
+    kie = Emulator()
+    kie.next(answer=429)
+    kie.next(answer=Answer(500, "Creating a build task failed", 500, task_created=True))
+    assert kie.submit(dict(LAKE), 0.0) == Answer(429, http_status=429)
+    assert (kie.accepted, kie.refused, kie.credits) == (0, 1, 1000.0)
+    assert kie.submit(dict(LAKE), 0.0).http_status == 500
+    assert (kie.accepted, len(kie.tasks), kie.credits) == (1, 1, 994.0)
+    assert kie.submit(dict(LAKE), 0.0).code == 200
+
+
+def test_wrong_settings() -> None:
+    """A misspelt outcome or an impossible limit is refused when it is given."""
+    with pytest.raises(ValueError, match="kind"):
+        Emulator(outcome="sucess")
+    with pytest.raises(ValueError, match="kind"):
+        Emulator().next(outcome="sucess")
+    with pytest.raises(ValueError, match="limit"):
+        Emulator(limit=0)
+    with pytest.raises(ValueError, match="speed"):
+        Emulator(speed=0.0)
+
+
+# generate -------------------------------------------------------------------------------------------
+
+
+async def test_generate_is_shaped_as_recorded(call: Caller) -> None:
+    """A submit is answered with a task id of 32 lower-case hex digits."""
+    status, answer = await call.submit()
+    assert (status, shape(answer)) == (200, shape(fixture("generate_success")))
+    assert len(answer["data"]["taskId"]) == 32
+    assert set(answer["data"]["taskId"]) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": None},
+        {"size": "16:9"},
+        {"size": ["1:1"]},
+        {"prompt": None},
+        {"prompt": ""},
+        {"prompt": 7},
+        {"nVariants": 3},
+        {"nVariants": True},
+        {"nVariants": "2"},
+        {"nVariants": 2.0},
+        {"filesUrl": "https://example.com/a.png"},
+        {"filesUrl": ["https://example.com/a.png"] * 6},
+        {"fallbackModel": "DALLE"},
+    ],
+)
+async def test_generate_refuses(call: Caller, change: dict[str, Any]) -> None:
+    """What Kie does not take is 422 in HTTP 200, costs nothing and creates nothing."""
+    status, answer = await call.submit(**change)
+    assert (status, answer) == (200, fixture("generate_err_422"))
+    assert (call.kie.posts, call.kie.accepted, call.kie.tasks) == (1, 0, {})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"size": "3:2", "filesUrl": ["https://example.com/a.png"] * 5},
+        {"size": "2:3", "fileUrl": "https://example.com/a.png"},
+        LAKE | {"nVariants": 4, "fallbackModel": "GPT_IMAGE_1", "filesUrl": None},
+    ],
+)
+def test_valid_bodies(body: dict[str, Any]) -> None:
+    """A file replaces the prompt, and five files are not too many."""
+    assert is_valid(body)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff", "[" * 100_000])
+async def test_not_json(call: Caller, text: str) -> None:
+    """A body that is no JSON object is 400."""
+    how: dict[str, Any] = {"data": text.encode("latin-1"), "headers": {"Content-Type": "application/json"}}
+    assert await call("POST", f"{API}/generate", **how) == (200, fixture("generate_err_400_format"))
+
+
+async def test_content_type(call: Caller) -> None:
+    """Without a JSON Content-Type Kie answers 401, whatever the body."""
+    answer = await call("POST", f"{API}/generate", data=json.dumps(LAKE))
+    assert answer == (200, fixture("generate_err_401_new"))
+
+
+async def test_wrong_key(session: ClientSession) -> None:
+    """A wrong or missing key is HTTP 200 with code 401 and no `data`; on uploads it says `success`."""
+    async with Emulator(api_key="right") as kie:
+        call = Caller(kie, session)
+        for key in ("wrong", None):
+            assert await call("GET", "/api/v1/chat/credit", key=key) == (200, fixture("generate_err_401_new"))
+            upload = await call("POST", "/api/file-base64-upload", key=key, json={})
+            assert upload == (401, fixture("upload_401"))
+        await call("POST", f"{API}/generate", key="wrong", json=LAKE)
+        assert (kie.posts, kie.accepted) == (1, 0)
+        assert (await call("GET", "/api/v1/chat/credit", key="right"))[1]["code"] == 200
+
+
+async def test_any_key_but_none(call: Caller) -> None:
+    """Without `api_key` every key is right, and no key still wrong."""
+    assert (await call("GET", "/api/v1/chat/credit", key="anything"))[1]["code"] == 200
+    assert (await call("GET", "/api/v1/chat/credit", key=None))[1]["code"] == 401
+
+
+@pytest.mark.parametrize("http_status", [200, 429])
+async def test_too_many_submits(session: ClientSession, http_status: int) -> None:
+    """Of 30 submits at once 20 are accepted and 10 get 429, over whichever HTTP status is set."""
+    async with Emulator(status_429=http_status) as kie:
+        call = Caller(kie, session)
+        answers = await asyncio.gather(*(call.submit() for _ in range(30)))
+        refusal = (http_status, fixture("generate_err_429_http200"))
+        assert sum(answer == refusal for answer in answers) == 10
+        assert (kie.posts, kie.accepted, kie.refused, kie.most_in_window()) == (30, 20, 10, 20)
+
+
+async def test_window_passes_with_speed(session: ClientSession) -> None:
+    """`speed` turns the window too: ten emulated seconds later there is room again."""
+    async with Emulator(speed=1000.0, limit=1) as kie:
+        call = Caller(kie, session)
+        await call.task()
+        opens = kie.now() + 10.0
+        await until(lambda: kie.now() >= opens)
+        await call.task()
+        assert (kie.accepted, kie.most_in_window()) == (2, 1)
+
+
+async def test_credits(call: Caller) -> None:
+    """An image costs 6 credits; with too few left a submit is refused, by price not by habit."""
+    call.kie.credits = 20.5
+    assert await call("GET", "/api/v1/chat/credit") == (200, {"code": 200, "msg": "success", "data": 20.5})
+    assert await call.submit(nVariants=4) == (200, fixture("generate_err_402"))
+    await call.task(nVariants=2)
+    assert call.kie.credits == 8.5
+    call.kie.credits = 100.0
+    assert (await call("GET", "/api/v1/chat/credit"))[1] == fixture("credit_int")
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [(404, "404"), (433, "433"), (455, "455"), (500, "500_docs"), (501, "501"), (505, "505"), (531, "531"),
+     (550, "550"), (400, "400_format"), (401, "401_new"), (402, "402"), (422, "422")],
+)  # fmt: skip
+async def test_messages(call: Caller, code: int, name: str) -> None:
+    """A planned code comes with the words that Kie has for it."""
+    call.kie.plan(LAKE["prompt"], answer=code)
+    assert await call.submit() == (200, fixture(f"generate_err_{name}"))
+    assert (await call.submit())[1]["code"] == 200
+
+
+async def test_latency_starts_after_the_task(session: ClientSession) -> None:
+    """The task exists on arrival; its answer is late, and a client that gives up has still paid."""
+    async with Emulator(latency=lambda: 60.0) as kie:
+        call = Caller(kie, session)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await call.submit()
+        assert (kie.posts, kie.accepted) == (1, 1)
+
+
+async def test_latencies_are_emulated_seconds(session: ClientSession) -> None:
+    """Latencies are divided by the speed; the one of looks applies to looks alone."""
+    async with Emulator(speed=1000.0, latency=50.0, look_latency=50.0) as kie:
+        call = Caller(kie, session)
+        start = kie.now()
+        task_id = await call.task()
+        assert kie.now() - start >= 50.0
+        start = kie.now()
+        await call.look(task_id)
+        assert kie.now() - start >= 50.0
+
+
+async def test_half_a_post_is_none(kie: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    """A POST whose client leaves in the middle of the body is not counted, not accepted, not an error."""
+    _, writer = await asyncio.open_connection("127.0.0.1", kie.port)
+    head = f"POST {API}/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    writer.write(head.encode() + json.dumps(LAKE).encode())
+    await writer.drain()
+    await until(lambda: bool(kie.requests))  # the head has arrived
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.sleep(0.02)
+    assert (kie.posts, kie.accepted, caplog.records) == (0, 0, [])
+
+
+# record-info ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "name"),
+    [
+        ("success", "record_success_resultUrls_real"),
+        ("failed", "record_failed_flag3_internal_error"),
+        ("policy", "record_failed_generate_failed_cn"),
+        ("input", "record_failed_451"),
+        ("create_failed", "record_create_task_failed"),
+        ("no_images", "record_success_empty_urls"),
+        ("stuck", "record_generating_real"),
+        ("missing", "record_not_found_422"),
+    ],
+)
+async def test_outcomes(call: Caller, outcome: str, name: str) -> None:
+    """Each outcome gives the record that was recorded for it, down to the words."""
+    call.kie.next(outcome=outcome)
+    answer, recorded = await call.look(await call.task()), fixture(name)
+    assert shape(answer) == shape(recorded)
+    assert (answer["code"], answer["msg"]) == (recorded["code"], recorded["msg"])
+    if recorded["data"]:
+        same = ("paramJson", "successFlag", "status", "errorCode", "errorMessage", "progress")
+        assert {key: answer["data"][key] for key in same} == {key: recorded["data"][key] for key in same}
+        assert answer["data"]["createTime"] % 1000 == 0
+
+
+async def test_variants_and_partial(call: Caller) -> None:
+    """Four variants are four URLs with indices from 0; a partial success has one fewer."""
+    whole = await call.look(await call.task(nVariants=4))
+    assert shape(whole) == shape(fixture("record_success_4_variants"))
+    urls = whole["data"]["response"]["resultUrls"]
+    assert [url.split("_")[1] for url in urls] == list("0123")
+    call.kie.next(outcome="partial")
+    assert len(await call.images(await call.task(nVariants=4))) == 3
+
+
+async def test_outcome_with_other_words(call: Caller) -> None:
+    """An `Outcome` may replace the code and the message of its kind."""
+    call.kie.outcome = Outcome("failed", code=400, message="invalid_image_format")
+    data = (await call.look(await call.task()))["data"]
+    assert (data["errorCode"], data["errorMessage"], data["successFlag"]) == (400, "invalid_image_format", 3)
+
+
+async def test_running(session: ClientSession) -> None:
+    """Before the end a record is GENERATING, without images, and repeats the request."""
+    async with Emulator() as kie:
+        call = Caller(kie, session)
+        task_id = await call.task(callBackUrl="https://example.com/hook", enableFallback=True)
+        answer = await call.look(task_id)
+        assert shape(answer) == shape(fixture("record_generating_real"))
+        params = json.loads(answer["data"]["paramJson"])
+        assert list(params) == sorted(params)
+        assert params["callBackUrl"] == kie.tasks[task_id].request["callBackUrl"]
+        assert params["enableFallback"] is True
+
+
+async def test_odd_text(session: ClientSession) -> None:
+    """Any text that JSON can carry survives, a lone surrogate too, and its picture is served."""
+    async with Emulator(duration=0.0) as kie:
+        call = Caller(kie, session)
+        task_id = await call.task(prompt="\u6e56 \ud800\x00")
+        assert kie.tasks[task_id].request["prompt"] == "\u6e56 \ud800\x00"
+        (url,) = await call.images(task_id)
+        assert (await call.fetch(url))[0] == 200
+
+
+async def test_unknown_task(call: Caller) -> None:
+    """Kie answers 422 in HTTP 200 for a task that it does not know, or for none."""
+    assert await call.look("0" * 32) == fixture("record_not_found_422")
+    assert (await call("GET", f"{API}/record-info"))[1] == fixture("record_not_found_422")
+
+
+async def test_too_many_looks(session: ClientSession) -> None:
+    """The 4th look within a second gets 429 in HTTP 200; a second later all is well."""
+    async with ClockedEmulator() as kie:
+        call = Caller(kie, session)
+        task_id = await call.task()
+        answers = [await call.look(task_id) for _ in range(4)]
+        assert [answer["code"] for answer in answers] == [200, 200, 200, 429]
+        assert shape(answers[3]) == shape(fixture("record_429"))
+        assert (kie.look_refusals, kie.most_looks_per_second()) == (1, 4)
+        kie.moment += 1.0
+        assert (await call.look(task_id))["code"] == 200
+
+
+async def test_failing_looks(call: Caller) -> None:
+    """`fail_looks` is for so many looks, then all is as before."""
+    task_id = await call.task()
+    call.kie.fail_looks(1)
+    assert await call.look(task_id) == fixture("record_500")
+    call.kie.fail_looks(1, 455, http_status=503)
+    status, answer = await call("GET", f"{API}/record-info", params={"taskId": task_id})
+    assert (status, answer) == (503, fixture("generate_err_455"))
+    assert (await call.look(task_id))["code"] == 200
+
+
+# Files ----------------------------------------------------------------------------------------------
+
+
+def chunks(png: bytes) -> dict[bytes, bytes]:
+    """The chunks of a PNG, each with a checked CRC; IDAT is joined."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    found: dict[bytes, bytes] = {}
+    at = 8
+    while at < len(png):
+        size, kind = struct.unpack_from(">I4s", png, at)
+        data = png[at + 8 : at + 8 + size]
+        assert struct.unpack_from(">I", png, at + 8 + size)[0] == zlib.crc32(kind + data)
+        found[kind] = found.get(kind, b"") + data
+        at += size + 12
+    assert list(found)[-1] == b"IEND"
+    return found
+
+
+@pytest.mark.parametrize("size", list(pictures.PIXELS))
+@pytest.mark.parametrize("prompt", ["A calm lake", "", "long " * 500, "\u6e56 \ud800\x00", "x" * 900])
+def test_drawn_pictures(size: str, prompt: str) -> None:
+    """Any prompt becomes a valid PNG of the right size, the same one each time."""
+    pytest.importorskip("PIL")
+    pictures.draw.cache_clear()
+    png = pictures.draw(prompt, size, 0)
+    assert struct.unpack(">II", chunks(png)[b"IHDR"][:8]) == pictures.PIXELS[size]
+    pictures.draw.cache_clear()
+    assert pictures.draw(prompt, size, 0) == png
+    assert pictures.draw(prompt, size, 1) != png
+
+
+def test_pictures_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow the standard library makes a smaller PNG in the same ratio."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    pictures.draw.cache_clear()
+    found = chunks(pictures.draw("A calm lake", "3:2", 0))
+    pictures.draw.cache_clear()
+    assert struct.unpack(">II", found[b"IHDR"][:8]) == (96, 64)
+    assert len(zlib.decompress(found[b"IDAT"])) == 64 * (1 + 96 * 3)
+
+
+async def test_result_files(session: ClientSession) -> None:
+    """A result URL serves a PNG once the task is over; a made-up one is 404."""
+    async with Emulator(duration=0.0) as kie:
+        call = Caller(kie, session)
+        (url,) = await call.images(await call.task(size="2:3"))
+        status, png = await call.fetch(url)
+        assert status == 200
+        assert chunks(png)[b"IHDR"]
+        assert (await call.fetch(url.replace("_0_", "_1_")))[0] == 404
+
+
+async def test_leaked_keys(call: Caller) -> None:
+    """A key that is sent to a file is noticed; one that is sent to the API is not a leak."""
+    (url,) = await call.images(await call.task())
+    await call.fetch(url)
+    assert call.kie.leaked_keys == []
+    await call.fetch(url, headers={"Authorization": "Bearer k"})
+    assert call.kie.leaked_keys == [url.removeprefix(call.kie.url)]
+
+
+async def test_expired_task(call: Caller) -> None:
+    """After `expire` the result URL is 404 and a signed link still opens it."""
+    task_id = await call.task()
+    (url,) = await call.images(task_id)
+    call.kie.expire(task_id)
+    assert (await call.fetch(url))[0] == 404
+    answer = await call.sign(task_id, url)
+    assert shape(answer) == shape(fixture("download_url_success"))
+    assert await call.fetch(answer["data"]) == (200, PNG)
+
+
+async def test_signed_links_expire(session: ClientSession) -> None:
+    """A signed link is good for 20 emulated minutes and for its own file only; then it is 403."""
+    async with ClockedEmulator(duration=0.0, pictures=False) as kie:
+        call = Caller(kie, session)
+        task_id = await call.task(nVariants=2)
+        urls = await call.images(task_id)
+        link = str((await call.sign(task_id, urls[0]))["data"])
+        assert await call.fetch(link) == (200, PNG)
+        assert (await call.fetch(link.replace("_0_", "_1_")))[0] == 403
+        kie.moment += 1199.9
+        assert await call.fetch(link) == (200, PNG)
+        kie.moment += 0.1
+        assert (await call.fetch(link))[0] == 403
+        assert (await call.fetch(urls[0]))[0] == 200
+
+
+async def test_no_link_to_sign(call: Caller) -> None:
+    """download-url says why not, in Kie's words."""
+    url = call.kie.url + "/s/x.png"
+    assert await call.sign("0" * 32, url) == fixture("download_url_422_record_null")
+    call.kie.next(outcome="failed")
+    assert await call.sign(await call.task(), url) == fixture("download_url_422_not_success")
+    call.kie.next(outcome="no_images")
+    assert await call.sign(await call.task(), url) == fixture("download_url_422_result_empty")
+    task_id = await call.task()
+    assert (await call.sign(task_id, url))["msg"] == "record result data not exist"
+    assert (await call.sign("", url))["code"] == 422
+    assert (await call("POST", f"{API}/download-url", data=b""))[1]["code"] == 401
+
+
+def test_images_are_kept_for_14_days() -> None:
+    """After 14 days there is no link to be had."""
+    kie = Kie(duration=0.0)
+    task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
+    (path,) = kie.tasks[task_id].files(1.0)
+    assert kie.may_sign(task_id, path, 14 * 86_400 - 1).code == 200
+    late = kie.may_sign(task_id, path, 14 * 86_400)
+    assert late.msg == fixture("download_url_422_14_days")["msg"]
+
+
+async def test_common_download_url(call: Caller) -> None:
+    """Only URLs of ours are signed; a foreign one is wrong."""
+    path = "/api/v1/common/download-url"
+    (url,) = await call.images(await call.task())
+    status, answer = await call("POST", path, json={"url": url})
+    assert (status, shape(answer)) == (200, shape(fixture("common_download_success")))
+    assert await call.fetch(answer["data"]) == (200, PNG)
+    for wrong in ("https://example.com/a.png", call.kie.url + "/s/other.png", None):
+        assert await call("POST", path, json={"url": wrong}) == (200, fixture("common_download_422"))
+
+
+# Uploads --------------------------------------------------------------------------------------------
+
+
+def form(**fields: str | bytes) -> FormData:
+    data = FormData()
+    for name, value in fields.items():
+        data.add_field(name, value, filename="local.png" if isinstance(value, bytes) else None)
+    return data
+
+
+@pytest.mark.parametrize("kind", ["base64", "stream", "url"])
+async def test_uploads(call: Caller, kind: str) -> None:
+    """Each way of uploading answers as recorded, and the file comes back from its downloadUrl."""
+    where = {"uploadPath": "images/sdk", "fileName": f"sample-{kind}.png"}
+    how: dict[str, dict[str, Any]] = {
+        "base64": {"json": {"base64Data": base64.b64encode(PNG).decode(), **where}},
+        "stream": {"data": form(file=PNG, **where)},
+        "url": {"json": {"fileUrl": "https://example.com/a.png", **where}},
+    }
+    status, answer = await call("POST", f"/api/file-{kind}-upload", **how[kind])
+    recorded = fixture(f"upload_{kind}_success_real")
+    assert (status, shape(answer)) == (200, shape(recorded))
+    same = ("success", "fileName", "filePath", "fileSize", "mimeType")
+    assert {key: answer["data"][key] for key in same} == {key: recorded["data"][key] for key in same}
+    assert len(answer["data"]["uploadedAt"]) == len(recorded["data"]["uploadedAt"])
+    assert await call.fetch(answer["data"]["downloadUrl"]) == (200, PNG)
+
+
+async def test_upload_details(call: Caller) -> None:
+    """Data URLs are read, names are made up from the content, spaces survive, the same name overwrites."""
+    data = {"base64Data": "data:image/png;base64," + base64.b64encode(PNG).decode(), "uploadPath": "/a b/"}
+    _, answer = await call("POST", "/api/file-base64-upload", json=data)
+    assert answer["data"]["fileName"].endswith(".png")
+    assert answer["data"]["filePath"].startswith("kieai/10001/a b/")
+    assert await call.fetch(answer["data"]["downloadUrl"]) == (200, PNG)
+    data["uploadPath"] = "\ud800"
+    assert (await call("POST", "/api/file-base64-upload", json=data))[0] == 200
+    for content in (b"old", b"new"):
+        how = form(file=content, uploadPath="a", fileName="notes.txt")
+        _, answer = await call("POST", "/api/file-stream-upload", data=how)
+    assert answer["data"]["mimeType"] == "text/plain"
+    assert await call.fetch(answer["data"]["downloadUrl"]) == (200, b"new")
+
+
+async def test_upload_from_own_url(session: ClientSession) -> None:
+    """A URL of the emulator is resolved among its own files; one that leads nowhere is an error."""
+    async with Emulator(duration=0.0) as kie:
+        call = Caller(kie, session)
+        (url,) = await call.images(await call.task())
+        how = {"fileUrl": url, "uploadPath": "a", "fileName": "b.png"}
+        _, answer = await call("POST", "/api/file-url-upload", json=how)
+        assert (await call.fetch(answer["data"]["downloadUrl"])) == await call.fetch(url)
+        _, answer = await call("POST", "/api/file-url-upload", json=how | {"fileUrl": kie.url + "/s/x.png"})
+        assert shape(answer) == shape(fixture("upload_400_missing_fileUrl"))
+
+
+async def test_upload_refusals(call: Caller) -> None:
+    """uploadPath is required, over HTTP 400; a missing fileUrl is told over HTTP 200, as recorded."""
+    for kind in ("base64", "url"):
+        answer = await call("POST", f"/api/file-{kind}-upload", json={"base64Data": "AA==", "fileUrl": "x"})
+        assert answer == (400, fixture("upload_400_missing_uploadPath"))
+    answer = await call("POST", "/api/file-stream-upload", data=form(file=PNG))
+    assert answer == (400, fixture("upload_400_missing_uploadPath"))
+    answer = await call("POST", "/api/file-url-upload", json={"uploadPath": "a"})
+    assert answer == (200, fixture("upload_400_missing_fileUrl"))
+    answer = await call("POST", "/api/file-base64-upload", json={"uploadPath": "a", "base64Data": "?"})
+    assert answer == (400, fixture("upload_400_bad_base64"))
+    assert (await call("POST", "/api/file-stream-upload", data=form(uploadPath="a")))[1]["code"] == 400
+    how: dict[str, Any] = {"data": b"?", "headers": {"Content-Type": "multipart/form-data"}}
+    assert (await call("POST", "/api/file-stream-upload", **how))[0] == 400
+
+
+# The server -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", f"{API}/generate", 405)]
+)
+async def test_unknown_path(call: Caller, method: str, path: str, status: int) -> None:
+    """An unknown path is answered as Spring does, without `code` and `msg`."""
+    answered, body = await call(method, path)
+    assert answered == status
+    assert body.keys() == {"timestamp", "status", "error", "path"}
+    assert call.kie.posts == 0
+
+
+async def test_what_is_counted(call: Caller) -> None:
+    """Requests are counted by route and the User-Agents are kept."""
+    await call.images(await call.task())
+    await call("GET", "/api/v1/chat/credit", headers={"User-Agent": "kie4o/1"})
+    assert call.kie.requests == {f"{API}/generate": 1, f"{API}/record-info": 1, "/api/v1/chat/credit": 1}
+    assert "kie4o/1" in call.kie.user_agents
+    assert call.kie.url == f"http://127.0.0.1:{call.kie.port}"
+
+
+async def test_leaving_is_quick(session: ClientSession) -> None:
+    """Leaving does not wait for open requests; nothing listens afterwards, until it is started again."""
+    kie = Emulator(latency=600.0)
+    async with kie:
+        slow = asyncio.create_task(Caller(kie, session).submit())
+        await until(lambda: kie.accepted == 1)
+        start = time.monotonic()
+    assert time.monotonic() - start < 1.0
+    with pytest.raises(ClientConnectionError):
+        await slow
+    url = kie.url
+    with pytest.raises(ClientConnectionError):
+        await Caller(kie, session)("GET", "/api/v1/chat/credit")
+    await kie.start()
+    assert (kie.url, (await Caller(kie, session)("GET", "/api/v1/chat/credit"))[1]["data"]) == (url, 994)
+    await kie.aclose()
+    await kie.aclose()
+
+
+async def test_messages_cover_the_codes() -> None:
+    """Every code that Kie lists has words here."""
+    assert {400, 401, 402, 404, 408, 422, 429, 430, 433, 451, 455, 500, 501, 505, 531, 550} <= MESSAGES.keys()
+
+
+async def run_main(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", "kie4o.emulator", *arguments),
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for a child process")
+async def test_main(session: ClientSession) -> None:
+    """It says where it is and how to point a client at it, and Ctrl-C ends it with status 0."""
+    async with asyncio.timeout(20):
+        process = await run_main("--port", "0", "--outcome", "failed", "--duration", "0")
+        assert process.stdout
+        lines = [(await process.stdout.readline()).decode() for _ in range(2)]
+        url = next(word for word in lines[0].split() if word.startswith("http://127.0.0.1:"))
+        assert lines[1] == f"export KIE_BASE_URL={url} KIE_UPLOAD_URL={url} KIE_API_KEY=anything\n"
+        async with session.get(
+            url + "/api/v1/chat/credit", headers={"Authorization": "Bearer k"}
+        ) as response:
+            assert (await response.json())["data"] == 1000
+        process.send_signal(signal.SIGINT)
+        assert await process.communicate() == (b"", b"")
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("wrong", ["port", "speed"])
+async def test_main_says_what_is_wrong(wrong: str) -> None:
+    """A port in use or an impossible speed is one line on stderr and status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = {
+            "port": ("--port", str(taken.getsockname()[1])),
+            "speed": ("--port", "0", "--speed", "0"),
+        }
+        async with asyncio.timeout(20):
+            process = await run_main(*arguments[wrong])
+            out, err = await process.communicate()
+    assert (out, process.returncode) == (b"", 1)
+    assert err.startswith(b"kie4o.emulator: ")
+    assert err.count(b"\n") == 1

@@ -1,0 +1,213 @@
+"""Laws 1 and 2 under `kill -9`: a batch is killed, run again until it ends, and judged by the server
+that took its money and by the files that it left.
+
+The default run kills at every named step once and at 200 random moments; under
+HYPOTHESIS_PROFILE=deep every step is taken at every item.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+from crashing import DEEP, ITEMS, KILLED, TILL_STEPS, Case, Lane, Till, on_lanes
+
+from kie4o import AsyncKieClient, KieError, StoreLockedError
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed runs are forked")
+
+MOMENTS = 200
+SAVED = ("claim", "intent", "submitted", "succeeded")
+ONCE = ("open", "recent", "close")
+
+
+@attrs.frozen
+class Kill:
+    """Where one run is killed: `by` its own store or by the server, at the `at`-th `step`."""
+
+    by: str
+    step: str
+    at: int
+
+    def __str__(self) -> str:
+        return f"killed by the {self.by} at {self.step} number {self.at}"
+
+
+def named_steps() -> list[Kill]:
+    """Every step; at one item, or under the deep profile at each."""
+    numbers = random.Random(3)
+    kills = [Kill("store", f"{when} {what}", 1) for what in ONCE for when in ("before", "during", "after")]
+    for step in (*(f"{when} {what}" for what in SAVED for when in ("before", "during", "after")),):
+        kills += [Kill("store", step, at) for at in _items(numbers)]
+    for step in ("before find", "during find", "after find"):  # of the list, before a submit, at its end
+        kills += [Kill("store", step, at) for at in ((1, 25, 45) if not DEEP else range(1, 61, 3))]
+    for step in TILL_STEPS:
+        kills += [Kill("server", step, at) for at in _items(numbers)]
+    return kills
+
+
+def _items(numbers: random.Random) -> list[int]:
+    return list(range(1, len(ITEMS) + 1)) if DEEP else [numbers.randint(2, len(ITEMS))]
+
+
+async def killed(folder: Path, lane: Lane, kill: Kill, *, naive: bool = False) -> tuple[Case, list[str]]:
+    """One batch killed there and run to its end, and what was wrong with it."""
+    by_server = kill.by == "server"
+    async with Case(folder, Till(kill.step, kill.at) if by_server else Till(), naive) as case:
+        code = await case.run(lane, *(() if by_server else (kill.step, kill.at)))
+        faults = [] if code == KILLED else [f"was never reached: code {code}, {case.stderr}"]
+        return case, faults + await case.finish(lane)
+
+
+@pytest.mark.sweep
+async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(tmp_path: Path) -> None:
+    """Killed before, during and after every call of the store, and at every stage of an exchange:
+    each item has one outcome, at most one complete POST, no received task id is lost, and a
+    further run of the finished batch sends nothing."""
+
+    async def act(lane: Lane, kill: Kill) -> list[str]:
+        return (await killed(tmp_path / str(kill), lane, kill))[1]
+
+    assert await on_lanes(named_steps(), act) == []
+
+
+@attrs.frozen
+class Moments:
+    """Up to three kills of one batch, as shares of the time that it takes."""
+
+    number: int
+    shares: tuple[float, ...]
+
+
+@pytest.mark.sweep
+async def test_a_batch_killed_at_random_moments_pays_once_and_loses_nothing(tmp_path: Path) -> None:
+    """The same for 200 batches killed at random moments; every third is killed twice, every ninth
+    three times, also while it resumes. A kill that comes after the end does not count."""
+    undisturbed = await _duration(tmp_path)
+    hits = 0
+
+    def cases() -> Iterator[Moments]:
+        numbers = random.Random(200)
+        for number in range(3 * MOMENTS):
+            if hits < MOMENTS:
+                kills = 1 + (number % 3 == 0) + (number % 9 == 0)
+                yield Moments(number, tuple(numbers.random() for _ in range(kills)))
+
+    async def act(lane: Lane, moments: Moments) -> list[str]:
+        nonlocal hits
+        async with Case(tmp_path / str(moments.number), Till()) as case:
+            for share in moments.shares:
+                await case.run(lane, kill_after=share * undisturbed)
+            hits += case.codes[0] == KILLED
+            return await case.finish(lane)
+
+    assert await on_lanes(cases(), act) == []
+    assert hits >= MOMENTS
+
+
+async def _duration(folder: Path) -> float:
+    """How long a batch takes that nobody kills."""
+    async with Lane() as lane, Lane() as other:
+
+        async def one(lane: Lane, name: str) -> float:
+            async with Case(folder / name, Till()) as case:
+                began = time.perf_counter()
+                assert await case.run(lane) == 0
+                return time.perf_counter() - began
+
+        pairs = [await asyncio.gather(one(lane, f"a{n}"), one(other, f"b{n}")) for n in range(2)]
+    return min(pairs[-1])
+
+
+async def test_the_same_kills_make_a_naive_client_pay_twice(tmp_path: Path) -> None:
+    """The control: a client that writes the task id down after the POST pays again for what it was
+    killed in; so the harness sees double payments."""
+    kills = [Kill("server", step, at) for step in ("post", "half an answer") for at in (2, 9, 16)]
+    twice: list[int] = []
+
+    async def act(lane: Lane, kill: Kill) -> list[str]:
+        case, faults = await killed(tmp_path / str(kill), lane, kill, naive=True)
+        twice.append(case.double_payments)
+        return faults
+
+    assert await on_lanes(kills, act) == []
+    assert min(twice) > 0
+
+
+async def test_a_lost_id_is_seen(tmp_path: Path) -> None:
+    """The control of the other promises: a store file that is taken back to an earlier state, or a
+    tampered one, is found out."""
+    async with Lane() as lane, Case(tmp_path / "case", Till()) as case:
+        assert await case.run(lane) == 0
+        assert await case.finish(lane) == []
+        entries = await case.entries()
+        lost = dict(entries)
+        del lost[ITEMS[3]]
+        assert len(case.faults(lost)) >= 2
+        changed = entries | {ITEMS[3]: attrs.evolve(entries[ITEMS[3]], task_id="another")}
+        assert len(case.faults(changed)) >= 2
+        case.till.posts[ITEMS[0]] += 1
+        assert case.faults(entries) == [f"paid 2 times: {ITEMS[0]}"]
+
+
+async def test_a_store_is_locked_while_its_process_lives(tmp_path: Path) -> None:
+    """A second process gets StoreLockedError and pays nothing, even if the first is frozen; after
+    `kill -9` of the first the store opens, and the batch goes on where it stopped."""
+    frozen = asyncio.Event()
+    async with Lane() as first, Lane() as second, Case(tmp_path / "case", Till("post", 5)) as case:
+
+        def freeze() -> None:
+            first.kill(signal.SIGSTOP)
+            frozen.set()
+
+        case.till.kill = freeze
+        await first.start(case.run_of())
+        await frozen.wait()
+        await second.start(case.run_of())
+        assert await second.ended() == 0
+        of_second = [line for line in case.lines("outcomes") if line["run"] == second.pid]
+        assert of_second == [{"run": second.pid, "ended": "StoreLockedError"}]
+        assert second.pid not in {line["run"] for line in case.lines("evidence")}
+        with pytest.raises(StoreLockedError):
+            async with AsyncKieClient("sk-test", base_url=case.till.url, store=case.folder / "run.db"):
+                pass
+        first.kill()
+        case.codes.append(await first.ended())
+        assert case.codes == [KILLED]
+        assert await case.finish(second) == []
+
+
+async def test_a_fresh_interpreter_goes_on_as_a_forked_one_does(tmp_path: Path) -> None:
+    """The forked runs stand for real ones: killed, and continued by a process of its own."""
+    async with Lane() as lane, Case(tmp_path / "case", Till("a whole answer", 7)) as case:
+        assert await case.run(lane) == KILLED
+        child = Path(__file__).parents[1] / "support" / "crash_child.py"
+        run = json.dumps(attrs.asdict(case.run_of()))
+        process = await asyncio.create_subprocess_exec(sys.executable, child, run)
+        assert await process.wait() == 0
+        assert await case.finish(lane) == []
+
+
+async def test_an_unknown_outcome_is_told_and_held(tmp_path: Path) -> None:
+    """An item whose POST left the process before it died completes with SubmissionUnknownError in
+    every later run, and is not sent again."""
+    async with Lane() as lane, Case(tmp_path / "case", Till("post", 5)) as case:
+        assert await case.run(lane) == KILLED
+        assert await case.finish(lane) == []
+        errors = [line["error"] for line in case.lines("outcomes") if "key" in line]
+        assert 2 <= errors.count("SubmissionUnknownError") <= 2 * 8
+        async with AsyncKieClient("sk-test", base_url=case.till.url, store=case.folder / "run.db") as client:
+            unknown = [entry async for entry in client.unfinished()]
+            assert {entry.state.value for entry in unknown} == {"unknown"}
+            with pytest.raises(KieError, match="perhaps paid"):
+                await client.submit(unknown[0].request, key=unknown[0].key)
+        assert max(case.till.posts.values()) == 1

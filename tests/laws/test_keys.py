@@ -1,0 +1,829 @@
+"""Idempotency keys through the client: one payment for a key, across callers, clients and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cancelling import cancelled_at
+from clocks import run_scaled
+from faults import FaultServer, raw, stall, unused_port
+
+import kie4o
+from kie4o import AsyncKieClient, ImageRequest, PollPolicy, RateLimit, StoreError
+from kie4o.emulator import Answer, Emulator
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.store import Entry, EntryState, Store
+from kie4o.submission.rate_limit import RateLimiter
+
+QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
+SPEED = 20  # loop seconds per second
+LOST = Answer(500, task_created=True)  # the task is paid, and the answer does not say so
+
+MakeStore = Callable[[], Store]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    """What is remembered: each call gives a store for one more client, all with the same memory."""
+    memory = MemoryStore()
+    return lambda: memory if request.param == "memory" else SQLiteStore(tmp_path / "run.db")
+
+
+def client_of(url: str, store: Store | None = None, **more: Any) -> AsyncKieClient:
+    settings: dict[str, Any] = {"api_key": "sk-test", "base_url": url, "timeout": 200, "poll": QUICK}
+    return AsyncKieClient(store=store, **settings | more)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds; it fails the test if it never does."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < 10
+        await asyncio.sleep(0.001)
+
+
+async def state_of(store: Store, key: str) -> EntryState | None:
+    entry = await store.find(key=key)
+    return None if entry is None else entry.state
+
+
+# -- the same key, the same request ---------------------------------------------------------------------
+
+
+def test_a_key_is_paid_once_for_ever(store: MakeStore) -> None:
+    """Submitted, waited for, ended, in this client and in later ones: one POST, one task, one result."""
+
+    async def run() -> None:
+        async with Emulator(duration=1.0) as kie:
+            async with client_of(kie.url, store()) as client:
+                task = await client.submit("x", key="a", n_variants=2)
+                assert (await client.submit("x", key="a", n_variants=2)).id == task.id
+                result = await client.generate("x", key="a", n_variants=2)
+                assert (result.task_id, result.source, len(result)) == (task.id, "poll", 2)
+                again = await client.generate("x", key="a", n_variants=2)
+                assert (again, again.source, again.details) == (result, "store", result.details)
+                assert again.details.raw == result.details.raw
+            for _ in range(2):
+                async with client_of(kie.url, store()) as later:
+                    request = ImageRequest("x", n_variants=2)
+                    again = await later.generate(request, key="a")
+                    assert (again, again.source, again.n_variants) == (result, "store", 2)
+                    assert await (await later.submit(request, key="a")) == result
+            assert (kie.posts, kie.accepted) == (1, 1)
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_later_client_waits_for_what_an_earlier_one_submitted(store: MakeStore) -> None:
+    """A key that was submitted in an earlier life is waited for, not submitted."""
+
+    async def run() -> None:
+        async with Emulator(duration=5.0) as kie:
+            async with client_of(kie.url, store()) as client:
+                task = await client.submit("x", key="a")
+            async with client_of(kie.url, store()) as later:
+                result = await later.generate("x", key="a")
+            assert (result.task_id, result.source) == (task.id, "poll")
+            assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("verbs", [["generate"] * 5, ["submit"] * 5, ["submit", "generate", "submit"]])
+def test_callers_at_the_same_moment_share_one_post(store: MakeStore, verbs: list[str]) -> None:
+    """However many ask for one key at once, and by whichever verb: one POST and one task for all."""
+
+    async def run() -> None:
+        async with Emulator(duration=1.0, latency=1.0) as kie, client_of(kie.url, store()) as client:
+            outcomes = await asyncio.gather(*(getattr(client, verb)("x", key="a") for verb in verbs))
+            ids = {
+                outcome.id if verb == "submit" else outcome.task_id
+                for verb, outcome in zip(verbs, outcomes, strict=True)
+            }
+            assert ids == set(kie.tasks)
+            assert (kie.posts, len(ids)) == (1, 1)
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_shared_failure_is_each_callers_own() -> None:
+    """Callers who share one POST each get its refusal, as errors of their own."""
+
+    async def run() -> None:
+        async with Emulator(latency=1.0) as kie, client_of(kie.url) as client:
+            kie.plan("x", answer=402)
+            calls = [client.generate("x", key="a"), client.submit("x", key="a")]
+            first, second = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(first, kie4o.InsufficientCreditsError)
+            assert isinstance(second, kie4o.InsufficientCreditsError)
+            assert first is not second
+            assert (first.key, second.key, kie.posts) == ("a", "a", 1)
+
+    run_scaled(run(), SPEED)
+
+
+def test_without_a_key_every_call_is_paid(store: MakeStore) -> None:
+    """Equal requests without a key are different wishes: each is submitted."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie, client_of(kie.url, store()) as client:
+            first, second = await asyncio.gather(client.generate("x"), client.generate("x"))
+            assert first.task_id != second.task_id
+            assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_call_after_a_cancelled_one_submits_anew(store: MakeStore) -> None:
+    """A caller who comes when the submit of its key is just being called off is not called off with
+    it: a time-out and a second try are the commonest pair of calls."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            async with client_of(kie.url, store(), rate_limit=RateLimit(1, per=3.0)) as client:
+                await client.submit("takes the slot")
+                first = asyncio.create_task(client.generate("x", key="a"))
+                await asyncio.sleep(1.0)
+                first.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await first
+                result = await client.generate("x", key="a")
+                assert result.task_id in kie.tasks
+                assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_first_call_that_is_cancelled_leaves_a_working_client(tmp_path: Path) -> None:
+    """Cancelled while the store is being opened: the next call opens it and works."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            for at in range(4):
+                async with contextlib.AsyncExitStack() as stack:
+                    client = client_of(kie.url, SQLiteStore(tmp_path / f"{at}.db"))
+                    stack.push_async_callback(client.aclose)
+                    await cancelled_at(client.credits(), at, "pending")
+                    assert (await client.generate("x", key="a")).urls
+
+    run_scaled(run(), SPEED)
+
+
+async def test_a_slot_that_is_freed_in_the_tick_of_a_cancel_is_not_lost() -> None:
+    """A waiter that was cancelled is not granted the slot that comes free before it has left the
+    queue: whoever frees it meets no error, the cancel stays a cancel, and the next waiter gets it."""
+    limiter = RateLimiter(RateLimit(1, per=10.0))
+    await limiter.acquire()
+    first, second = asyncio.create_task(limiter.acquire()), asyncio.create_task(limiter.acquire())
+    await asyncio.sleep(0)
+    first.cancel()
+    limiter.release(counted=False)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await asyncio.wait_for(second, 1.0)
+    assert (limiter.open, limiter.waiting) == (1, 0)
+
+
+@pytest.mark.parametrize("make", [lambda place: MemoryStore(), SQLiteStore], ids=["memory", "sqlite"])
+def test_callers_cancelled_in_one_tick_leave_every_slot_free(
+    make: Callable[[Path], Store], tmp_path: Path
+) -> None:
+    """One submit on its way and three behind it in the queue for slots, all cancelled in the same turn of
+    the loop: each ends as cancelled or submitted, no slot is lost, nothing unsent is taken for unknown."""
+
+    async def run() -> None:
+        for ticks in range(0, 60, 3):
+            async with Emulator(duration=0.0, limit=1000) as kie:
+                kept = make(tmp_path / f"{ticks}.db")
+                async with client_of(kie.url, kept, rate_limit=RateLimit(1, per=1.0)) as client:
+                    await client.credits()  # opened
+                    calls = [
+                        asyncio.create_task(client.submit("x", key=f"{ticks}.{caller}"))
+                        for caller in range(4)
+                    ]
+                    for _ in range(ticks):
+                        await asyncio.sleep(0)
+                    for call in calls:
+                        call.cancel()
+                    ends = await asyncio.gather(*calls, return_exceptions=True)
+                    kinds = {type(end) for end in ends}
+                    assert kinds <= {asyncio.CancelledError, kie4o.ImageTask}, ends
+                    await until(lambda client=client: client._submissions.live == 0)
+                    assert (client._limiter.open, client._limiter.waiting) == (0, 0)
+                    owed = [entry async for entry in kept.unfinished()]
+                    assert {entry.task_id for entry in owed} >= set(kie.tasks)
+                    assert {entry.state for entry in owed} <= {EntryState.SUBMITTED}
+                    for caller in range(4):
+                        assert await state_of(kept, f"{ticks}.{caller}") is not EntryState.INTENT
+                    await asyncio.wait_for(client.submit("after"), 50.0)
+
+    run_scaled(run(), SPEED)
+
+
+# -- the same key, another request ----------------------------------------------------------------------
+
+
+def test_another_request_under_a_key_is_a_conflict(store: MakeStore) -> None:
+    """Whether the first one is under way, submitted, ended or of an earlier life: `KeyConflictError`
+    with the key, before anything is sent; the first one is not disturbed."""
+
+    async def run() -> None:
+        async def conflicts(client: AsyncKieClient) -> None:
+            for verb in (client.submit, client.generate):
+                for other in (ImageRequest("y"), ImageRequest("x", size="3:2")):
+                    with pytest.raises(kie4o.KeyConflictError, match="another request") as caught:
+                        await verb(other, key="a", retry_failed=True, on_unknown="resubmit")
+                    assert caught.value.key == "a"
+
+        async with Emulator(duration=1.0, latency=1.0) as kie:
+            async with client_of(kie.url, store()) as client:
+                call = asyncio.create_task(client.submit("x", key="a"))
+                await until(lambda: kie.posts == 1)
+                await conflicts(client)
+                task = await call
+                await conflicts(client)
+                await task
+                await conflicts(client)
+            async with client_of(kie.url, store()) as later:
+                await conflicts(later)
+                assert (await later.generate("x", key="a")).task_id == task.id
+            assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+BAD_KEYS = [
+    *("", " ", "\t", "a\nb", "a\0b", "a\x7f", "\x85", "\u2028", "\ud800", "a\udfff", "k" * 513),
+    *(5, 1.5, True, b"a", ["a"], object),
+]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS, ids=lambda key: ascii(key)[:12])
+async def test_a_key_that_cannot_be_kept_is_refused(key: object, tmp_path: Path) -> None:
+    """Blank, too long, unprintable, half a pair, or no text at all: refused before the store is opened
+    or anything is sent."""
+    async with Emulator() as kie:
+        client = client_of(kie.url, SQLiteStore(tmp_path / "run.db"))
+        for verb in (client.submit, client.generate):
+            with pytest.raises(kie4o.InvalidRequestError, match="key="):
+                await verb("x", key=key)
+        await client.aclose()
+        assert not kie.requests
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["k" * 512, "Auftrag № 5 / süß", "🎨", "a'b\"c\\d%_", "INF", "0"])
+async def test_any_printable_text_is_a_key(key: str, store: MakeStore) -> None:
+    """Up to 512 printable characters of any script, and each is itself only."""
+    async with Emulator() as kie, client_of(kie.url, store()) as client:
+        task = await client.submit("x", key=key)
+        assert (await client.submit("x", key=key)).id == task.id
+        assert (await client.submit("x", key=key[:-1] + "~")).id != task.id
+        assert kie.posts == 2
+
+
+# -- failed tasks -----------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_is_final_for_its_key(store: MakeStore) -> None:
+    """The same failure, from the store and without a POST, until it is asked for with `retry_failed`;
+    then the new result stands, also in a later client and also if it is asked again."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kie.plan("x", outcome="policy")
+            async with client_of(kie.url, store()) as client:
+                with pytest.raises(kie4o.ContentPolicyError) as first:
+                    await client.generate("x", key="a")
+                with pytest.raises(kie4o.ContentPolicyError) as second:
+                    await client.generate("x", key="a")
+                assert (await client.submit("x", key="a")).id == first.value.task_id
+            async with client_of(kie.url, store()) as client:
+                with pytest.raises(kie4o.ContentPolicyError) as third:
+                    await client.generate("x", key="a")
+                for again in (second.value, third.value):
+                    assert (again.task_id, str(again)) == (first.value.task_id, str(first.value))
+                    assert (again.error_code, again.details) == (400, first.value.details)
+                assert kie.posts == 1
+                result = await client.generate("x", key="a", retry_failed=True)
+                assert result.task_id != first.value.task_id
+                assert kie.posts == 2
+                for retry_failed in (True, False):
+                    again = await client.generate("x", key="a", retry_failed=retry_failed)
+                    assert (again, again.source) == (result, "store")
+            async with client_of(kie.url, store()) as client:
+                assert await client.generate("x", key="a", retry_failed=True) == result
+            assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
+
+
+def test_news_of_the_failed_task_does_not_touch_the_new_one(store: MakeStore) -> None:
+    """Whoever still waits for the failed task by its id learns that it failed; what the key stands
+    for now is the task that was submitted anew."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kie.plan("x", outcome="failed")
+            kept = store()
+            async with client_of(kie.url, kept) as client:
+                with pytest.raises(kie4o.TaskFailedError) as failed:
+                    await client.generate("x", key="a")
+                kie.plan("x", duration=5.0)
+                task = await client.submit("x", key="a", retry_failed=True)
+                with pytest.raises(kie4o.TaskFailedError):
+                    await client.wait(failed.value.task_id)
+                entry = await kept.find(key="a")
+                assert (entry.state, entry.task_id, entry.details) == (EntryState.SUBMITTED, task.id, None)
+                assert (await client.generate("x", key="a")).task_id == task.id
+            assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_retry_that_was_refused_leaves_the_failure_final(store: MakeStore) -> None:
+    """`retry_failed` opts in to one more payment. If Kie refuses it nothing has changed: a call
+    without it still gets the failure and pays nothing."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kie.plan("x", outcome="failed")
+            async with client_of(kie.url, store()) as client:
+                with pytest.raises(kie4o.TaskFailedError) as failed:
+                    await client.generate("x", key="a")
+                kie.plan("x", answer=402)
+                with pytest.raises(kie4o.InsufficientCreditsError):
+                    await client.generate("x", key="a", retry_failed=True)
+            async with client_of(kie.url, store()) as client:
+                with pytest.raises(kie4o.TaskFailedError) as again:
+                    await client.generate("x", key="a")
+                assert again.value.task_id == failed.value.task_id
+                assert (kie.posts, kie.accepted) == (2, 1)
+
+    run_scaled(run(), SPEED)
+
+
+# -- unknown outcomes -----------------------------------------------------------------------------------
+
+
+def test_an_unknown_outcome_is_held_with_its_ref(store: MakeStore) -> None:
+    """By default the key is never sent again, in this life or a later one; every error carries the
+    key and the ref of the one submit."""
+
+    async def run() -> None:
+        async with Emulator() as kie:
+            kie.plan("x", answer=LOST)
+            refs = set()
+            for _ in range(2):
+                async with client_of(kie.url, store()) as client:
+                    for verb in (client.submit, client.generate):
+                        with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+                            await verb("x", key="a")
+                        assert caught.value.key == "a"
+                        refs.add(caught.value.ref)
+            assert len(refs) == 1
+            assert refs.pop()
+            assert (kie.posts, kie.accepted) == (1, 1)
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_resubmit_pays_again_because_it_was_asked_to(store: MakeStore, later: bool) -> None:
+    """`on_unknown="resubmit"` sends the request again, here paying twice as the README warns; the new
+    result stands afterwards and a further one is not sent."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kie.plan("x", answer=LOST)
+            kept = store()
+            client = client_of(kie.url, kept)
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await client.generate("x", key="a", on_unknown="resubmit")  # asked for, but not unknown yet
+            assert kie.posts == 1
+            if later:
+                await client.aclose()
+                client = client_of(kie.url, kept := store())
+            result = await client.generate("x", key="a", on_unknown="resubmit")
+            assert (kie.posts, kie.accepted) == (2, 2)
+            assert await state_of(kept, "a") is EntryState.SUCCEEDED
+            for on_unknown in ("resubmit", "hold"):
+                assert await client.generate("x", key="a", on_unknown=on_unknown) == result
+            assert kie.posts == 2
+            await client.aclose()
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_resubmit_that_was_refused_leaves_the_outcome_unknown(store: MakeStore) -> None:
+    """The first submit is still perhaps paid when the second was refused: a call that does not opt
+    in must not send a third."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kie.plan("x", answer=LOST)
+            async with client_of(kie.url, store()) as client:
+                with pytest.raises(kie4o.SubmissionUnknownError):
+                    await client.generate("x", key="a")
+                kie.plan("x", answer=402)
+                with pytest.raises(kie4o.InsufficientCreditsError):
+                    await client.generate("x", key="a", on_unknown="resubmit")
+            async with client_of(kie.url, store()) as client:
+                with pytest.raises(kie4o.SubmissionUnknownError):
+                    await client.generate("x", key="a")
+                assert (kie.posts, kie.accepted) == (2, 1)
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("on_unknown", ["Hold", "", None, True, "resend"])
+async def test_other_words_for_on_unknown_are_refused(on_unknown: object) -> None:
+    """What may pay twice is spelled exactly or refused."""
+    async with Emulator() as kie, client_of(kie.url) as client:
+        for verb in (client.submit, client.generate):
+            with pytest.raises(kie4o.InvalidRequestError, match="'hold' or 'resubmit'"):
+                await verb("x", key="a", on_unknown=on_unknown)
+        assert kie.posts == 0
+
+
+# -- refused and not sent ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [400, 401, 402, 403, 404, 422, 433, 451, 505])
+def test_a_refused_key_may_be_used_again(store: MakeStore, code: int) -> None:
+    """A refusal costs nothing and settles nothing: the same call is sent again, here and later."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            for _ in range(2):
+                async with client_of(kie.url, store()) as client:
+                    kie.plan("x", answer=code)
+                    with pytest.raises(kie4o.APIStatusError) as caught:
+                        await client.generate("x", key="a")
+                    assert caught.value.key == "a"
+                    assert [entry async for entry in client.unfinished()] == []
+            async with client_of(kie.url, store()) as client:
+                assert (await client.generate("x", key="a")).urls
+            assert (kie.posts, kie.accepted) == (3, 1)
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_key_that_was_not_sent_may_be_used_again(store: MakeStore) -> None:
+    """Nobody listens, so nothing is paid: once somebody does, the same call is sent, once."""
+
+    async def run() -> None:
+        async with client_of(f"http://127.0.0.1:{unused_port()}", kept := store()) as client:
+            with pytest.raises(kie4o.APIConnectionError) as caught:
+                await client.generate("x", key="a")
+            assert caught.value.key == "a"
+            assert await state_of(kept, "a") is EntryState.PLANNED
+        async with Emulator(duration=0.0) as kie, client_of(kie.url, store()) as client:
+            assert (await client.generate("x", key="a")).urls
+            assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("key", ["a", None])
+def test_nothing_is_claimed_during_the_pause_before_a_resend(store: MakeStore, key: str | None) -> None:
+    """Between a 429 and the next attempt the key is PLANNED: a crash in that long pause leaves no
+    UNKNOWN behind, since nothing was paid. Without a key there is nothing to keep at all."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie, client_of(kie.url, kept := store()) as client:
+            kie.plan("x", answer=429)
+            call = asyncio.create_task(client.submit("x", key=key))
+            await until(lambda: kie.posts == 1)
+            await asyncio.sleep(4.0)  # of the ten that it pauses
+            assert not call.done()
+            if key is not None:
+                entry = await kept.find(key=key)
+                assert (entry.state, entry.task_id, entry.submitted_at) == (EntryState.PLANNED, None, None)
+            assert [entry async for entry in kept.unfinished()] == []
+            assert await kept.recent(0.0) == []
+            task = await call
+            assert [entry.task_id async for entry in kept.unfinished()] == [task.id]
+            assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
+
+
+# -- what is written down ---------------------------------------------------------------------------------
+
+
+class Watched:
+    """A store that keeps the history of its saves, and in which saves of `broken` states fail."""
+
+    def __init__(self, store: Store, *broken: EntryState) -> None:
+        self._store = store
+        self.broken = set(broken)
+        self.history: list[EntryState] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def save(self, entry: Entry) -> None:
+        self.history.append(entry.state)
+        if entry.state in self.broken:
+            raise StoreError("the store cannot be used: the disk is full")
+        await self._store.save(entry)
+
+
+@pytest.mark.parametrize("key", ["a", None])
+@pytest.mark.parametrize("outcome", ["success", "failed"])
+def test_the_outcome_is_written_down(store: MakeStore, outcome: str, key: str | None) -> None:
+    """INTENT, SUBMITTED, then the end with its details: in this order and nothing else."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0, outcome=outcome) as kie:
+            kept = Watched(store())
+            async with client_of(kie.url, kept) as client:
+                with contextlib.suppress(kie4o.TaskFailedError):
+                    await client.generate("x", key=key)
+                end = EntryState.SUCCEEDED if outcome == "success" else EntryState.FAILED
+                assert kept.history == [EntryState.INTENT, EntryState.SUBMITTED, end]
+                assert [entry async for entry in kept.unfinished()] == []
+                [task_id] = kie.tasks
+                if key is not None:
+                    entry = await kept.find(key=key)
+                    assert entry == await kept.find(task_id=task_id)
+                    assert (entry.state, entry.task_id, entry.request) == (end, task_id, ImageRequest("x"))
+                    assert (entry.details.task_id, entry.details.state.value) == (task_id, end.value)
+                    assert entry.details.raw["taskId"] == task_id
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("how", ["task", "wait", "resume"])
+def test_whoever_waits_writes_the_outcome_down(store: MakeStore, how: str) -> None:
+    """The end is written down also if it was learned from the handle, by the id, or by `resume`."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie, client_of(kie.url, kept := store()) as client:
+            task = await client.submit("x", key="a")
+            if how == "task":
+                result = await task
+            elif how == "wait":
+                result = await client.wait(task.id)
+            else:
+                [completion] = [completion async for completion in client.resume()]
+                result = completion.unwrap()
+            assert await state_of(kept, "a") is EntryState.SUCCEEDED
+            again = await client.generate("x", key="a")
+            assert (again, again.source, kie.posts) == (result, "store", 1)
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize(("days", "end"), [(13, EntryState.SUBMITTED), (15, EntryState.FAILED)])
+def test_what_kie_has_forgotten_after_14_days_is_owed_no_more(
+    store: MakeStore, days: int, end: EntryState
+) -> None:
+    """A task that Kie does not know has failed for good once its images would be gone; before that it
+    may be a wrong key's and stays owed."""
+
+    async def run() -> None:
+        async with Emulator() as kie, client_of(kie.url, kept := store()) as client:
+            await client.credits()  # opens the store
+            old = Entry("a", request=ImageRequest("x"), ref="r" * 24)
+            await kept.claim(old)
+            then = time.time() - days * 86400
+            await kept.save(old.become(EntryState.SUBMITTED, task_id="0" * 32, submitted_at=then))
+            with pytest.raises(kie4o.TaskNotFoundError):
+                await client.wait("0" * 32)
+            assert await state_of(kept, "a") is end
+            assert [entry.key async for entry in client.unfinished()] == (["a"] if days < 14 else [])
+            assert kie.posts == 0
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("key", ["a", None])
+def test_no_intent_no_post(store: MakeStore, key: str | None) -> None:
+    """When the INTENT cannot be written nothing is sent: `StoreError`, 0 POSTs; afterwards the same
+    call works, and no slot or place was lost."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kept = Watched(store(), EntryState.INTENT)
+            limits: dict[str, Any] = {"rate_limit": RateLimit(1, per=5.0), "max_in_flight": 1}
+            async with client_of(kie.url, kept, **limits) as client:
+                for verb in (client.submit, client.generate):
+                    with pytest.raises(StoreError, match="full") as caught:
+                        await verb("x", key=key)
+                    assert caught.value.task_id is None
+                assert kie.posts == 0
+                assert [entry async for entry in kept.unfinished()] == []
+                kept.broken.clear()
+                start = asyncio.get_running_loop().time()
+                assert (await client.generate("x", key=key)).urls
+                assert asyncio.get_running_loop().time() - start < 5.0  # the slot was free
+                assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+def test_no_claim_no_post() -> None:
+    """The same when the key cannot even be claimed."""
+
+    class Broken(MemoryStore):
+        async def claim(self, entry: Entry) -> Entry:
+            raise StoreError("the disk is full")
+
+    async def run() -> None:
+        async with Emulator() as kie, client_of(kie.url, Broken()) as client:
+            with pytest.raises(StoreError, match="full"):
+                await client.submit("x", key="a")
+            assert kie.posts == 0
+
+    run_scaled(run(), SPEED)
+
+
+def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("key", ["a", None])
+@pytest.mark.parametrize("verb", ["submit", "generate"])
+def test_a_paid_id_that_cannot_be_written_is_not_lost(
+    store: MakeStore, verb: str, key: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is on the error, in the log at ERROR, stands under its key, can be waited for, and is written
+    as soon as that is possible: soon at first, then more and more rarely."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kept = Watched(store(), EntryState.SUBMITTED)
+            async with client_of(kie.url, kept) as client:
+                with pytest.raises(StoreError, match="paid") as caught:
+                    await getattr(client, verb)("x", key=key)
+                [task_id] = kie.tasks
+                assert (caught.value.task_id, caught.value.key) == (task_id, key)
+                assert [line for line in errors_in(caplog) if task_id in line]
+                if key is not None:
+                    assert (await client.submit("x", key=key)).id == task_id
+                tries = len(kept.history)
+                await asyncio.sleep(100.0)
+                assert 4 <= len(kept.history) - tries <= 10
+                assert await kept.find(task_id=task_id) is None
+                kept.broken.clear()
+                await asyncio.sleep(31.0)
+                assert (await kept.find(task_id=task_id)).state is EntryState.SUBMITTED
+                tries = len(kept.history)
+                await asyncio.sleep(60.0)
+                assert len(kept.history) == tries  # once is enough
+                assert (await client.wait(task_id)).urls
+                if key is not None:
+                    assert (await client.generate("x", key=key)).source == "store"
+            assert kie.posts == 1
+
+    run_scaled(run(), 300)
+
+
+def test_closing_writes_what_could_not_be_written(store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    """The last try is made when the client closes; if that fails too, the log has the id."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kept = Watched(store(), EntryState.SUBMITTED)
+            async with client_of(kie.url, kept) as client:
+                with pytest.raises(StoreError) as caught:
+                    await client.submit("x", key="a")
+                kept.broken.clear()
+            async with client_of(kie.url, store()) as later:
+                assert (await later.generate("x", key="a")).task_id == caught.value.task_id
+            kept = Watched(store(), EntryState.SUBMITTED)
+            async with client_of(kie.url, kept) as client:
+                with pytest.raises(StoreError) as caught:
+                    await client.submit("y", key="b")
+                caplog.clear()
+            assert [line for line in errors_in(caplog) if caught.value.task_id in line]
+            async with client_of(kie.url, store()) as later:  # and is not paid a second time
+                with pytest.raises(kie4o.SubmissionUnknownError):
+                    await later.generate("y", key="b")
+            assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("outcome", ["success", "failed"])
+def test_an_end_that_cannot_be_written_is_still_handed_out(
+    store: MakeStore, outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller gets the images or the failure, the log has a line, and the next call looks again,
+    which costs nothing."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0, outcome=outcome) as kie:
+            kept = Watched(store(), EntryState.SUCCEEDED, EntryState.FAILED)
+            async with client_of(kie.url, kept) as client:
+                for _ in range(2):
+                    caplog.clear()
+                    try:
+                        task_id = (await client.generate("x", key="a")).task_id
+                    except kie4o.TaskFailedError as error:
+                        task_id = error.task_id
+                    assert list(kie.tasks) == [task_id]
+                    assert [line for line in errors_in(caplog) if task_id in line]
+                assert await state_of(kept, "a") is EntryState.SUBMITTED
+            assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+def test_an_unknown_outcome_that_cannot_be_written_is_still_held(store: MakeStore) -> None:
+    """The INTENT that is there says the same: the key is not sent again."""
+
+    async def run() -> None:
+        async with FaultServer(raw(b"")) as server:
+            for broken in ([EntryState.UNKNOWN], []):
+                async with client_of(server.url, Watched(store(), *broken)) as client:
+                    for _ in range(2):
+                        with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+                            await client.generate("x", key="a")
+                        assert caught.value.ref
+            assert server.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+# -- restarting within the window ---------------------------------------------------------------------------
+
+WINDOWS = [(20, 10.0), (1, 0.5)]  # loop seconds per second, and seconds of the limit's window
+LIVES = (12, 8, 15, 5)  # submits in each life of the process
+
+
+async def lives(kie: Emulator, per: float, places: list[Path]) -> None:
+    """A process that is restarted several times and submits as fast as it may."""
+    for number, (submits, place) in enumerate(zip(LIVES, places, strict=True)):
+        limit = RateLimit(20, per=per)
+        async with client_of(kie.url, SQLiteStore(place), rate_limit=limit) as client:
+            await asyncio.gather(*(client.submit(f"{number}.{n}") for n in range(submits)))
+
+
+@pytest.mark.parametrize(("speed", "per"), WINDOWS)
+@pytest.mark.parametrize("limit", [20, 1000])
+def test_a_restart_remembers_the_window(tmp_path: Path, speed: float, per: float, limit: int) -> None:
+    """Law 3 over several lives on one file: no window sees a 21st submit, and a server that admits
+    20 refuses none."""
+
+    async def run() -> None:
+        async with Emulator(limit=limit, per=per) as kie:
+            await lives(kie, per, [tmp_path / "run.db"] * len(LIVES))
+            assert kie.most_in_window() <= 20
+            assert (kie.refused, kie.accepted) == (0, sum(LIVES))
+
+    run_scaled(run(), speed)
+
+
+@pytest.mark.parametrize(("speed", "per"), WINDOWS)
+def test_control_a_restart_without_a_store_breaks_the_limit(tmp_path: Path, speed: float, per: float) -> None:
+    """Control: with a new file for each life the same server sees more than 20 in a window, and one
+    that admits 20 refuses some."""
+
+    async def run() -> None:
+        fresh = [tmp_path / f"{n}.db" for n in range(2 * len(LIVES))]
+        async with Emulator(limit=1000, per=per) as kie:
+            await lives(kie, per, fresh[: len(LIVES)])
+            assert kie.most_in_window() > 20
+        async with Emulator(limit=20, per=per) as kie:
+            await lives(kie, per, fresh[len(LIVES) :])
+            assert kie.refused > 0
+
+    run_scaled(run(), speed)
+
+
+async def test_a_restart_remembers_submits_whose_keys_were_used_again(tmp_path: Path) -> None:
+    """Two tasks under one key, the second after the first had failed, are two in the window."""
+    limit = RateLimit(20, per=2.0)
+    async with Emulator(limit=1000, per=2.0, duration=0.0) as kie:
+        for n in range(10):
+            kie.plan(f"{n}", outcome="failed")
+        async with client_of(kie.url, SQLiteStore(tmp_path / "run.db"), rate_limit=limit) as client:
+            calls = (client.generate(f"{n}", key=f"{n}") for n in range(10))
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(end, kie4o.TaskFailedError) for end in ends)
+            await asyncio.gather(*(client.submit(f"{n}", key=f"{n}", retry_failed=True) for n in range(10)))
+        async with client_of(kie.url, SQLiteStore(tmp_path / "run.db"), rate_limit=limit) as client:
+            await asyncio.gather(*(client.submit(f"new {n}") for n in range(10)))
+        assert kie.most_in_window() <= 20
+        assert kie.accepted == 30
+
+
+async def test_a_submit_that_was_given_up_counts_from_then(store: MakeStore) -> None:
+    """A request may reach Kie until its answer is given up on, so that is the time that a later life
+    has to count from; counted from its beginning, a 21st would fit into Kie's window."""
+    async with FaultServer(stall) as server:
+        async with client_of(server.url, kept := store(), timeout=0.5) as client:
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await client.submit("x", key="a")
+            assert (await kept.find(key="a")).submitted_at > time.time() - 0.25

@@ -1,0 +1,533 @@
+"""Turns among many waiting tasks: the rate, fairness, deadlines and slow looks; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import pytest
+from clocks import run_virtual
+
+import kie4o
+from kie4o import PollPolicy, TaskDetails, TaskPoller, TaskState
+from kie4o.polling.schedule import AT_ONCE, Schedule
+from kie4o.polling.watches import NEVER, Waiter, Watch
+
+EVERY_SECOND = {"first": 1, "factor": 1, "maximum": 1, "jitter": False}
+
+
+class Looks:
+    """Looks at any number of tasks, none of which ends unless named in `done`; those named in `hang`
+    never return. Writes down what began when."""
+
+    def __init__(self, *, done: Iterable[str] = (), hang: Iterable[str] = ()) -> None:
+        self.done = set(done)
+        self.hang = set(hang)
+        self.begun: list[tuple[float, str]] = []
+        self.at_once = self.most = 0
+
+    async def __call__(self, task_id: str) -> TaskDetails:
+        self.begun.append((asyncio.get_running_loop().time(), task_id))
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            if task_id in self.hang:
+                await asyncio.Event().wait()
+        finally:
+            self.at_once -= 1
+        if task_id in self.done:
+            return TaskDetails(task_id, state=TaskState.SUCCEEDED, urls=("https://x.example/a",))
+        return TaskDetails(task_id, state=TaskState.RUNNING)
+
+    def times(self, task_id: str) -> list[float]:
+        return [at for at, whose in self.begun if whose == task_id]
+
+
+def names(count: int, letter: str = "t") -> list[str]:
+    return [f"{letter}{number}" for number in range(count)]
+
+
+@asynccontextmanager
+async def waiting_for(poller: TaskPoller, tasks: Iterable[str], **more) -> AsyncIterator[list[Waiter]]:
+    """Waiters of these tasks, which leave at the end; then nothing is left."""
+    waiters = [poller.join(task_id, **more) for task_id in tasks]
+    try:
+        yield waiters
+    finally:
+        for waiter in waiters:
+            poller.leave(waiter)
+        await poller.aclose()
+        await asyncio.sleep(0)
+        assert poller.waiting == 0
+        assert look_tasks() == []
+
+
+def look_tasks() -> list[asyncio.Task]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == "kie4o look"]
+
+
+def crowd(count: int, seconds: float, per_second: float) -> Looks:
+    """So many tasks, each to be looked at every second, for so long."""
+
+    async def run() -> Looks:
+        looks = Looks()
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND, looks_per_second=per_second))
+        async with waiting_for(poller, names(count), since=asyncio.get_running_loop().time()):
+            await asyncio.sleep(seconds)
+        return looks
+
+    return run_virtual(run())
+
+
+def most_in_a_second(looks: Looks) -> int:
+    times = [at for at, _ in looks.begun]
+    return max(bisect.bisect_left(times, at + 1.0, place) - place for place, at in enumerate(times))
+
+
+# -- the rate ----------------------------------------------------------------------------------------
+
+
+def test_looks_per_second_are_bounded_over_all_tasks() -> None:
+    """600 tasks that would each like a look a second get 50 together, in any second and in the long run."""
+    looks = crowd(600, 61.0, per_second=50)
+    assert most_in_a_second(looks) <= 50 * 1.2 + 1
+    assert 49 <= len(looks.begun) / 60 <= 51
+
+
+def test_control_without_the_bound_there_are_more() -> None:
+    """Control: with a bound that does not bind, the same tasks take 600 a second."""
+    assert most_in_a_second(crowd(600, 10.0, per_second=1e6)) >= 600
+
+
+def test_the_rate_is_not_saved_up() -> None:
+    """After a minute in which nobody waited, a crowd gets no more than at any other time."""
+
+    async def run() -> Looks:
+        looks = Looks()
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND, looks_per_second=50))
+        await poller.look("first")
+        await asyncio.sleep(60)
+        async with waiting_for(poller, names(300)):
+            await asyncio.sleep(10)
+        return looks
+
+    assert most_in_a_second(run_virtual(run())) <= 50 * 1.2 + 1
+
+
+@pytest.mark.parametrize("seconds", [7.3, 31.0, 60.5])
+def test_turns_are_shared_fairly(seconds: float) -> None:
+    """However long 300 tasks share 50 looks a second, each has had as many as any other, but for one."""
+    looks = crowd(300, 1.0 + seconds, per_second=50)
+    counts = Counter(whose for _, whose in looks.begun)
+    shares = [counts[task_id] for task_id in names(300)]
+    assert max(shares) - min(shares) <= 1
+    assert sum(shares) >= 49 * seconds
+
+
+def test_few_tasks_do_not_feel_the_rate() -> None:
+    """Tasks that need fewer looks than the rate allows get each of theirs at its time."""
+    looks = crowd(5, 10.5, per_second=50)
+    start = 1000.0
+    for task_id in names(5):
+        assert looks.times(task_id) == pytest.approx([start + number for number in range(1, 11)], abs=0.001)
+
+
+# -- who goes first ----------------------------------------------------------------------------------
+
+
+def test_a_nudged_task_goes_before_those_that_queue() -> None:
+    """A callback gets the next turn, though hundreds were due before."""
+
+    async def run() -> list[str]:
+        looks = Looks()
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND, looks_per_second=5))
+        async with waiting_for(poller, names(300)):
+            await asyncio.sleep(2.05)
+            before = len(looks.begun)
+            assert poller.notify("t299")
+            await asyncio.sleep(0.5)
+            return [whose for _, whose in looks.begun[before:]]
+
+    next_ones = run_virtual(run())
+    assert next_ones[0] == "t299"
+    assert next_ones.count("t299") == 1
+    assert len(next_ones) in (2, 3)
+
+
+@pytest.mark.parametrize("stranger", [False, True])
+def test_a_single_look_goes_before_those_that_queue(stranger: bool) -> None:
+    """Somebody who asks for a look now gets the next turn, also for a task that queues already."""
+
+    async def run() -> tuple[float, list[str]]:
+        loop = asyncio.get_running_loop()
+        looks = Looks()
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND, looks_per_second=5))
+        async with waiting_for(poller, names(300)):
+            await asyncio.sleep(2.05)
+            before, asked = len(looks.begun), loop.time()
+            await poller.look("stranger" if stranger else "t299")
+            took = loop.time() - asked
+            return took, [whose for _, whose in looks.begun[before:]]
+
+    took, next_ones = run_virtual(run())
+    assert took <= 0.21
+    assert next_ones == ["stranger" if stranger else "t299"]
+
+
+@pytest.mark.parametrize("nudged", ["notify", "look"])
+def test_a_nudge_is_one_turn_and_no_lasting_privilege(nudged: str) -> None:
+    """Whoever was nudged while it queued queues like the others afterwards: its old place is gone."""
+
+    async def run() -> Counter[str]:
+        looks = Looks()
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND, looks_per_second=50))
+        async with waiting_for(poller, names(300)):
+            await asyncio.sleep(3.05)
+            if nudged == "notify":
+                poller.notify("t299")
+            else:
+                await poller.look("t299")
+            await asyncio.sleep(0.5)
+            before = len(looks.begun)
+            await asyncio.sleep(60)
+            return Counter(whose for _, whose in looks.begun[before:])
+
+    counts = run_virtual(run())
+    assert counts["t0"] == 10
+    assert counts["t299"] <= 11
+
+
+# -- deadlines ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+def test_a_deadline_holds_while_its_task_queues(submitted: bool) -> None:
+    """In a queue of minutes a wait of two seconds is over after two, without a look."""
+
+    async def run() -> tuple[float, Looks]:
+        loop = asyncio.get_running_loop()
+        looks = Looks()
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND, looks_per_second=2))
+        async with waiting_for(poller, names(400)):
+            await asyncio.sleep(1)
+            start = loop.time()
+            with pytest.raises(kie4o.TaskTimeoutError) as caught:
+                await poller.wait("late", timeout=2, since=start if submitted else None)
+            assert caught.value.task_id == "late"
+            return loop.time() - start, looks
+
+    took, looks = run_virtual(run())
+    assert 2 - 1e-6 <= took <= 2.3
+    assert looks.times("late") == []
+
+
+def test_each_waiter_of_a_task_has_its_own_deadline() -> None:
+    """Those who wait for one task until different times hear it each at theirs, while it queues too."""
+
+    async def run() -> list[float]:
+        loop = asyncio.get_running_loop()
+        poller = TaskPoller(Looks(), policy=PollPolicy(**EVERY_SECOND, looks_per_second=2))
+        start = loop.time()
+
+        async def patience(seconds: float) -> float:
+            with pytest.raises(kie4o.TaskTimeoutError):
+                await poller.wait("late", timeout=seconds)
+            return loop.time() - start
+
+        async with waiting_for(poller, names(400)):
+            return list(await asyncio.gather(patience(5), patience(2), patience(9)))
+
+    assert run_virtual(run()) == pytest.approx([5, 2, 9], abs=0.3)
+
+
+# -- looks that go wrong -----------------------------------------------------------------------------
+
+
+def test_a_look_that_hangs_is_given_up_and_repeated() -> None:
+    """After `look_timeout` a look that hangs is dropped; the task is looked at again, and ends well."""
+
+    async def run() -> tuple[float, list[float]]:
+        loop = asyncio.get_running_loop()
+        looks = Looks(done=["t"], hang=["t"])
+        poller = TaskPoller(looks, policy=PollPolicy(jitter=False), look_timeout=5.0)
+        start = loop.time()
+        wait = asyncio.create_task(poller.wait("t"))
+        await asyncio.sleep(4.9)
+        assert looks.at_once == 1
+        await asyncio.sleep(0.2)
+        assert looks.at_once == 0
+        looks.hang.clear()
+        assert (await wait).urls
+        assert look_tasks() == []
+        return loop.time() - start, [at - start for at in looks.times("t")]
+
+    took, starts = run_virtual(run())
+    assert starts == pytest.approx([0, 5 + 3.0])  # the pause after the first look
+    assert took == pytest.approx(8)
+
+
+def test_a_look_that_hangs_is_given_up_although_nothing_else_is_due_for_long() -> None:
+    """The end of a slow look is kept also by a timer that stands at something much later."""
+
+    async def run() -> list[float]:
+        loop = asyncio.get_running_loop()
+        looks = Looks(hang=["slow"])
+        poller = TaskPoller(looks, policy=PollPolicy(first=600, maximum=600, jitter=False), look_timeout=5.0)
+        start = loop.time()
+        async with waiting_for(poller, ["other"], since=start):
+            await asyncio.sleep(1)
+            with pytest.raises(kie4o.APITimeoutError):
+                await poller.look("slow")
+            return loop.time() - start
+
+    assert run_virtual(run()) == pytest.approx(6.0, abs=0.1)
+
+
+def test_a_look_that_takes_its_time_to_be_given_up_does_not_disturb_the_next() -> None:
+    """A look that was given up and still tidies up is none that another may overtake, and its end is not
+    taken for the end of the other, which nobody would give up any more."""
+
+    async def run() -> tuple[int, int]:
+        at_once = most = 0
+
+        async def look(task_id: str) -> TaskDetails:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(2)
+                at_once -= 1
+            raise AssertionError
+
+        poller = TaskPoller(look, policy=PollPolicy(**EVERY_SECOND), look_timeout=5.0)
+        waiter = poller.join("t")
+        await asyncio.sleep(5.5)
+        poller.notify("t")
+        await asyncio.sleep(20)
+        poller.leave(waiter)
+        await poller.aclose()
+        await asyncio.sleep(3)
+        return most, len(look_tasks())
+
+    assert run_virtual(run()) == (1, 0)
+
+
+def test_looks_that_hang_do_not_stop_others() -> None:
+    """As many looks as there are places hang, again and again: the others get theirs in between."""
+
+    async def run() -> tuple[float, Looks]:
+        loop = asyncio.get_running_loop()
+        stuck, good = names(AT_ONCE, "stuck"), names(500, "good")
+        looks = Looks(done=good, hang=stuck)
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND, looks_per_second=1e6), look_timeout=5.0)
+        async with waiting_for(poller, stuck):
+            await asyncio.sleep(0.1)
+            assert looks.at_once == AT_ONCE
+            start = loop.time()
+            await asyncio.gather(*(poller.wait(task_id) for task_id in good))
+            took = loop.time() - start
+            await asyncio.sleep(30)
+        return took, looks
+
+    took, looks = run_virtual(run())
+    assert 4.8 <= took <= 5.2
+    assert looks.most == AT_ONCE
+    assert len(looks.times("stuck0")) >= 4  # they are not given up for good
+
+
+def test_a_look_cancelled_by_a_stranger_before_it_began_is_made_up_for() -> None:
+    """Looks that are cancelled before their first step lose neither their places nor their tasks."""
+
+    async def run() -> tuple[float, Looks]:
+        loop = asyncio.get_running_loop()
+        tasks = names(AT_ONCE + 6)
+        looks = Looks(done=tasks)
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND, looks_per_second=1e6), look_timeout=5.0)
+        start = loop.time()
+        async with waiting_for(poller, tasks) as waiters:
+            under_way = look_tasks()
+            assert len(under_way) == AT_ONCE
+            for look in under_way:
+                look.cancel()
+            await asyncio.wait(waiters, timeout=60)
+            assert all(waiter.done() and not waiter.exception() for waiter in waiters)
+            return loop.time() - start, looks
+
+    took, looks = run_virtual(run())
+    assert took <= 6.5
+    assert len(looks.begun) == AT_ONCE + 6
+
+
+def test_a_look_cancelled_by_a_stranger_while_it_runs_is_ridden_out() -> None:
+    """A look that is cancelled midway is a failed look, nothing more."""
+
+    async def run() -> Looks:
+        looks = Looks(done=["t"], hang=["t"])
+        poller = TaskPoller(looks, policy=PollPolicy(**EVERY_SECOND))
+        wait = asyncio.create_task(poller.wait("t"))
+        await asyncio.sleep(0.5)
+        looks.hang.clear()
+        for look in look_tasks():
+            look.cancel()
+        assert (await wait).urls
+        return looks
+
+    assert len(run_virtual(run()).begun) == 2
+
+
+# -- a crowd -----------------------------------------------------------------------------------------
+
+
+def planned_and_begun(count: int) -> tuple[int, list[tuple[float, float, float]]]:
+    """A schedule of so many watches with pauses of 2 to 60 s for a few minutes: the most distinct times
+    it held, and of each turn its planned time, its pause and when it came."""
+    chance = random.Random(count)
+    turns: list[tuple[float, float, float]] = []
+    plans: dict[Watch, tuple[float, float]] = {}
+
+    async def run() -> int:
+        loop = asyncio.get_running_loop()
+
+        def plan(watch: Watch) -> None:
+            now = loop.time()
+            pause = chance.choice((2.0, 8.0, 30.0, 55.0)) * chance.uniform(0.9, 1.1)
+            plans[watch] = now + pause, pause
+            schedule.plan(watch, now + pause, now)
+
+        def looked(watch: Watch) -> None:
+            schedule.looked(watch, loop.time())
+            plan(watch)
+
+        def begin(watch: Watch) -> None:
+            turns.append((*plans[watch], loop.time()))
+            loop.call_soon(looked, watch)
+
+        schedule = Schedule(begin, lambda watch, now: None, per_second=1e6, longest=30.0)
+        schedule.loop = loop
+        for number in range(count):
+            plan(Watch(f"t{number}", loop.time(), 0.0, aged=True))
+        most = 0
+        for _ in range(60):
+            await asyncio.sleep(2.01)
+            most = max(most, len(schedule._times))
+        assert all(watch.due != NEVER for watch in plans)
+        schedule.close()
+        return most
+
+    return run_virtual(run()), turns
+
+
+def test_a_crowd_is_grouped() -> None:
+    """3,000 tasks stand at some hundred times; no turn is early, none later than a 64th of its pause, or
+    a quarter of a second."""
+    most, turns = planned_and_begun(3000)
+    assert len(turns) > 10_000
+    assert most <= 3000 / 5
+    for planned, pause, begun in turns:
+        assert -1e-6 <= begun - planned <= min(pause / 64, 0.25) + 1e-6
+
+
+def test_few_are_not_grouped() -> None:
+    """With 50 tasks every turn comes exactly at its time."""
+    most, turns = planned_and_begun(50)
+    assert most == 50
+    assert len(turns) > 200
+    assert all(abs(begun - planned) < 1e-6 for planned, _, begun in turns)
+
+
+def test_a_crowd_that_leaves_takes_its_times_along() -> None:
+    """Whoever has left does not stay in the heap: a thousand waits come and go, ten times over."""
+
+    async def run() -> list[int]:
+        poller = TaskPoller(Looks(), policy=PollPolicy(first=50, maximum=50))
+        held = []
+        for part in range(10):
+            since = asyncio.get_running_loop().time()
+            waiters = [poller.join(task_id, since=since) for task_id in names(1000, f"r{part}-")]
+            await asyncio.sleep(0.1)
+            for waiter in waiters:
+                poller.leave(waiter)
+            held.append(sum(len(watches) for watches in poller._schedule._at.values()))
+        await poller.aclose()
+        return held
+
+    assert max(run_virtual(run())) <= 200
+
+
+def test_turns_come_on_time_while_others_leave() -> None:
+    """Of 2,000 tasks most leave early: those that stay are looked at as if they had been alone."""
+
+    async def run() -> Looks:
+        loop = asyncio.get_running_loop()
+        chance = random.Random(5)
+        looks = Looks()
+        poller = TaskPoller(looks, policy=PollPolicy(first=5, factor=1, maximum=5, jitter=False))
+        async with waiting_for(poller, names(10, "stay"), since=loop.time()):
+            for _ in range(40):
+                leaving = [poller.join(task_id, since=loop.time()) for task_id in names(50, "go")]
+                await asyncio.sleep(chance.uniform(0.5, 1.5))
+                for waiter in leaving:
+                    poller.leave(waiter)
+        return looks
+
+    looks = run_virtual(run())
+    for task_id in names(10, "stay"):
+        times = looks.times(task_id)
+        assert len(times) >= 6
+        assert all(after - before == pytest.approx(5, abs=0.1) for before, after in itertools.pairwise(times))
+
+
+def test_waiting_costs_no_asyncio_task() -> None:
+    """Between their looks a thousand waiting tasks are a thousand futures: no task of the loop is theirs."""
+
+    async def run() -> list[int]:
+        looks = Looks()
+        poller = TaskPoller(looks, policy=PollPolicy(first=5, factor=1, maximum=5, looks_per_second=1e6))
+        alive = []
+        async with waiting_for(poller, names(1000), since=asyncio.get_running_loop().time()):
+            for _ in range(10):
+                await asyncio.sleep(2.03)  # never when a look is due
+                alive.append(len(look_tasks()))
+                assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert len(looks.begun) >= 3000
+        return alive
+
+    assert run_virtual(run()) == [0] * 10
+
+
+def test_closing_waits_for_looks_that_take_their_time_to_end() -> None:
+    """A look that closing or leaving has cancelled is not left behind, and none begins in its place."""
+
+    async def run() -> tuple[list[str], list[str]]:
+        begun: list[str] = []
+        ended: list[str] = []
+
+        async def look(task_id: str) -> TaskDetails:
+            begun.append(task_id)
+            try:
+                await asyncio.sleep(50)
+            finally:
+                await asyncio.sleep(0.1)
+                ended.append(task_id)
+            raise AssertionError("it is cancelled before")
+
+        poller = TaskPoller(look, policy=PollPolicy(jitter=False, looks_per_second=1e6))
+        waits = [asyncio.create_task(poller.wait(f"t{number}")) for number in range(100)]
+        await asyncio.sleep(1)
+        waits[0].cancel()
+        await asyncio.sleep(0)
+        await poller.aclose()
+        await asyncio.gather(*waits, return_exceptions=True)
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "kie4o look"]
+        return begun, ended
+
+    begun, ended = run_virtual(run())
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) <= 65  # as many as there are places, and one in the place of the one that left

@@ -1,0 +1,238 @@
+"""The rate limiter, on a virtual clock and against a server that counts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+
+import pytest
+from clocks import run_virtual
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kie4o import ConfigurationError, RateLimit
+from kie4o.submission.rate_limit import RateLimiter, SlidingWindow
+
+LIMIT = RateLimit(20, per=10.0)
+
+
+class StrictServer:
+    """Admits `limit` in any window, counted on arrival, and counts what it refuses."""
+
+    def __init__(self, limit: RateLimit = LIMIT) -> None:
+        self.limit = limit
+        self.accepted: deque[float] = deque()
+        self.refused = 0
+        self.last = 0.0
+
+    def arrive(self, now: float) -> bool:
+        while self.accepted and self.accepted[0] <= now - self.limit.per:
+            self.accepted.popleft()
+        if len(self.accepted) >= self.limit.limit:
+            self.refused += 1
+            return False
+        self.accepted.append(now)
+        self.last = now
+        return True
+
+
+def test_ideal_burst_and_pace() -> None:
+    """Without latency the first 20 go at once and every further 20 exactly one window later."""
+
+    async def run() -> list[float]:
+        limiter, times = RateLimiter(LIMIT), []
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+
+        async def one() -> None:
+            await limiter.acquire()
+            times.append(loop.time() - start)
+            limiter.release(counted=True)
+
+        await asyncio.gather(*(one() for _ in range(60)))
+        return times
+
+    times = run_virtual(run())
+    assert [round(t, 3) for t in times] == [0.0] * 20 + [10.0] * 20 + [20.0] * 20
+
+
+def short_tail(rng: random.Random) -> float:
+    return rng.uniform(0, 1.5) if rng.random() < 0.05 else 0.08
+
+
+def anything(rng: random.Random) -> float:
+    return rng.uniform(0, 1.5)
+
+
+@pytest.mark.parametrize(("latency", "least"), [(short_tail, 0.97), (anything, 0.88)])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_jitter_makes_a_21st(latency, least, seed) -> None:
+    """However the network delays requests and answers, a strict server never refuses one, and the
+    long-run rate stays near the ideal 2 per second."""
+    total = 2000
+
+    async def run() -> tuple[StrictServer, float]:
+        rng, server, limiter = random.Random(seed), StrictServer(), RateLimiter(LIMIT)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+
+        async def one() -> None:
+            await limiter.acquire()
+            there_and_back = latency(rng)
+            there = rng.random() * there_and_back
+            await asyncio.sleep(there)
+            server.arrive(loop.time())
+            await asyncio.sleep(there_and_back - there)
+            limiter.release(counted=True)
+
+        await asyncio.gather(*(one() for _ in range(total)))
+        return server, server.last - start
+
+    server, took = run_virtual(run())
+    assert server.refused == 0
+    assert (total - 20) / 2.0 / took >= least
+
+
+def test_control_slots_counted_from_sending_are_refused() -> None:
+    """Control: the same server refuses a limiter that counts a slot from the moment of sending."""
+
+    async def run() -> int:
+        rng, server, limiter = random.Random(1), StrictServer(), RateLimiter(LIMIT)
+        loop = asyncio.get_running_loop()
+
+        async def one() -> None:
+            await limiter.acquire()
+            limiter.release(counted=True)  # wrong on purpose
+            await asyncio.sleep(short_tail(rng))
+            server.arrive(loop.time())
+
+        await asyncio.gather(*(one() for _ in range(400)))
+        return server.refused
+
+    assert run_virtual(run()) > 0
+
+
+@given(
+    st.integers(1, 5),
+    st.floats(0.1, 20),
+    st.lists(st.tuples(st.floats(0, 5), st.floats(0, 3), st.booleans()), max_size=60),
+)
+def test_window_is_exact(limit: int, per: float, steps: list[tuple[float, float, bool]]) -> None:
+    """No window holds more than `limit` slots that were taken and counted, for any order of events;
+    and a free slot is never withheld."""
+    window = SlidingWindow(RateLimit(limit, per=per))
+    now, open_, stamps = 0.0, 0, []
+    for wait, _, counted in steps:
+        now += wait
+        live = [stamp for stamp in stamps if stamp + per > now]
+        free = open_ + len(live) < limit
+        assert (window.free_at(now) <= now) is free
+        assert window.take(now) is free
+        open_ += free
+        if open_ and counted:
+            window.answered(now)
+            stamps.append(now)
+            open_ -= 1
+        elif open_ and not free:
+            window.give_back()
+            open_ -= 1
+        assert window.open == open_
+
+
+def test_first_come_first_served_and_a_cancelled_waiter_leaves_no_trace() -> None:
+    """Order of arrival is order of service; whoever is cancelled in the queue costs nobody a slot."""
+
+    async def run() -> tuple[list[int], int, int]:
+        limiter, order = RateLimiter(RateLimit(2, per=10.0)), []
+
+        async def one(number: int) -> None:
+            await limiter.acquire()
+            order.append(number)
+            limiter.release(counted=True)
+
+        tasks = [asyncio.create_task(one(number)) for number in range(8)]
+        await asyncio.sleep(1)
+        for number in (2, 5):
+            tasks[number].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return order, limiter.waiting, limiter.open
+
+    assert run_virtual(run()) == ([0, 1, 3, 4, 6, 7], 0, 0)
+
+
+def test_cancelled_in_the_tick_of_the_grant_gives_the_slot_back() -> None:
+    """A waiter that is cancelled in the very tick in which it is served passes the slot on."""
+
+    async def run() -> tuple[bool, int]:
+        limiter = RateLimiter(RateLimit(1, per=10.0))
+        await limiter.acquire()
+        unlucky = asyncio.create_task(limiter.acquire())
+        next_one = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(0)
+        limiter.release(counted=False)  # grants to `unlucky`, who has not run yet
+        unlucky.cancel()
+        await asyncio.wait([unlucky, next_one], timeout=1)
+        return next_one.done() and not next_one.cancelled(), limiter.open
+
+    assert run_virtual(run()) == (True, 1)
+
+
+def test_given_back_slot_does_not_count() -> None:
+    """A request that never left costs no part of the window."""
+
+    async def run() -> float:
+        limiter, loop = RateLimiter(RateLimit(1, per=10.0)), asyncio.get_running_loop()
+        start = loop.time()
+        for _ in range(50):
+            await limiter.acquire()
+            limiter.release(counted=False)
+        return loop.time() - start
+
+    assert run_virtual(run()) < 0.01
+
+
+def test_pause_holds_everybody_for_a_window() -> None:
+    """After a refusal nobody is served for a whole window, though slots are free; and whoever asks
+    again stands in front."""
+
+    async def run() -> list[tuple[str, float]]:
+        limiter, loop = RateLimiter(RateLimit(5, per=10.0)), asyncio.get_running_loop()
+        start, served = loop.time(), []
+
+        async def one(name: str, *, again: bool) -> None:
+            await limiter.acquire(again=again)
+            served.append((name, round(loop.time() - start, 3)))
+            limiter.release(counted=True)
+
+        await limiter.acquire()
+        limiter.release(counted=True)
+        await asyncio.sleep(3)
+        limiter.pause()
+        await asyncio.gather(one("new", again=False), one("again", again=True))
+        return served
+
+    assert run_virtual(run()) == [("again", 13.0), ("new", 13.0)]
+
+
+def test_earlier_life_is_remembered() -> None:
+    """Slots of an earlier life hold the first new one back until they have aged out."""
+
+    async def run() -> float:
+        limiter, loop = RateLimiter(RateLimit(2, per=10.0)), asyncio.get_running_loop()
+        start = loop.time()
+        limiter.remember([4, 1])
+        await limiter.acquire()
+        return round(loop.time() - start, 3)
+
+    assert run_virtual(run()) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("limit", "per"),
+    [(0, 1.0), (-1, 1.0), (True, 1.0), (1.5, 1.0), (1, 0.0), (1, float("inf")), (1, float("nan"))],
+)
+def test_impossible_limits_are_refused(limit, per) -> None:
+    """A limit that cannot be kept is refused when it is made, by name."""
+    with pytest.raises(ConfigurationError):
+        RateLimit(limit, per=per)

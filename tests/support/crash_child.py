@@ -1,0 +1,244 @@
+"""The process that gets killed: one run of a batch, over a store that can kill it at a named step.
+
+Started without arguments it is a fork server: it imports everything once, and then forks one run
+for each line of JSON on its input, which takes milliseconds instead of the half second of a fresh
+interpreter. With one argument it is that one run (for running under a tracer).
+
+What it lived to see it appends to files, one `write` per line (the kernel keeps it, so it outlives
+`kill -9`): `outcomes` (what the batch yielded) and `evidence` (which writes to the store were asked
+for, and which of them returned).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import aiohttp
+import attrs
+from clocks import TimelapseLoop
+
+from kie4o import AsyncKieClient, PollPolicy, RateLimit
+from kie4o.errors import KieError
+from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.store import Entry
+
+SPEED = 20.0  # loop seconds per second: the shortest pause between two looks is 17 ms then
+IN_FLIGHT = 8
+NOBODY_ASKED = 70  # exit code of a run that ended by an exception that is not ours
+PATH = "/api/v1/gpt4o-image/generate"
+
+
+@attrs.frozen
+class Run:
+    """What one run is told. `step` and `at`: where its store kills it, and at the how-manieth time."""
+
+    url: str
+    folder: str
+    items: list[str]
+    naive: bool = False
+    step: str = ""
+    at: int = 0
+
+
+class Lines:
+    """A file to which whole lines are appended; with `sync` they outlive the machine too."""
+
+    def __init__(self, path: Path, *, sync: bool = False) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._sync = sync
+
+    def write(self, **fields: Any) -> None:
+        os.write(self._file, json.dumps(fields).encode() + b"\n")
+        if self._sync:
+            os.fsync(self._file)
+
+
+class DyingStore:
+    """A `Store` around another: it notes what it is asked, and kills its process at a named step.
+
+    Steps are "before", "during" or "after" and a name: open, recent, find, claim, close, or the
+    state that is being saved.
+    """
+
+    def __init__(self, inner: SQLiteStore, evidence: Lines, step: str, at: int) -> None:
+        self._inner = inner
+        self._evidence = evidence
+        self._step = step
+        self._at = at
+        self._seen: Counter[str] = Counter()
+        self._writes = 0
+        self._begun: asyncio.Future[Any] | None = None  # while the process lives
+
+    def _due(self, step: str) -> bool:
+        self._seen[step] += 1
+        return step == self._step and self._seen[step] == self._at
+
+    async def _through(self, name: str, act: Callable[[], Awaitable[Any]]) -> Any:
+        if self._due(f"before {name}"):
+            die()
+        if self._due(f"during {name}"):
+            self._begun = asyncio.ensure_future(act())
+            await asyncio.sleep(0)
+            time.sleep(0.0002 * (self._at % 5))  # the store's thread is somewhere in it
+            die()
+        value = await act()
+        if self._due(f"after {name}"):
+            die()
+        return value
+
+    async def _write(self, name: str, entry: Entry, act: Callable[[], Awaitable[Any]]) -> Any:
+        self._writes += 1
+        number = self._writes
+        noted = {"run": os.getpid(), "number": number}
+        self._evidence.write(asked=name, key=entry.key, task_id=entry.task_id, **noted)
+        try:
+            value = await self._through(name, act)
+        except KieError:
+            self._evidence.write(failed=name, **noted)
+            raise
+        self._evidence.write(done=name, **noted)
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else a store can do is done as it is."""
+        return getattr(self._inner, name)
+
+    async def open(self) -> None:
+        await self._through("open", self._inner.open)
+
+    async def claim(self, entry: Entry) -> Entry:
+        return await self._write("claim", entry, lambda: self._inner.claim(entry))
+
+    async def save(self, entry: Entry) -> None:
+        await self._write(entry.state.value, entry, lambda: self._inner.save(entry))
+
+    async def find(
+        self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
+    ) -> Entry | None:
+        return await self._through("find", lambda: self._inner.find(key=key, task_id=task_id, ref=ref))
+
+    async def inbox(self, ref: str) -> Sequence[str]:
+        return await self._inner.inbox(ref)
+
+    async def recent(self, since: float) -> list[float]:
+        return await self._through("recent", lambda: self._inner.recent(since))
+
+    async def aclose(self) -> None:
+        await self._through("close", self._inner.aclose)
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+async def batch(run: Run) -> None:
+    """The batch as a user writes it: a mapping of custom ids, a store, completions as they come."""
+    folder = Path(run.folder)
+    outcomes = Lines(folder / "outcomes")
+    evidence = Lines(folder / "evidence")
+    store = DyingStore(SQLiteStore(folder / "run.db"), evidence, run.step, run.at)
+    me = os.getpid()
+    try:
+        async with AsyncKieClient(
+            "sk-test",
+            base_url=run.url,
+            store=store,
+            wait_timeout=200.0,
+            max_in_flight=IN_FLIGHT,
+            rate_limit=RateLimit(1000, per=10.0),
+            poll=PollPolicy(first=0.34, factor=1.0, maximum=0.34, jitter=False),
+        ) as client:
+            async for completion in client.generate_many({item: f"draw {item}" for item in run.items}):
+                outcomes.write(
+                    run=me,
+                    key=completion.key,
+                    task_id=completion.task_id,
+                    error=_kind(completion.error),
+                    ours=completion.error is None or isinstance(completion.error, KieError),
+                    replayed=completion.replayed,
+                )
+    except KieError as error:
+        outcomes.write(run=me, ended=_kind(error))
+    else:
+        outcomes.write(run=me, ended="")
+
+
+def _kind(error: Exception | None) -> str | None:
+    return None if error is None else type(error).__name__
+
+
+async def naive_batch(run: Run) -> None:
+    """What people write first: POST, then append the task id to a file; what is in it is skipped."""
+    folder = Path(run.folder)
+    book = folder / "book"
+    done = {json.loads(line)["key"] for line in book.read_text().splitlines()} if book.exists() else set()
+    lines = Lines(book, sync=True)
+    in_flight = asyncio.Semaphore(IN_FLIGHT)
+    async with aiohttp.ClientSession() as session:
+
+        async def one(item: str) -> None:
+            async with in_flight:
+                request = {"prompt": f"draw {item}", "size": "1:1"}
+                async with session.post(run.url + PATH, json=request) as response:
+                    answer = await response.json()
+                lines.write(key=item, task_id=answer["data"]["taskId"])
+
+        await asyncio.gather(*(one(item) for item in run.items if item not in done))
+    Lines(folder / "outcomes").write(run=os.getpid(), ended="")
+
+
+def perform(run: Run) -> int:
+    """The exit code: 0 unless something escaped that is not ours."""
+    try:
+        with asyncio.Runner(loop_factory=lambda: TimelapseLoop(SPEED)) as runner:
+            _beat(runner.get_loop())
+            runner.run((naive_batch if run.naive else batch)(run))
+    except BaseException:
+        traceback.print_exc()
+        return NOBODY_ASKED
+    return 0
+
+
+def _beat(loop: asyncio.AbstractEventLoop) -> None:
+    """Wake the loop now and then: a tracer may also fail the send by which a thread wakes it, which
+    no system does."""
+    loop.call_later(1.0, _beat, loop)
+
+
+def serve() -> None:
+    """One forked run per line. A run that has ended stays a zombie until the next line, so that
+    its pid cannot come to mean another process while somebody may still want to kill it."""
+    ended = 0
+    while line := sys.stdin.readline():
+        if ended:
+            os.waitpid(ended, 0)
+        run = Run(**json.loads(line))
+        pid = os.fork()
+        if not pid:
+            errors = os.open(Path(run.folder) / "stderr", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            os.dup2(errors, 2)
+            code = perform(run)
+            sys.stderr.flush()
+            os._exit(code)
+        print(pid, flush=True)
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        print(end.si_status if end.si_code == os.CLD_EXITED else -end.si_status, flush=True)
+        ended = pid
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(perform(Run(**json.loads(sys.argv[1]))))
+    serve()

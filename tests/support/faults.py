@@ -1,0 +1,203 @@
+"""A server that misbehaves on purpose: raw sockets on loopback, one script per connection.
+
+It counts what matters for payment: requests that arrived complete, whatever became of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+TLS = Path(__file__).parents[1] / "fixtures" / "tls"
+TASK_ID = "5fd1000000000000000000000000a1ea"
+GOOD_BODY = b'{"code":200,"msg":"success","data":{"taskId":"%s"}}' % TASK_ID.encode()
+
+Script = Callable[["Connection"], Awaitable[None]]
+
+
+class Connection:
+    """One accepted connection: read what came, answer or not."""
+
+    def __init__(
+        self, server: FaultServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.server = server
+        self.reader = reader
+        self.writer = writer
+
+    async def request(self) -> bytes:
+        """Read one complete request and count it."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = 0
+        for line in head.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        body = await self.reader.readexactly(length)
+        self.server.heads.append(head)
+        self.server.bodies.append(body)
+        return body
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    def reset(self) -> None:
+        """RST instead of FIN."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+class FaultServer:
+    """`async with FaultServer(script, script, ...)`: the n-th connection gets the n-th script, later
+    ones the last."""
+
+    def __init__(self, *scripts: Script, tls: bool = False) -> None:
+        self._scripts = scripts
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self.connections = 0
+        self.open = 0
+        self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []
+
+    @property
+    def posts(self) -> int:
+        """Complete POSTs."""
+        return sum(head.startswith(b"POST ") for head in self.heads)
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
+
+    async def __aenter__(self) -> FaultServer:
+        context = None
+        if self._tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        script = self._scripts[min(self.connections, len(self._scripts) - 1)]
+        self.connections += 1
+        self.open += 1
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await script(Connection(self, reader, writer))
+        finally:
+            self.open -= 1
+            self._running.discard(task)
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                writer.close()
+
+
+def answer(body: bytes = GOOD_BODY, status: str = "200 OK", *headers: str) -> Script:
+    """Read the request, answer like a server of the old school, close."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(http(body, status, *headers))
+
+    return script
+
+
+def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "Connection: close", *headers, "", ""]).encode() + body
+
+
+def raw(data: bytes, *, reset: bool = False) -> Script:
+    """Read the request, send these very bytes, then FIN or RST."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        if data:
+            await connection.send(data)
+        if reset:
+            connection.reset()
+
+    return script
+
+
+async def stall(connection: Connection) -> None:
+    """Read the request and never answer."""
+    await connection.request()
+    await asyncio.sleep(3600)
+
+
+async def silent(connection: Connection) -> None:
+    """Read nothing, say nothing."""
+    await asyncio.sleep(3600)
+
+
+async def hang_up(connection: Connection) -> None:
+    """Close at once, before anything is read."""
+
+
+async def reset_at_once(connection: Connection) -> None:
+    connection.reset()
+
+
+async def hang_up_in_handshake(connection: Connection) -> None:
+    await connection.reader.read(10)
+
+
+@contextlib.contextmanager
+def in_a_thread(body: bytes) -> Iterator[tuple[str, threading.Event]]:
+    """A server for one request, which goes on while the loop is blocked: its URL, and whether the request
+    has come. It answers a tenth of a second later."""
+    arrived = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            arrived.set()
+            time.sleep(0.1)
+            connection.sendall(http(body))
+            connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", arrived
+        server.join(5)
+
+
+def unused_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def open_sockets() -> int:
+    """How many sockets this process holds."""
+    fds = Path("/proc/self/fd")
+    count = 0
+    for fd in fds.iterdir():
+        with contextlib.suppress(OSError):
+            count += str(fd.readlink()).startswith("socket:")
+    return count

@@ -1,0 +1,105 @@
+"""The process whose disk is full: a submit while its files may not grow, and another after that.
+
+A soft limit on the size of files stands for the disk: a write beyond it fails as it would there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from clocks import run_scaled
+from faults import Connection, FaultServer, http
+
+from kie4o import AsyncKieClient, KieError
+from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.store import Entry
+
+SPEED = 20.0
+
+
+class FillingStore(SQLiteStore):
+    """A store whose disk fills up just before one state is saved."""
+
+    def __init__(self, path: Path, state: str) -> None:
+        super().__init__(path)
+        self._state = state
+
+    async def claim(self, entry: Entry) -> Entry:
+        self._fill("claim")
+        return await super().claim(entry)
+
+    async def save(self, entry: Entry) -> None:
+        self._fill(entry.state.value)
+        await super().save(entry)
+
+    def _fill(self, state: str) -> None:
+        if state == self._state:
+            self._state = ""
+            may_grow_to(0)  # nor may what is there be written anew: the log starts over now and then
+
+
+def may_grow_to(size: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+
+async def pay(connection: Connection) -> None:
+    await connection.request()
+    task_id = f"task-{connection.server.posts}"
+    await connection.send(http(json.dumps({"code": 200, "data": {"taskId": task_id}}).encode()))
+
+
+@contextlib.asynccontextmanager
+async def client_of(server: FaultServer, store: FillingStore) -> AsyncIterator[AsyncKieClient]:
+    async with AsyncKieClient("sk-test", base_url=server.url, store=store) as client:
+        yield client
+
+
+async def outcome_of(client: AsyncKieClient) -> dict[str, Any]:
+    try:
+        task = await client.submit("draw", key="order-1")
+    except KieError as error:
+        return {"error": type(error).__name__, "task_id": error.task_id, "key": error.key}
+    return {"error": None, "task_id": task.id}
+
+
+async def main(path: Path, state: str) -> dict[str, Any]:
+    state, _, for_ever = state.partition(" ")
+    store = FillingStore(path, state)
+    async with FaultServer(pay) as server, client_of(server, store) as client:
+        seen = await outcome_of(client)
+        seen["posts"] = server.posts
+        seen["while_full"] = (await outcome_of(client))["task_id"]
+        if for_ever:
+            return seen
+        may_grow_to(resource.RLIM_INFINITY)
+        if state == "submitted":
+            seen["written"] = await written(store)
+        seen["again"] = (await outcome_of(client))["task_id"]
+        seen["posts_in_the_end"] = server.posts
+    return seen
+
+
+async def written(store: FillingStore) -> str | None:
+    """The task id in the file, once it is there."""
+    async with asyncio.timeout(60):
+        while True:
+            entry = await store.find(key="order-1")
+            if entry is not None and entry.task_id is not None:
+                return entry.task_id
+            await asyncio.sleep(0.1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does by itself: the write fails instead
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    print(json.dumps(run_scaled(main(Path(sys.argv[1]), sys.argv[2]), SPEED)))

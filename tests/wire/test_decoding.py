@@ -1,0 +1,209 @@
+"""From bytes to plain values: each reader gives its type or says that it cannot."""
+
+import json
+import math
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kie4o.wire import decoding
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_json_round_trip(value: Any) -> None:
+    """Whatever JSON can say is read as it was, from text, bytes and views, with and without a BOM."""
+    text = json.dumps(value)
+    for form in (text, text.encode(), bytearray(text.encode()), memoryview(text.encode())):
+        assert decoding.json_value(form) == value
+    assert decoding.json_value(b"\xef\xbb\xbf" + text.encode()) == value
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200))
+@example(b"[" * 100_000)
+@example(b'{"a":' * 100_000)
+@example("[" * 100_000 + "]" * 100_000)
+@example(b"9" * 5000)
+@example("NaN")
+@example(b'{"a":-Infinity}')
+@example("\ud800")
+@example(b"\xed\xa0\x80")
+def test_json_or_value_error(body: Any) -> None:
+    """Any bytes and any text: a value or ValueError, also for depth, digits and NaN."""
+    try:
+        value = decoding.json_value(body)
+    except ValueError:
+        return
+    assert value is None or isinstance(value, bool | int | float | str | list | dict)
+    assert not (isinstance(value, float) and math.isnan(value))
+
+
+@pytest.mark.parametrize("text", ["NaN", "[NaN]", '{"a":Infinity}', "-Infinity", "[" * 100_000, "", "{"])
+def test_what_is_no_json(text: str) -> None:
+    """What Python's json would let through or die of is refused like the rest."""
+    for form in (text, text.encode()):
+        with pytest.raises(ValueError, match=r"."):
+            decoding.json_value(form)
+
+
+@given(ANYTHING)
+def test_whole_numbers(value: Any) -> None:
+    """An int as it is, at most 18 ASCII digits as text, and nothing else; never a bool."""
+    number = decoding.whole_number(value)
+    if type(value) is int:
+        assert number == value
+    elif number is not None:
+        assert isinstance(value, str)
+        assert type(number) is int
+        assert value.strip().isascii()
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *(("200", 200), (" 200\n", 200), ("-1", -1), ("007", 7), ("9" * 18, 10**18 - 1), ("9" * 19, None)),
+        *(("+1", None), ("1_0", None), ("1.0", None), ("٢", None), ("", None), ("-", None), (True, None)),
+    ],
+)
+def test_whole_numbers_by_example(value: Any, number: int | None) -> None:
+    """Plain decimal digits with at most a minus sign."""
+    assert decoding.whole_number(value) == number
+
+
+@given(ANYTHING)
+@example("nan")
+@example("inf")
+@example(10**4000)
+def test_fractions(value: Any) -> None:
+    """A float from 0 to 1 or None."""
+    fraction = decoding.fraction(value)
+    assert fraction is None or (type(fraction) is float and 0 <= fraction <= 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "fraction"),
+    [
+        *(("0.00", 0.0), ("0.48", 0.48), ("1.00", 1.0), (0.5, 0.5), (1, 1.0), (0, 0.0), (" 0.5 ", 0.5)),
+        *(("1.01", None), (-0.1, None), (True, None), (False, None), (None, None), ("", None)),
+        *(("half", None), ("50%", None), ([], None), (math.nan, None), (math.inf, None)),
+    ],
+)
+def test_fractions_by_example(value: Any, fraction: float | None) -> None:
+    """Numbers and numeric texts, as record-info sends them."""
+    assert decoding.fraction(value) == fraction
+
+
+@given(ANYTHING)
+@example(10**4000)
+@example(-(10**18))
+@example("9999-12-31T23:59:59-23:59")
+@example("0001-01-01T00:00:00+23:59")
+@example("253402300800000")
+def test_moments(value: Any) -> None:
+    """An aware UTC datetime or None."""
+    moment = decoding.moment(value)
+    assert moment is None or (type(moment) is datetime and moment.tzinfo is UTC)
+
+
+@given(st.integers(86_400, 220_000_000_000), st.integers(-23, 23))
+def test_spellings_of_a_moment(seconds: int, hours: int) -> None:
+    """Epoch milliseconds, their digits, Kie's zoneless text and ISO 8601 in any zone are the same moment."""
+    moment = datetime.fromtimestamp(seconds, UTC)
+    stamp = 1000 * seconds
+    there = moment.astimezone(timezone(timedelta(hours=hours)))
+    spellings = [stamp, str(stamp), f"{moment:%Y-%m-%d %H:%M:%S}", moment.isoformat(), there.isoformat()]
+    assert {decoding.moment(one) for one in [*spellings, f"{moment:%Y-%m-%dT%H:%M:%S.000Z}"]} == {moment}
+
+
+@given(ANYTHING)
+def test_image_urls(value: Any) -> None:
+    """A tuple of texts that are not blank, whatever comes."""
+    urls = decoding.image_urls(value)
+    assert type(urls) is tuple
+    assert all(type(url) is str and url.strip() for url in urls)
+
+
+@given(st.lists(st.from_regex(r"https://[a-z]{1,9}\.example/[a-z0-9]{0,9}\.png", fullmatch=True), min_size=1))
+def test_spellings_of_image_urls(urls: list[str]) -> None:
+    """Either key, as JSON text or not, as an object or a list: the same URLs in the same order."""
+    objects: list[Any] = [{"resultUrls": urls}, {"result_urls": urls}, {"resultUrls": json.dumps(urls)}, urls]
+    objects += [{"resultUrls": [None, "", *urls, 5]}, {"resultUrls": [], "result_urls": urls}]
+    for response in objects:
+        assert decoding.image_urls(response) == tuple(urls)
+        assert decoding.image_urls(json.dumps(response)) == tuple(urls)
+    for name in ("resultUrls", "result_urls", "resultUrl", "url"):
+        assert decoding.image_urls({name: urls[0]}) == (urls[0],)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        *(None, "", "x", "[", "{", "null", "5", "[" * 100_000, 5, True, [], {}, [None], [5]),
+        *({"resultUrls": None}, {"resultUrls": {}}, {"resultUrls": 5}, {"resultUrls": "["}),
+        {"urls": ["https://x"]},
+    ],
+    ids=lambda response: repr(response)[:30],
+)
+def test_no_image_urls(response: Any) -> None:
+    """Nothing to be found is no URLs, not an error: the record lags behind."""
+    assert decoding.image_urls(response) == ()
+
+
+@given(ANYTHING)
+def test_task_ids(value: Any) -> None:
+    """An id is given back as it is, or None."""
+    task_id = decoding.task_id(value)
+    assert task_id is None or (task_id is value and task_id.isascii() and 1 <= len(task_id) <= 128)
+
+
+@given(st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True), st.binary(max_size=30))
+def test_salvaged_task_ids(task_id: str, rest: bytes) -> None:
+    """What stands whole in a broken answer is found, whatever follows; an id without its end is not."""
+    start = b'{"code":200,"data":{"taskId":"' + task_id.encode()
+    assert decoding.salvaged_task_id(start + b'"' + rest.replace(b"task", b"")) == task_id
+    assert decoding.salvaged_task_id(start) is None
+
+
+@given(st.binary(max_size=300))
+def test_nothing_is_salvaged_from_noise(body: bytes) -> None:
+    """Any bytes: an id that stands in them, or None."""
+    found = decoding.salvaged_task_id(body)
+    assert found is None or found.encode() in body
+
+
+@given(st.text() | st.binary(), st.integers(1, 300))
+@example("\ud800\n\x00\x1b[31m\u202e", 200)
+@example("x" * 100_000, 200)
+def test_shown_text_is_harmless(text: Any, limit: int) -> None:
+    """One printable line of at most `limit` characters that can be encoded."""
+    shown = decoding.shown(text, limit)
+    shown.encode()
+    assert shown.isprintable()
+    assert len(shown) <= limit
+
+
+def test_shown_text_is_still_the_text() -> None:
+    """Readable text stays as it is; white space becomes one blank; a cut is visible."""
+    assert decoding.shown("schön – 好") == decoding.shown("schön – 好".encode()) == "schön – 好"
+    assert decoding.shown(" a\r\n\tb ") == "a b"
+    assert decoding.shown("x" * 500) == "x" * 199 + "…"
+    assert decoding.shown("a\x00b") == "a\N{REPLACEMENT CHARACTER}b"
+
+
+def test_bytes_with_gaps_are_read_too() -> None:
+    """A view with gaps is bytes as others are; nothing foreign comes out of it."""
+    spread = bytes(byte for letter in b'{"a":1}' for byte in (letter, 0))
+    assert decoding.json_value(memoryview(spread)[::2]) == {"a": 1}
