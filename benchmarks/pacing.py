@@ -178,7 +178,7 @@ def optimum(tasks: Distribution, grid: float | None = None) -> list[float]:
 
 
 def exponential(policy: PollPolicy, rng: random.Random) -> Iterator[float]:
-    pauses = (policy.pause(looks, rng.random()) for looks in itertools.count())
+    pauses = (policy.delay(looks, rng.random()) for looks in itertools.count())
     return itertools.accumulate(pauses)
 
 

@@ -16,7 +16,7 @@ from .models import ImageRequest, RateLimit
 from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
-from .submission.resending import NEVER_AGAIN, Again
+from .submission.resending import NO_RESUBMIT, Resubmit
 from .urls import is_web_url
 from .wire.requests import is_task_id
 
@@ -110,12 +110,12 @@ def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
     return on_update
 
 
-def again_of(on_unknown: OnUnknown, retry_failed: bool) -> Again:
+def resubmit_of(on_unknown: OnUnknown, retry_failed: bool) -> Resubmit:
     """What the caller wants paid anew under a key."""
     if on_unknown == "hold" and retry_failed is False:
-        return NEVER_AGAIN
+        return NO_RESUBMIT
     if on_unknown not in get_args(OnUnknown):
         raise InvalidRequestError(f"on_unknown={on_unknown!r} is not possible: use 'hold' or 'resubmit'")
     if not isinstance(retry_failed, bool):
         raise InvalidRequestError(f"retry_failed={retry_failed!r} is not possible: use True or False")
-    return Again(unknown=on_unknown == "resubmit", failed=retry_failed)
+    return Resubmit(after_unknown=on_unknown == "resubmit", after_failure=retry_failed)

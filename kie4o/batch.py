@@ -41,7 +41,7 @@ from .models import Completion, ImageRequest, ImageResult
 from .polling.outcome import result_of
 from .stores.store import Entry, EntryState, Store, fingerprint
 from .submission.pending import unknown_error
-from .submission.resending import Again
+from .submission.resending import Resubmit
 
 Requests = Iterable[ImageRequest | str] | AsyncIterable[ImageRequest | str] | Mapping[str, ImageRequest | str]
 
@@ -81,7 +81,7 @@ class Batch:
         *,
         max_in_flight: int,
         name: str = "",
-        again: Again,
+        resubmit: Resubmit,
     ) -> None:
         self._store = store
         self._generate = generate
@@ -89,7 +89,7 @@ class Batch:
         self._recalled = recalled
         self._max_in_flight = max_in_flight
         self._name = name
-        self._again = again
+        self._resubmit = resubmit
         self._running: dict[asyncio.Task[Completion], Item] = {}
         self._unknown_run = 0
         self._stop: KieError | None = None
@@ -156,14 +156,14 @@ class Batch:
         """What the store knows under the key; a callback may have named the task of a lost answer. What is
         to be paid anew asks that itself."""
         entry = await self._store.find(key=key)
-        if entry is not None and entry.state is EntryState.UNKNOWN and not self._again.unknown:
+        if entry is not None and entry.state is EntryState.UNKNOWN and not self._resubmit.after_unknown:
             return await self._recalled(entry.ref) or entry
         return entry
 
     def _stands(self, entry: Entry) -> bool:
         """Whether the entry is an outcome by itself: nothing to send, nothing to wait for."""
         final = entry.state.ended or entry.state is EntryState.UNKNOWN
-        return final and not self._again.pays(entry.state)
+        return final and not self._resubmit.allows(entry.state)
 
     def _gate(self) -> None:
         if self._stop is not None:

@@ -19,13 +19,13 @@ from typing import IO, TYPE_CHECKING, Any, Unpack
 from . import callbacks
 from .arguments import (
     OnUnknown,
-    again_of,
     callback_url_of,
     image_url_of,
     key_of,
     poll_of,
     rate_limit_of,
     request_of,
+    resubmit_of,
     task_id_of,
 )
 from .batch import Batch, Requests, resumed
@@ -45,7 +45,7 @@ from .stores.store import Entry, Store
 from .submission.rate_limit import RateLimiter
 from .submission.submissions import Submissions
 from .task import ImageTask
-from .transport.free_calls import Reads
+from .transport.free_calls import FreeCalls
 from .transport.transport import Transport
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class AsyncKieClient:
         self._transport = Transport(
             self._settings, timeout=exchange, session=session, proxy=proxy, trust_env=trust_env
         )
-        self._reads = Reads(self._transport)
+        self._free_calls = FreeCalls(self._transport)
         self._files = Files(
             self._transport, self._settings, timeout=exchange, proxy=proxy, trust_env=trust_env
         )
@@ -117,7 +117,7 @@ class AsyncKieClient:
         self._submissions = Submissions(self._transport, self._limiter, self._store, callback_url=url)
         wait_timeout = seconds("wait_timeout", wait_timeout, optional=True)
         self._poller = TaskPoller(
-            self._reads.details, policy=poll, timeout=wait_timeout, look_timeout=exchange
+            self._free_calls.details, policy=poll, timeout=wait_timeout, look_timeout=exchange
         )
         self._max_in_flight = count("max_in_flight", max_in_flight)
         self._delivery = Delivery(
@@ -154,9 +154,13 @@ class AsyncKieClient:
         never left, `SubmissionUnknownError` if it left and no answer came (perhaps paid, never sent
         again), `KeyConflictError` if the key stands for another request.
         """
-        checked, key, again = request_of(request, fields), key_of(key), again_of(on_unknown, retry_failed)
+        checked, key, resubmit = (
+            request_of(request, fields),
+            key_of(key),
+            resubmit_of(on_unknown, retry_failed),
+        )
         await self._ready()
-        submitted = await self._life.submit(checked, key, again)
+        submitted = await self._life.submit(checked, key, resubmit)
         return ImageTask(self._life, paid_id(submitted.entry), request=checked, since=submitted.since)
 
     async def generate(
@@ -171,9 +175,13 @@ class AsyncKieClient:
         **fields: Unpack[RequestFields],
     ) -> ImageResult:
         """Submit and wait: a prompt in, images out. Arguments and errors of `submit` and `wait`."""
-        checked, key, again = request_of(request, fields), key_of(key), again_of(on_unknown, retry_failed)
+        checked, key, resubmit = (
+            request_of(request, fields),
+            key_of(key),
+            resubmit_of(on_unknown, retry_failed),
+        )
         await self._ready()
-        return await self._life.generate(checked, key, again, timeout=timeout, on_update=on_update)
+        return await self._life.generate(checked, key, resubmit, timeout=timeout, on_update=on_update)
 
     async def generate_many(
         self,
@@ -195,16 +203,16 @@ class AsyncKieClient:
         flight still completes, then that error is raised.
         """
         await self._ready()
-        again = again_of(on_unknown, retry_failed)
+        resubmit = resubmit_of(on_unknown, retry_failed)
         most = self._max_in_flight if max_in_flight is None else count("max_in_flight", max_in_flight)
         run = Batch(
             self._store,
-            lambda request, key, gate: self._life.generate(request, key, again, gate=gate),
+            lambda request, key, gate: self._life.generate(request, key, resubmit, gate=gate),
             self._submissions.call_off,
             self._delivery.recalled,
             max_in_flight=most,
             name=batch,
-            again=again,
+            resubmit=resubmit,
         ).run(requests)
         async with contextlib.aclosing(run) as completions:
             async for completion in completions:
@@ -297,12 +305,12 @@ class AsyncKieClient:
     async def download_url(self, task_id: str, url: str) -> str:
         """A signed link to one of the task's images, good for 20 minutes (Kie's download-url page)."""
         await self._ready()
-        return await self._reads.download_url(task_id_of(task_id), image_url_of(url))
+        return await self._free_calls.download_url(task_id_of(task_id), image_url_of(url))
 
     async def credits(self) -> Decimal:
         """The account's balance in credits (0.005 USD each)."""
         await self._ready()
-        return await self._reads.credits()
+        return await self._free_calls.credits()
 
     # -- callbacks -------------------------------------------------------------------------------
 

@@ -24,8 +24,8 @@ from .polling.watches import Listener, OnUpdate, Waiter
 from .stores.ledger import record_end
 from .stores.store import Entry, EntryState, Store
 from .submission.pending import Submitted
-from .submission.permit import Place
-from .submission.resending import NEVER_AGAIN, Again
+from .submission.permit import Permit
+from .submission.resending import NO_RESUBMIT, Resubmit
 from .submission.submissions import Submissions
 
 EXPIRY = 14 * 86400.0  # seconds; images live 14 days (Kie's record-info page)
@@ -44,11 +44,11 @@ class Lifecycle:
     callback_url: str | None
     in_flight: asyncio.Semaphore
 
-    async def submit(self, request: ImageRequest, key: str | None, again: Again) -> Submitted:
+    async def submit(self, request: ImageRequest, key: str | None, resubmit: Resubmit) -> Submitted:
         """Holds a place for the POST only."""
         await self.in_flight.acquire()
-        with Place(self.in_flight) as place:
-            submitted = await self._submitted(request, key, place, again)
+        with Permit(self.in_flight) as permit:
+            submitted = await self._submitted(request, key, permit, resubmit)
         if submitted.entry.task_id is None:
             raise submitted.error()
         return submitted
@@ -57,7 +57,7 @@ class Lifecycle:
         self,
         request: ImageRequest,
         key: str | None,
-        again: Again = NEVER_AGAIN,
+        resubmit: Resubmit = NO_RESUBMIT,
         *,
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
@@ -66,24 +66,24 @@ class Lifecycle:
         """Holds a place from the submit to the end; `gate` may refuse when a place is free."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         await self.in_flight.acquire()
-        with Place(self.in_flight) as place:
+        with Permit(self.in_flight) as permit:
             gate()
-            submitted = await self._submitted(request, key, place, again)
+            submitted = await self._submitted(request, key, permit, resubmit)
             if submitted.entry.task_id is None:
                 submitted, timeout = await self._found_again(submitted, timeout)
             return await self.end_of(submitted, timeout, on_update)
 
     async def _submitted(
-        self, request: ImageRequest, key: str | None, place: Place, again: Again
+        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
     ) -> Submitted:
         """Paid once. A submit that ended unknown before may have had its callback since, which is asked
         before anything is paid anew."""
-        if again.unknown and key is not None:
+        if resubmit.after_unknown and key is not None:
             stands = await self.store.find(key=key)
             if stands is not None and stands.state is EntryState.UNKNOWN:
                 await self.delivery.recalled(stands.ref)
         try:
-            return await self.submissions.submit(request, key, place, again)
+            return await self.submissions.submit(request, key, permit, resubmit)
         except SubmissionUnknownError as error:
             return await self._recalled(error)
 
@@ -103,7 +103,7 @@ class Lifecycle:
         if entry.task_id is None:
             submitted = await self._recalled(submitted.error())
         await self.in_flight.acquire()
-        with Place(self.in_flight):
+        with Permit(self.in_flight):
             return await self.end_of(submitted, ..., None)
 
     async def end_of(self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None) -> ImageResult:

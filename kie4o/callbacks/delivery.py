@@ -51,7 +51,7 @@ class Delivery:
         if callback.ref is not None:
             entry = await self._store.find(ref=callback.ref)
             if entry is not None and entry.task_id is None and entry.state in _WITHOUT_TASK:
-                await self._store.deposit(entry.ref, callback.task_id)
+                await self._store.keep_callback(entry.ref, callback.task_id)
                 return entry
         elif callback.verified:
             entry = await self._store.find(task_id=callback.task_id)
@@ -81,7 +81,7 @@ class Delivery:
         entry = await self._store.find(ref=ref)
         if entry is None:
             return None
-        for task_id in await self._store.inbox(ref):
+        for task_id in await self._store.callbacks_of(ref):
             with contextlib.suppress(KieError):  # it stays unknown, and can be asked for again
                 await self._settle(entry, task_id)
         entry = await self._store.find(ref=ref)

@@ -24,11 +24,11 @@ _T = TypeVar("_T")
 async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
     """What the function gives. A cancel is passed on when the thread has ended, not before."""
     work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
-    await ended([work])
+    await wait_uncancelled([work])
     return work.result()
 
 
-async def ended(work: Collection[asyncio.Future[Any]]) -> None:
+async def wait_uncancelled(work: Collection[asyncio.Future[Any]]) -> None:
     """Wait until all of it has ended, whatever happens to the caller; a cancel is passed on then."""
     cancel: asyncio.CancelledError | None = None
     while pending := [each for each in work if not each.done()]:

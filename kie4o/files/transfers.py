@@ -26,7 +26,7 @@ from ..transport.transport import Transport
 from ..wire.answers import uploaded_of
 from ..wire.requests import UPLOAD_FROM_URL, UPLOAD_STREAM, Endpoint, json_body
 from . import images
-from .disk import ended, in_thread
+from .disk import in_thread, wait_uncancelled
 
 if TYPE_CHECKING:
     from .downloads import Downloader, Renew
@@ -163,7 +163,7 @@ async def _all(fetches: list[asyncio.Task[Path]]) -> list[Path]:
     finally:
         for fetch in fetches:
             fetch.cancel()
-        await ended(fetches)
+        await wait_uncancelled(fetches)
         errors = [error for each in fetches if not each.cancelled() and (error := each.exception())]
     if errors:
         raise errors[0]

@@ -192,14 +192,14 @@ class Pace:
         """
         policy = self._policy
         if policy.price is None:
-            return policy.pause(looks, chance, net=net)
+            return policy.delay(looks, chance, net=net)
         if not 0 <= low <= age <= _LONGEST:
             age = low = _plain(age)
         plan = self._planned(policy.price)
         if looks and low < age:
             self._surprise.note(0, plan.risk(age) - plan.risk(low))
         if net:
-            pause = policy.pause(looks, chance, net=True)
+            pause = policy.delay(looks, chance, net=True)
             if not looks and self.usual is not None:
                 pause = 2 * self.usual - age
         else:

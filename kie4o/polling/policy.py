@@ -79,13 +79,13 @@ class PollPolicy:
             price=price,
         )
 
-    def pause(self, looks: int, chance: float = 0.5, *, net: bool = False) -> float:
+    def delay(self, looks: int, chance: float = 0.5, *, net: bool = False) -> float:
         """Seconds before the next look, after so many; `chance` from 0 to 1 picks the jitter.
 
         `net`: a callback is expected, and looks are only the safety net under it.
         """
         pauses = NET if net else self._pauses
-        pause = pauses[min(looks, len(pauses) - 1)]
+        delay = pauses[min(looks, len(pauses) - 1)]
         if self.jitter:
-            pause *= 1 - _JITTER + 2 * _JITTER * chance
-        return max(pause, GAP)
+            delay *= 1 - _JITTER + 2 * _JITTER * chance
+        return max(delay, GAP)

@@ -306,7 +306,7 @@ class TaskPoller:
         when the look before this one found it running."""
         net = watch.expecting and watch.source == "poll" and self._silent < SILENT
         if self._pace is None or watch.seen is None:
-            return self._policy.pause(watch.looks, self._chance(), net=net)
+            return self._policy.delay(watch.looks, self._chance(), net=net)
         born = watch.born
         return self._pace.pause(
             now - born, watch.looks, self._chance(), low=seen - born, net=net, progress=progress

@@ -23,7 +23,7 @@ _FIRST_PAUSE = 1.0  # seconds before a failed write is tried again; doubled each
 _LONGEST_PAUSE = 30.0
 
 
-class Record:
+class Ledger:
     """The store as the paid call uses it."""
 
     def __init__(self, store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from ..errors import StoreLockedError
-from .store import LETTERS, Entry, EntryState
+from .store import CALLBACKS_PER_REF, Entry, EntryState
 
 KEPT = 10_000  # ended entries under a key of the caller's; older ones make room
 KEPT_UNKEYED = 1_000  # the same without a key: for callbacks that are repeated
@@ -61,12 +61,12 @@ class MemoryStore:
         entry = self._entries.get(key) if key is not None else None
         return None if entry is None or (ref is not None and entry.ref != ref) else entry
 
-    async def deposit(self, ref: str, task_id: str) -> None:
+    async def keep_callback(self, ref: str, task_id: str) -> None:
         letters = self._inbox.setdefault(ref, [])
-        if task_id not in letters and len(letters) < LETTERS:
+        if task_id not in letters and len(letters) < CALLBACKS_PER_REF:
             letters.append(task_id)
 
-    async def inbox(self, ref: str) -> Sequence[str]:
+    async def callbacks_of(self, ref: str) -> Sequence[str]:
         return tuple(self._inbox.get(ref, ()))
 
     def _index(self, entry: Entry) -> Entry | None:

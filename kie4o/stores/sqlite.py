@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from ..errors import StoreError, StoreLockedError
 from .packing import checksum, unpacked
 from .sqlite_file import SAVE, failure_of, open_file, row_of
-from .store import LETTERS, Entry, EntryState, mark_of
+from .store import CALLBACKS_PER_REF, Entry, EntryState, mark_of
 
 _T = TypeVar("_T")
 _Work = Callable[[sqlite3.Connection], Any]
@@ -86,7 +86,7 @@ class SQLiteStore:
             elif entry.submitted_at is not None:
                 connection.execute("INSERT OR REPLACE INTO slot VALUES (?, ?)", (mark, entry.submitted_at))
             if entry.state.ended:
-                connection.execute("DELETE FROM letter WHERE mark = ?", (mark,))
+                connection.execute("DELETE FROM callback WHERE mark = ?", (mark,))
 
         await self._do(work)
 
@@ -94,7 +94,7 @@ class SQLiteStore:
         def work(connection: sqlite3.Connection) -> None:
             for mark in connection.execute("SELECT mark FROM entry WHERE key = ?", (key,)).fetchall():
                 connection.execute("DELETE FROM slot WHERE mark = ?", mark)
-                connection.execute("DELETE FROM letter WHERE mark = ?", mark)
+                connection.execute("DELETE FROM callback WHERE mark = ?", mark)
             connection.execute("DELETE FROM entry WHERE key = ?", (key,))
 
         await self._do(work)
@@ -108,20 +108,20 @@ class SQLiteStore:
             return await self._do(partial(_find, column="task_id", value=task_id))
         return await self._do(partial(_find, column="key", value=key))
 
-    async def deposit(self, ref: str, task_id: str) -> None:
+    async def keep_callback(self, ref: str, task_id: str) -> None:
         mark = mark_of(ref)
 
         def work(connection: sqlite3.Connection) -> None:
-            [count] = connection.execute("SELECT count(*) FROM letter WHERE mark = ?", (mark,)).fetchone()
-            if count < LETTERS:
+            [count] = connection.execute("SELECT count(*) FROM callback WHERE mark = ?", (mark,)).fetchone()
+            if count < CALLBACKS_PER_REF:
                 row = (mark, task_id, checksum(mark + task_id.encode()))
-                connection.execute("INSERT INTO letter VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row)
+                connection.execute("INSERT INTO callback VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row)
 
         await self._do(work)
 
-    async def inbox(self, ref: str) -> Sequence[str]:
+    async def callbacks_of(self, ref: str) -> Sequence[str]:
         mark = mark_of(ref)
-        sql = "SELECT task_id, checksum FROM letter WHERE mark = ?"
+        sql = "SELECT task_id, checksum FROM callback WHERE mark = ?"
         rows = await self._do(lambda connection: connection.execute(sql, (mark,)).fetchall())
         return tuple(task_id for task_id, check in rows if checksum(mark + task_id.encode()) == check)
 

@@ -33,7 +33,7 @@ CREATE INDEX entry_of_mark ON entry (mark);
 CREATE INDEX entry_of_task ON entry (task_id) WHERE task_id IS NOT NULL;
 CREATE INDEX entry_unfinished ON entry (id) WHERE state IN ('submitted', 'unknown');
 CREATE TABLE slot (mark BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE letter (
+CREATE TABLE callback (
     mark BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (mark, task_id)
 ) WITHOUT ROWID;
 """

@@ -24,7 +24,7 @@ from ..details import TaskDetails
 from ..models import ImageRequest
 from ..wire.requests import body_of
 
-LETTERS = 4  # callbacks kept for one ref; a real one has at most one task id, repeated
+CALLBACKS_PER_REF = 4  # callbacks kept for one ref; a real one has at most one task id, repeated
 
 
 class EntryState(enum.Enum):
@@ -122,10 +122,10 @@ class Store(Protocol):
         tells nothing about it."""
         ...
 
-    async def deposit(self, ref: str, task_id: str) -> None:
+    async def keep_callback(self, ref: str, task_id: str) -> None:
         """Put a callback into the inbox: it names its task before the submit's answer does."""
 
-    async def inbox(self, ref: str) -> Sequence[str]:
+    async def callbacks_of(self, ref: str) -> Sequence[str]:
         """The task ids that callbacks have named for a ref; empty once its entry has ended."""
         ...
 

@@ -10,7 +10,7 @@ import attrs
 from ..errors import KeyConflictError, KieError, SubmissionUnknownError
 from ..stores.store import Entry
 from ..transport.paid_body import PaidAttempt
-from .permit import Place
+from .permit import Permit
 
 
 @attrs.frozen
@@ -37,7 +37,7 @@ class PendingSubmit:
     called_off: str = ""  # why, once it is
     unwanted: bool = False  # nobody wants it sent again, should what has left be refused
     attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
-    place: Place | None = None  # held until it is over
+    permit: Permit | None = None  # held until it is over
     task: asyncio.Task[Submitted] = attrs.field(init=False)
 
     def not_sent(self) -> KieError:

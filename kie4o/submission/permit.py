@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Place:
+class Permit:
     """One of the `max_in_flight` places, once the semaphore has given it; free again when all who
     hold it have let go."""
 
@@ -15,17 +15,17 @@ class Place:
         self._semaphore = semaphore
         self._holders = 0
 
-    def hold(self) -> Place:
+    def hold(self) -> Permit:
         self._holders += 1
         return self
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self._holders -= 1
         if self._holders == 0:
             self._semaphore.release()
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Permit:
         return self.hold()
 
     def __exit__(self, *_: object) -> None:
-        self.let_go()
+        self.release()

@@ -29,7 +29,7 @@ class SlidingWindow:
         self._limit = limit
         self._open = 0  # taken, answer not back
         self._answered = deque(sorted(answered))
-        self._paused_until = float("-inf")
+        self._held_until = float("-inf")
 
     @property
     def open(self) -> int:
@@ -51,9 +51,9 @@ class SlidingWindow:
         """The request of one taken slot never left: it counts for nothing."""
         self._open -= 1
 
-    def pause(self, until: float) -> None:
+    def hold_until(self, until: float) -> None:
         """Nobody before `until`: Kie refused one although we counted it free."""
-        self._paused_until = max(self._paused_until, until)
+        self._held_until = max(self._held_until, until)
 
     def free_at(self, now: float) -> float:
         """When a slot is free: `now` or earlier if one is, infinity if an answer must come first."""
@@ -61,10 +61,10 @@ class SlidingWindow:
             self._answered.popleft()
         over = self._open + len(self._answered) - self._limit.limit
         if over < 0:
-            return max(now, self._paused_until)
+            return max(now, self._held_until)
         if over >= len(self._answered):
             return float("inf")
-        return max(self._answered[over] + self._limit.per, self._paused_until)
+        return max(self._answered[over] + self._limit.per, self._held_until)
 
 
 @attrs.define(eq=False)
@@ -85,7 +85,7 @@ class RateLimiter:
 
     @property
     def waiting(self) -> int:
-        return sum(not place.done() for place in self._waiting)
+        return sum(not waiter.done() for waiter in self._waiting)
 
     @property
     def open(self) -> int:
@@ -102,20 +102,20 @@ class RateLimiter:
         self._loop = asyncio.get_running_loop()
         return not self._waiting and self._window.take(self._loop.time())
 
-    async def acquire(self, *, again: bool = False) -> None:
-        """Wait for a slot and take it. `again`: one that was refused keeps its place in front."""
+    async def acquire(self, *, front: bool = False) -> None:
+        """Wait for a slot and take it. `front`: one that was refused goes before those who wait."""
         if self.take():
             return
-        place: asyncio.Future[None] = self._loop.create_future()
-        if again:
-            self._waiting.appendleft(place)
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        if front:
+            self._waiting.appendleft(waiter)
         else:
-            self._waiting.append(place)
+            self._waiting.append(waiter)
         self._serve()
         try:
-            await place
+            await waiter
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # granted in the very tick of the cancel
+            if waiter.done() and not waiter.cancelled():  # granted in the very tick of the cancel
                 self._window.give_back()
             self._serve()
             raise
@@ -129,9 +129,9 @@ class RateLimiter:
         if self._waiting:
             self._serve()
 
-    def pause(self) -> None:
+    def hold_all(self) -> None:
         """After a refusal for too many calls everybody waits for a whole window."""
-        self._window.pause(self._loop.time() + self.limit.per)
+        self._window.hold_until(self._loop.time() + self.limit.per)
         self._serve()
 
     def _serve(self) -> None:

@@ -13,22 +13,22 @@ from .verdict import Verdict
 
 
 @attrs.frozen(kw_only=True)
-class Again:
+class Resubmit:
     """Which ends of an earlier submit under the same key the caller wants paid anew."""
 
-    unknown: bool = False  # perhaps pays twice
-    failed: bool = False
+    after_unknown: bool = False  # perhaps pays twice
+    after_failure: bool = False
 
-    def pays(self, state: EntryState) -> bool:
+    def allows(self, state: EntryState) -> bool:
         """Whether a submit goes out when the key stands like this."""
         return (
             state is EntryState.PLANNED
-            or (state is EntryState.UNKNOWN and self.unknown)
-            or (state is EntryState.FAILED and self.failed)
+            or (state is EntryState.UNKNOWN and self.after_unknown)
+            or (state is EntryState.FAILED and self.after_failure)
         )
 
 
-NEVER_AGAIN = Again()
+NO_RESUBMIT = Resubmit()
 
 
 @attrs.frozen
@@ -45,14 +45,14 @@ class Resend:
     jitter: bool = False
     window: bool = False
 
-    def pause(self, sent: int, chance: float) -> float:
+    def delay(self, sent: int, chance: float) -> float:
         """Before the resend number `sent` (from 0)."""
         generator = backoff.expo(base=self.factor, factor=self.first, max_value=self.maximum)
         next(generator)  # backoff's first one is None
         for _ in range(sent):
             next(generator)
-        pause = float(next(generator))
-        return pause * chance if self.jitter else pause
+        delay = float(next(generator))
+        return delay * chance if self.jitter else delay
 
 
 # Nothing was started and nothing charged in any of these. Causes: the verdict, or Kie's code.

@@ -20,16 +20,16 @@ from collections.abc import Callable
 
 from ..errors import APIConnectionError, APITimeoutError, KieError
 from ..models import ImageRequest
-from ..stores.ledger import Record
+from ..stores.ledger import Ledger
 from ..stores.store import Entry, EntryState, Store, fingerprint
 from ..transport.paid_body import PaidAttempt
 from ..transport.transport import Transport
 from ..wire.envelope import retry_after_of, status_error
 from ..wire.requests import body_of, with_ref
 from .pending import PendingSubmit, Submitted, key_conflict, unknown_error
-from .permit import Place
+from .permit import Permit
 from .rate_limit import RateLimiter
-from .resending import NEVER_AGAIN, RESENDS, WINDOW_CODES, Again, Resend
+from .resending import NO_RESUBMIT, RESENDS, WINDOW_CODES, Resend, Resubmit
 from .verdict import Judgement, Verdict, judge
 
 logger = logging.getLogger("kie4o")
@@ -53,7 +53,7 @@ class Submissions:
     ) -> None:
         self._transport = transport
         self._limiter = limiter
-        self._record = Record(store)
+        self._ledger = Ledger(store)
         self._callback_url = callback_url
         self._chance = chance
         self._live: dict[str, PendingSubmit] = {}
@@ -66,7 +66,7 @@ class Submissions:
         return len(self._live)
 
     async def submit(
-        self, request: ImageRequest, key: str | None, place: Place, again: Again = NEVER_AGAIN
+        self, request: ImageRequest, key: str | None, permit: Permit, again: Resubmit = NO_RESUBMIT
     ) -> Submitted:
         """Pay for the request once and return its entry with a task id, or what the store knows
         under the key, or an entry without one if the answer of this very submit was lost. Raises
@@ -76,7 +76,7 @@ class Submissions:
             await asyncio.wait([submission.task])  # it is being taken back: begin anew after that
             submission = self._live.get(key)
         if submission is None:
-            submission = self._start(request, key, place, again)
+            submission = self._start(request, key, permit, again)
         elif submission.entry.fingerprint != fingerprint(request):
             raise key_conflict(submission.entry.key)
         outcome: asyncio.Future[Submitted] = submission.task.get_loop().create_future()
@@ -113,11 +113,13 @@ class Submissions:
             try:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
-                await self._record.aclose()
+                await self._ledger.aclose()
 
     # -- ownership -------------------------------------------------------------------------------
 
-    def _start(self, request: ImageRequest, key: str | None, place: Place, again: Again) -> PendingSubmit:
+    def _start(
+        self, request: ImageRequest, key: str | None, permit: Permit, again: Resubmit
+    ) -> PendingSubmit:
         if self._closing:
             raise KieError("the client is closed: make a new one")
         ref = secrets.token_urlsafe(_REF_BYTES)
@@ -125,7 +127,7 @@ class Submissions:
         submission = PendingSubmit(entry)
         submission.task = asyncio.create_task(self._run(submission, again), name="kie4o submit")
         self._live[entry.key] = submission
-        submission.place = place.hold()
+        submission.permit = permit.hold()
         submission.task.add_done_callback(functools.partial(self._ended, submission))
         return submission
 
@@ -137,9 +139,9 @@ class Submissions:
 
     def _settle(self, submission: PendingSubmit, outcome: Submitted | asyncio.Task[Submitted]) -> None:
         """It is over: its place is free, and whoever comes with the key now begins anew."""
-        if submission.place is not None:
-            submission.place.let_go()
-            submission.place = None
+        if submission.permit is not None:
+            submission.permit.release()
+            submission.permit = None
         if self._live.get(submission.entry.key) is submission:
             del self._live[submission.entry.key]
         submission.tell(outcome)
@@ -157,15 +159,15 @@ class Submissions:
 
     # -- one submit ------------------------------------------------------------------------------
 
-    async def _run(self, submission: PendingSubmit, again: Again) -> Submitted:
+    async def _run(self, submission: PendingSubmit, again: Resubmit) -> Submitted:
         try:
             stands = entry = submission.entry
             if entry.keyed:  # without a key of the caller's nothing can stand there
-                stands = submission.stood = await self._record.claim(entry)
+                stands = submission.stood = await self._ledger.claim(entry)
             paid_for = stands.state is not EntryState.PLANNED
             if paid_for and stands.fingerprint != entry.fingerprint:
                 raise key_conflict(stands.key)
-            if not again.pays(stands.state):
+            if not again.allows(stands.state):
                 if stands.task_id is None:
                     raise unknown_error(stands, "an earlier submit under this key")
                 return Submitted(stands)
@@ -186,19 +188,19 @@ class Submissions:
         if submission.entry.state is EntryState.INTENT and judgement.verdict is Verdict.ACCEPTED:
             submission.entry = _accepted(submission.entry, judgement.task_id)
         if submission.entry.state is EntryState.SUBMITTED:
-            await self._record.paid(submission.entry)
+            await self._ledger.paid(submission.entry)
         elif submission.attempt.sent:
             submission.entry = _given_up(submission.entry)
-            await self._record.note(submission.entry)
+            await self._ledger.note(submission.entry)
         elif submission.entry.state is EntryState.INTENT:
-            await self._record.unpaid(submission.entry, submission.stood)
+            await self._ledger.unpaid(submission.entry, submission.stood)
 
     async def _attempts(self, submission: PendingSubmit) -> Submitted:
         """Send until the verdict is one that sending again cannot better."""
         resent: dict[Verdict | int, int] = {}
         while not submission.called_off:
             if resent or not self._limiter.take():
-                await self._limiter.acquire(again=bool(resent))
+                await self._limiter.acquire(front=bool(resent))
             try:
                 stands = await self._found_meanwhile(submission)
                 if stands is not None:
@@ -210,15 +212,15 @@ class Submissions:
             if judgement.verdict is Verdict.ACCEPTED:
                 now = submission.task.get_loop().time()
                 submission.entry = _accepted(entry, judgement.task_id)
-                await self._record.paid(submission.entry)
+                await self._ledger.paid(submission.entry)
                 return Submitted(submission.entry, since=now)
             if judgement.verdict is Verdict.UNKNOWN:
                 submission.entry = _given_up(entry)
-                await self._record.note(submission.entry)
+                await self._ledger.note(submission.entry)
                 return Submitted(submission.entry, lost=judgement.message)
             cause = judgement.verdict if judgement.verdict is Verdict.NOT_SENT else judgement.code or 0
             resend, count = RESENDS.get(cause), resent.get(cause, 0)
-            submission.entry = await self._record.unpaid(entry, submission.stood)
+            submission.entry = await self._ledger.unpaid(entry, submission.stood)
             hopeless = submission.attempt.hopeless or submission.unwanted
             if resend is None or count >= resend.times or hopeless:
                 raise _refusal(judgement, submission)
@@ -232,13 +234,13 @@ class Submissions:
         stood = submission.stood
         if stood is None or stood.state is not EntryState.UNKNOWN:
             return None
-        stands = await self._record.claim(submission.entry)
+        stands = await self._ledger.claim(submission.entry)
         return stands if stands.task_id is not None else None
 
     async def _once(self, submission: PendingSubmit) -> Judgement:
         """One intent, one POST, one verdict."""
         entry = submission.entry = submission.entry.become(EntryState.INTENT, submitted_at=time.time())
-        await self._record.intent(entry)
+        await self._ledger.intent(entry)
         callback_url = entry.request.callback_url or self._callback_url
         if callback_url is not None:
             callback_url = with_ref(callback_url, entry.ref)
@@ -246,13 +248,13 @@ class Submissions:
         await self._transport.pay(body_of(entry.request, callback_url=callback_url), attempt)
         judgement = _judged(attempt)
         if judgement.verdict is Verdict.REFUSED and judgement.code in WINDOW_CODES:
-            self._limiter.pause()  # before the slot goes to the next one
+            self._limiter.hold_all()  # before the slot goes to the next one
         logger.debug("submit: %s (code %s)", judgement.verdict, judgement.code)
         return judgement
 
     async def _pause(self, resend: Resend, count: int, asked: str | None) -> None:
         """Acquiring the next slot waits for a window by itself."""
-        own = 0.0 if resend.window else resend.pause(count, self._chance())
+        own = 0.0 if resend.window else resend.delay(count, self._chance())
         pause = min(max(own, retry_after_of(asked) or 0.0), own + _ASKED_AT_MOST)
         logger.info("a submit that was not taken is sent again in %.1f s", pause)
         await asyncio.sleep(pause)

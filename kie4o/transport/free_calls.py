@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 _details_of = functools.lru_cache(maxsize=128)(details_of)
 
 
-class Reads:
+class FreeCalls:
     """Reads over one transport. All raise the errors of a free call."""
 
     def __init__(self, transport: Transport) -> None:

@@ -99,9 +99,9 @@ def details_of(task_id: str, status: int, body: bytes, retry_after: float | None
         )
     if data is None:
         data = data_of(status, body, retry_after)
-    from .structuring import Record
+    from .structuring import RecordInfo
 
-    record = structured_data(data, Record, status, body)
+    record = structured_data(data, RecordInfo, status, body)
     if record.taskId is not None and record.taskId != task_id:
         raise unreadable(status, body, "data.taskId (another task than the one asked for)")
     return TaskDetails(

@@ -25,7 +25,7 @@ class WrongShape(ValueError):
 
 
 @attrs.define
-class Record:
+class RecordInfo:
     """`data` of record-info, under Kie's names."""
 
     taskId: str | None = None
@@ -96,7 +96,7 @@ def _not_none(value: _T | None, kind: str) -> _T:
 # a text, progress, times, and the spellings of the URLs. All others must have their type.
 _HOOKS: Mapping[type, Mapping[str, _Hook]] = MappingProxyType(
     {
-        Record: {
+        RecordInfo: {
             "taskId": _task_id,
             "status": _text_or_none,
             "successFlag": _number_or_none,

@@ -891,7 +891,7 @@ import asyncio, collections, hashlib, resource, sys
 from kie4o.batch import Batch, _items
 from kie4o.stores.memory import MemoryStore
 from kie4o.models import ImageResult, TaskDetails, TaskState
-from kie4o.submission.resending import NEVER_AGAIN
+from kie4o.submission.resending import NO_RESUBMIT
 
 def resident():
     with open("/proc/self/statm") as statm:
@@ -919,7 +919,7 @@ async def main():
         return None
 
     batch = Batch(
-        MemoryStore(), generate, lambda key, why: False, recalled, max_in_flight=20, again=NEVER_AGAIN
+        MemoryStore(), generate, lambda key, why: False, recalled, max_in_flight=20, resubmit=NO_RESUBMIT
     )
     print(*await growth(batch.run(prompts({PROMPTS // 20})), 1000))
     print(*await growth(_items(prompts({PROMPTS}), ""), 1000))

@@ -149,7 +149,7 @@ async def test_a_store_that_fails_after_the_answer_does_not_hide_the_id() -> Non
 
 
 async def test_a_store_that_fails_after_a_lost_answer_does_not_hide_the_ref() -> None:
-    store = Failing("inbox")
+    store = Failing("callbacks_of")
     store.fails = True
     async with FaultServer(raw(b"")) as kie, client_of(kie.url, store=store) as client:
         error = await outcome_of(
@@ -338,7 +338,7 @@ async def test_a_close_that_was_cancelled_is_gone_on_with() -> None:
 
 
 async def test_a_store_that_fails_in_passing_does_not_end_the_wait_for_a_callback() -> None:
-    store = Failing("inbox")
+    store = Failing("callbacks_of")
     store.fails = True
     url = "https://example.com/kie/{ref}"
     details = kie4o.TaskDetails(TASK_ID, state=kie4o.TaskState.SUCCEEDED, urls=("https://x.example/a.png",))

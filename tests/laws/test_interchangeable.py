@@ -153,7 +153,7 @@ def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how:
             with pytest.raises(kie4o.SubmissionUnknownError) as caught:
                 await here.client.submit("x", key="k")
             [task_id] = here.kie.tasks
-            await here.client._store.deposit(caught.value.ref, task_id)
+            await here.client._store.keep_callback(caught.value.ref, task_id)
             await here.client.aclose()
             later = here.another()
             if how == "generate":

@@ -77,7 +77,7 @@ def test_without_a_price_the_pace_is_the_policy(age, looks, chance, net) -> None
     """Whatever has ended, and whatever progress says."""
     policy = PollPolicy()
     pace = known(30.0, 31.0, 32.0, policy=policy)
-    assert pace.pause(age, looks, chance, low=0.0, net=net, progress=0.5) == policy.pause(
+    assert pace.pause(age, looks, chance, low=0.0, net=net, progress=0.5) == policy.delay(
         looks, chance, net=net
     )
     assert pace.usual is None

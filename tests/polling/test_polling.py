@@ -84,7 +84,7 @@ def test_default_pace() -> None:
 )
 def test_pauses_stay_in_bounds(first, factor, maximum, jitter, looks, chance) -> None:
     """Never closer than Kie allows, never further apart than the maximum and its jitter."""
-    pause = PollPolicy(first=first, factor=factor, maximum=maximum, jitter=jitter).pause(looks, chance)
+    pause = PollPolicy(first=first, factor=factor, maximum=maximum, jitter=jitter).delay(looks, chance)
     assert 0.34 <= pause <= maximum * 1.1 + 1e-9
 
 

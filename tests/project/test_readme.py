@@ -179,7 +179,7 @@ def test_the_retry_table_has_every_cause_with_its_numbers() -> None:
             told.update(dict.fromkeys(causes, (times, after)))
     expected = {}
     for cause, resend in RESENDS.items():
-        pauses = [resend.pause(sent, 1.0) for sent in range(resend.times)]
+        pauses = [resend.delay(sent, 1.0) for sent in range(resend.times)]
         limit = "up to " if resend.jitter else ""
         after = ", ".join(f"{limit}{pause:g} s" for pause in pauses)
         if resend.window:

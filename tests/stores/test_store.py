@@ -51,7 +51,7 @@ from kie4o.stores.memory import MemoryStore
 from kie4o.stores.packing import checksum, packed, unpacked
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.sqlite_file import SCHEMA
-from kie4o.stores.store import LETTERS, Entry, EntryState, Store
+from kie4o.stores.store import CALLBACKS_PER_REF, Entry, EntryState, Store
 from kie4o.wire import decoding
 
 
@@ -205,22 +205,22 @@ async def test_what_is_forgotten_is_gone(store: Store) -> None:
 
 async def test_the_inbox_keeps_what_callbacks_named(store: Store) -> None:
     """Task ids wait under a ref, each once and not without end, until the entry of that ref has ended."""
-    assert list(await store.inbox("ref of k")) == []
+    assert list(await store.callbacks_of("ref of k")) == []
     await store.save(entry_of(state=EntryState.UNKNOWN))
     for _ in range(2):
-        await store.deposit("ref of k", "task-of-k")
-        await store.deposit("ref of k", "another")
-        await store.deposit("ref of other", "third")
-    assert sorted(await store.inbox("ref of k")) == ["another", "task-of-k"]
-    assert list(await store.inbox("ref of other")) == ["third"]
+        await store.keep_callback("ref of k", "task-of-k")
+        await store.keep_callback("ref of k", "another")
+        await store.keep_callback("ref of other", "third")
+    assert sorted(await store.callbacks_of("ref of k")) == ["another", "task-of-k"]
+    assert list(await store.callbacks_of("ref of other")) == ["third"]
     for n in range(100):
-        await store.deposit("ref of k", f"{n}")
-    assert len(await store.inbox("ref of k")) == LETTERS
+        await store.keep_callback("ref of k", f"{n}")
+    assert len(await store.callbacks_of("ref of k")) == CALLBACKS_PER_REF
     await store.save(submitted("k"))
-    assert len(await store.inbox("ref of k")) == LETTERS
+    assert len(await store.callbacks_of("ref of k")) == CALLBACKS_PER_REF
     await store.save(ended(submitted("k")))
-    assert list(await store.inbox("ref of k")) == []
-    assert list(await store.inbox("ref of other")) == ["third"]
+    assert list(await store.callbacks_of("ref of k")) == []
+    assert list(await store.callbacks_of("ref of other")) == ["third"]
 
 
 # -- what is unfinished, what is recent -----------------------------------------------------------------
@@ -653,7 +653,7 @@ async def test_everything_is_there_when_it_is_opened_again(place: Path) -> None:
     async with opened(place) as store:
         for entry in before.values():
             await store.save(entry)
-        await store.deposit("ref of intent", "named")
+        await store.keep_callback("ref of intent", "named")
     for _ in range(2):
         now = time.time()
         async with opened(place) as store:
@@ -664,7 +664,7 @@ async def test_everything_is_there_when_it_is_opened_again(place: Path) -> None:
             assert (intent.request, intent.ref) == (before[EntryState.INTENT].request, "ref of intent")
             assert now - 60 < intent.submitted_at <= time.time()
             assert await store.recent(now - 60) == [intent.submitted_at]
-            assert list(await store.inbox("ref of intent")) == ["named"]
+            assert list(await store.callbacks_of("ref of intent")) == ["named"]
         assert {state: plain(entry) for state, entry in after.items()} == {
             state: plain(entry) for state, entry in before.items() if state is not EntryState.INTENT
         }
@@ -802,8 +802,8 @@ USES: dict[str, Callable[[Store], Any]] = {
     "save": lambda store: store.save(entry_of()),
     "forget": lambda store: store.forget("k"),
     "find": lambda store: store.find(key="k"),
-    "deposit": lambda store: store.deposit("ref of k", "task-of-k"),
-    "inbox": lambda store: store.inbox("ref of k"),
+    "keep_callback": lambda store: store.keep_callback("ref of k", "task-of-k"),
+    "callbacks_of": lambda store: store.callbacks_of("ref of k"),
     "recent": lambda store: store.recent(0.0),
     "unfinished": keys_owed,
 }

@@ -200,16 +200,16 @@ def test_pause_holds_everybody_for_a_window() -> None:
         limiter, loop = RateLimiter(RateLimit(5, per=10.0)), asyncio.get_running_loop()
         start, served = loop.time(), []
 
-        async def one(name: str, *, again: bool) -> None:
-            await limiter.acquire(again=again)
+        async def one(name: str, *, front: bool) -> None:
+            await limiter.acquire(front=front)
             served.append((name, round(loop.time() - start, 3)))
             limiter.release(counted=True)
 
         await limiter.acquire()
         limiter.release(counted=True)
         await asyncio.sleep(3)
-        limiter.pause()
-        await asyncio.gather(one("new", again=False), one("again", again=True))
+        limiter.hold_all()
+        await asyncio.gather(one("new", front=False), one("again", front=True))
         return served
 
     assert run_virtual(run()) == [("again", 13.0), ("new", 13.0)]

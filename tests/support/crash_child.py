@@ -127,8 +127,8 @@ class DyingStore:
     ) -> Entry | None:
         return await self._through("find", lambda: self._inner.find(key=key, task_id=task_id, ref=ref))
 
-    async def inbox(self, ref: str) -> Sequence[str]:
-        return await self._inner.inbox(ref)
+    async def callbacks_of(self, ref: str) -> Sequence[str]:
+        return await self._inner.callbacks_of(ref)
 
     async def recent(self, since: float) -> list[float]:
         return await self._through("recent", lambda: self._inner.recent(since))

@@ -112,7 +112,7 @@ def test_a_submit_that_was_not_accepted(entry: dict[str, Any]) -> None:
     resend = RESENDS.get(judgement.code or 0) if judgement.verdict is Verdict.REFUSED else None
     assert (resend is not None) == (expect["retry"] == "after_wait")
     if resend is not None and not resend.window:  # else the limiter pauses for a whole window
-        assert resend.pause(0, 0.0) >= expect["wait_s"]
+        assert resend.delay(0, 0.0) >= expect["wait_s"]
 
 
 def test_nothing_else_is_sent_again() -> None:
