@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -114,11 +115,11 @@ class _Counting(SQLiteStore):
         self._claims = 0
         self.full = asyncio.Event()
 
-    async def claim(self, entry: Entry) -> Entry:
+    async def claim(self, entry: Entry, **options: Any) -> Entry | None:
         self._claims += 1
         if self._claims == IN_FLIGHT:
             self.full.set()
-        return await super().claim(entry)
+        return await super().claim(entry, **options)
 
 
 @contextlib.asynccontextmanager

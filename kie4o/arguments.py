@@ -1,7 +1,7 @@
-"""What callers hand to the verbs, checked before any network use.
+"""What callers pass to the verbs, checked before any network use.
 
-Each function gives the value back or raises `InvalidRequestError` (for a setting of the client
-`ConfigurationError`) with the name, the value and what is allowed.
+Each function returns the value, or raises `InvalidRequestError` (`ConfigurationError` for a setting of the
+client) that names the argument, its value and what is expected.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import attrs
 
-from .errors import ConfigurationError, InvalidRequestError
+from .errors import InvalidRequestError, invalid, invalid_setting
 from .models import ImageRequest, RateLimit
 from .polling.policy import PollPolicy
 from .polling.poller import Timeout
@@ -26,15 +26,14 @@ MAX_KEY = 512  # characters of an idempotency key
 
 
 def request_of(request: ImageRequest | str | None, fields: Mapping[str, Any]) -> ImageRequest:
-    """An `ImageRequest` as it is (with fields replaced), or a prompt and the fields of one."""
+    """An `ImageRequest`, with `fields` replaced, or one made of a prompt and `fields`."""
     if fields:
         known = [field.name for field in attrs.fields(ImageRequest)]
         for name in fields:
             if name not in known:
-                sentence = f"{name}= is not a field of a request: use one of {', '.join(known)}"
-                raise InvalidRequestError(sentence)
+                raise InvalidRequestError(f"unknown field {name}=: expected one of {', '.join(known)}")
     if request is not None and "prompt" in fields:
-        raise InvalidRequestError("prompt= is not possible beside a request: give one of the two")
+        raise InvalidRequestError("pass either a request or prompt=, not both")
     if isinstance(request, ImageRequest):
         return attrs.evolve(request, **fields) if fields else request
     return ImageRequest(**fields) if "prompt" in fields else ImageRequest(request, **fields)
@@ -46,76 +45,68 @@ def key_of(key: str | None) -> str | None:
         return None
     if not isinstance(key, str) or not key.strip() or len(key) > MAX_KEY or not key.isprintable():
         shown = key[:80] if isinstance(key, str) else key
-        allowed = f"use a text of 1 to {MAX_KEY} printable characters, or None"
-        raise InvalidRequestError(f"key={shown!r} is not possible: {allowed}")
+        raise invalid("key", shown, f"1 to {MAX_KEY} printable characters, or None")
     return key
 
 
 def task_id_of(task_id: str) -> str:
-    """An id that Kie can have given."""
+    """An id that Kie can have issued."""
     if not is_task_id(task_id):
-        raise InvalidRequestError(f"task_id={task_id!r} is not possible: use the id that a submit gave")
+        raise invalid("task_id", task_id, "the id of a submitted task")
     return task_id
 
 
 def callback_url_of(url: str | None) -> str | None:
-    """A callback URL for the whole client, by the rule for a request's own."""
-    if url is not None:
-        try:
-            ImageRequest("-", callback_url=url)
-            return url
-        except InvalidRequestError as error:
-            sentence = str(error)
-        raise ConfigurationError(sentence)
-    return None
+    """A callback URL for the whole client, checked as a request's own is."""
+    if url is not None and not is_web_url(url):
+        raise invalid_setting("callback_url", url, "a complete http:// or https:// URL")
+    return url
 
 
 def image_url_of(url: str) -> str:
-    """The URL of an image of Kie's."""
+    """The URL of one of Kie's images."""
     if not is_web_url(url):
-        raise InvalidRequestError(f"url={url!r} is not possible: use a URL of the task's result")
+        raise invalid("url", url, "a URL from the task's result")
     return url
 
 
 def rate_limit_of(limit: RateLimit) -> RateLimit:
     if not isinstance(limit, RateLimit):
-        raise ConfigurationError(f"rate_limit={limit!r} is not possible: use RateLimit(20, per=10.0)")
+        raise invalid_setting("rate_limit", limit, "RateLimit(20, per=10.0)")
     return limit
 
 
 def poll_of(policy: PollPolicy | None, *, loopback: bool) -> PollPolicy:
-    """None: learned, but for an emulator, whose tasks are over before anything could be."""
+    """The default learns when to poll; on loopback it does not, since an emulator's tasks end too soon."""
     if policy is None:
         return PollPolicy() if loopback else PollPolicy.adaptive()
     if not isinstance(policy, PollPolicy):
-        raise ConfigurationError(f"poll={policy!r} is not possible: use PollPolicy(...)")
+        raise invalid_setting("poll", policy, "PollPolicy(...) or PollPolicy.adaptive(...)")
     return policy
 
 
 def timeout_of(timeout: Timeout) -> Timeout:
-    """Seconds above zero, None for no limit, or ... for the client's own."""
+    """A positive number of seconds, None for no limit, or ... for the client's own."""
     if timeout is ... or timeout is None:
         return timeout
     if type(timeout) in (int, float) and 0 < timeout < float("inf"):
         return timeout
-    raise InvalidRequestError(
-        f"timeout={timeout!r} is not possible: use seconds above 0, or None for no limit"
-    )
+    raise invalid("timeout", timeout, "a positive number of seconds, or None for no limit")
 
 
 def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
-    """A function, or nothing; found out before anything is paid."""
+    """Checked before anything is paid for."""
     if on_update is not None and not callable(on_update):
-        raise InvalidRequestError(f"on_update={on_update!r} is not possible: use a function of the details")
+        raise invalid("on_update", on_update, "a function of the TaskDetails, or None")
     return on_update
 
 
 def resubmit_of(on_unknown: OnUnknown, retry_failed: bool) -> Resubmit:
-    """What the caller wants paid anew under a key."""
+    """After which outcomes under a key the caller pays again."""
     if on_unknown == "hold" and retry_failed is False:
         return NO_RESUBMIT
     if on_unknown not in get_args(OnUnknown):
-        raise InvalidRequestError(f"on_unknown={on_unknown!r} is not possible: use 'hold' or 'resubmit'")
+        raise invalid("on_unknown", on_unknown, "'hold' or 'resubmit'")
     if not isinstance(retry_failed, bool):
-        raise InvalidRequestError(f"retry_failed={retry_failed!r} is not possible: use True or False")
+        raise invalid("retry_failed", retry_failed, "True or False")
     return Resubmit(after_unknown=on_unknown == "resubmit", after_failure=retry_failed)

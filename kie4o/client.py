@@ -1,8 +1,7 @@
-"""The verbs: what a program does with Kie. Each is a few lines over the parts below.
+"""The verbs: what a program does with Kie. Each is a few lines over the rooms below.
 
-The client owns everything it starts (submits, looks, sessions) and closes it. It is made outside
-or inside a running loop, opens nothing before the first call, and belongs to the loop of that
-first call.
+The client owns everything it starts (submits, polls, sessions) and closes it. It can be created inside or
+outside a running loop, opens nothing before the first call, and belongs to the loop of that first call.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 import warnings
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Unpack
 
-from . import callbacks
+from . import callbacks, clock
 from .arguments import (
     OnUnknown,
     callback_url_of,
@@ -30,18 +28,30 @@ from .arguments import (
 )
 from .batch import Batch, Requests, resumed
 from .callbacks.delivery import Delivery
+from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
-from .errors import InvalidRequestError, KieError
+from .errors import KieError, client_closed, invalid
 from .files.transfers import Files
-from .lifecycle import Lifecycle, paid_id
-from .models import Callback, Completion, ImageRequest, ImageResult, RateLimit, RequestFields, UploadedFile
+from .lifecycle import Lifecycle
+from .lifecycle import task_id_of as task_id_in
+from .models import (
+    Callback,
+    Completion,
+    ImageRequest,
+    ImageResult,
+    RateLimit,
+    RequestFields,
+    UploadedFile,
+)
 from .polling.outcome import images_of
 from .polling.policy import PollPolicy
 from .polling.poller import TaskPoller, Timeout
 from .polling.watches import OnUpdate
 from .settings import Secret, count, flag, resolve, seconds
 from .stores.choosing import store_of
+from .stores.ledger import Ledger
 from .stores.store import Entry, Store
+from .submission.permit import Permits
 from .submission.rate_limit import RateLimiter
 from .submission.submissions import Submissions
 from .task import ImageTask
@@ -55,19 +65,34 @@ if TYPE_CHECKING:
 
 
 class AsyncKieClient:
-    """A client for Kie.ai's GPT-4o image API.
+    """A client for Kie.ai's GPT-4o image API: `async with AsyncKieClient() as client:`.
 
-    `timeout`: seconds for one HTTP exchange. `wait_timeout`: seconds for one task from its submit
-    to its end, None waits for ever. `max_in_flight`: tasks between submit and end. `rate_limit`:
-    new tasks per time; Kie admits 20 per 10 s to an account. `poll`: when to look; None learns it
-    (`PollPolicy.adaptive()`, on loopback `PollPolicy()`). `session`: an aiohttp session whose connector
-    is used; it stays yours to close. `store`: what remembers every submit: None for
-    this process's memory, a path (or "sqlite:///run.db") for a file that survives it, or a `Store`.
-    `callback_url`: for requests that have none of their own; `{ref}` in it, or else a query parameter,
-    carries what a callback is recognised by. `trust_callbacks`: take a recognised callback's word
-    instead of looking at its task. Raises `ConfigurationError`.
+    It can be used by any number of tasks of one event loop. Creating it opens nothing; the first call does.
 
-    Environment: KIE_API_KEY (or KIE_AI_API_KEY), KIE_BASE_URL, KIE_UPLOAD_URL, KIE_WEBHOOK_KEY.
+    Args:
+        api_key: Created at kie.ai/api-key. Default: the environment variable KIE_API_KEY, then
+            KIE_AI_API_KEY.
+        base_url: Default: KIE_BASE_URL, then Kie's API host. It must be https unless it is loopback.
+        upload_url: Default: KIE_UPLOAD_URL, then Kie's upload host, or `base_url` if that is loopback.
+        timeout: Seconds for one HTTP exchange; an upload may take 300.
+        wait_timeout: Seconds from the submit of a task to its end; None waits without limit.
+        max_in_flight: How many tasks of `generate` may be between submit and end at once.
+        rate_limit: How many new tasks may start in any window. Kie admits 20 per 10 s to an account.
+        poll: When to poll. Default: learned from finished tasks (`PollPolicy.adaptive()`); plain exponential
+            back-off (`PollPolicy()`) on loopback.
+        callback_url: Where Kie reports the end of a task, for requests without their own. The ref by which a
+            callback is recognised replaces ``{ref}`` in it, or is added as a query parameter.
+        webhook_key: The webhookHmacKey of kie.ai/settings that callbacks are verified with; several while
+            keys are rotated. Default: KIE_WEBHOOK_KEY.
+        trust_callbacks: Accept what a recognised callback says without polling its task.
+        store: Remembers every submit. None is this process's memory; a path or ``"sqlite:///run.db"`` is a
+            file that survives it; or an object with the methods of `Store`.
+        session: An aiohttp session whose connector is used. You keep ownership and close it.
+        proxy: URL of a proxy, as in aiohttp.
+        trust_env: Take proxies from the environment, as in aiohttp.
+
+    Raises:
+        ConfigurationError: A setting is missing or invalid; the message says which.
     """
 
     def __init__(
@@ -110,27 +135,29 @@ class AsyncKieClient:
         self._files = Files(
             self._transport, self._settings, timeout=exchange, proxy=proxy, trust_env=trust_env
         )
-        poll = poll_of(poll, loopback=self._settings.loopback)
-        self._store = store_of(store)
-        self._limiter = RateLimiter(rate_limit_of(rate_limit))
-        url = callback_url_of(callback_url)
-        self._submissions = Submissions(self._transport, self._limiter, self._store, callback_url=url)
-        wait_timeout = seconds("wait_timeout", wait_timeout, optional=True)
         self._poller = TaskPoller(
-            self._free_calls.details, policy=poll, timeout=wait_timeout, look_timeout=exchange
+            self._free_calls.details,
+            policy=poll_of(poll, loopback=self._settings.loopback),
+            timeout=seconds("wait_timeout", wait_timeout, optional=True),
+            look_timeout=exchange,
         )
-        self._max_in_flight = count("max_in_flight", max_in_flight)
-        self._delivery = Delivery(
-            self._store, self._poller, trusting=flag("trust_callbacks", trust_callbacks)
-        )
-        self._life = Lifecycle(
-            self._ready,
-            self._store,
-            self._submissions,
-            self._poller,
-            self._delivery,
-            url,
-            asyncio.Semaphore(self._max_in_flight),
+        self._store = store_of(store)
+        self._ledger = Ledger(self._store)
+        limit, shared = rate_limit_of(rate_limit), self._store.shared
+        self._limiter = RateLimiter(limit) if shared is None else shared.limiter(limit)
+        url = callback_url_of(callback_url)
+        self._submissions = Submissions(self._transport, self._limiter, self._ledger, callback_url=url)
+        trusting = flag("trust_callbacks", trust_callbacks)
+        self._delivery = Delivery(self._store, self._ledger, self._poller, trusting=trusting)
+        self._lifecycle = Lifecycle(
+            ready=self._ready,
+            store=self._store,
+            ledger=self._ledger,
+            submissions=self._submissions,
+            poller=self._poller,
+            delivery=self._delivery,
+            callback_url=url,
+            permits=Permits(count("max_in_flight", max_in_flight)),
         )
 
     # -- submit and wait -------------------------------------------------------------------------
@@ -144,24 +171,32 @@ class AsyncKieClient:
         retry_failed: bool = False,
         **fields: Unpack[RequestFields],
     ) -> ImageTask:
-        """Send a request and return its task: the one call that costs credits.
+        """Send a request and return its task. This is the one call that costs credits.
 
-        `request` is an `ImageRequest`, or a prompt with the fields of one as keywords. With a
-        `key` the same request is paid once, however often it is submitted, as far back as the
-        store remembers. What stood under the key is paid anew only if you say so:
-        `on_unknown="resubmit"` after an unknown outcome (perhaps pays twice), `retry_failed` after
-        a failed task. Raises the `APIStatusError` of a refusal, `APIConnectionError` if the request
-        never left, `SubmissionUnknownError` if it left and no answer came (perhaps paid, never sent
-        again), `KeyConflictError` if the key stands for another request.
+        Args:
+            request: A prompt, or an `ImageRequest`.
+            key: Your idempotency key. The same request under the same key is paid once, for as long as the
+                store remembers it.
+            on_unknown: If an earlier submit under the key has an unknown outcome: ``"hold"`` raises
+                `SubmissionUnknownError` again, ``"resubmit"`` submits again and may pay twice.
+            retry_failed: Submit again if the earlier task under the key failed. That costs again.
+            **fields: The fields of an `ImageRequest`, such as ``size="3:2"``.
+
+        Raises:
+            InvalidRequestError: Refused before any network use.
+            APIStatusError: Kie refused the request; nothing was charged.
+            APIConnectionError: The request was not sent; nothing was charged.
+            SubmissionUnknownError: The request was sent and its outcome is unknown. It may have been
+                charged and is never sent again.
+            KeyConflictError: The key was already used for another request.
+            StoreError: The store cannot be written, so nothing was sent; with a `task_id` the task is paid.
         """
-        checked, key, resubmit = (
-            request_of(request, fields),
-            key_of(key),
-            resubmit_of(on_unknown, retry_failed),
-        )
+        checked, key = request_of(request, fields), key_of(key)
+        resubmit = resubmit_of(on_unknown, retry_failed)
         await self._ready()
-        submitted = await self._life.submit(checked, key, resubmit)
-        return ImageTask(self._life, paid_id(submitted.entry), request=checked, since=submitted.since)
+        submitted = await self._lifecycle.submit(checked, key, resubmit)
+        task_id = task_id_in(submitted.entry)
+        return ImageTask(self._lifecycle, task_id, request=checked, since=submitted.since)
 
     async def generate(
         self,
@@ -174,14 +209,40 @@ class AsyncKieClient:
         retry_failed: bool = False,
         **fields: Unpack[RequestFields],
     ) -> ImageResult:
-        """Submit and wait: a prompt in, images out. Arguments and errors of `submit` and `wait`."""
-        checked, key, resubmit = (
-            request_of(request, fields),
-            key_of(key),
-            resubmit_of(on_unknown, retry_failed),
-        )
+        """Turn a prompt into images: submit a request and wait for its task. Costs the credits of one task.
+
+        At most `max_in_flight` tasks are in flight at once; further calls wait for their turn. A task takes
+        15 seconds to 5 minutes.
+
+        Args:
+            request: A prompt, or an `ImageRequest`.
+            key: Your idempotency key. The same request under the same key is paid once, for as long as the
+                store remembers it; after success the stored result is returned.
+            timeout: Seconds from the submit; None waits without limit, the default is the client's
+                `wait_timeout`. Waiting for a turn is not counted.
+            on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
+                An exception from it ends the wait.
+            on_unknown: If an earlier submit under the key has an unknown outcome: ``"hold"`` raises
+                `SubmissionUnknownError` again, ``"resubmit"`` submits again and may pay twice.
+            retry_failed: Submit again if the earlier task under the key failed. That costs again.
+            **fields: The fields of an `ImageRequest`, such as ``size="3:2"``.
+
+        Raises:
+            InvalidRequestError: Refused before any network use.
+            APIStatusError: Kie refused the request; nothing was charged.
+            APIConnectionError: The request was not sent; nothing was charged.
+            SubmissionUnknownError: The request was sent and its outcome is unknown. It may have been
+                charged and is never sent again.
+            TaskFailedError: Kie ended the task without images.
+            NoImagesError: The task succeeded, but its record shows no images.
+            TaskTimeoutError: The time is up; the task is still running, and ``client.wait(error.task_id)``
+                resumes it.
+            StoreError: The store cannot be read or written, or the key was used for another request.
+        """
+        checked, key = request_of(request, fields), key_of(key)
+        resubmit = resubmit_of(on_unknown, retry_failed)
         await self._ready()
-        return await self._life.generate(checked, key, resubmit, timeout=timeout, on_update=on_update)
+        return await self._lifecycle.generate(checked, key, resubmit, timeout=timeout, on_update=on_update)
 
     async def generate_many(
         self,
@@ -192,25 +253,34 @@ class AsyncKieClient:
         on_unknown: OnUnknown = "hold",
         retry_failed: bool = False,
     ) -> AsyncGenerator[Completion]:
-        """Many generates, yielded as they complete; a failed one is a value, not an exception.
+        """Generate many images; yields a `Completion` for each request as it finishes. Errors are values.
 
-        `requests` are prompts or `ImageRequest`s: an iterable, an async iterable, or a mapping
-        whose keys are your own ids. It is taken lazily, at most `max_in_flight` (the client's, if
-        None) unfinished at a time. Each item runs under a key: the custom id, or a hash of the
-        request and of how often it came before, under the name `batch`. So the same call on the same store
-        never pays twice: what has ended comes first with `replayed=True`. A wrong key, an empty
-        balance, a used-up key cap, or five unknown outcomes in a row stop new submits: what is in
-        flight still completes, then that error is raised.
+        Each request runs under a key: your id, or a hash of the request and its occurrence. With a store that
+        survives the process the same call continues after a crash. What is finished comes first, with
+        ``replayed=True``, and is not paid again.
+
+        Args:
+            requests: Prompts or `ImageRequest`s: an iterable, an async iterable, or a mapping from your
+                ids. It is taken lazily and may be endless.
+            max_in_flight: How many of them may be unfinished at once; the default is the client's.
+            batch: A name that keeps the keys of this batch apart from those of others on the same store.
+            on_unknown: As for `generate`.
+            retry_failed: As for `generate`.
+
+        Raises:
+            AuthenticationError, InsufficientCreditsError, KeyLimitError, SubmissionUnknownError, StoreError:
+                Every further request would fail too (or five in a row had an unknown outcome). No more are
+                submitted, what is in flight is yielded, then the error is raised.
         """
         await self._ready()
         resubmit = resubmit_of(on_unknown, retry_failed)
-        most = self._max_in_flight if max_in_flight is None else count("max_in_flight", max_in_flight)
+        limit = self._lifecycle.permits.limit
         run = Batch(
             self._store,
-            lambda request, key, gate: self._life.generate(request, key, resubmit, gate=gate),
+            lambda request, key, gate: self._lifecycle.generate(request, key, resubmit, gate=gate),
             self._submissions.call_off,
-            self._delivery.recalled,
-            max_in_flight=most,
+            self._delivery.named_task,
+            max_in_flight=limit if max_in_flight is None else count("max_in_flight", max_in_flight),
             name=batch,
             resubmit=resubmit,
         ).run(requests)
@@ -219,39 +289,62 @@ class AsyncKieClient:
                 yield completion
 
     async def unfinished(self) -> AsyncGenerator[Entry]:
-        """What the store still owes: submits that are paid, or perhaps paid, and have not ended."""
+        """The entries of the store that are paid, or may be, and have not finished."""
         await self._ready()
         async for entry in self._store.unfinished():
             yield entry
 
     async def resume(self) -> AsyncGenerator[Completion]:
-        """Wait for everything in `unfinished()`, as it completes; nothing is submitted. One that ended
-        unknown gives its `SubmissionUnknownError`, unless a callback has named a task that Kie confirms.
+        """Wait for everything in `unfinished()`; yields a `Completion` for each. Nothing is submitted.
+
+        An entry with an unknown outcome gives a `SubmissionUnknownError`, unless a callback has named its
+        task.
         """
         await self._ready()
-        async with contextlib.aclosing(resumed(self._store, self._life.resume)) as completions:
+        async with contextlib.aclosing(resumed(self._store, self._lifecycle.resume)) as completions:
             async for completion in completions:
                 yield completion
 
     def task(self, task_id: str) -> ImageTask:
-        """Take up a task again by its id; no I/O."""
-        return ImageTask(self._life, task_id_of(task_id))
+        """A handle to an existing task; no network call.
+
+        Args:
+            task_id: The id of a task that was submitted at most 14 days ago, by any process.
+        """
+        return ImageTask(self._lifecycle, task_id_of(task_id))
 
     async def details(self, task_id: str) -> TaskDetails:
-        """One look at a task. Looks at the same task keep Kie's pace of 3 per second."""
+        """Poll a task once. Polls of the same task are at least 0.34 s apart (Kie's record-info page).
+
+        Args:
+            task_id: The id of the task.
+
+        Raises:
+            APIStatusError, APIConnectionError, UnexpectedResponseError: The poll failed, which says nothing
+                about the task.
+        """
         await self._ready()
         return await self._poller.look(task_id_of(task_id))
 
     async def wait(
-        self,
-        task_id: str,
-        *,
-        timeout: Timeout = ...,
-        on_update: OnUpdate | None = None,
+        self, task_id: str, *, timeout: Timeout = ..., on_update: OnUpdate | None = None
     ) -> ImageResult:
-        """Until the task has ended. Raises `TaskFailedError`, `NoImagesError`, `TaskNotFoundError`,
-        and `TaskTimeoutError` after `timeout` seconds (None: never); the task lives on then."""
-        return await self._life.wait(task_id_of(task_id), timeout, on_update)
+        """Wait until a task has ended, by callback or by polling. Costs no credits.
+
+        Args:
+            task_id: The id of the task.
+            timeout: Seconds from this call; None waits without limit, the default is the client's
+                `wait_timeout`.
+            on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
+                An exception from it ends the wait.
+
+        Raises:
+            TaskFailedError: Kie ended the task without images.
+            NoImagesError: The task succeeded, but its record shows no images.
+            TaskNotFoundError: Kie has not known the task for 90 s.
+            TaskTimeoutError: The time is up; the task is still running and can be waited for again.
+        """
+        return await self._lifecycle.wait(task_id_of(task_id), timeout, on_update)
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -262,9 +355,17 @@ class AsyncKieClient:
         name: str | None = None,
         path: str = "kie4o",
     ) -> UploadedFile:
-        """Store a file at Kie for use in `files_url`: a path, bytes or an open binary file.
+        """Store a file at Kie, for `files_url` or `mask_url`. Free; Kie keeps it for about 24 hours.
 
-        Free; kept for about 24 hours; the same `path` and `name` overwrite.
+        Args:
+            source: A path, bytes, or a file opened in binary mode, which is read from its position and
+                stays open. Not empty, and at most 100 MiB.
+            name: The file name at Kie; by default that of the source, if it has one.
+            path: The folder at Kie. A file with the same `path` and `name` is overwritten.
+
+        Raises:
+            InvalidRequestError: The source cannot be read, is empty or too large; nothing was sent.
+            APIStatusError, APIConnectionError, UnexpectedResponseError: The upload failed, after retries.
         """
         await self._ready()
         return await self._files.upload(source, name=name, path=path)
@@ -272,7 +373,13 @@ class AsyncKieClient:
     async def upload_from_url(
         self, url: str, *, name: str | None = None, path: str = "kie4o"
     ) -> UploadedFile:
-        """Let Kie fetch a public file (in 30 s, up to 100 MB) and store it as `upload` does."""
+        """Let Kie fetch a public file and store it as `upload` does. Free.
+
+        Args:
+            url: What to fetch; it must answer within 30 s, with up to 100 MB (file upload page).
+            name: As for `upload`.
+            path: As for `upload`.
+        """
         await self._ready()
         return await self._files.upload_from_url(url, name=name, path=path)
 
@@ -283,16 +390,24 @@ class AsyncKieClient:
         *,
         name: str | None = None,
     ) -> list[Path]:
-        """Save the images of a result (or of a task id) into `directory`; their paths, in order.
+        """Save the images of a task, and return their paths in order. Free, for 14 days after the task.
 
-        Files are named `<task id>_<index>.<ending>` or after `name`; each appears whole or not at
-        all. Raises `DownloadError`; the task stays paid and can be downloaded again.
+        Each file appears complete or not at all: it is checked to be a whole PNG, JPEG, WebP or GIF first.
+
+        Args:
+            result: An `ImageResult`, or the id of a finished task.
+            directory: Where to save them; created if it is missing.
+            name: A file name without suffix. By default files are named ``<task id>_<index>.<suffix>``. An
+                existing file is replaced.
+
+        Raises:
+            DownloadError: An image could not be downloaded or saved. The task is paid; download it again.
         """
         await self._ready()
         if isinstance(result, str):
             result = images_of(await self._poller.look(task_id_of(result)))
         elif not isinstance(result, ImageResult):
-            raise InvalidRequestError(f"result={result!r} is not possible: use an ImageResult or a task id")
+            raise invalid("result", result, "an ImageResult or a task id")
         task_id = result.task_id
         return await self._files.download(
             result.urls,
@@ -303,24 +418,36 @@ class AsyncKieClient:
         )
 
     async def download_url(self, task_id: str, url: str) -> str:
-        """A signed link to one of the task's images, good for 20 minutes (Kie's download-url page)."""
+        """A signed link to one image that anyone can open for 20 minutes (Kie's download-url page). Free.
+
+        Args:
+            task_id: The id of the task.
+            url: One of the URLs of its result.
+        """
         await self._ready()
         return await self._free_calls.download_url(task_id_of(task_id), image_url_of(url))
 
     async def credits(self) -> Decimal:
-        """The account's balance in credits (0.005 USD each)."""
+        """The balance of the account, in credits (0.005 USD each; Kie's common API page)."""
         await self._ready()
         return await self._free_calls.credits()
 
     # -- callbacks -------------------------------------------------------------------------------
 
     async def deliver(self, callback: Callback) -> TaskDetails:
-        """Hand in a parsed callback: it is kept, confirmed by one look at its task, and wakes whoever
-        waits for it. The details of the task; with `trust_callbacks` the callback's own.
+        """Pass in a parsed callback: it is stored, confirmed by a poll, and wakes the callers that wait.
 
-        A callback may come before the answer of its submit, twice, late, or about a submit whose
-        answer was lost, which it settles. Raises `CallbackError` for one that belongs to nothing
-        submitted here; pass the `ref` of its URL to `parse_callback`.
+        It may arrive before the response to its submit, twice, late, or for a submit whose response was lost.
+
+        Args:
+            callback: What `parse_callback` returned.
+
+        Returns:
+            The confirmed details of the task; with `trust_callbacks` those of the callback.
+
+        Raises:
+            CallbackError: The callback matches no request submitted by this client. `parse_callback` needs
+                the `ref` that its URL carried.
         """
         await self._ready()
         return await self._delivery.deliver(callback)
@@ -328,21 +455,52 @@ class AsyncKieClient:
     def parse_callback(
         self,
         body: bytes | bytearray | memoryview | str | Mapping[str, Any],
-        headers: Any = None,
+        headers: Mapping[str, Any] | Iterable[tuple[Any, Any]] | None = None,
         *,
         ref: str | None = None,
     ) -> Callback:
-        """`kie4o.parse_callback` with the client's webhook key."""
+        """Read and verify a callback, as `kie4o.parse_callback` does, with the client's `webhook_key`.
+
+        Args:
+            body: The raw body of the request.
+            headers: Its headers, as a mapping or as pairs.
+            ref: What the callback URL carried.
+        """
         keys = [secret.reveal() for secret in self._settings.webhook_key]
         return callbacks.parse_callback(body, headers, ref=ref, key=keys or None)
 
-    # -- life ------------------------------------------------------------------------------------
+    def receiver(self, *, allow_unsigned: bool = False, pending: int = PENDING) -> CallbackReceiver:
+        """A receiver of callbacks for any web framework; `kie4o.webhooks` has some ready-made.
+
+        ``status = await receiver.receive(headers, body, ref)`` gives the status to answer with.
+
+        Args:
+            allow_unsigned: Accept callbacks without a signature if the client has no `webhook_key`.
+            pending: How many callbacks may wait for their confirmation before further ones are refused with
+                503.
+
+        Raises:
+            ConfigurationError: The client has no `webhook_key`, and `allow_unsigned` is False.
+        """
+        if not self._settings.webhook_key and not allow_unsigned:
+            raise unverified()
+        return CallbackReceiver(
+            lambda body, headers, ref: self.parse_callback(body, headers, ref=ref),
+            self._ready,
+            self._delivery,
+            pending=pending,
+        )
+
+    # -- opening and closing ---------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Call off submits that have not left, await the answers of those that have (30 s at most), end
-        waits with an error that carries the task id, and close everything."""
+        """Close the client; ``async with`` calls it.
+
+        Submits that were not sent are called off. The responses to those that were are awaited, for 30 s at
+        most. Waits end with an error that carries the task id.
+        """
         self._closed = True
-        async with contextlib.AsyncExitStack() as steps:  # the last first; each, whatever befalls another
+        async with contextlib.AsyncExitStack() as steps:  # the last first, each even if another fails
             steps.push_async_callback(self._close_store)
             for part in (self._transport, self._files, self._poller, self._delivery, self._submissions):
                 steps.push_async_callback(part.aclose)
@@ -363,34 +521,36 @@ class AsyncKieClient:
         return f"<AsyncKieClient {'closed' if self._closed else 'open'}>"
 
     async def _ready(self) -> None:
-        """Before every verb: open on first use, refuse after the end or in another loop."""
+        """Called before every verb: open on first use, refuse after closing or in another loop."""
         if self._closed:
-            raise KieError("the client is closed: make a new one")
+            raise client_closed()
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
-            raise KieError("a client belongs to one event loop: make one for each asyncio.run")
+            raise KieError("a client belongs to one event loop; create one in each asyncio.run()")
         self._loop = loop
         if not self._opened:
             async with self._opening:
                 if self._closed:
-                    raise KieError("the client is closed: make a new one")
+                    raise client_closed()
                 if not self._opened:
                     await self._open()
 
-    async def _close_store(self) -> None:
-        async with self._opening:
-            if self._opened:  # by us: another client may have it open, and go on
-                await self._store.aclose()
-                self._opened = False
-
     async def _open(self) -> None:
-        """The store first; what it saw submitted lately still counts against the account limit."""
+        """Open the store. What it saw submitted recently still counts against the account's limit."""
         await self._store.open()
         try:
-            now = time.time()
-            stamps = await self._store.recent(now - self._limiter.limit.per)
+            now = clock.unix_time()
+            times = await self._store.recent(now - self._limiter.limit.per)
         except BaseException:
             await self._store.aclose()
             raise
-        self._limiter.remember(now - stamp for stamp in stamps)
+        self._limiter.remember(now - time for time in times)
         self._opened = True
+
+    async def _close_store(self) -> None:
+        async with self._opening:
+            if self._opened:  # by this client; another one may have the store open
+                async with contextlib.AsyncExitStack() as steps:
+                    steps.push_async_callback(self._store.aclose)
+                    steps.push_async_callback(self._ledger.aclose)
+                self._opened = False

@@ -1,4 +1,4 @@
-"""What is known of one task: its state and one look at it."""
+"""What is known about one task at one moment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import attrs
 
 
 class TaskState(enum.Enum):
-    """What we make of a task; Kie's own word is `TaskDetails.status`."""
+    """The state of a task as kie4o reads it; Kie's own word is `TaskDetails.status`."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -21,35 +21,41 @@ class TaskState(enum.Enum):
 
     @property
     def ended(self) -> bool:
+        """Whether the task has succeeded or failed."""
         return self in (TaskState.SUCCEEDED, TaskState.FAILED)
 
 
-# -- what comes back ---------------------------------------------------------------------------
-
-
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class TaskDetails:
-    """One look at a task, or what a callback said about it. Source: Kie's record-info page.
+    """The status of a task: what one poll found, or what a callback said. Source: Kie's record-info page.
 
-    `state` is our decision, `status` Kie's own word (None where Kie sends none). `progress` is
-    0.0 to 1.0 or None, and often stays at 0.0 until the end. Times are aware UTC datetimes.
-    `raw` is the answer's `data` as it came.
+    Attributes:
+        task_id: The id of the task.
+        state: A `TaskState`.
+        status: Kie's own word, such as ``"GENERATING"``; None if Kie sent none.
+        urls: The images so far; they are kept for 14 days.
+        progress: 0.0 to 1.0, or None. It often stays at 0.0 until the end.
+        error_code: Kie's code of a failure.
+        error_message: Kie's own words about a failure.
+        created_at: When Kie created the task, as an aware UTC datetime.
+        completed_at: When it ended, as an aware UTC datetime.
+        raw: The `data` of Kie's response, as it arrived.
     """
 
-    task_id: str
-    state: TaskState = attrs.field(kw_only=True)
-    status: str | None = attrs.field(default=None, kw_only=True)
-    urls: tuple[str, ...] = attrs.field(default=(), kw_only=True)
-    progress: float | None = attrs.field(default=None, kw_only=True)
-    error_code: int | None = attrs.field(default=None, kw_only=True)
-    error_message: str | None = attrs.field(default=None, kw_only=True)
-    created_at: datetime | None = attrs.field(default=None, kw_only=True)
-    completed_at: datetime | None = attrs.field(default=None, kw_only=True)
-    raw: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, eq=False, repr=False)
+    task_id: str = attrs.field(kw_only=False)
+    state: TaskState
+    status: str | None = None
+    urls: tuple[str, ...] = ()
+    progress: float | None = None
+    error_code: int | None = None
+    error_message: str | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+    raw: Mapping[str, Any] = attrs.field(factory=dict, eq=False, repr=False)
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """What Kie stored of the request, decoded from its `paramJson`; {} if it cannot be read."""
+        """The request as Kie stored it, decoded from `paramJson`; {} if it cannot be decoded."""
         try:
             params = json.loads(self.raw.get("paramJson") or "{}")
         except (ValueError, TypeError, RecursionError):

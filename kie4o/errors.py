@@ -1,16 +1,16 @@
-"""Every failure kie4o can hand you, as one tree; nothing of aiohttp, cattrs or sqlite3 escapes.
+"""Every error that kie4o raises, as one tree. No exception of aiohttp, cattrs or sqlite3 escapes.
 
     KieError
-    ├─ ConfigurationError (ValueError)      the client cannot be built like this
+    ├─ ConfigurationError (ValueError)      a setting of the client is invalid
     ├─ InvalidRequestError (ValueError)     refused before sending
-    ├─ APIConnectionError                   nothing usable arrived; nothing was paid
+    ├─ APIConnectionError                   no usable response; nothing was charged
     │  └─ APITimeoutError (TimeoutError)
-    ├─ UnexpectedResponseError              an answer that cannot be read
-    ├─ APIStatusError                       Kie said no
+    ├─ UnexpectedResponseError              a response that cannot be read
+    ├─ APIStatusError                       Kie refused
     │  ├─ BadRequestError · AuthenticationError · InsufficientCreditsError · PermissionDeniedError
     │  ├─ NotFoundError · UnprocessableEntityError · RateLimitError · KeyLimitError
     │  └─ MaintenanceError · InternalServerError · FeatureDisabledError · QueueFullError
-    ├─ SubmissionUnknownError               perhaps paid, never sent again
+    ├─ SubmissionUnknownError               perhaps charged, never sent again
     ├─ TaskError
     │  ├─ TaskFailedError
     │  │  └─ ContentPolicyError · InputImageError
@@ -22,10 +22,9 @@
     └─ StoreError
        └─ StoreLockedError · KeyConflictError
 
-Only data lives here: a sentence, and the facts that a program may act on. Facts are plain
-attributes and every one is optional, so that each error pickles as it is. Errors never hold an
-API key, and they are raised outside `except` blocks so that no foreign exception that might
-hold one hangs in their `__context__`.
+An error holds a sentence and the facts that a program may act on. Every fact is an optional plain
+attribute, so that errors can be pickled. Errors never hold an API key. They are raised outside `except`
+blocks, since a foreign exception in their `__context__` might hold one.
 """
 
 from __future__ import annotations
@@ -39,17 +38,19 @@ if TYPE_CHECKING:
 
 
 def worth_repeating(error: Exception) -> bool:
-    """Whether a failed read says something about the read only, not about what was asked for."""
+    """Whether a failed call may succeed if it is repeated: the failure says nothing about its subject."""
     if isinstance(error, APIStatusError):
         return error.retryable
     return isinstance(error, (APIConnectionError, UnexpectedResponseError))
 
 
 class KieError(Exception):
-    """Root of every error raised by kie4o.
+    """Base class of every error that kie4o raises.
 
-    `task_id`, `ref` and `key` are filled in as soon as they are known: whatever goes wrong after
-    a submit, the paid task can be taken up again with `client.task(error.task_id)`.
+    Attributes:
+        task_id: The paid task, if there is one: `client.wait(error.task_id)` resumes it.
+        ref: The ref of the submit, as in its callback URL.
+        key: The idempotency key of the submit.
     """
 
     task_id: str | None = None
@@ -69,23 +70,29 @@ class KieError(Exception):
 
 
 class ConfigurationError(KieError, ValueError):
-    """The client cannot be built or used like this: a setting has to change."""
+    """A setting of the client is invalid; the message names it and what is expected."""
 
 
 class InvalidRequestError(KieError, ValueError):
-    """Refused before any network use; the sentence names the field, the value and what is allowed."""
+    """Refused before any network use; the message names the argument, its value and what is expected."""
 
 
 class APIConnectionError(KieError):
-    """Nothing usable arrived, and nothing was paid: the call may be made again."""
+    """No usable response, and nothing was charged; it is safe to retry."""
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """No answer within `timeout` seconds; for a submit, the request had not left yet."""
+    """No response within `timeout` seconds. In the case of a submit, the request was not sent."""
 
 
 class UnexpectedResponseError(KieError):
-    """An answer that cannot be read: `path` to the wrong value, HTTP status, a short excerpt."""
+    """A response that cannot be read.
+
+    Attributes:
+        path: Where the wrong value is, such as ``"data.status"``.
+        http_status: The HTTP status.
+        excerpt: The start of the response.
+    """
 
     path: str | None = None
     http_status: int | None = None
@@ -101,10 +108,15 @@ class UnexpectedResponseError(KieError):
 
 
 class APIStatusError(KieError):
-    """Kie answered, and said no. `code` comes from the body if there is one, else from HTTP.
+    """Kie refused the call.
 
-    `retryable` says whether the same call may succeed later; `retry_after` is what the server
-    asked for, in seconds.
+    Attributes:
+        message: Kie's own words.
+        code: The code in the body, or else the HTTP status.
+        http_status: The HTTP status.
+        retryable: Whether the same call may succeed later.
+        retry_after: Seconds to wait, if the server asked for a delay.
+        remedy: What to do about it.
     """
 
     message: str = ""
@@ -112,7 +124,7 @@ class APIStatusError(KieError):
     http_status: int | None = None
     retryable: bool = False
     retry_after: float | None = None
-    remedy: str = "Read `message`; it is Kie's own."
+    remedy: str = "See the message, which is Kie's own."
 
     def __init__(
         self,
@@ -129,33 +141,37 @@ class APIStatusError(KieError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        who = "Kie refused" if self.code is None else f"Kie answered {self.code}"
+        who = "Kie refused" if self.code is None else f"Kie returned {self.code}"
         reason = self.message.rstrip(".") or "no reason given"
         return f"{who}: {reason}. {self.remedy}"
 
 
-class BadRequestError(APIStatusError):
-    """400: the body or a field of it has the wrong form."""
+_CHANGE_REQUEST = "Change the request; sending it again unchanged will fail."
+_RETRY_LATER = "Try again in a few minutes; nothing was charged."
 
-    remedy = "Change the request; sending it again as it is cannot work."
+
+class BadRequestError(APIStatusError):
+    """400: the body or one of its fields is malformed."""
+
+    remedy = _CHANGE_REQUEST
 
 
 class AuthenticationError(APIStatusError):
     """401: the API key is missing or wrong."""
 
-    remedy = "Check KIE_API_KEY (keys are made at kie.ai/api-key)."
+    remedy = "Check KIE_API_KEY; keys are created at kie.ai/api-key."
 
 
 class InsufficientCreditsError(APIStatusError):
     """402: the balance is too low."""
 
-    remedy = "Top up at kie.ai, then submit again; `await client.credits()` tells the balance."
+    remedy = "Top up at kie.ai, then submit again; client.credits() returns the balance."
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the client itself was turned away, for example by an IP allow-list or by Cloudflare."""
+    """403: the client was rejected, for example by an IP allow-list or by Cloudflare."""
 
-    remedy = "Check the key's IP allow-list and any proxy in between."
+    remedy = "Check the key's IP allow-list and any proxy."
 
 
 class NotFoundError(APIStatusError):
@@ -165,64 +181,69 @@ class NotFoundError(APIStatusError):
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: a parameter has a value that Kie does not take."""
+    """422: Kie does not accept the value of a parameter."""
 
-    remedy = "Change the request; sending it again as it is cannot work."
+    remedy = _CHANGE_REQUEST
 
 
 class RateLimitError(APIStatusError):
-    """429, 430: too many calls. kie4o has already waited and tried again before you see this."""
+    """429, 430: too many calls. kie4o has already waited and retried."""
 
     retryable = True
-    remedy = "Something else uses this account too: lower rate_limit or wait."
+    remedy = "Something else uses this account; lower rate_limit or wait."
 
 
 class KeyLimitError(APIStatusError):
-    """433: the hourly, daily or total cap that was set on this key is used up."""
+    """433: the hourly, daily or total limit that was set for this key is used up."""
 
-    remedy = "Raise the cap of this key at kie.ai/api-key, or use another key."
+    remedy = "Raise the limit of this key at kie.ai/api-key, or use another key."
 
 
 class MaintenanceError(APIStatusError):
     """455: Kie is under maintenance."""
 
     retryable = True
-    remedy = "Try again in some minutes; nothing was paid."
+    remedy = _RETRY_LATER
 
 
 class InternalServerError(APIStatusError):
-    """500, 501 and every other 5xx of a call that costs nothing."""
+    """500, 501 and any other 5xx of a call that costs nothing."""
 
     retryable = True
     remedy = "Try again later."
 
 
 class FeatureDisabledError(APIStatusError):
-    """505: Kie has switched this feature off."""
+    """505: Kie has disabled this feature."""
 
-    remedy = "Ask Kie's support whether the feature comes back."
+    remedy = "Ask Kie's support."
 
 
 class QueueFullError(APIStatusError):
     """550: Kie's queue is full and the task was rejected."""
 
     retryable = True
-    remedy = "Try again in some minutes; nothing was paid."
+    remedy = _RETRY_LATER
 
 
 class SubmissionUnknownError(KieError):
-    """The request left, and what came of it is not known: perhaps paid, therefore never sent again.
+    """The request was sent but its outcome is unknown. It may have been charged, so it is never sent again.
 
-    Look at kie.ai/logs, or wait for the callback: `ref` is in its URL.
+    Check kie.ai/logs, or wait for the callback, whose URL holds the `ref`.
     """
 
 
 class TaskError(KieError):
-    """Something about one task; `task_id` says which."""
+    """A failure of one task; `task_id` says which."""
 
 
 class TaskFailedError(TaskError):
-    """Kie ended the task without images. The same request under a new submit costs again."""
+    """Kie ended the task without images. Submitting the request again costs credits again.
+
+    Attributes:
+        error_code: Kie's code.
+        details: The final `TaskDetails`.
+    """
 
     error_code: int | None = None
     details: TaskDetails | None = None
@@ -241,7 +262,7 @@ class TaskFailedError(TaskError):
 
 
 class ContentPolicyError(TaskFailedError):
-    """errorCode 400: prompt or input image are against the content policy, or the image is unfit."""
+    """errorCode 400: the prompt or an input image violates the content policy, or the image is unusable."""
 
 
 class InputImageError(TaskFailedError):
@@ -249,35 +270,35 @@ class InputImageError(TaskFailedError):
 
 
 class NoImagesError(TaskError):
-    """Kie says success but shows no images. The task is paid: look again later, do not pay again."""
+    """The task succeeded but its record shows no images. It is paid: wait for it again later."""
 
 
 class TaskNotFoundError(TaskError):
-    """Kie does not know this task: a wrong id, another account's, or older than 14 days."""
+    """Kie does not know the task: a wrong id, another account, or older than 14 days."""
 
 
 class TaskTimeoutError(TaskError, TimeoutError):
-    """The wait is over, the task lives on: `await client.wait(error.task_id)` takes it up again."""
+    """The wait timed out. The task is still running: `await client.wait(error.task_id)` resumes it."""
 
 
 class CallbackError(KieError):
-    """A callback that is not accepted."""
+    """A callback was rejected."""
 
 
 class MalformedCallbackError(CallbackError):
-    """The bytes are not a callback of Kie's."""
+    """The body is not one of Kie's callbacks."""
 
 
 class InvalidSignatureError(CallbackError):
-    """The signature is missing, wrong, or too far from now."""
+    """The signature is missing or wrong, or its time stamp is too far from now."""
 
 
 class DownloadError(KieError):
-    """An image could not be fetched or is not one; `task_id` is the paid task it belongs to."""
+    """An image could not be downloaded or saved. Its task, `task_id`, is paid; download it again."""
 
 
 class StoreError(KieError):
-    """The store cannot be read or written; without it nothing is submitted."""
+    """The store cannot be read or written. Nothing is submitted without it."""
 
 
 class StoreLockedError(StoreError):
@@ -285,11 +306,11 @@ class StoreLockedError(StoreError):
 
 
 class KeyConflictError(StoreError):
-    """This idempotency key was used before with another request."""
+    """The idempotency key was already used for another request."""
 
 
-# From the code lists of Kie's pages. A code that is missing here is an InternalServerError from 500
-# on, else a plain APIStatusError.
+# Kie's codes (generate, record-info, download-url, credits and file upload pages). Any other code is an
+# InternalServerError from 500 to 599, and otherwise a plain APIStatusError.
 ERROR_OF_CODE: Mapping[int, type[APIStatusError]] = MappingProxyType(
     {
         400: BadRequestError,

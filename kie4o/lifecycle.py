@@ -1,18 +1,16 @@
-"""The life of one request: submitted, waited for, its end written down.
+"""One request from the submit to its saved result.
 
-The verbs of the client that pay or wait are one of these methods with checked arguments; a batch
-is many of them.
+The client's verbs that pay or wait are one of these methods with checked arguments; a batch is many of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import attrs
 
+from . import clock
 from .arguments import on_update_of, timeout_of
 from .callbacks.delivery import Delivery
 from .details import TaskDetails, TaskState
@@ -21,36 +19,35 @@ from .models import ImageRequest, ImageResult
 from .polling.outcome import result_of
 from .polling.poller import TaskPoller, Timeout
 from .polling.watches import Listener, OnUpdate, Waiter
-from .stores.ledger import record_end
+from .stores.ledger import Ledger
 from .stores.store import Entry, EntryState, Store
 from .submission.pending import Submitted
-from .submission.permit import Permit
+from .submission.permit import Permit, Permits
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .submission.submissions import Submissions
 
-EXPIRY = 14 * 86400.0  # seconds; images live 14 days (Kie's record-info page)
+EXPIRY = 14 * 86400.0  # seconds that Kie keeps a task and its images (record-info page)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, kw_only=True)
 class Lifecycle:
-    """What all requests of one client pass through; `in_flight` bounds how many at once, `ready`
-    opens the client or refuses to."""
+    """What every request of one client passes through. `ready` opens the client, or raises."""
 
     ready: Callable[[], Awaitable[None]]
     store: Store
+    ledger: Ledger
     submissions: Submissions
     poller: TaskPoller
     delivery: Delivery
     callback_url: str | None
-    in_flight: asyncio.Semaphore
+    permits: Permits
 
     async def submit(self, request: ImageRequest, key: str | None, resubmit: Resubmit) -> Submitted:
-        """Holds a place for the POST only."""
-        await self.in_flight.acquire()
-        with Permit(self.in_flight) as permit:
+        """Submit only; the permit is held until the response."""
+        with await self.permits.acquire() as permit:
             submitted = await self._submitted(request, key, permit, resubmit)
         if submitted.entry.task_id is None:
-            raise submitted.error()
+            raise submitted.unknown_error()
         return submitted
 
     async def generate(
@@ -63,81 +60,52 @@ class Lifecycle:
         on_update: OnUpdate | None = None,
         gate: Callable[[], None] = lambda: None,
     ) -> ImageResult:
-        """Holds a place from the submit to the end; `gate` may refuse when a place is free."""
+        """Submit and wait; the permit is held until the result. `gate` may raise once there is a permit."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
-        await self.in_flight.acquire()
-        with Permit(self.in_flight) as permit:
+        with await self.permits.acquire() as permit:
             gate()
             submitted = await self._submitted(request, key, permit, resubmit)
             if submitted.entry.task_id is None:
-                submitted, timeout = await self._found_again(submitted, timeout)
-            return await self.end_of(submitted, timeout, on_update)
-
-    async def _submitted(
-        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
-    ) -> Submitted:
-        """Paid once. A submit that ended unknown before may have had its callback since, which is asked
-        before anything is paid anew."""
-        if resubmit.after_unknown and key is not None:
-            stands = await self.store.find(key=key)
-            if stands is not None and stands.state is EntryState.UNKNOWN:
-                await self.delivery.recalled(stands.ref)
-        try:
-            return await self.submissions.submit(request, key, permit, resubmit)
-        except SubmissionUnknownError as error:
-            return await self._recalled(error)
-
-    async def _recalled(self, unknown: SubmissionUnknownError) -> Submitted:
-        """What a callback has said since, or still unknown."""
-        try:
-            entry = await self.delivery.recalled(unknown.ref or "")
-        except StoreError as error:
-            raise unknown from error
-        if entry is None:
-            raise unknown
-        return Submitted(entry)
+                submitted, timeout = await self._named(submitted, timeout)
+            return await self.result_of(submitted, timeout, on_update)
 
     async def resume(self, entry: Entry) -> ImageResult:
-        """Wait for what an earlier life submitted; if its answer was lost, a callback may have come."""
-        submitted = Submitted(entry, lost="an earlier run")
-        if entry.task_id is None:
-            submitted = await self._recalled(submitted.error())
-        await self.in_flight.acquire()
-        with Permit(self.in_flight):
-            return await self.end_of(submitted, ..., None)
+        """Wait for what an earlier run submitted.
 
-    async def end_of(self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None) -> ImageResult:
+        If its response was lost, a callback may have named the task.
+        """
+        submitted = Submitted(entry, reason="an earlier run")
+        if entry.task_id is None:
+            submitted = await self._named_by_callback(submitted.unknown_error())
+        with await self.permits.acquire():
+            return await self.result_of(submitted, ..., None)
+
+    async def result_of(
+        self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None
+    ) -> ImageResult:
         """The result of what was submitted now, or long ago under the same key."""
         entry = submitted.entry
         if entry.details is not None:
             return result_of(entry.details, "store", entry.request.n_variants)
         try:
-            return await self.wait(paid_id(entry), timeout, on_update, submitted.since, entry.request)
-        except BaseException as error:  # whatever keeps us from waiting, what was paid for is named
+            return await self.wait(task_id_of(entry), timeout, on_update, submitted.since, entry.request)
+        except BaseException as error:  # whatever interrupts the wait, the error names the paid task
             if isinstance(error, KieError):
                 error.task_id = error.task_id or entry.task_id
             else:
-                error.add_note(f"Task {entry.task_id} is paid: wait for it again by its id.")
+                error.add_note(f"Task {entry.task_id} is paid; client.wait({entry.task_id!r}) resumes it.")
             raise
 
-    def wait(
+    async def wait(
         self,
         task_id: str,
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
         since: float | None = None,
         request: ImageRequest | None = None,
-    ) -> Coroutine[Any, Any, ImageResult]:
-        """Until the end, which is written down; it may be there already."""
-        return self._end(self._join(task_id, timeout, on_update, since, request), request)
-
-    async def _end(
-        self, joining: Awaitable[Waiter | ImageResult], request: ImageRequest | None
     ) -> ImageResult:
-        """The one coroutine that a waiting task costs: few variables, short calls, and only a future
-        under it."""
-        waiter = await joining
-        del joining
+        """Until the task has ended, and its outcome is saved. `since` is the loop time of the submit."""
+        waiter = await self._join(task_id, timeout, on_update, since, request)
         if isinstance(waiter, ImageResult):
             return waiter
         try:
@@ -145,15 +113,16 @@ class Lifecycle:
                 await waiter.told()
             await waiter
         except TaskNotFoundError:
-            await self._forget_expired(waiter.watch.task_id)
+            await self._fail_expired(task_id)
             raise
         finally:
             self.poller.leave(waiter)
-        return await self._ended(waiter, request)
-
-    async def _ended(self, waiter: Waiter, request: ImageRequest | None) -> ImageResult:
-        await record_end(self.store, waiter.result())
+        await self.ledger.finish(waiter.result())
         return result_of(waiter.result(), waiter.watch.source, variants_of(request))
+
+    def expects_callback(self, request: ImageRequest | None) -> bool:
+        """Whether Kie was told where to call back."""
+        return request is not None and (request.callback_url or self.callback_url) is not None
 
     async def _join(
         self,
@@ -163,7 +132,7 @@ class Lifecycle:
         since: float | None,
         request: ImageRequest | None,
     ) -> Waiter | ImageResult:
-        """Begin to wait, unless the store knows the end."""
+        """Start to wait, unless the store knows the outcome."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         await self.ready()
         expecting = self.expects_callback(request)
@@ -175,41 +144,64 @@ class Lifecycle:
             task_id, timeout=timeout, on_update=on_update, since=since, expecting=expecting
         )
 
-    async def _forget_expired(self, task_id: str) -> None:
-        """What Kie no longer knows after its 14 days has failed for good: nothing waits for it."""
+    async def _fail_expired(self, task_id: str) -> None:
+        """A task that Kie has forgotten after its 14 days has failed: nothing should wait for it again."""
         entry = await self.store.find(task_id=task_id)
-        if entry is not None and time.time() - (entry.submitted_at or time.time()) > EXPIRY:
-            gone = TaskDetails(task_id, state=TaskState.FAILED, error_message="Kie no longer knows the task")
-            await record_end(self.store, gone)
+        if entry is None or entry.submitted_at is None:
+            return
+        if clock.unix_time() - entry.submitted_at > EXPIRY:
+            message = "Kie no longer knows the task"
+            await self.ledger.finish(TaskDetails(task_id, state=TaskState.FAILED, error_message=message))
 
-    def expects_callback(self, request: ImageRequest | None) -> bool:
-        """Whether Kie was told where to call back."""
-        return request is not None and (request.callback_url or self.callback_url) is not None
+    # -- submits whose response was lost -----------------------------------------------------------
 
-    async def _found_again(self, submitted: Submitted, timeout: Timeout) -> tuple[Submitted, Timeout]:
-        """The answer of the submit was lost, but its callback, if one is to come, names the task. With it
-        comes what is left of the time."""
-        if self.expects_callback(submitted.entry.request):
-            limit = self.poller.timeout if timeout is ... else timeout
-            try:
-                async with asyncio.timeout(limit) as lasting:
-                    entry = await self.delivery.found_again(submitted.entry)
-            except (TimeoutError, KieError) as error:
-                raise submitted.error() from error
-            until = lasting.when()
-            now = asyncio.get_running_loop().time()
-            left = None if until is None else max(0.001, until - now)  # 0 is no time-out
-            return Submitted(entry), left
-        raise submitted.error()
+    async def _submitted(
+        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
+    ) -> Submitted:
+        """Pay once. After an unknown outcome a callback may have named the task: that is checked first."""
+        if resubmit.after_unknown and key is not None:
+            stored = await self.store.find(key=key)
+            if stored is not None and stored.state is EntryState.UNKNOWN:
+                await self.delivery.named_task(stored.ref)
+        try:
+            return await self.submissions.submit(request, key, permit, resubmit)
+        except SubmissionUnknownError as error:
+            return await self._named_by_callback(error)
+
+    async def _named_by_callback(self, unknown: SubmissionUnknownError) -> Submitted:
+        """What a stored callback says of an unknown outcome; otherwise the error is raised."""
+        try:
+            entry = await self.delivery.named_task(unknown.ref or "")
+        except StoreError as error:
+            raise unknown from error
+        if entry is None:
+            raise unknown
+        return Submitted(entry)
+
+    async def _named(self, submitted: Submitted, timeout: Timeout) -> tuple[Submitted, Timeout]:
+        """Wait for the callback that names the task, and return what is left of the time-out."""
+        if not self.expects_callback(submitted.entry.request):
+            raise submitted.unknown_error()
+        limit = self.poller.timeout if timeout is ... else timeout
+        try:
+            async with asyncio.timeout(limit) as deadline:
+                entry = await self.delivery.wait_for_name(submitted.entry)
+        except (TimeoutError, KieError) as error:
+            raise submitted.unknown_error() from error
+        until = deadline.when()
+        if until is None:
+            return Submitted(entry), None
+        left = until - asyncio.get_running_loop().time()
+        return Submitted(entry), max(0.001, left)  # 0 is not a time-out
 
 
 def variants_of(request: ImageRequest | None) -> int | None:
-    """How many images were asked for, if that is known."""
+    """How many images were requested, if that is known."""
     return None if request is None else request.n_variants
 
 
-def paid_id(entry: Entry) -> str:
-    """The id of a task that was paid for."""
+def task_id_of(entry: Entry) -> str:
+    """The task id of an entry that must have one."""
     if entry.task_id is None:
-        raise KieError(f"the store holds no task id under key {entry.key!r}", key=entry.key)
+        raise KieError(f"the store has no task id under key {entry.key!r}", key=entry.key)
     return entry.task_id

@@ -1,7 +1,6 @@
-"""The values that callers meet: frozen, keyword-only after the first field, checked when made.
+"""The values that callers meet: frozen, keyword-only after the first field, checked when they are created.
 
-Nothing here knows how a value travels (`wire`) or where it comes from; what can be wrong with a
-value is said by its constructor.
+How a value travels is `wire`'s business. Durations are seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Literal, TypedDict, get_args
 import attrs
 
 from .details import TaskDetails
-from .errors import ConfigurationError, InvalidRequestError, KieError
+from .errors import InvalidRequestError, KieError, invalid, invalid_setting
 from .urls import is_web_url
 
 Size = Literal["1:1", "3:2", "2:3"]
@@ -23,17 +22,13 @@ Variants = Literal[1, 2, 4]
 FallbackModel = Literal["FLUX_MAX", "GPT_IMAGE_1"]
 Source = Literal["poll", "callback", "store"]
 
-# Set while a request is read back from a store: whoever made it has been warned.
+# Set while a request is read back from a store: its author has seen the warnings already.
 remembering: ContextVar[bool] = ContextVar("remembering", default=False)
 
-MAX_FILES = 5  # filesUrl, Kie's generate page
+MAX_FILES = 5  # filesUrl (generate page)
 
 
 # -- checks ------------------------------------------------------------------------------------
-
-
-def _refuse(name: str, value: object, allowed: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}={value!r} is not possible: {allowed}")
 
 
 def _one_of(kind: Any) -> Any:
@@ -42,36 +37,37 @@ def _one_of(kind: Any) -> Any:
 
     def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
         if type(value) not in types or value not in allowed:
-            raise _refuse(field.name, value, "use one of " + ", ".join(map(repr, allowed)))
+            raise invalid(field.name, value, "one of " + ", ".join(map(repr, allowed)))
 
     return check
 
 
 def _flag(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
-        raise _refuse(field.name, value, "use True or False")
+        raise invalid(field.name, value, "True or False")
 
 
 def _text(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is None:
         return
     if not isinstance(value, str) or not value.strip():
-        raise _refuse(field.name, value, "use a text that is not blank, or None")
-    _encodable(field.name, value)
+        raise invalid(field.name, value, "a string that is not blank, or None")
+    _check_encodable(field.name, value)
 
 
-def _encodable(name: str, value: str) -> None:
+def _check_encodable(name: str, value: str) -> None:
     try:
         value.encode()
         return
     except UnicodeEncodeError as error:
-        place = error.start
-    raise _refuse(name, value[place : place + 1], f"character {place} is half of a pair and cannot be sent")
+        index = error.start
+    expected = f"text that UTF-8 can encode, but character {index} is a lone surrogate"
+    raise invalid(name, value[index : index + 1], expected)
 
 
 def _check_url(name: str, value: object) -> None:
     if not is_web_url(value):
-        raise _refuse(name, value, "use a complete http:// or https:// URL without spaces")
+        raise invalid(name, value, "a complete http:// or https:// URL without spaces")
 
 
 def _url(_: object, field: attrs.Attribute[Any], value: object) -> None:
@@ -81,57 +77,58 @@ def _url(_: object, field: attrs.Attribute[Any], value: object) -> None:
 
 def _urls(_: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
     if len(value) > MAX_FILES:
-        raise _refuse(field.name, f"{len(value)} URLs", f"Kie takes at most {MAX_FILES}")
+        raise invalid(field.name, f"{len(value)} URLs", f"at most {MAX_FILES} URLs")
     for index, url in enumerate(value):
         _check_url(f"{field.name}[{index}]", url)
 
 
 def _as_tuple(value: Iterable[str] | None) -> tuple[str, ...]:
-    """A tuple from any iterable but text, which would be a list of letters."""
+    """A tuple from any iterable except a string, which would become its letters."""
     if value is None:
         return ()
     if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
-        raise _refuse("files_url", value, "use a list of URLs, even for one")
+        raise invalid("files_url", value, "a list of URLs, even for a single one")
     return tuple(value)
 
 
-# -- what you ask for --------------------------------------------------------------------------
+# -- requests ----------------------------------------------------------------------------------
 
 
-@attrs.frozen(weakref_slot=False)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class ImageRequest:
-    """One request for images; every parameter of Kie's generate page under its snake_case name.
+    """One request for images: every parameter of Kie's generate page under its snake_case name.
 
-    Raises `InvalidRequestError` when made if Kie could only refuse it.
+    Creating one raises `InvalidRequestError` if Kie could only refuse it.
 
-    `prompt`: what to draw or how to edit; may be left out if there is a file.
-    `size`: aspect ratio, ``"1:1"``, ``"3:2"`` or ``"2:3"``.
-    `files_url`: at most 5 public images to start from, at most 25 MiB each.
-    `mask_url`: black is changed, white is kept; same size and format as the one reference image.
-    `n_variants`: 1, 2 or 4 images; each choice has its own price.
-    `callback_url`: where Kie reports the end of the task.
-    `is_enhance`: let Kie enrich the prompt. `upload_cn`: fetch files by servers in China.
-    `enable_fallback`, `fallback_model`: use that model while GPT-4o is down.
-    `file_url`: deprecated by Kie in favour of `files_url`.
+    Attributes:
+        prompt: What to draw, or how to edit the files. Optional if there is a file.
+        size: Aspect ratio: ``"1:1"``, ``"3:2"`` or ``"2:3"``.
+        files_url: Up to 5 public URLs of images to start from, at most 25 MiB each.
+        mask_url: URL of a mask for a single file, of its size and format: black is changed, white is kept.
+        n_variants: 1, 2 or 4 images; each choice has its own price.
+        callback_url: Where Kie reports the end of the task.
+        is_enhance: Let Kie enrich the prompt.
+        upload_cn: Let Kie fetch the files through servers in China.
+        enable_fallback: Use `fallback_model` while GPT-4o is unavailable.
+        fallback_model: ``"FLUX_MAX"`` or ``"GPT_IMAGE_1"``.
+        file_url: Deprecated by Kie; use `files_url`.
     """
 
-    prompt: str | None = attrs.field(default=None, validator=_text)
-    size: Size = attrs.field(default="1:1", kw_only=True, validator=_one_of(Size))
-    files_url: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_as_tuple, validator=_urls)
-    mask_url: str | None = attrs.field(default=None, kw_only=True, validator=_url)
-    n_variants: Variants = attrs.field(default=1, kw_only=True, validator=_one_of(Variants))
-    callback_url: str | None = attrs.field(default=None, kw_only=True, validator=_url)
-    is_enhance: bool = attrs.field(default=False, kw_only=True, validator=_flag)
-    upload_cn: bool = attrs.field(default=False, kw_only=True, validator=_flag)
-    enable_fallback: bool = attrs.field(default=False, kw_only=True, validator=_flag)
-    fallback_model: FallbackModel = attrs.field(
-        default="FLUX_MAX", kw_only=True, validator=_one_of(FallbackModel)
-    )
-    file_url: str | None = attrs.field(default=None, kw_only=True, validator=_url)
+    prompt: str | None = attrs.field(default=None, validator=_text, kw_only=False)
+    size: Size = attrs.field(default="1:1", validator=_one_of(Size))
+    files_url: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple, validator=_urls)
+    mask_url: str | None = attrs.field(default=None, validator=_url)
+    n_variants: Variants = attrs.field(default=1, validator=_one_of(Variants))
+    callback_url: str | None = attrs.field(default=None, validator=_url)
+    is_enhance: bool = attrs.field(default=False, validator=_flag)
+    upload_cn: bool = attrs.field(default=False, validator=_flag)
+    enable_fallback: bool = attrs.field(default=False, validator=_flag)
+    fallback_model: FallbackModel = attrs.field(default="FLUX_MAX", validator=_one_of(FallbackModel))
+    file_url: str | None = attrs.field(default=None, validator=_url)
 
     def __attrs_post_init__(self) -> None:
         if self.prompt is None and not self.files_url and self.file_url is None:
-            raise InvalidRequestError("a request needs a prompt or a file: set prompt or files_url")
+            raise InvalidRequestError("a request needs a prompt or a file: pass prompt or files_url")
         if remembering.get():
             return
         if self.file_url is not None:
@@ -143,8 +140,8 @@ class ImageRequest:
 
 
 class RequestFields(TypedDict, total=False):
-    """The fields of an `ImageRequest` as keywords, for type checkers and for wrappers of your own:
-    ``**fields: Unpack[RequestFields]``."""
+    """The fields of an `ImageRequest` as keywords, for wrappers of your own:
+    ``def draw(**fields: Unpack[RequestFields])``."""
 
     prompt: str | None
     size: Size
@@ -159,19 +156,28 @@ class RequestFields(TypedDict, total=False):
     file_url: str | None
 
 
-@attrs.frozen
-class ImageResult:
-    """The images of one task, as URLs that live for 14 days. Iterating gives the URLs.
+# -- results -----------------------------------------------------------------------------------
 
-    `source` tells how the end was learned: ``"poll"``, ``"callback"`` or ``"store"``. Results are
-    equal if task and URLs are, however they were learned.
+
+@attrs.frozen(kw_only=True)
+class ImageResult:
+    """The images of one task. Iterating gives the URLs, and ``result[0]`` the first.
+
+    Results are equal if their task and URLs are.
+
+    Attributes:
+        task_id: The id of the task.
+        urls: The images; they are kept for 14 days.
+        details: The final `TaskDetails`.
+        source: How the client learned the outcome: ``"poll"``, ``"callback"`` or ``"store"``.
+        n_variants: How many images were requested, or None if that is not known.
     """
 
-    task_id: str
-    urls: tuple[str, ...] = attrs.field(kw_only=True)
-    details: TaskDetails = attrs.field(kw_only=True, eq=False, repr=False)
-    source: Source = attrs.field(default="poll", kw_only=True, eq=False)
-    n_variants: int | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
+    task_id: str = attrs.field(kw_only=False)
+    urls: tuple[str, ...]
+    details: TaskDetails = attrs.field(eq=False, repr=False)
+    source: Source = attrs.field(default="poll", eq=False)
+    n_variants: int | None = attrs.field(default=None, eq=False, repr=False)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.urls)
@@ -179,35 +185,44 @@ class ImageResult:
     def __len__(self) -> int:
         return len(self.urls)
 
+    def __getitem__(self, index: int) -> str:
+        return self.urls[index]
+
     @property
     def partial(self) -> bool:
-        """Fewer images came than were asked for (False if it is not known how many were)."""
+        """Whether fewer images arrived than were requested; False if `n_variants` is None."""
         return self.n_variants is not None and len(self.urls) < self.n_variants
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Completion:
-    """One finished item of a batch: either `result` or `error` is set.
+    """One finished item of a batch. Either `result` or `error` is set.
 
-    `key` is the idempotency key, `index` the position in the input; `replayed` says that the
-    store knew the outcome and nothing was submitted. `request` is None if what was given is not
-    one (then `error` says why).
+    Attributes:
+        key: The idempotency key of the item.
+        index: Its position in the input, from 0.
+        request: The `ImageRequest`, or None if the input was not a valid one.
+        task_id: The id of its task, if it has one.
+        result: The images.
+        error: What went wrong.
+        replayed: Whether the store knew the outcome, so that nothing was submitted.
     """
 
-    key: str
-    index: int = attrs.field(kw_only=True)
-    request: ImageRequest | None = attrs.field(kw_only=True)
-    task_id: str | None = attrs.field(default=None, kw_only=True)
-    result: ImageResult | None = attrs.field(default=None, kw_only=True)
-    error: KieError | None = attrs.field(default=None, kw_only=True)
-    replayed: bool = attrs.field(default=False, kw_only=True)
+    key: str = attrs.field(kw_only=False)
+    index: int
+    request: ImageRequest | None
+    task_id: str | None = None
+    result: ImageResult | None = None
+    error: KieError | None = None
+    replayed: bool = False
 
     @property
     def ok(self) -> bool:
+        """Whether there is a result."""
         return self.result is not None
 
     def unwrap(self) -> ImageResult:
-        """The result, or the error raised."""
+        """Return the result, or raise the error."""
         if self.error is not None:
             raise self.error
         if self.result is None:
@@ -215,44 +230,62 @@ class Completion:
         return self.result
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Callback:
-    """What Kie posted to a callback URL: a hint that a task ended, not proof of how.
+    """What Kie posted to a callback URL: a hint that a task has ended, no proof of its outcome.
 
-    `verified` says that the signature was checked; it covers the task id and the time only, so
-    `urls` may be anybody's until a look at the task confirms them.
+    Attributes:
+        task_id: The id of the task.
+        code: Kie's code; 200 is success.
+        message: Kie's words.
+        urls: The images of a success. Anyone may have written them until a poll of the task confirms them.
+        ref: What the callback URL carried.
+        verified: Whether the signature was checked. It covers the task id and the time only.
+        details: The same as `TaskDetails`.
     """
 
-    task_id: str
-    code: int | None = attrs.field(kw_only=True)
-    message: str = attrs.field(default="", kw_only=True)
-    urls: tuple[str, ...] = attrs.field(default=(), kw_only=True)
-    ref: str | None = attrs.field(default=None, kw_only=True, repr=False)
-    verified: bool = attrs.field(default=False, kw_only=True)
-    details: TaskDetails = attrs.field(kw_only=True, repr=False)
+    task_id: str = attrs.field(kw_only=False)
+    code: int | None
+    message: str = ""
+    urls: tuple[str, ...] = ()
+    ref: str | None = attrs.field(default=None, repr=False)
+    verified: bool = False
+    details: TaskDetails = attrs.field(repr=False)
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class UploadedFile:
-    """A file on Kie's upload host; `url` is good for `files_url` for about 24 hours."""
+    """A file on Kie's upload host (file upload page). Kie deletes it after about 24 hours.
 
-    url: str
-    name: str = attrs.field(kw_only=True)
-    path: str = attrs.field(kw_only=True)
-    size: int = attrs.field(kw_only=True)
-    mime_type: str = attrs.field(kw_only=True)
-    uploaded_at: datetime | None = attrs.field(default=None, kw_only=True)
+    Attributes:
+        url: What to pass in `files_url` or as `mask_url`.
+        name: Its file name.
+        path: Its folder and name on the host.
+        size: Bytes.
+        mime_type: As Kie detected it.
+        uploaded_at: An aware UTC datetime, or None.
+    """
+
+    url: str = attrs.field(kw_only=False)
+    name: str
+    path: str
+    size: int
+    mime_type: str
+    uploaded_at: datetime | None = None
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class RateLimit:
-    """At most `limit` new tasks in any `per` seconds. Kie admits 20 per 10 s to an account."""
+    """At most `limit` new tasks in any `per` seconds.
 
-    limit: int
-    per: float = attrs.field(kw_only=True)
+    Kie admits 20 per 10 s to an account (generate page).
+    """
+
+    limit: int = attrs.field(kw_only=False)
+    per: float
 
     def __attrs_post_init__(self) -> None:
         if type(self.limit) is not int or self.limit < 1:
-            raise ConfigurationError(f"RateLimit({self.limit!r}): use a whole number from 1 on")
+            raise invalid_setting("limit", self.limit, "a positive integer")
         if type(self.per) not in (int, float) or not 0 < self.per < float("inf"):
-            raise ConfigurationError(f"RateLimit(per={self.per!r}): use a number of seconds above 0")
+            raise invalid_setting("per", self.per, "a positive number of seconds")

@@ -1,7 +1,7 @@
-"""Where the client's settings come from, and what is refused before anything is opened.
+"""The client's settings: from arguments and the environment, checked before anything is opened. Pure.
 
-Pure: arguments and an environment in, checked values out. An argument wins over the environment;
-text is stripped, and blank counts as unset. The API key lives in a `Secret` from here on.
+An argument wins over the environment. Text is stripped, and blank text counts as unset. From here on the
+API key is a `Secret`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import attrs
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, invalid_setting
 from .urls import is_loopback, is_web_url
 
 API_URL = "https://api.kie.ai"
@@ -20,7 +20,7 @@ KEY_VARIABLES = ("KIE_API_KEY", "KIE_AI_API_KEY")
 
 
 class Secret:
-    """A text that no repr, log, format or pickle shows; `reveal()` gives it."""
+    """Text that no repr, log, format or pickle shows; `reveal()` returns it."""
 
     __slots__ = ("_text",)
 
@@ -34,7 +34,7 @@ class Secret:
         return "Secret('***')"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret is not pickled: read the key anew where it is needed")
+        raise TypeError("a Secret cannot be pickled; read the key again where it is needed")
 
 
 @attrs.frozen(kw_only=True)
@@ -48,13 +48,13 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """Whether the client talks to this machine itself; only then are plain http and private
-        addresses good for results and uploads."""
+        """Whether the client talks to this machine. Only then are plain http and private addresses
+        allowed for results and uploads."""
         return is_loopback(self.base_url)
 
 
 class _Unusable(Exception):
-    """A setting that cannot be used; becomes a `ConfigurationError` without the frames that saw it."""
+    """An invalid setting. It becomes a `ConfigurationError` without the frames that hold it."""
 
 
 def resolve(
@@ -69,7 +69,7 @@ def resolve(
     try:
         base = _host("base_url", "KIE_BASE_URL", base_url, environment) or API_URL
         upload = _host("upload_url", "KIE_UPLOAD_URL", upload_url, environment)
-        if upload is None:  # an emulator serves both from one place; Kie has a host of its own for files
+        if upload is None:  # an emulator serves both; Kie has a separate host for files
             upload = base if is_loopback(base) else UPLOAD_URL
         return Settings(
             api_key=_api_key(api_key, environment),
@@ -79,29 +79,29 @@ def resolve(
         )
     except _Unusable as error:
         sentence = str(error)
-    del api_key, webhook_key, base_url, upload_url, environment  # what holds a key stays out of the traceback
+    del api_key, webhook_key, base_url, upload_url, environment  # no frame of the traceback holds a key
     raise ConfigurationError(sentence)
 
 
 def seconds(name: str, value: Any, *, optional: bool = False) -> float | None:
-    """A duration argument: a number above zero (or None where that means for ever)."""
+    """A duration: a positive number, or None for no limit where `optional`."""
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        allowed = "a number of seconds above 0" + (", or None for no limit" if optional else "")
-        raise ConfigurationError(f"{name}={value!r} is not possible: use {allowed}")
+        expected = "a positive number of seconds" + (", or None for no limit" if optional else "")
+        raise invalid_setting(name, value, expected)
     return float(value)
 
 
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{name}={value!r} is not possible: use True or False")
+        raise invalid_setting(name, value, "True or False")
     return value
 
 
 def count(name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
-        raise ConfigurationError(f"{name}={value!r} is not possible: use a whole number from 1 on")
+        raise invalid_setting(name, value, "a positive integer")
     return value
 
 
@@ -116,18 +116,18 @@ def _revealed(value: Secret | str | None) -> str | None:
 def _api_key(argument: Secret | str | None, environment: Mapping[str, str]) -> Secret:
     given = _revealed(argument)
     if given is not None and not isinstance(given, str):
-        raise _Unusable(f"api_key must be text, not {type(given).__name__}")
+        raise _Unusable(f"invalid api_key: expected str, got {type(given).__name__}")
     key, origin = _text(given), "the api_key argument"
     for name in KEY_VARIABLES:
         if key is None:
             key, origin = _text(environment.get(name)), name
     if key is None:
         raise _Unusable(
-            "no API key: set the environment variable KIE_API_KEY, or pass api_key=... "
-            "(keys are made at kie.ai/api-key)"
+            "no API key: set the environment variable KIE_API_KEY or pass api_key= (create one at "
+            "kie.ai/api-key)"
         )
-    if not all("!" <= character <= "~" for character in key):  # never echo it
-        raise _Unusable(f"{origin} holds a space, a control or a non-ASCII character: copy the key again")
+    if not all("!" <= character <= "~" for character in key):  # the key is not shown
+        raise _Unusable(f"{origin} contains a space, control or non-ASCII character; copy the key again")
     return Secret(key)
 
 
@@ -141,7 +141,7 @@ def _webhook_keys(
         several = [argument]
     texts = [_revealed(one) for one in several]
     if not all(isinstance(text, str) for text in texts):
-        raise _Unusable("webhook_key must be text, or a list of texts while you rotate them")
+        raise _Unusable("invalid webhook_key: expected a string, or a list of strings while keys are rotated")
     keys = [text for text in map(_text, texts) if text is not None]
     from_environment = _text(environment.get("KIE_WEBHOOK_KEY"))
     if not keys and from_environment is not None:
@@ -151,14 +151,17 @@ def _webhook_keys(
 
 def _host(name: str, variable: str, argument: str | None, environment: Mapping[str, str]) -> str | None:
     if argument is not None and not isinstance(argument, str):
-        raise _Unusable(f"{name} must be text, not {type(argument).__name__}")
+        raise _Unusable(f"invalid {name}: expected str, got {type(argument).__name__}")
     url = _text(argument) or _text(environment.get(variable))
     if url is None:
         return None
     if not is_web_url(url) or any(sign in url for sign in "@?#"):
-        raise _Unusable(f"{name} (or {variable}) must look like {API_URL}, without user or query")
+        raise _Unusable(
+            f"invalid {name} (or {variable}): expected a URL like {API_URL}, without user or query"
+        )
     if url.startswith("http:") and not is_loopback(url):
         raise _Unusable(
-            f"{name} (or {variable}) must be https: the API key goes there (plain http is for loopback)"
+            f"invalid {name} (or {variable}): expected https, since the API key is sent there; plain http is "
+            "for loopback"
         )
     return url.rstrip("/")

@@ -1,9 +1,9 @@
-"""The handle of a submitted task: an id, and what can be done with it."""
+"""The handle of a submitted task: its id, and what can be done with it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from .arguments import timeout_of
@@ -15,46 +15,63 @@ from .polling.watches import OnUpdate
 
 
 class ImageTask:
-    """A submitted task: await it for its images, as often and from wherever you like.
+    """A submitted task. Await it for its images, as often and from as many places as you like.
 
-    `request` is None for a task that was taken up by its id.
+    Attributes:
+        id: The task id. Keep it: the task is paid, and any process can wait for it for 14 days.
+        request: The `ImageRequest`, or None if the handle was created from an id.
     """
 
-    __slots__ = ("_life", "_since", "id", "request")
+    __slots__ = ("_lifecycle", "_since", "id", "request")
 
     def __init__(
         self,
-        life: Lifecycle,
+        lifecycle: Lifecycle,
         task_id: str,
         *,
         request: ImageRequest | None = None,
         since: float | None = None,
     ) -> None:
+        """Handles are created by `AsyncKieClient.submit` and `AsyncKieClient.task`."""
         self.id = task_id
         self.request = request
-        self._life = life
-        self._since = since  # loop time of the submit, if it was in this life
+        self._lifecycle = lifecycle
+        self._since = since  # loop time of the submit, if it was in this run
 
     def __await__(self) -> Generator[Any, None, ImageResult]:
         return self.wait().__await__()
 
-    def wait(
-        self, *, timeout: Timeout = ..., on_update: OnUpdate | None = None
-    ) -> Coroutine[Any, Any, ImageResult]:
-        """As `AsyncKieClient.wait`."""
-        return self._life.wait(self.id, timeout, on_update, self._since, self.request)
+    async def wait(self, *, timeout: Timeout = ..., on_update: OnUpdate | None = None) -> ImageResult:
+        """Wait until the task has ended. Costs no credits.
+
+        Args:
+            timeout: Seconds from the submit; None waits without limit, the default is the client's
+                `wait_timeout`.
+            on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
+
+        Raises:
+            TaskFailedError: Kie ended the task without images.
+            NoImagesError: It succeeded, but its record shows no images.
+            TaskNotFoundError: Kie does not know the task.
+            TaskTimeoutError: The time is up; the task is still running and can be waited for again.
+        """
+        return await self._lifecycle.wait(self.id, timeout, on_update, self._since, self.request)
 
     async def details(self) -> TaskDetails:
-        """One look."""
-        await self._life.ready()
-        return await self._life.poller.look(self.id)
+        """Poll the task once."""
+        await self._lifecycle.ready()
+        return await self._lifecycle.poller.look(self.id)
 
     async def updates(self, *, timeout: Timeout = ...) -> AsyncGenerator[TaskDetails]:
-        """The details of every look, the last of which shows the end."""
-        await self._life.ready()
-        looks = self._life.poller.watch(self.id, timeout=timeout_of(timeout), since=self._since)
-        async with contextlib.aclosing(looks):
-            async for details in looks:
+        """The details of every poll until the task has ended; the last shows the outcome.
+
+        Args:
+            timeout: As for `wait`.
+        """
+        await self._lifecycle.ready()
+        updates = self._lifecycle.poller.watch(self.id, timeout=timeout_of(timeout), since=self._since)
+        async with contextlib.aclosing(updates):
+            async for details in updates:
                 yield details
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which URLs can be used at all, and which lead to this machine. Pure."""
+"""Checks of URLs: whether they can be sent, and whether they lead to this machine. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _URL_FORBIDDEN = frozenset(map(chr, range(0x21))) | {"\x7f", "\\"}
 
 
 def is_web_url(value: object) -> bool:
-    """A complete http:// or https:// URL that can be sent as it is: no spaces, no controls."""
+    """Whether the value is a complete http:// or https:// URL without spaces and control characters."""
     if not isinstance(value, str) or not _URL_FORBIDDEN.isdisjoint(value):
         return False
     try:
@@ -17,7 +17,7 @@ def is_web_url(value: object) -> bool:
         parts = urlsplit(value)
         (parts.hostname or "").encode("idna")
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # half pairs; hosts, ports and brackets that are none
+    except ValueError:  # lone surrogates; invalid hosts, ports and brackets
         return False
 
 

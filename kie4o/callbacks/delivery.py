@@ -1,9 +1,8 @@
-"""What a callback does: it is kept, confirmed by a look at its task, and wakes whoever waits.
+"""What a callback does: it is kept, confirmed by a poll of its task, and wakes the callers that wait.
 
-A callback is a hint. Its signature covers the task id and the time, not what it says, so nothing it
-says is believed until Kie's own record says the same (unless the caller trusts callbacks). What it
-does prove, by the ref in its URL, is which request it belongs to: the paid task of a submit whose
-answer was lost is found again by it.
+A callback is a hint. Its signature covers the task id and the time, not the result, so nothing it says is
+believed until Kie's own record says the same (unless the client trusts callbacks). The ref in its URL does
+prove which request it belongs to. That is how a paid task is found again whose submit response was lost.
 """
 
 from __future__ import annotations
@@ -17,37 +16,47 @@ from ..errors import CallbackError, KieError, StoreError
 from ..models import Callback
 from ..polling.outcome import is_final
 from ..polling.poller import TaskPoller
-from ..stores.ledger import record_end
+from ..stores.ledger import Ledger
 from ..stores.store import Entry, EntryState, Store
 from ..transport.retrying import repeated
 
 logger = logging.getLogger("kie4o")
 
-_AGAIN = 30.0  # seconds until what callbacks have named is looked at once more
+_RECHECK = 30.0  # seconds until the task ids that callbacks have named are checked once more
 _WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN)
 
 
 class Delivery:
-    """The callbacks of one client."""
+    """The callbacks of one client. It reads from the store and writes through the ledger."""
 
-    def __init__(self, store: Store, poller: TaskPoller, *, trusting: bool = False) -> None:
+    def __init__(self, store: Store, ledger: Ledger, poller: TaskPoller, *, trusting: bool = False) -> None:
         self._store = store
+        self._ledger = ledger
         self._poller = poller
         self._trusting = trusting
-        self._lost: dict[str, set[asyncio.Future[Entry | None]]] = {}  # who waits for a ref's task
+        self._unnamed: dict[str, set[asyncio.Future[Entry | None]]] = {}  # waiters for the task of a ref
         self._confirming: set[asyncio.Task[None]] = set()
         self._closed = False
 
+    @property
+    def pending(self) -> int:
+        """How many callbacks are being confirmed, and callers wait for one that names their task."""
+        return len(self._confirming) + sum(len(waiters) for waiters in self._unnamed.values())
+
     async def deliver(self, callback: Callback) -> TaskDetails:
-        """Keep it, confirm it; the details of its task. Raises `CallbackError` for a stranger's."""
+        """Keep and confirm a callback; return the details of its task.
+
+        Raises `CallbackError` if it is unknown.
+        """
         return await self._confirmed(callback, await self.keep(callback))
 
     async def keep(self, callback: Callback) -> Entry | None:
-        """Find what the callback belongs to and keep it as safely as the store can; no look at Kie.
+        """Find the entry that a callback belongs to, and store the task id it names. Polls nothing.
 
-        Unknown ones cost one search, whatever they say. None stands for a task that is waited for
-        without having been submitted here.
+        An unknown callback costs one search, whatever it says. The entry is None for a task that is waited
+        for and was not submitted here.
         """
+        entry = None
         if callback.ref is not None:
             entry = await self._store.find(ref=callback.ref)
             if entry is not None and entry.task_id is None and entry.state in _WITHOUT_TASK:
@@ -57,114 +66,116 @@ class Delivery:
             entry = await self._store.find(task_id=callback.task_id)
             if entry is None and self._poller.waits_for(callback.task_id):
                 return None
-        else:
-            entry = None
         if entry is None or entry.task_id != callback.task_id:
-            raise CallbackError("this callback belongs to nothing that was submitted here")
+            raise CallbackError("unknown callback: it matches no request submitted by this client")
         return entry
 
-    async def take(self, callback: Callback, *, most: int) -> bool:
-        """What a receiver does before it answers: keep the callback, confirm it in a task of ours.
+    async def accept(self, callback: Callback, *, limit: int) -> bool:
+        """Keep a callback, and confirm it in a task of the client's, so that a receiver can answer at once.
 
-        False if `most` are waiting to be confirmed already.
+        Returns False, and keeps nothing, if `limit` callbacks are being confirmed already.
         """
-        if len(self._confirming) >= most:
+        if len(self._confirming) >= limit:
             return False
         entry = await self.keep(callback)
-        task = asyncio.create_task(self._confirm_quietly(callback, entry), name="kie4o callback")
+        task = asyncio.create_task(self._confirm(callback, entry), name="kie4o callback")
         self._confirming.add(task)
         task.add_done_callback(self._confirming.discard)
         return True
 
-    async def recalled(self, ref: str) -> Entry | None:
-        """The entry of a ref if a callback that was kept, perhaps in an earlier life, names its task."""
+    async def named_task(self, ref: str) -> Entry | None:
+        """The entry of a ref with its task id, if a stored callback names one that Kie confirms."""
         entry = await self._store.find(ref=ref)
         if entry is None:
             return None
         for task_id in await self._store.callbacks_of(ref):
-            with contextlib.suppress(KieError):  # it stays unknown, and can be asked for again
-                await self._settle(entry, task_id)
+            with contextlib.suppress(KieError):  # it stays unknown and can be asked for again
+                await self._check_name(entry, task_id)
         entry = await self._store.find(ref=ref)
         return entry if entry is not None and entry.task_id is not None else None
 
-    async def found_again(self, entry: Entry) -> Entry:
-        """Wait until a callback names the task of a submit whose answer was lost. Raises `KieError` if
-        the client is closed before."""
-        future: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
-        waiting = self._lost.setdefault(entry.ref, set())
-        waiting.add(future)
+    async def wait_for_name(self, entry: Entry) -> Entry:
+        """Wait until a callback names the task of a submit whose response was lost.
+
+        Raises `KieError` if the client is closed before.
+        """
+        waiter: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+        waiters = self._unnamed.setdefault(entry.ref, set())
+        waiters.add(waiter)
         try:
-            stands = None
-            while stands is None and not self._closed:
-                with contextlib.suppress(StoreError):  # it may work again before the callback comes
-                    stands = await self.recalled(entry.ref)  # perhaps before we listened
-                if stands is None:
-                    await asyncio.wait([future], timeout=_AGAIN)
-                    stands = future.result() if future.done() else None
+            named = None
+            while named is None and not self._closed:
+                with contextlib.suppress(StoreError):  # the store may work again before the callback arrives
+                    named = await self.named_task(entry.ref)  # it may have arrived before this call
+                if named is None:
+                    await asyncio.wait([waiter], timeout=_RECHECK)
+                    named = waiter.result() if waiter.done() else None
         finally:
-            waiting.discard(future)
-            if not waiting:
-                self._lost.pop(entry.ref, None)
-        if stands is None:
-            raise KieError("the client was closed before a callback came")
-        return stands
+            waiters.discard(waiter)
+            if not waiters:
+                self._unnamed.pop(entry.ref, None)
+        if named is None:
+            raise KieError("the client was closed before a callback arrived")
+        return named
 
     async def aclose(self) -> None:
-        """Confirmations under way are ended; their tasks are looked at again in another life. Nobody
-        waits for a callback any more."""
+        """Cancel the confirmations under way, whose tasks the next run polls again, and end all waits."""
         self._closed = True
-        for future in [future for waiting in self._lost.values() for future in waiting]:
-            if not future.done():
-                future.set_result(None)
+        for waiter in [waiter for waiters in self._unnamed.values() for waiter in waiters]:
+            if not waiter.done():
+                waiter.set_result(None)
         for task in self._confirming:
             task.cancel()
         await asyncio.gather(*self._confirming, return_exceptions=True)
 
     # -- confirming ------------------------------------------------------------------------------
 
-    async def _confirm_quietly(self, callback: Callback, entry: Entry | None) -> None:
+    async def _confirm(self, callback: Callback, entry: Entry | None) -> None:
         try:
             await self._confirmed(callback, entry)
         except KieError as error:
-            logger.warning("a callback about task %s could not be confirmed: %s", callback.task_id, error)
+            logger.warning("the callback for task %s could not be confirmed: %s", callback.task_id, error)
 
     async def _confirmed(self, callback: Callback, entry: Entry | None) -> TaskDetails:
+        """The details of the callback's task. Three cases:
+
+        1. The entry has ended: the callback is a repetition.
+        2. The entry has no task id: the callback names it.
+        3. The task is polled now instead of later, or the callback is trusted.
+        """
         if entry is not None and entry.details is not None:
-            return entry.details  # a repetition
+            return entry.details
         if entry is not None and entry.task_id is None:
-            return await self._settle(entry, callback.task_id)
+            return await self._check_name(entry, callback.task_id)
         if self._trusting and is_final(callback.details):
             details = callback.details
             self._poller.notify(callback.task_id, details)
         else:
             self._poller.notify(callback.task_id)
             details = await self._poller.look(callback.task_id)
-        await self._end(details)
+        await self._finish(details)
         return details
 
-    async def _settle(self, entry: Entry, task_id: str) -> TaskDetails:
-        """A callback names the task of a submit without an answer: true if Kie knows that task, and
-        it is no other request's."""
+    async def _check_name(self, entry: Entry, task_id: str) -> TaskDetails:
+        """Give the entry this task id, provided that Kie knows the task and no other entry has it."""
         self._poller.notify(task_id)
         details = await repeated(lambda: self._poller.look(task_id))
-        stands = await self._store.find(key=entry.key)
+        stored = await self._store.find(key=entry.key)
         owner = await self._store.find(task_id=task_id)
         if owner is not None and owner.ref != entry.ref:
             return details
-        if details.state is TaskState.MISSING or stands is None or stands.ref != entry.ref:
+        if details.state is TaskState.MISSING or stored is None or stored.ref != entry.ref:
             return details
-        if stands.state is EntryState.UNKNOWN:
-            stands = stands.become(EntryState.SUBMITTED, task_id=task_id)
-            await self._store.save(stands)
-            logger.info("task %s, whose submit answer was lost, is found again", task_id)
-        for future in self._lost.get(entry.ref, ()):
-            if stands.task_id is not None and not future.done():
-                future.set_result(stands)
-        if stands.task_id == task_id:
-            await self._end(details)
+        if stored.state is EntryState.UNKNOWN:
+            stored = await self._ledger.name_task(stored, task_id)
+        for waiter in self._unnamed.get(entry.ref, ()):
+            if stored.task_id is not None and not waiter.done():
+                waiter.set_result(stored)
+        if stored.task_id == task_id:
+            await self._finish(details)
         return details
 
-    async def _end(self, details: TaskDetails) -> None:
-        """Write an end down that nobody may be waiting for."""
+    async def _finish(self, details: TaskDetails) -> None:
+        """Save the outcome of a task that may have no waiter."""
         if is_final(details):
-            await record_end(self._store, details)
+            await self._ledger.finish(details)

@@ -1,12 +1,12 @@
-"""What Kie posts to a callback URL: read it, check its signature, sign one for a test.
+"""What Kie posts to a callback URL: parse it, verify its signature, sign one for a test.
 
-Pure, and importable without aiohttp, so that any receiver in any framework can use it. From any
-bytes and any headers only `CallbackError` arises. Source: Kie's pages "GPT-4o image callbacks"
-and "webhook verification".
+Pure, and importable without aiohttp, so that a receiver in any framework can use it. Any bytes and any
+headers raise `CallbackError` and nothing else. Source: Kie's pages "GPT-4o image callbacks" and "webhook
+verification".
 
-The signature covers the task id and the timestamp, nothing else. A verified callback therefore
-proves that Kie spoke of this task around that time, not that its URLs are genuine: treat it as a
-hint, and let `client.deliver` confirm it with a look at the task.
+The signature covers the task id and the time stamp, nothing else. A verified callback proves that Kie
+reported on this task at about that time, not that its URLs are genuine. Treat it as a hint and pass it to
+`client.deliver`, which polls the task.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ import base64
 import hashlib
 import hmac
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .. import clock
 from ..details import TaskDetails, TaskState
-from ..errors import ConfigurationError, InvalidSignatureError, MalformedCallbackError
+from ..errors import ConfigurationError, InvalidSignatureError, MalformedCallbackError, invalid_setting
 from ..models import Callback
 from ..wire import decoding
 
 TIMESTAMP_HEADER = "X-Webhook-Timestamp"
 SIGNATURE_HEADER = "X-Webhook-Signature"
-MAX_BODY = 64 * 1024  # bytes; a real callback has well under one KiB
-TOLERANCE = 300.0  # seconds, as Standard Webhooks and Stripe do; Kie names no figure
+MAX_BODY = 64 * 1024  # bytes; a real callback is well under one KiB
+TOLERANCE = 300.0  # seconds, as in Standard Webhooks and at Stripe; Kie gives no figure
 
 _TIMESTAMP = re.compile(r"[0-9]{1,11}", re.ASCII)
-_STATE_OF_CODE = {200: TaskState.SUCCEEDED, None: TaskState.RUNNING}  # every other one is a failure
-_REFUSED = "the callback's signature does not fit: is the key the webhookHmacKey of kie.ai/settings?"
+_STATE_OF_CODE = {
+    200: TaskState.SUCCEEDED,
+    None: TaskState.RUNNING,
+}  # any other code: failed
 
 
 def parse_callback(
@@ -43,19 +45,28 @@ def parse_callback(
     tolerance: float = TOLERANCE,
     now: float | None = None,
 ) -> Callback:
-    """A `Callback` from a request's raw body and headers.
+    """Parse a callback, and verify its signature if there is a key.
 
-    With a `key` (or several, while you rotate them) the signature is required and must be at most
-    `tolerance` seconds from `now` (wall clock), in both directions. `ref` is what the callback
-    URL carried. Raises `MalformedCallbackError` or `InvalidSignatureError`.
+    Args:
+        body: The raw body of the request, or the object it was decoded to.
+        headers: Its headers, as a mapping or as pairs.
+        ref: What the callback URL carried at ``{ref}`` or in its query.
+        key: The webhookHmacKey of kie.ai/settings, or several while keys are rotated. None accepts unsigned
+            callbacks.
+        tolerance: Seconds by which the time stamp may differ from `now`, in both directions.
+        now: Unix time; the default is the current time.
+
+    Raises:
+        MalformedCallbackError: The body is not a callback.
+        InvalidSignatureError: The signature is missing or wrong, or its time stamp is too far from `now`.
     """
     keys = _keys(key)
     if type(tolerance) not in (int, float) or not tolerance > 0:
-        raise ConfigurationError(f"tolerance={tolerance!r} would refuse every callback")
+        raise invalid_setting("tolerance", tolerance, "a positive number of seconds")
     message = _message(body)
     task_id = _only_task_id(message)
     if keys:
-        _check_signature(task_id, headers, keys, tolerance, time.time() if now is None else now)
+        _check_signature(task_id, headers, keys, tolerance, clock.unix_time() if now is None else now)
     data = message.get("data")
     data = data if isinstance(data, Mapping) else {}
     code = decoding.whole_number(message.get("code"))
@@ -82,7 +93,13 @@ def parse_callback(
 
 
 def sign_callback(task_id: str, *, key: str | bytes, timestamp: int | float | str) -> dict[str, str]:
-    """The two headers that Kie sends with a callback about `task_id`; for your tests."""
+    """The two headers that Kie sends with a callback, for tests.
+
+    Args:
+        task_id: The task that the callback is about.
+        key: The webhook key.
+        timestamp: Unix time.
+    """
     text = timestamp if isinstance(timestamp, str) else str(int(timestamp))
     return {TIMESTAMP_HEADER: text, SIGNATURE_HEADER: _signature(task_id, text, _key_bytes(key)).decode()}
 
@@ -101,10 +118,10 @@ def _keys(key: str | bytes | Sequence[str | bytes] | None) -> list[bytes]:
         return []
     several = [key] if isinstance(key, (str, bytes)) or not isinstance(key, Iterable) else list(key)
     if not all(isinstance(one, (str, bytes)) for one in several):
-        raise ConfigurationError("a webhook key must be text, or a list of texts while you rotate them")
+        raise ConfigurationError("invalid key: expected a webhook key, or a list of them")
     keys = [_key_bytes(one) for one in several]
     if not keys or not all(one.strip() for one in keys):
-        raise InvalidSignatureError("a webhook key is blank: pass key=None to accept unsigned callbacks")
+        raise InvalidSignatureError("the webhook key is blank; pass key=None to accept unsigned callbacks")
     return keys
 
 
@@ -112,9 +129,9 @@ def _message(body: object) -> Mapping[str, Any]:
     if isinstance(body, Mapping):
         return body
     if not isinstance(body, (bytes, bytearray, memoryview, str)):
-        raise MalformedCallbackError("pass the raw request body: bytes, text, or the decoded object")
+        raise MalformedCallbackError(f"expected the raw body of a request, got {type(body).__name__}")
     if len(body) > MAX_BODY:
-        raise MalformedCallbackError(f"a callback of more than {MAX_BODY} bytes is not Kie's")
+        raise MalformedCallbackError(f"the body is larger than {MAX_BODY} bytes, so it is not a callback")
     try:
         message = decoding.json_value(body)
     except ValueError:
@@ -125,7 +142,7 @@ def _message(body: object) -> Mapping[str, Any]:
 
 
 def _only_task_id(message: Mapping[str, Any]) -> str:
-    """The one task id of the message; Kie's pages show it in four places."""
+    """The only task id of the message. Kie's pages show it under two names, in `data` and beside it."""
     data = message.get("data")
     homes = [data, message] if isinstance(data, Mapping) else [message]
     named = [home.get(name) for home in homes for name in ("taskId", "task_id")]
@@ -133,7 +150,7 @@ def _only_task_id(message: Mapping[str, Any]) -> str:
     found = {decoding.task_id(value) for value in named}
     task_id = found.pop() if len(found) == 1 else None
     if task_id is None:
-        raise MalformedCallbackError("the body names no task id, or more than one")
+        raise MalformedCallbackError("the body has no task id, or more than one")
     return task_id
 
 
@@ -143,19 +160,24 @@ def _check_signature(
     pairs = _pairs(headers)
     timestamp, signature = _header(pairs, TIMESTAMP_HEADER), _header(pairs, SIGNATURE_HEADER)
     if timestamp is None or signature is None:
-        raise InvalidSignatureError("the callback is not signed (once each: the two X-Webhook headers)")
+        names = f"{TIMESTAMP_HEADER} and {SIGNATURE_HEADER}"
+        raise InvalidSignatureError(f"the callback is not signed: expected the headers {names}, once each")
     if not _TIMESTAMP.fullmatch(timestamp) or abs(now - int(timestamp)) > tolerance:
-        raise InvalidSignatureError("the callback's timestamp is unreadable or too far from now")
+        raise InvalidSignatureError(
+            "the callback's time stamp is invalid or too far from now; check the clock of this machine"
+        )
     given = signature.encode("utf-8", "surrogatepass")
-    fits = False
-    for key in keys:  # all of them, so that the time taken does not tell which one fits
-        fits |= hmac.compare_digest(_signature(task_id, timestamp, key), given)
-    if not fits:
-        raise InvalidSignatureError(_REFUSED)
+    matches = False
+    for key in keys:  # all of them, so that the time does not tell which one matches
+        matches |= hmac.compare_digest(_signature(task_id, timestamp, key), given)
+    if not matches:
+        raise InvalidSignatureError(
+            "the callback's signature is wrong; check that the key is the webhookHmacKey of kie.ai/settings"
+        )
 
 
 def _pairs(headers: object) -> list[tuple[str, str]]:
-    """Names in lower case and values, of any mapping or iterable of pairs."""
+    """Lower-case names and values, from any mapping or iterable of pairs."""
     if isinstance(headers, Mapping):
         headers = headers.items()
     if not isinstance(headers, Iterable) or isinstance(headers, (str, bytes)):

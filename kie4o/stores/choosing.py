@@ -1,31 +1,52 @@
-"""`store=...` to a store: one row per kind of address."""
+"""The `store=` argument of the client, turned into a store: one row per scheme."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, invalid_setting
 from .memory import MemoryStore
 from .store import Store
 
-_SQLITE = "sqlite:///"
+_EXPECTED = "None for memory, a path, 'sqlite:///run.db', or an object with the methods of Store"
+
+
+def _sqlite(path: str) -> Store:
+    if not path.strip() or path == ":memory:":
+        raise invalid_setting("store", path, _EXPECTED)
+    from .sqlite import SQLiteStore  # loads sqlite3, which a client without a file never needs
+
+    return SQLiteStore(path)
+
+
+# By the prefix of the address; what follows it is passed to the function.
+SCHEMES: Mapping[str, Callable[[str], Store]] = MappingProxyType({"sqlite:///": _sqlite})
+_MEMBERS = sorted(name for name in {*vars(Store), *Store.__annotations__} if not name.startswith("_"))
 
 
 def store_of(store: Store | str | os.PathLike[str] | None) -> Store:
-    """A store: this process's memory, a SQLite file by path or URL, or one of the caller's own."""
+    """A store that is not open yet. Raises `ConfigurationError`."""
     if store is None:
         return MemoryStore()
     if not isinstance(store, (str, os.PathLike)):
-        if not hasattr(store, "claim"):
-            raise ConfigurationError(f"store={store!r} is not possible: use a path, or an object like Store")
-        return store
-    place = os.fspath(store)
-    if place.startswith(_SQLITE):
-        place = place.removeprefix(_SQLITE)
-    elif "://" in place:
-        raise ConfigurationError(f"store={place.partition(':')[0]}://... is not possible: use a path")
-    if not place.strip() or place == ":memory:":
-        raise ConfigurationError(f"store={place!r} is not possible: use a path, or None for memory")
-    from .sqlite import SQLiteStore
+        return _checked(store)
+    address = os.fspath(store)
+    for prefix, store_at in SCHEMES.items():
+        if address.startswith(prefix):
+            return store_at(address.removeprefix(prefix))
+    scheme, separator, _ = address.partition("://")
+    if separator:
+        raise invalid_setting("store", f"{scheme}://...", _EXPECTED)  # the rest may hold a password
+    return _sqlite(address)
 
-    return SQLiteStore(place)
+
+def _checked(store: Store) -> Store:
+    """A store of the caller's. One that lacks a method would otherwise fail after a request was paid for."""
+    missing = [name for name in _MEMBERS if not hasattr(store, name)]
+    if len(missing) == len(_MEMBERS):
+        raise invalid_setting("store", store, _EXPECTED)
+    if missing:
+        raise ConfigurationError(f"{type(store).__name__} is not a Store: it lacks {', '.join(missing)}")
+    return store

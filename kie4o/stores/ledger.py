@@ -1,8 +1,8 @@
-"""What is written about a submit and when, and what happens when it cannot be written.
+"""The only writer of entries: what is saved about a submit and when, and what happens if that fails.
 
-Before the POST a failed write stops everything: no intent, no money spent. After it a failed write
-must not lose what is known: the task id is kept here, logged, carried by the error, and written
-again until it is on the disk.
+Before the POST a failed write stops everything: without an INTENT nothing is sent. After it a failed write
+must not lose what is known. The task id stays in memory, is logged, is carried by the error, and is saved
+again until the store accepts it.
 """
 
 from __future__ import annotations
@@ -19,98 +19,135 @@ from .store import Entry, EntryState, Store
 
 logger = logging.getLogger("kie4o")
 
-_FIRST_PAUSE = 1.0  # seconds before a failed write is tried again; doubled each time
-_LONGEST_PAUSE = 30.0
+_FIRST_DELAY = 1.0  # seconds before a failed write is repeated; doubled each time
+_LONGEST_DELAY = 30.0
 
 
 class Ledger:
-    """The store as the paid call uses it."""
+    """The entries of one client, written as its requests proceed."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._unwritten: dict[str, Entry] = {}
+        self._unsaved: dict[str, Entry] = {}  # by key
         self._writer: asyncio.Task[None] | None = None
 
-    async def claim(self, entry: Entry) -> Entry:
-        """What stands under the key."""
-        return self._unwritten.get(entry.key) or await self._store.claim(entry)
+    # -- a submit --------------------------------------------------------------------------------
 
-    def intent(self, entry: Entry) -> Awaitable[None]:
-        """Raises `StoreError`: then the request must not leave."""
-        return self._store.save(entry)
+    async def claim(self, entry: Entry, takes: tuple[EntryState, ...]) -> Entry:
+        """Store the entry if its key is new; return what is stored under the key."""
+        unsaved = self._unsaved.get(entry.key)
+        if unsaved is not None:
+            return unsaved
+        stored = await self._store.claim(entry, takes=takes)
+        if stored is None:
+            raise StoreError(f"key {entry.key!r} is in use by another process", key=entry.key)
+        return stored
 
-    async def paid(self, entry: Entry) -> None:
-        """A task id has arrived. Raises `StoreError` that carries it if it could not be written."""
-        self._unwritten[entry.key] = entry  # also if we are cancelled meanwhile
+    def begin(self, entry: Entry) -> Awaitable[None]:
+        """Save the INTENT. Raises `StoreError`; then the request must not be sent."""
+        return self._store.begin(entry)
+
+    async def submitted(self, entry: Entry) -> None:
+        """Save the task id that arrived. Raises a `StoreError` that carries it if that fails."""
+        self._unsaved[entry.key] = entry  # also if this call is cancelled
         try:
             await self._store.save(entry)
-            self._written(entry)
+            self._saved(entry)
             return
         except StoreError as error:
-            sentence = f"task {entry.task_id} is paid, but could not be written down: {error}"
-        logger.error("%s; it is kept in memory and written again", sentence)
+            sentence = f"task {entry.task_id} is paid but could not be saved: {error}"
+        logger.error("%s; it is kept in memory and will be saved again", sentence)
         if self._writer is None:
-            self._writer = asyncio.create_task(self._write_again(), name="kie4o store writer")
+            self._writer = asyncio.create_task(self._save_until_done(), name="kie4o store writer")
         raise StoreError(sentence, task_id=entry.task_id, key=entry.key if entry.keyed else None)
 
-    async def note(self, entry: Entry) -> None:
-        """Something that the store would conclude by itself from the intent it holds."""
-        try:
-            await self._store.save(entry)
-        except StoreError as error:
-            logger.error("a submit is %s and could not be written down: %s", entry.state.value, error)
+    async def unknown(self, entry: Entry) -> None:
+        """Save that the outcome is unknown. A failure is logged only: an INTENT says the same."""
+        await self._note(entry)
 
-    async def unpaid(self, entry: Entry, stood: Entry | None = None) -> Entry:
-        """Nothing was paid: what `stood` under the key before stands again, if it came to anything;
-        else the key may be used again, and without a key there is nothing to know."""
+    async def unpaid(self, entry: Entry, previous: Entry | None = None) -> Entry:
+        """Undo the INTENT of a request that was not charged; return the entry as planned.
+
+        The `previous` entry of the key is restored if it had an outcome. Without a key there is nothing to
+        keep.
+        """
         planned = attrs.evolve(entry, state=EntryState.PLANNED, submitted_at=None)
         if entry.keyed:
-            await self.note(stood if stood is not None and stood.state is not EntryState.PLANNED else planned)
+            had_outcome = previous is not None and previous.state is not EntryState.PLANNED
+            await self._note(previous if previous is not None and had_outcome else planned)
             return planned
         try:
             await self._store.forget(entry.key)
         except StoreError as error:
-            logger.error("a submit that was not paid could not be forgotten: %s", error)
+            logger.error("a submit that was not charged could not be deleted from the store: %s", error)
         return planned
 
+    async def release(self, key: str) -> None:
+        """Let go of a key whose submit is over. A failure is logged only: the hold of a process expires."""
+        if self._store.shared is None:
+            return
+        try:
+            await self._store.release(key)
+        except StoreError as error:
+            logger.error("a key could not be released: %s", error)
+
+    # -- a task ----------------------------------------------------------------------------------
+
+    async def name_task(self, entry: Entry, task_id: str) -> Entry:
+        """Save the task id that a callback named for a submit whose outcome was unknown."""
+        named = entry.become(EntryState.SUBMITTED, task_id=task_id)
+        await self._store.save(named)
+        logger.info("task %s, whose submit response was lost, was found by its callback", task_id)
+        return named
+
+    async def finish(self, details: TaskDetails) -> None:
+        """Save the final status of a task.
+
+        A failure is logged only: the next process polls again, for free.
+        """
+        state = EntryState.FAILED if details.state is TaskState.FAILED else EntryState.SUCCEEDED
+        try:
+            entry = await self._store.find(task_id=details.task_id)
+            if entry is not None and not entry.state.ended:
+                await self._store.save(entry.become(state, details=details))
+        except StoreError as error:
+            logger.error("the outcome of task %s could not be saved: %s", details.task_id, error)
+
+    # -- failed writes ---------------------------------------------------------------------------
+
     async def aclose(self) -> None:
-        """One last try for what could not be written."""
+        """Try once more to save what could not be saved."""
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
-        await self._write()
-        for entry in self._unwritten.values():
-            logger.error("task %s is paid and was never written down", entry.task_id)
+        await self._save_unsaved()
+        for entry in self._unsaved.values():
+            logger.error("task %s is paid and was never saved", entry.task_id)
 
-    async def _write_again(self) -> None:
-        pause = _FIRST_PAUSE
-        while self._unwritten:
-            await asyncio.sleep(pause)
-            await self._write()
-            pause = min(2 * pause, _LONGEST_PAUSE)
+    async def _note(self, entry: Entry) -> None:
+        try:
+            await self._store.save(entry)
+        except StoreError as error:
+            logger.error("a submit is %s and could not be saved as such: %s", entry.state.value, error)
+
+    async def _save_until_done(self) -> None:
+        delay = _FIRST_DELAY
+        while self._unsaved:
+            await asyncio.sleep(delay)
+            await self._save_unsaved()
+            delay = min(2 * delay, _LONGEST_DELAY)
         self._writer = None
 
-    async def _write(self) -> None:
-        for key, entry in list(self._unwritten.items()):
-            if self._unwritten.get(key) is not entry:
-                continue  # written meanwhile, and perhaps something newer after it
+    async def _save_unsaved(self) -> None:
+        for key, entry in list(self._unsaved.items()):
+            if self._unsaved.get(key) is not entry:
+                continue  # saved meanwhile, perhaps followed by something newer
             try:
                 await self._store.save(entry)
             except StoreError:
                 continue
-            self._written(entry)
+            self._saved(entry)
 
-    def _written(self, entry: Entry) -> None:
-        if self._unwritten.get(entry.key) is entry:
-            del self._unwritten[entry.key]
-
-
-async def record_end(store: Store, details: TaskDetails) -> None:
-    """Write the end of a task down; if that fails the next life looks again, which costs nothing."""
-    state = EntryState.FAILED if details.state is TaskState.FAILED else EntryState.SUCCEEDED
-    try:
-        entry = await store.find(task_id=details.task_id)
-        if entry is not None and not entry.state.ended:
-            await store.save(entry.become(state, details=details))
-    except StoreError as error:
-        logger.error("the end of task %s could not be written down: %s", details.task_id, error)
+    def _saved(self, entry: Entry) -> None:
+        if self._unsaved.get(entry.key) is entry:
+            del self._unsaved[entry.key]

@@ -1,50 +1,52 @@
-"""The SQLite file: made, locked, checked, and its rows."""
+"""The SQLite file of a store: created, locked, checked when it is opened, and its rows.
+
+What SQLite does not notice is checked here: an empty file that should not be empty, a damaged log, rows
+whose checksum does not match. A damaged store is an error, never a silent start from an empty one.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError, StoreLockedError
+from .. import clock
+from ..errors import StoreError, StoreLockedError, reason_of
 from .packing import checksum, packed, unpacked
 from .sqlite_log import is_damaged
-from .store import Entry, EntryState, mark_of
+from .store import Entry, EntryState, hash_of_ref
 
 APPLICATION_ID = 0x6B696534  # "kie4" in the file's header
 SCHEMA = 1
-_SLOTS = 3600.0  # seconds for which past submits are remembered for the account limit
+_SLOTS = 3600.0  # seconds for which past submits are kept for the account's limit
 _TABLES = """
 CREATE TABLE entry (
     id INTEGER PRIMARY KEY,
     key TEXT NOT NULL UNIQUE,
-    mark BLOB NOT NULL,
+    ref_hash BLOB NOT NULL,
     task_id TEXT,
     state TEXT NOT NULL,
     submitted_at REAL,
     body BLOB NOT NULL,
     checksum BLOB NOT NULL
 );
-CREATE INDEX entry_of_mark ON entry (mark);
+CREATE INDEX entry_of_ref ON entry (ref_hash);
 CREATE INDEX entry_of_task ON entry (task_id) WHERE task_id IS NOT NULL;
 CREATE INDEX entry_unfinished ON entry (id) WHERE state IN ('submitted', 'unknown');
-CREATE TABLE slot (mark BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE slot (ref_hash BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE callback (
-    mark BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (mark, task_id)
+    ref_hash BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (ref_hash, task_id)
 ) WITHOUT ROWID;
 """
 SAVE = """
-INSERT INTO entry (key, mark, task_id, state, submitted_at, body, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (key) DO UPDATE SET mark = excluded.mark, task_id = excluded.task_id, state = excluded.state,
+INSERT INTO entry (key, ref_hash, task_id, state, submitted_at, body, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET ref_hash = excluded.ref_hash, task_id = excluded.task_id,
+    state = excluded.state,
     submitted_at = excluded.submitted_at, body = excluded.body, checksum = excluded.checksum
 """
-
-
-# -- the file ----------------------------------------------------------------------------------
 
 
 def open_file(path: Path) -> sqlite3.Connection:
@@ -54,23 +56,53 @@ def open_file(path: Path) -> sqlite3.Connection:
         if not path.exists():
             _create(path)
         elif path.stat().st_size == 0:
-            raise StoreError(f"the store {path} is empty, which it never is: it was damaged or is no store")
-        damaged = is_damaged(path.with_name(path.name + "-wal"))
+            raise _damaged(path, "it is empty, which a store never is")
+        log_is_damaged = is_damaged(path.with_name(path.name + "-wal"))
         connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=True)
         _lock(connection)
-        if damaged:
-            raise StoreError(f"the log of the store {path} is damaged: restore both files from a copy")
+        if log_is_damaged:
+            raise _damaged(path, "its log cannot be read")
         _check(connection, path)
         return connection
-    except Exception as error:  # whoever opens waits for an answer, whatever is wrong with the file
+    except Exception as error:  # the caller waits for an answer, whatever is wrong with the file
         failure = error if isinstance(error, StoreError) else failure_of(path, error)
     if connection is not None:
         connection.close()
     raise failure
 
 
+def failure_of(path: Path, error: Exception) -> StoreError:
+    """The error of a failed operation on the file."""
+    reason = reason_of(error)
+    if "locked" in reason:
+        return StoreLockedError(
+            f"another process has the store {path} open; wait until it has closed it, or use another file"
+        )
+    return StoreError(f"the store {path} cannot be used: {reason}. Nothing is submitted without it")
+
+
+def row_of(entry: Entry) -> tuple[Any, ...]:
+    """The columns of an entry, in the order of `SAVE`."""
+    body = packed(entry)
+    return (
+        entry.key,
+        hash_of_ref(entry.ref),
+        entry.task_id,
+        entry.state.value,
+        entry.submitted_at,
+        body,
+        checksum(body),
+    )
+
+
+def _damaged(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"the store {path} is damaged ({reason}); restore it, with its -wal file, from a backup"
+    )
+
+
 def _create(path: Path) -> None:
-    """Under another name first, so that the file is either not there or whole."""
+    """Created under a temporary name, so that the file is either missing or complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".kie4o-", suffix=".db", dir=path.parent)
     os.close(handle)
@@ -84,7 +116,7 @@ def _create(path: Path) -> None:
             )
         finally:
             connection.close()
-        with suppress(FileExistsError):  # another process was first: its file is as good
+        with suppress(FileExistsError):  # another process was first, and its file is as good
             os.link(draft, path)
         _sync_directory(path.parent)
     finally:
@@ -100,7 +132,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _lock(connection: sqlite3.Connection) -> None:
-    """The exclusive lock comes before WAL, which then needs no shared memory file."""
+    """The exclusive lock is set before WAL mode, which then needs no shared memory file."""
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -109,55 +141,29 @@ def _lock(connection: sqlite3.Connection) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Ours, of a version that we know, whole; and what a dead process was about to do is unknown."""
+    """Check that the file is a complete store of a known version, and make abandoned INTENTs UNKNOWN."""
     [application_id] = connection.execute("PRAGMA application_id").fetchone()
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if application_id != APPLICATION_ID:
-        raise StoreError(f"{path} is not a store of kie4o: choose another file")
+        raise StoreError(f"{path} is not a kie4o store; use another file")
     if version > SCHEMA:
-        raise StoreError(f"the store {path} was written by a newer kie4o (schema {version}): upgrade kie4o")
+        raise StoreError(f"the store {path} was written by a newer kie4o (schema {version}); upgrade kie4o")
     problems = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
     if problems != ["ok"]:
-        raise StoreError(f"the store {path} is damaged ({problems[0]}): restore it from a copy")
+        raise _damaged(path, problems[0])
     intents = []
-    for row in connection.execute(
-        "SELECT key, mark, task_id, state, submitted_at, body, checksum FROM entry"
-    ):
+    columns = "key, ref_hash, task_id, state, submitted_at, body, checksum"
+    for row in connection.execute(f"SELECT {columns} FROM entry"):  # noqa: S608  # the columns above
         entry = unpacked(row[-2], row[-1])
         if row_of(entry)[:-2] != row[:-2]:
-            raise StoreError(f"the store {path} is damaged (entry {entry.key!r}): restore it from a copy")
+            raise _damaged(path, f"entry {entry.key!r} does not match its row")
         if entry.state is EntryState.INTENT:
-            intents.append(entry.become(EntryState.UNKNOWN, submitted_at=time.time()))
+            intents.append(entry.become(EntryState.UNKNOWN, submitted_at=clock.unix_time()))
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute("DELETE FROM slot WHERE at < ?", (time.time() - _SLOTS,))
+    connection.execute("DELETE FROM slot WHERE at < ?", (clock.unix_time() - _SLOTS,))
     for entry in intents:
         connection.execute(SAVE, row_of(entry))
         connection.execute(
-            "INSERT OR REPLACE INTO slot VALUES (?, ?)", (mark_of(entry.ref), entry.submitted_at)
+            "INSERT OR REPLACE INTO slot VALUES (?, ?)", (hash_of_ref(entry.ref), entry.submitted_at)
         )
     connection.execute("COMMIT")
-
-
-def failure_of(path: Path, error: Exception) -> StoreError:
-    words = getattr(error, "strerror", None) or str(error)
-    if "locked" in words:
-        return StoreLockedError(
-            f"another process has the store {path} open: wait for it, or use another file"
-        )
-    return StoreError(f"the store {path} cannot be used: {words}. Without it nothing is submitted")
-
-
-# -- rows --------------------------------------------------------------------------------------
-
-
-def row_of(entry: Entry) -> tuple[Any, ...]:
-    body = packed(entry)
-    return (
-        entry.key,
-        mark_of(entry.ref),
-        entry.task_id,
-        entry.state.value,
-        entry.submitted_at,
-        body,
-        checksum(body),
-    )

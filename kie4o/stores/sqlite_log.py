@@ -1,10 +1,10 @@
-"""Whether a SQLite write-ahead log was damaged where SQLite itself would say nothing.
+"""Detects damage to a SQLite write-ahead log that SQLite itself ignores.
 
-SQLite reads a log up to the first frame that does not fit and takes the rest for a write that was
-cut off. If already the header or the first frame is damaged it finds nothing, opens without a
-word, and all that was committed since the last checkpoint is gone: intents, and task ids that were
-paid for. A first write that was cut off leaves nothing behind it; damage does. Source: SQLite's
-page "WAL-mode File Format", section 4.
+SQLite reads a log up to the first frame whose checksum does not match, and treats the rest as a write that
+was cut off. If the header or the first frame is damaged it finds nothing and opens the file without an
+error, and everything committed since the last checkpoint is lost: INTENTs, and task ids that were paid for.
+A first write that was cut off has no frames after it; a damaged log has. Source: SQLite's page "WAL-mode
+File Format", section 4.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 _HEADER = 32  # bytes
 _FRAME = 24  # bytes before each page
-_MAGIC = (0x377F0682, 0x377F0683)  # the last bit says that checksums read big-endian words
+_MAGIC = (0x377F0682, 0x377F0683)  # the last bit: checksums read big-endian words
 
 
 def is_damaged(log: Path) -> bool:
-    """Whether the log holds frames that its beginning makes unreadable."""
+    """Whether the log holds frames that cannot be read because its beginning is damaged."""
     if not log.exists() or log.stat().st_size < _HEADER + _FRAME:
         return False
     with log.open("rb") as file:
@@ -31,12 +31,12 @@ def is_damaged(log: Path) -> bool:
         if struct.pack(">2I", *sums) != header[24:]:
             return True
         first = file.read(_FRAME + page)
-        if len(first) < _FRAME + page or _fits(first, header, order, sums):
+        if len(first) < _FRAME + page or _matches(first, header, order, sums):
             return False
-        return file.read(_FRAME)[8:16] == header[16:24]  # a second frame of the same run follows
+        return file.read(_FRAME)[8:16] == header[16:24]  # a second frame with the same salt follows
 
 
-def _fits(frame: bytes, header: bytes, order: str, sums: tuple[int, int]) -> bool:
+def _matches(frame: bytes, header: bytes, order: str, sums: tuple[int, int]) -> bool:
     sums = _checksum(frame[:8] + frame[_FRAME:], order, sums)
     return frame[8:16] == header[16:24] and struct.pack(">2I", *sums) == frame[16:_FRAME]
 

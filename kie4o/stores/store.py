@@ -1,21 +1,21 @@
-"""What the client remembers of every submit, and the promise that any memory of it must keep.
+"""The promise that every store keeps, and the entry it stores.
 
-A store keeps one `Entry` per idempotency key and writes whole entries; which state may follow
-which is decided by `submission`, so that every store stays small:
+A store keeps one `Entry` per idempotency key and writes whole entries. Which state may follow which is
+decided by `submission`, so that every store stays small:
 
     PLANNED ─▶ INTENT ─▶ SUBMITTED ─▶ SUCCEEDED | FAILED
        ▲          ├────▶ UNKNOWN
-       └──────────┘  (only when the request provably never left or was provably refused)
+       └──────────┘  (only if the request was provably not sent, or provably refused)
 
-INTENT is kept before the first byte of the POST leaves: whoever finds one left over by a dead
-process cannot know whether it was paid.
+INTENT is saved before the first byte of the POST is sent. If a process dies with an INTENT in its store, the
+next one cannot know whether the request was charged.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Protocol
 
 import attrs
@@ -23,12 +23,13 @@ import attrs
 from ..details import TaskDetails
 from ..models import ImageRequest
 from ..wire.requests import body_of
+from .shared import Shared
 
-CALLBACKS_PER_REF = 4  # callbacks kept for one ref; a real one has at most one task id, repeated
+CALLBACKS_PER_REF = 4  # kept for one ref; Kie sends one task id, up to four times (callbacks page)
 
 
 class EntryState(enum.Enum):
-    """How far a request has come, by what is kept of it."""
+    """How far a request has come, as far as the store knows."""
 
     PLANNED = "planned"
     INTENT = "intent"
@@ -43,26 +44,26 @@ class EntryState(enum.Enum):
         return self in (EntryState.SUCCEEDED, EntryState.FAILED)
 
 
-@attrs.frozen(weakref_slot=False)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class Entry:
-    """One request under its key. `keyed` is False if nobody named a key; then `key` is the ref.
+    """One request under its key, as a store keeps it.
 
-    `details` is how the task ended. `submitted_at` is seconds since 1970, for other lives of the
-    process; durations in this life use the loop's clock.
+    `keyed` is False if the caller gave no key; `key` is then the `ref`. `details` is the final status of the
+    task. `submitted_at` is Unix time, since other processes read it.
     """
 
-    key: str
-    request: ImageRequest = attrs.field(kw_only=True)
-    ref: str = attrs.field(kw_only=True, repr=False)
-    keyed: bool = attrs.field(default=True, kw_only=True)
-    state: EntryState = attrs.field(default=EntryState.PLANNED, kw_only=True)
-    task_id: str | None = attrs.field(default=None, kw_only=True)
-    submitted_at: float | None = attrs.field(default=None, kw_only=True)
-    details: TaskDetails | None = attrs.field(default=None, kw_only=True)
+    key: str = attrs.field(kw_only=False)
+    request: ImageRequest
+    ref: str = attrs.field(repr=False)
+    keyed: bool = True
+    state: EntryState = EntryState.PLANNED
+    task_id: str | None = None
+    submitted_at: float | None = None
+    details: TaskDetails | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Tells one request from another, whatever the run: SHA-256 of what is sent."""
+        """SHA-256 of the request's body: equal requests have equal fingerprints in every process."""
         return fingerprint(self.request)
 
     def become(
@@ -73,7 +74,7 @@ class Entry:
         submitted_at: float | None = None,
         details: TaskDetails | None = None,
     ) -> Entry:
-        """The same request one state further; what is not given stays."""
+        """The same request in another state; arguments that are None keep their value."""
         return Entry(
             self.key,
             request=self.request,
@@ -86,8 +87,8 @@ class Entry:
         )
 
 
-def mark_of(ref: str) -> bytes:
-    """What a ref is found by: its hash, so that no comparison of secrets takes its time."""
+def hash_of_ref(ref: str) -> bytes:
+    """The hash by which a ref is looked up, so that the time of a comparison tells nothing about the ref."""
     return hashlib.sha256(ref.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
@@ -96,47 +97,60 @@ def fingerprint(request: ImageRequest) -> str:
 
 
 class Store(Protocol):
-    """What every memory of submits can do. All of it raises `StoreError` and nothing else.
+    """What every store can do. Its methods raise `StoreError` and nothing else.
 
-    When a write returns, the entry is kept as safely as this store keeps anything; cancelling a
-    write does not undo it.
+    When a write returns, the entry is as safe as this store can make it. Cancelling a write does not undo it.
     """
+
+    shared: Shared | None  # None: this process is alone on the store
 
     async def open(self) -> None:
         """Called once before anything else, on the loop that will use the store."""
 
-    async def claim(self, entry: Entry) -> Entry:
-        """Keep `entry` if its key is new, and return what stands under the key now."""
+    async def claim(
+        self, entry: Entry, *, takes: Collection[EntryState] = (EntryState.PLANNED,), wait: bool = True
+    ) -> Entry | None:
+        """Store `entry` if its key is new, and return what is stored under the key.
+
+        The claim also holds the key for this process if the stored state is one of `takes`. While another
+        process holds it: wait, or return None if `wait` is False.
+        """
         ...
 
+    async def begin(self, entry: Entry) -> None:
+        """Save the INTENT. Raises `StoreError` if this process does not hold the key."""
+
     async def save(self, entry: Entry) -> None:
-        """Keep `entry` in place of what stands under its key."""
+        """Store `entry` in place of what is stored under its key."""
+
+    async def release(self, key: str) -> None:
+        """Let go of a key that was claimed and not sent. No error if it is not held."""
 
     async def forget(self, key: str) -> None:
-        """Drop what stands under the key, if anything."""
+        """Delete the entry of a key, if there is one."""
 
     async def find(
         self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
     ) -> Entry | None:
-        """The entry of a key, of a task id or of a ref. A ref is a secret: how long the search takes
-        tells nothing about it."""
+        """The entry of a key, a task id or a ref. A ref is a secret: the time of the search does not depend
+        on it."""
         ...
 
     async def keep_callback(self, ref: str, task_id: str) -> None:
-        """Put a callback into the inbox: it names its task before the submit's answer does."""
+        """Keep the task id that a callback named for a ref whose entry has none yet."""
 
     async def callbacks_of(self, ref: str) -> Sequence[str]:
         """The task ids that callbacks have named for a ref; empty once its entry has ended."""
         ...
 
     def unfinished(self) -> AsyncIterator[Entry]:
-        """Every entry that is SUBMITTED or UNKNOWN: paid, or perhaps paid, and not ended."""
+        """Every entry that is SUBMITTED or UNKNOWN: charged, or perhaps charged, and not finished."""
         ...
 
     async def recent(self, since: float) -> list[float]:
-        """When submits later than `since` (seconds since 1970) were answered or begun: they still
-        count against the account limit."""
+        """When submits later than `since` (Unix time) were answered or begun. They still count against the
+        account's limit; a store with a `shared` limiter need not know them."""
         ...
 
     async def aclose(self) -> None:
-        """Write what is still to be written, and let go."""
+        """Write what is still to be written, and close."""

@@ -1,78 +1,114 @@
-"""One submit under way: who listens to it, and what it came to."""
+"""One submit under way: its entry, its attempt, and the callers that wait for it."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import secrets
 
 import attrs
 
-from ..errors import KeyConflictError, KieError, SubmissionUnknownError
-from ..stores.store import Entry
+from .. import clock
+from ..errors import KieError, SubmissionUnknownError
+from ..models import ImageRequest
+from ..stores.store import Entry, EntryState
 from ..transport.paid_body import PaidAttempt
 from .permit import Permit
+
+_REF_BYTES = 18  # 144 random bits; a ref authenticates callbacks, for which 128 are recommended
 
 
 @attrs.frozen
 class Submitted:
-    """What stands under the key after a submit; `since` is the loop time of the answer, None if
-    the store knew it. Without a task id the outcome is unknown, and `lost` says why."""
+    """What a submit came to.
+
+    `since` is the loop time of the response, or None if the store knew the entry. Without a task id the
+    outcome is unknown, and `reason` says why.
+    """
 
     entry: Entry
     since: float | None = None
-    lost: str = ""
+    reason: str = ""
 
-    def error(self) -> SubmissionUnknownError:
+    def unknown_error(self) -> SubmissionUnknownError:
         """What to raise if there is no task id."""
-        return unknown_error(self.entry, self.lost)
+        return unknown_error(self.entry, self.reason)
 
 
 @attrs.define(eq=False)
 class PendingSubmit:
-    """One submit under way, and who listens to it."""
+    """One submit under way."""
 
     entry: Entry
-    stood: Entry | None = None  # what stood under the key before
-    listeners: list[asyncio.Future[Submitted]] = attrs.field(factory=list)
-    called_off: str = ""  # why, once it is
-    unwanted: bool = False  # nobody wants it sent again, should what has left be refused
+    permit: Permit | None  # held until the submit is over
+    previous: Entry | None = None  # what was stored under the key before
+    callers: list[asyncio.Future[Submitted]] = attrs.field(factory=list)
+    called_off: str = ""  # the reason, once it is called off
+    resendable: bool = True  # False: no caller wants it sent again if it is refused
     attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
-    permit: Permit | None = None  # held until it is over
     task: asyncio.Task[Submitted] = attrs.field(init=False)
 
-    def not_sent(self) -> KieError:
-        """What to raise if it was called off."""
-        reason = f"{self.called_off} before the request left; nothing was paid"
-        return KieError(reason, key=self.entry.key if self.entry.keyed else None)
+    @property
+    def key(self) -> str | None:
+        """The caller's key."""
+        return self.entry.key if self.entry.keyed else None
 
-    def tell(self, outcome: Submitted | asyncio.Task[Submitted]) -> None:
-        """What it came to, to all who listen and do not know yet; each raises its own error."""
-        for listener in self.listeners:
-            if listener.done():
+    # -- states of the entry; each is saved by the ledger afterwards -------------------------------
+
+    def begin(self) -> Entry:
+        """The request is about to be sent."""
+        self.entry = self.entry.become(EntryState.INTENT, submitted_at=clock.unix_time())
+        return self.entry
+
+    def accept(self, task_id: str) -> Entry:
+        """The task id arrived. The slot counts against the account's limit from now on."""
+        self.entry = self.entry.become(EntryState.SUBMITTED, task_id=task_id, submitted_at=clock.unix_time())
+        return self.entry
+
+    def give_up(self) -> Entry:
+        """The request was sent and its outcome will not be known."""
+        self.entry = self.entry.become(EntryState.UNKNOWN, submitted_at=clock.unix_time())
+        return self.entry
+
+    # -- callers ---------------------------------------------------------------------------------
+
+    def called_off_error(self) -> KieError:
+        """What to raise if it was called off."""
+        return KieError(f"{self.called_off} before the request was sent; nothing was charged", key=self.key)
+
+    def notify(self, outcome: Submitted | asyncio.Task[Submitted]) -> None:
+        """Pass the outcome to the callers that still wait. Each raises an error of its own."""
+        for caller in self.callers:
+            if caller.done():
                 continue
             if isinstance(outcome, Submitted):
-                listener.set_result(outcome)
+                caller.set_result(outcome)
             elif outcome.cancelled():
-                if self.called_off:  # before it had begun
-                    listener.set_exception(self.not_sent())
+                if self.called_off:  # before its task had begun
+                    caller.set_exception(self.called_off_error())
                 else:
-                    listener.cancel()
+                    caller.cancel()
             elif (error := outcome.exception()) is not None:
-                listener.set_exception(copy.copy(error) if isinstance(error, KieError) else error)
+                caller.set_exception(copy.copy(error) if isinstance(error, KieError) else error)
             else:
-                listener.set_result(outcome.result())
+                caller.set_result(outcome.result())
+
+
+def planned_entry(request: ImageRequest, key: str | None) -> Entry:
+    """A new entry with a ref of its own, under the caller's key or under that ref."""
+    ref = new_ref()
+    return Entry(ref if key is None else key, request=request, ref=ref, keyed=key is not None)
+
+
+def new_ref() -> str:
+    """The token in a callback URL: unguessable, and never used twice."""
+    return secrets.token_urlsafe(_REF_BYTES)
 
 
 def unknown_error(entry: Entry, reason: str) -> SubmissionUnknownError:
     return SubmissionUnknownError(
-        f"the request left and its outcome is not known ({reason}); it is perhaps paid and is not sent "
-        "again: look at kie.ai/logs",
+        f"the request was sent but its outcome is unknown ({reason}). It may have been charged and will not "
+        "be sent again; check kie.ai/logs",
         ref=entry.ref,
         key=entry.key if entry.keyed else None,
-    )
-
-
-def key_conflict(key: str) -> KeyConflictError:
-    return KeyConflictError(
-        f"key {key!r} was used before with another request: use a new key for a new request", key=key
     )

@@ -1,4 +1,8 @@
-"""One of the `max_in_flight` places, held by several, free when all have let go."""
+"""How many tasks may be in flight: a semaphore whose permits have several holders.
+
+`generate` holds a permit from the submit to the result, and so does the submit itself until its response has
+arrived: a caller that is cancelled in between must not make room for another task.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,12 @@ import asyncio
 
 
 class Permit:
-    """One of the `max_in_flight` places, once the semaphore has given it; free again when all who
-    hold it have let go."""
+    """One of the `max_in_flight` permits. It is free again when its last holder has released it."""
 
-    __slots__ = ("_holders", "_semaphore")
+    __slots__ = ("_holders", "_permits")
 
-    def __init__(self, semaphore: asyncio.Semaphore) -> None:
-        self._semaphore = semaphore
+    def __init__(self, permits: Permits) -> None:
+        self._permits = permits
         self._holders = 0
 
     def hold(self) -> Permit:
@@ -22,10 +25,29 @@ class Permit:
     def release(self) -> None:
         self._holders -= 1
         if self._holders == 0:
-            self._semaphore.release()
+            self._permits.release()
 
     def __enter__(self) -> Permit:
         return self.hold()
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class Permits:
+    """The permits of one client: `with await permits.acquire() as permit:`."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_use = 0
+        self._semaphore = asyncio.Semaphore(limit)
+
+    async def acquire(self) -> Permit:
+        """Wait for a permit, in order. It must be held at once."""
+        await self._semaphore.acquire()
+        self.in_use += 1
+        return Permit(self)
+
+    def release(self) -> None:
+        self.in_use -= 1
+        self._semaphore.release()

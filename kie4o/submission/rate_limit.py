@@ -1,14 +1,13 @@
-"""The two limits: new tasks per time, and tasks in flight.
+"""The account's limit: new tasks per time.
 
-Kie admits 20 new tasks in any 10 s, counted when a request reaches it, and refuses the rest. We
-know only when a request left and when its answer came back. A slot is therefore taken when the
-request leaves and counted from the moment of the *answer*: the request reached Kie before that,
-so no jitter of the network can push a 21st into Kie's window. It costs one round trip per slot
-and window, about one per cent. Leaky buckets and GCRA with a burst of 20 admit up to 40 in some
-10 s, and a slot counted from its sending was refused in 13 % of submits in simulation.
+Kie admits 20 new tasks in any 10 s, counted when a request reaches it, and refuses the rest (generate
+page). The client knows only when a request was sent and when its response arrived. A slot is therefore
+taken when the request is sent and counted from the moment of the *response*. The request reached Kie before
+that, so no jitter of the network can put a 21st request into Kie's window. This costs one round trip per
+slot and window, about 1 %. Leaky buckets and GCRA with a burst of 20 admit up to 40 requests in some
+windows of 10 s. Slots counted from the sending were refused in 13 % of submits in simulation.
 
-`SlidingWindow` is arithmetic on times handed in; `RateLimiter` adds the waiting. A `Place` is one of
-the tasks in flight.
+`SlidingWindow` is arithmetic on times that are passed in; `RateLimiter` adds the waiting.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from ..models import RateLimit
 
 
 class SlidingWindow:
-    """Which slots are taken, on any clock that does not jump. Pure."""
+    """Which slots are in use, on any clock that does not jump. Pure."""
 
     def __init__(self, limit: RateLimit, answered: Iterable[float] = ()) -> None:
         self._limit = limit
-        self._open = 0  # taken, answer not back
+        self._open = 0  # taken, and not answered yet
         self._answered = deque(sorted(answered))
         self._held_until = float("-inf")
 
@@ -43,40 +42,54 @@ class SlidingWindow:
         return True
 
     def answered(self, now: float) -> None:
-        """The answer of one taken slot is back (or given up on): it counts for a window from now."""
+        """The request of a slot was answered or given up: the slot counts for a window from now."""
         self._open -= 1
         self._answered.append(now)
 
     def give_back(self) -> None:
-        """The request of one taken slot never left: it counts for nothing."""
+        """The request of a slot was not sent: the slot does not count."""
         self._open -= 1
 
-    def hold_until(self, until: float) -> None:
-        """Nobody before `until`: Kie refused one although we counted it free."""
-        self._held_until = max(self._held_until, until)
+    def hold_until(self, time: float) -> None:
+        """No slot is free before this time."""
+        self._held_until = max(self._held_until, time)
 
     def free_at(self, now: float) -> float:
-        """When a slot is free: `now` or earlier if one is, infinity if an answer must come first."""
+        """When a slot is free: at `now` or before if one is, infinity if a response must arrive first."""
         while self._answered and self._answered[0] + self._limit.per <= now:
             self._answered.popleft()
-        over = self._open + len(self._answered) - self._limit.limit
-        if over < 0:
+        excess = self._open + len(self._answered) - self._limit.limit
+        if excess < 0:
             return max(now, self._held_until)
-        if over >= len(self._answered):
+        if excess >= len(self._answered):
             return float("inf")
-        return max(self._answered[over] + self._limit.per, self._held_until)
+        return max(self._answered[excess] + self._limit.per, self._held_until)
+
+
+class LocalSlot:
+    """A slot of the limiter in this process."""
+
+    __slots__ = ("_limiter", "good_until")
+
+    def __init__(self, limiter: RateLimiter) -> None:
+        self._limiter = limiter
+        self.good_until = float("inf")  # nobody else can take it over
+
+    def release(self, *, counted: bool) -> None:
+        """`counted` unless the request was provably not sent."""
+        self._limiter.release(counted=counted)
 
 
 @attrs.define(eq=False)
 class RateLimiter:
-    """The queue for slots: first come, first served; a waiter that is cancelled leaves no trace.
+    """A queue for slots: first come, first served. A waiter that is cancelled leaves no trace.
 
-    Every `acquire` is followed by exactly one `release`.
+    Every slot that `acquire` grants is released exactly once.
     """
 
     limit: RateLimit
     _window: SlidingWindow = attrs.field(init=False)
-    _waiting: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
+    _waiters: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
     _loop: asyncio.AbstractEventLoop = attrs.field(init=False)  # of those who acquire now
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
 
@@ -85,68 +98,68 @@ class RateLimiter:
 
     @property
     def waiting(self) -> int:
-        return sum(not waiter.done() for waiter in self._waiting)
+        """How many requests wait for a slot."""
+        return sum(1 for waiter in self._waiters if not waiter.done())
 
     @property
     def open(self) -> int:
-        """Slots whose answer is not back."""
+        """How many slots are taken and not answered yet."""
         return self._window.open
 
     def remember(self, ages: Iterable[float]) -> None:
-        """Count slots of an earlier life, by how many seconds ago they were answered."""
+        """Count the slots of an earlier run, given how many seconds ago each was answered."""
         now, per = asyncio.get_running_loop().time(), self.limit.per
         self._window = SlidingWindow(self.limit, [now - min(per, max(0.0, age)) for age in ages])
 
-    def take(self) -> bool:
-        """Take a slot if one is free and nobody is before us."""
+    async def acquire(self, *, front: bool = False) -> LocalSlot:
+        """Wait for a slot and take it. With `front`, a refused request goes before those that wait."""
         self._loop = asyncio.get_running_loop()
-        return not self._waiting and self._window.take(self._loop.time())
+        if self._waiters or not self._window.take(self._loop.time()):
+            await self._granted(front)
+        return LocalSlot(self)
 
-    async def acquire(self, *, front: bool = False) -> None:
-        """Wait for a slot and take it. `front`: one that was refused goes before those who wait."""
-        if self.take():
-            return
+    async def _granted(self, front: bool) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()
         if front:
-            self._waiting.appendleft(waiter)
+            self._waiters.appendleft(waiter)
         else:
-            self._waiting.append(waiter)
-        self._serve()
+            self._waiters.append(waiter)
+        self._grant()
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # granted in the very tick of the cancel
+            if waiter.done() and not waiter.cancelled():  # granted in the same turn as the cancellation
                 self._window.give_back()
-            self._serve()
+            self._grant()
             raise
 
     def release(self, *, counted: bool) -> None:
-        """Hand a slot back: `counted` unless the request provably never left."""
+        """Give a slot back; `counted` unless the request was provably not sent."""
         if counted:
             self._window.answered(self._loop.time())
         else:
             self._window.give_back()
-        if self._waiting:
-            self._serve()
+        if self._waiters:
+            self._grant()
 
     def hold_all(self) -> None:
-        """After a refusal for too many calls everybody waits for a whole window."""
+        """Grant nothing for a whole window: Kie refused a request for too many calls."""
         self._window.hold_until(self._loop.time() + self.limit.per)
-        self._serve()
+        self._grant()
 
-    def _serve(self) -> None:
-        """Grant what is free, and come back when the next slot is."""
+    def _grant(self) -> None:
+        """Grant the slots that are free, and come back when the next one is."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting:
-            if self._waiting[0].done():  # cancelled
-                self._waiting.popleft()
+        while self._waiters:
+            if self._waiters[0].done():  # cancelled
+                self._waiters.popleft()
             elif self._window.take(self._loop.time()):
-                self._waiting.popleft().set_result(None)
+                self._waiters.popleft().set_result(None)
             else:
                 break
-        if self._waiting:
+        if self._waiters:
             free_at = self._window.free_at(self._loop.time())
             if free_at != float("inf"):
-                self._timer = self._loop.call_at(free_at, self._serve)
+                self._timer = self._loop.call_at(free_at, self._grant)

@@ -1,4 +1,4 @@
-"""What is sent again: after a refusal (`RESENDS`), and under a key (`Again`). Pure."""
+"""What is sent again: after a verdict (`RESENDS`), and under a key that has an outcome (`Resubmit`). Pure."""
 
 from __future__ import annotations
 
@@ -14,31 +14,37 @@ from .verdict import Verdict
 
 @attrs.frozen(kw_only=True)
 class Resubmit:
-    """Which ends of an earlier submit under the same key the caller wants paid anew."""
+    """After which outcomes of an earlier submit under the same key the caller wants to pay again."""
 
-    after_unknown: bool = False  # perhaps pays twice
+    after_unknown: bool = False  # may pay twice
     after_failure: bool = False
 
     def allows(self, state: EntryState) -> bool:
-        """Whether a submit goes out when the key stands like this."""
-        return (
-            state is EntryState.PLANNED
-            or (state is EntryState.UNKNOWN and self.after_unknown)
-            or (state is EntryState.FAILED and self.after_failure)
-        )
+        """Whether a request is sent while the stored entry is in this state."""
+        return state in self.states
+
+    @property
+    def states(self) -> tuple[EntryState, ...]:
+        """The states from which a request is sent."""
+        states = [EntryState.PLANNED]
+        if self.after_unknown:
+            states.append(EntryState.UNKNOWN)
+        if self.after_failure:
+            states.append(EntryState.FAILED)
+        return tuple(states)
 
 
 NO_RESUBMIT = Resubmit()
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Resend:
-    """How often one cause is answered by sending again, and after which pauses (seconds).
+    """How often a request is sent again after one cause, and after which delays.
 
-    `window` means that the rate limiter pauses everybody for a whole window instead.
+    With `window` the rate limiter holds everybody for a whole window instead.
     """
 
-    times: int
+    times: int = attrs.field(kw_only=False)
     first: float = 0.0
     factor: float = 2.0
     maximum: float | None = None
@@ -46,25 +52,23 @@ class Resend:
     window: bool = False
 
     def delay(self, sent: int, chance: float) -> float:
-        """Before the resend number `sent` (from 0)."""
-        generator = backoff.expo(base=self.factor, factor=self.first, max_value=self.maximum)
-        next(generator)  # backoff's first one is None
+        """Seconds before resend number `sent`, counted from 0. `chance` from 0 to 1 picks the jitter."""
+        delays = backoff.expo(base=self.factor, factor=self.first, max_value=self.maximum)
+        next(delays)  # the first value of backoff's generators is None
         for _ in range(sent):
-            next(generator)
-        delay = float(next(generator))
+            next(delays)
+        delay = float(next(delays))
         return delay * chance if self.jitter else delay
 
 
-# Nothing was started and nothing charged in any of these. Causes: the verdict, or Kie's code.
+# Causes after which nothing was started and nothing charged: the verdict, or Kie's code (generate page).
 RESENDS: Mapping[Verdict | int, Resend] = MappingProxyType(
     {
         Verdict.NOT_SENT: Resend(2, first=0.5, maximum=8.0, jitter=True),
-        429: Resend(5, window=True),  # refused, not queued (generate page)
+        429: Resend(5, window=True),  # too many requests: refused, not queued
         430: Resend(5, window=True),
         455: Resend(3, first=60.0, factor=1.0),  # maintenance takes minutes
         550: Resend(4, first=30.0),  # a full queue empties slowly
     }
 )
-
-
 WINDOW_CODES = frozenset(cause for cause, resend in RESENDS.items() if resend.window)

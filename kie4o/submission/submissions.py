@@ -1,11 +1,7 @@
-"""The one call that costs money: gate, intent, send, verdict, record.
+"""All submits of one client: who owns them, how one proceeds, what happens when the client closes.
 
-A submit belongs to the client, not to its caller: it runs in a task of its own, and a caller who
-is cancelled only stops listening. Before the request has left (waiting for a slot, pausing,
-connecting) the last listener to go calls it off; from the moment the request is written it runs to
-its end and is recorded, so that no task id that reaches the process is lost.
-
-What is sent again, and how often, is the table `RESENDS`; everything that is not in it never is.
+The room's docstring has the theory. What is sent again, and how often, is the table `RESENDS`; what is not
+in it is never sent again.
 """
 
 from __future__ import annotations
@@ -14,29 +10,26 @@ import asyncio
 import functools
 import logging
 import random
-import secrets
-import time
 from collections.abc import Callable
 
-from ..errors import APIConnectionError, APITimeoutError, KieError
+from ..errors import APIConnectionError, APITimeoutError, KieError, client_closed, key_conflict
 from ..models import ImageRequest
 from ..stores.ledger import Ledger
-from ..stores.store import Entry, EntryState, Store, fingerprint
+from ..stores.shared import Limiter
+from ..stores.store import Entry, EntryState, fingerprint
 from ..transport.paid_body import PaidAttempt
 from ..transport.transport import Transport
 from ..wire.envelope import retry_after_of, status_error
 from ..wire.requests import body_of, with_ref
-from .pending import PendingSubmit, Submitted, key_conflict, unknown_error
+from .pending import PendingSubmit, Submitted, planned_entry, unknown_error
 from .permit import Permit
-from .rate_limit import RateLimiter
 from .resending import NO_RESUBMIT, RESENDS, WINDOW_CODES, Resend, Resubmit
 from .verdict import Judgement, Verdict, judge
 
 logger = logging.getLogger("kie4o")
 
-DRAIN = 30.0  # seconds that closing waits for answers to requests that have left
-_REF_BYTES = 18  # 144 random bits: it authenticates callbacks, and 128 are asked for
-_ASKED_AT_MOST = 30.0  # seconds beyond our own pause that a Retry-After may add
+DRAIN = 30.0  # seconds that closing waits for the responses to requests that were sent
+_LONGEST_RETRY_AFTER = 30.0  # seconds by which a Retry-After may lengthen our own delay
 
 
 class Submissions:
@@ -45,18 +38,18 @@ class Submissions:
     def __init__(
         self,
         transport: Transport,
-        limiter: RateLimiter,
-        store: Store,
+        limiter: Limiter,
+        ledger: Ledger,
         *,
         callback_url: str | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._transport = transport
         self._limiter = limiter
-        self._ledger = Ledger(store)
+        self._ledger = ledger
         self._callback_url = callback_url
         self._chance = chance
-        self._live: dict[str, PendingSubmit] = {}
+        self._live: dict[str, PendingSubmit] = {}  # by key
         self._closing = False
         self._drained = False
 
@@ -66,43 +59,43 @@ class Submissions:
         return len(self._live)
 
     async def submit(
-        self, request: ImageRequest, key: str | None, permit: Permit, again: Resubmit = NO_RESUBMIT
+        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit = NO_RESUBMIT
     ) -> Submitted:
-        """Pay for the request once and return its entry with a task id, or what the store knows
-        under the key, or an entry without one if the answer of this very submit was lost. Raises
-        the refusal, `KeyConflictError`, or `SubmissionUnknownError` for an earlier one."""
-        submission = self._live.get(key) if key is not None else None
-        while submission is not None and submission.called_off and key is not None:
-            await asyncio.wait([submission.task])  # it is being taken back: begin anew after that
-            submission = self._live.get(key)
-        if submission is None:
-            submission = self._start(request, key, permit, again)
-        elif submission.entry.fingerprint != fingerprint(request):
-            raise key_conflict(submission.entry.key)
-        outcome: asyncio.Future[Submitted] = submission.task.get_loop().create_future()
-        submission.listeners.append(outcome)
-        submission.unwanted = self._closing
+        """Pay for the request once.
+
+        Returns its entry with a task id, or what the store knows under the key, or an entry without a task
+        id if the response to this very submit was lost. Raises the refusal, `KeyConflictError`, or
+        `SubmissionUnknownError` for an earlier submit.
+        """
+        submit = self._live.get(key) if key is not None else None
+        while submit is not None and submit.called_off and key is not None:
+            await asyncio.wait([submit.task])  # until its INTENT is undone
+            submit = self._live.get(key)
+        if submit is None:
+            submit = self._start(request, key, permit, resubmit)
+        elif submit.entry.fingerprint != fingerprint(request):
+            raise key_conflict(submit.entry.key)
+        outcome: asyncio.Future[Submitted] = submit.task.get_loop().create_future()
+        submit.callers.append(outcome)
+        submit.resendable = not self._closing
         try:
             return await outcome
         finally:
-            submission.listeners.remove(outcome)
-            if not submission.listeners:
-                self._call_off(submission, "nobody waited for it any more")
+            submit.callers.remove(outcome)
+            if not submit.callers:
+                self._call_off(submit, "the caller was cancelled")
 
     def call_off(self, key: str, reason: str) -> bool:
-        """Call off the submit of a key unless its request has left or others listen to it too;
-        whether that was possible."""
-        submission = self._live.get(key)
-        return (
-            submission is not None and len(submission.listeners) <= 1 and self._call_off(submission, reason)
-        )
+        """Call off the submit of a key; False if its request was sent or other callers wait for it too."""
+        submit = self._live.get(key)
+        return submit is not None and len(submit.callers) <= 1 and self._call_off(submit, reason)
 
     async def aclose(self) -> None:
-        """Call off what has not left, wait for the answers of what has, record the rest as unknown."""
+        """Call off what was not sent, await the responses to what was, record the rest as unknown."""
         self._closing = True
-        for submission in list(self._live.values()):
-            self._call_off(submission, "the client was closed")
-        tasks = [submission.task for submission in self._live.values()]
+        for submit in list(self._live.values()):
+            self._call_off(submit, "the client was closed")
+        tasks = [submit.task for submit in self._live.values()]
         try:
             if tasks:
                 await asyncio.wait(tasks, timeout=DRAIN)
@@ -110,158 +103,174 @@ class Submissions:
             self._drained = True
             for task in tasks:
                 task.cancel()
-            try:
-                await asyncio.gather(*tasks, return_exceptions=True)
-            finally:
-                await self._ledger.aclose()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- ownership -------------------------------------------------------------------------------
 
     def _start(
-        self, request: ImageRequest, key: str | None, permit: Permit, again: Resubmit
+        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
     ) -> PendingSubmit:
         if self._closing:
-            raise KieError("the client is closed: make a new one")
-        ref = secrets.token_urlsafe(_REF_BYTES)
-        entry = Entry(key if key is not None else ref, request=request, ref=ref, keyed=key is not None)
-        submission = PendingSubmit(entry)
-        submission.task = asyncio.create_task(self._run(submission, again), name="kie4o submit")
-        self._live[entry.key] = submission
-        submission.permit = permit.hold()
-        submission.task.add_done_callback(functools.partial(self._ended, submission))
-        return submission
+            raise client_closed()
+        submit = PendingSubmit(planned_entry(request, key), permit.hold())
+        submit.task = asyncio.create_task(self._run(submit, resubmit), name="kie4o submit")
+        submit.task.add_done_callback(functools.partial(self._on_done, submit))
+        self._live[submit.entry.key] = submit
+        return submit
 
-    def _ended(self, submission: PendingSubmit, task: asyncio.Task[Submitted]) -> None:
+    def _on_done(self, submit: PendingSubmit, task: asyncio.Task[Submitted]) -> None:
         error = None if task.cancelled() else task.exception()
-        self._settle(submission, task)
-        if error is not None and not submission.listeners and not submission.called_off:
-            logger.warning("a submit that nobody waits for any more failed: %s", error)
+        self._settle(submit, task)
+        if error is not None and not submit.callers and not submit.called_off:
+            logger.warning("a submit whose callers were cancelled failed: %s", error)
 
-    def _settle(self, submission: PendingSubmit, outcome: Submitted | asyncio.Task[Submitted]) -> None:
-        """It is over: its place is free, and whoever comes with the key now begins anew."""
-        if submission.permit is not None:
-            submission.permit.release()
-            submission.permit = None
-        if self._live.get(submission.entry.key) is submission:
-            del self._live[submission.entry.key]
-        submission.tell(outcome)
+    def _settle(self, submit: PendingSubmit, outcome: Submitted | asyncio.Task[Submitted]) -> None:
+        """The submit is over. It is called once with the outcome and once when the task is done:
 
-    def _call_off(self, submission: PendingSubmit, reason: str) -> bool:
-        """Only before the request has left: from then on it runs to its verdict."""
-        submission.unwanted = True
-        if submission.called_off:
-            return True  # it is being taken back: another cancel would cut that short
-        if submission.task.done() or not submission.attempt.withdraw():
+        1. The permit is released, unless `generate` holds it on.
+        2. The key is free: the next caller starts a new submit.
+        3. The callers that do not know the outcome yet are notified.
+        """
+        if submit.permit is not None:
+            submit.permit.release()
+            submit.permit = None
+        if self._live.get(submit.entry.key) is submit:
+            del self._live[submit.entry.key]
+        submit.notify(outcome)
+
+    def _call_off(self, submit: PendingSubmit, reason: str) -> bool:
+        """Only before the request is sent; after that it runs to its verdict."""
+        submit.resendable = False
+        if submit.called_off:
+            return True  # another cancel would interrupt the undoing
+        if submit.task.done() or not submit.attempt.withdraw():
             return False
-        submission.called_off = reason
-        submission.task.cancel()
+        submit.called_off = reason
+        submit.task.cancel()
         return True
 
     # -- one submit ------------------------------------------------------------------------------
 
-    async def _run(self, submission: PendingSubmit, again: Resubmit) -> Submitted:
+    async def _run(self, submit: PendingSubmit, resubmit: Resubmit) -> Submitted:
+        """From the claim of the key to the outcome. Three cases:
+
+        1. The key has an outcome that the caller does not want to pay for again: it is returned or raised.
+        2. The request is sent, until its verdict is final.
+        3. The task is cancelled: called off before the request was sent, or cut short by the end of `DRAIN`
+           or of the loop. What is known by then is recorded.
+        """
         try:
-            stands = entry = submission.entry
-            if entry.keyed:  # without a key of the caller's nothing can stand there
-                stands = submission.stood = await self._ledger.claim(entry)
-            paid_for = stands.state is not EntryState.PLANNED
-            if paid_for and stands.fingerprint != entry.fingerprint:
-                raise key_conflict(stands.key)
-            if not again.allows(stands.state):
-                if stands.task_id is None:
-                    raise unknown_error(stands, "an earlier submit under this key")
-                return Submitted(stands)
-            submitted = await self._attempts(submission)
-            self._settle(submission, submitted)  # now, not when the loop gets round to the end of this task
+            stored = await self._claim(submit, resubmit)
+            if not resubmit.allows(stored.state):
+                if stored.task_id is None:
+                    raise unknown_error(stored, "an earlier submit under this key")
+                return Submitted(stored)
+            submitted = await self._attempts(submit)
+            self._settle(submit, submitted)  # now; the done callback of the task runs a turn later
             return submitted
         except asyncio.CancelledError:
-            await self._cut_short(submission)
-            if not submission.called_off and not self._drained:
+            await self._cut_short(submit)
+            if not submit.called_off and not self._drained:
                 raise
-        if not submission.called_off:  # closed after the request had left
-            return Submitted(submission.entry, lost="the client was closed before the answer came")
-        raise submission.not_sent()
+        finally:
+            await self._ledger.release(submit.entry.key)
+        if submit.called_off:
+            raise submit.called_off_error()
+        return Submitted(submit.entry, reason="the client was closed before the response arrived")
 
-    async def _cut_short(self, submission: PendingSubmit) -> None:
-        """Cancelled: called off before the request left, or the loop is being torn down."""
-        judgement = _judged(submission.attempt, "cut short")
-        if submission.entry.state is EntryState.INTENT and judgement.verdict is Verdict.ACCEPTED:
-            submission.entry = _accepted(submission.entry, judgement.task_id)
-        if submission.entry.state is EntryState.SUBMITTED:
-            await self._ledger.paid(submission.entry)
-        elif submission.attempt.sent:
-            submission.entry = _given_up(submission.entry)
-            await self._ledger.note(submission.entry)
-        elif submission.entry.state is EntryState.INTENT:
-            await self._ledger.unpaid(submission.entry, submission.stood)
+    async def _claim(self, submit: PendingSubmit, resubmit: Resubmit) -> Entry:
+        """What is stored under the key; without a key nothing can be."""
+        entry = submit.entry
+        if not entry.keyed:
+            return entry
+        stored = submit.previous = await self._ledger.claim(entry, resubmit.states)
+        if stored.state is not EntryState.PLANNED and stored.fingerprint != entry.fingerprint:
+            raise key_conflict(stored.key)
+        return stored
 
-    async def _attempts(self, submission: PendingSubmit) -> Submitted:
-        """Send until the verdict is one that sending again cannot better."""
-        resent: dict[Verdict | int, int] = {}
-        while not submission.called_off:
-            if resent or not self._limiter.take():
-                await self._limiter.acquire(front=bool(resent))
+    async def _cut_short(self, submit: PendingSubmit) -> None:
+        """Record what is known of a submit that was cancelled. Four cases:
+
+        1. The task id arrived: it is saved.
+        2. The request was sent: its outcome is unknown.
+        3. The INTENT was saved, and the request not sent: the INTENT is undone.
+        4. Nothing was saved.
+        """
+        judgement = _judged(submit.attempt, "cut short")
+        if submit.entry.state is EntryState.INTENT and judgement.task_id is not None:
+            submit.accept(judgement.task_id)
+        if submit.entry.state is EntryState.SUBMITTED:
+            await self._ledger.submitted(submit.entry)
+        elif submit.attempt.sent:
+            await self._ledger.unknown(submit.give_up())
+        elif submit.entry.state is EntryState.INTENT:
+            await self._ledger.unpaid(submit.entry, submit.previous)
+
+    async def _attempts(self, submit: PendingSubmit) -> Submitted:
+        """Send the request until its verdict is final. Three cases after each attempt:
+
+        1. ACCEPTED: the task id is saved and returned.
+        2. UNKNOWN: it may have been charged, so it is never sent again.
+        3. NOT_SENT or REFUSED: nothing was charged. It is sent again as `RESENDS` says, or the error is
+           raised.
+        """
+        resent: dict[Verdict | int, int] = {}  # how often, by cause
+        while not submit.called_off:
+            slot = await self._limiter.acquire(front=bool(resent))
             try:
-                stands = await self._found_meanwhile(submission)
-                if stands is not None:
-                    return Submitted(stands)
-                judgement = await self._once(submission)
+                stored = await self._named_meanwhile(submit)
+                if stored is not None:
+                    return Submitted(stored)
+                judgement = await self._attempt(submit)
             finally:
-                self._limiter.release(counted=submission.attempt.sent)
-            entry = submission.entry
-            if judgement.verdict is Verdict.ACCEPTED:
-                now = submission.task.get_loop().time()
-                submission.entry = _accepted(entry, judgement.task_id)
-                await self._ledger.paid(submission.entry)
-                return Submitted(submission.entry, since=now)
+                slot.release(counted=submit.attempt.sent)
+            if judgement.verdict is Verdict.ACCEPTED and judgement.task_id is not None:
+                now = submit.task.get_loop().time()
+                await self._ledger.submitted(submit.accept(judgement.task_id))
+                return Submitted(submit.entry, since=now)
             if judgement.verdict is Verdict.UNKNOWN:
-                submission.entry = _given_up(entry)
-                await self._ledger.note(submission.entry)
-                return Submitted(submission.entry, lost=judgement.message)
+                await self._ledger.unknown(submit.give_up())
+                return Submitted(submit.entry, reason=judgement.message)
             cause = judgement.verdict if judgement.verdict is Verdict.NOT_SENT else judgement.code or 0
             resend, count = RESENDS.get(cause), resent.get(cause, 0)
-            submission.entry = await self._ledger.unpaid(entry, submission.stood)
-            hopeless = submission.attempt.hopeless or submission.unwanted
-            if resend is None or count >= resend.times or hopeless:
-                raise _refusal(judgement, submission)
+            submit.entry = await self._ledger.unpaid(submit.entry, submit.previous)
+            useless = submit.attempt.hopeless or not submit.resendable
+            if resend is None or count >= resend.times or useless:
+                raise _refusal(judgement, submit)
             resent[cause] = count + 1
-            asked, submission.attempt = submission.attempt.retry_after, PaidAttempt()
-            await self._pause(resend, count, asked)
+            retry_after, submit.attempt = submit.attempt.retry_after, PaidAttempt()
+            await self._sleep_before_resend(resend, count, retry_after)
         raise asyncio.CancelledError
 
-    async def _found_meanwhile(self, submission: PendingSubmit) -> Entry | None:
-        """Paying anew for an unknown outcome may have to wait for a slot, and a callback name the task."""
-        stood = submission.stood
-        if stood is None or stood.state is not EntryState.UNKNOWN:
+    async def _named_meanwhile(self, submit: PendingSubmit) -> Entry | None:
+        """The entry if a callback named its task while a resubmit after an unknown outcome waited."""
+        previous = submit.previous
+        if previous is None or previous.state is not EntryState.UNKNOWN:
             return None
-        stands = await self._ledger.claim(submission.entry)
-        return stands if stands.task_id is not None else None
+        stored = await self._ledger.claim(submit.entry, (EntryState.UNKNOWN,))
+        return stored if stored.task_id is not None else None
 
-    async def _once(self, submission: PendingSubmit) -> Judgement:
-        """One intent, one POST, one verdict."""
-        entry = submission.entry = submission.entry.become(EntryState.INTENT, submitted_at=time.time())
-        await self._ledger.intent(entry)
+    async def _attempt(self, submit: PendingSubmit) -> Judgement:
+        """One INTENT, one POST, one verdict."""
+        entry = submit.begin()
+        await self._ledger.begin(entry)
         callback_url = entry.request.callback_url or self._callback_url
         if callback_url is not None:
             callback_url = with_ref(callback_url, entry.ref)
-        attempt = submission.attempt
+        attempt = submit.attempt
         await self._transport.pay(body_of(entry.request, callback_url=callback_url), attempt)
         judgement = _judged(attempt)
         if judgement.verdict is Verdict.REFUSED and judgement.code in WINDOW_CODES:
-            self._limiter.hold_all()  # before the slot goes to the next one
+            self._limiter.hold_all()  # before the slot is granted to the next request
         logger.debug("submit: %s (code %s)", judgement.verdict, judgement.code)
         return judgement
 
-    async def _pause(self, resend: Resend, count: int, asked: str | None) -> None:
-        """Acquiring the next slot waits for a window by itself."""
+    async def _sleep_before_resend(self, resend: Resend, count: int, retry_after: str | None) -> None:
+        """With `resend.window` only what Kie asks for: acquiring the next slot waits for the window."""
         own = 0.0 if resend.window else resend.delay(count, self._chance())
-        pause = min(max(own, retry_after_of(asked) or 0.0), own + _ASKED_AT_MOST)
-        logger.info("a submit that was not taken is sent again in %.1f s", pause)
-        await asyncio.sleep(pause)
-
-
-def _accepted(entry: Entry, task_id: str | None) -> Entry:
-    return entry.become(EntryState.SUBMITTED, task_id=task_id, submitted_at=time.time())
+        delay = min(max(own, retry_after_of(retry_after) or 0.0), own + _LONGEST_RETRY_AFTER)
+        logger.info("a submit that was not accepted is sent again in %.1f s", delay)
+        await asyncio.sleep(delay)
 
 
 def _judged(attempt: PaidAttempt, cut_short: str = "") -> Judgement:
@@ -269,17 +278,13 @@ def _judged(attempt: PaidAttempt, cut_short: str = "") -> Judgement:
     return judge(sent=attempt.sent, status=attempt.status, body=attempt.body, fault=fault)
 
 
-def _given_up(entry: Entry) -> Entry:
-    """From now on it counts as a submit whose outcome is unknown."""
-    return entry.become(EntryState.UNKNOWN, submitted_at=time.time())
-
-
-def _refusal(judgement: Judgement, submission: PendingSubmit) -> KieError:
-    attempt = submission.attempt
+def _refusal(judgement: Judgement, submit: PendingSubmit) -> KieError:
+    """The error of a request that was not sent, or that Kie refused."""
+    attempt = submit.attempt
     error: KieError
     if judgement.verdict is Verdict.NOT_SENT:
         kind = APITimeoutError if attempt.timed_out else APIConnectionError
-        error = kind(f"{judgement.message}; the request never left and nothing was paid")
+        error = kind(f"{judgement.message}; the request was not sent and nothing was charged")
     else:
         error = status_error(
             judgement.code or 0,
@@ -287,5 +292,5 @@ def _refusal(judgement: Judgement, submission: PendingSubmit) -> KieError:
             http_status=attempt.status,
             retry_after=retry_after_of(attempt.retry_after),
         )
-    error.key = submission.entry.key if submission.entry.keyed else None
+    error.key = submit.key
     return error

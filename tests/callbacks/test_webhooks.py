@@ -16,7 +16,7 @@ import kie4o
 from kie4o import AsyncKieClient, PollPolicy, sign_callback
 from kie4o.emulator import Emulator
 from kie4o.stores.store import EntryState
-from kie4o.webhooks import Receiver, asgi_app, routes
+from kie4o.webhooks import asgi_app, routes
 
 KEY, OLD_KEY = "the new webhook key", "the old webhook key"
 QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
@@ -138,9 +138,9 @@ async def test_answers(how: str) -> None:
 @pytest.mark.parametrize("how", HOWS)
 async def test_a_flood_is_put_off_when_the_queue_is_full(how: str, monkeypatch) -> None:
     """More kept callbacks than may wait are answered 503, so that Kie sends them again."""
-    monkeypatch.setattr("kie4o.webhooks.PENDING", 2)
+    monkeypatch.setattr("kie4o.callbacks.receiving.PENDING", 2)
     async with Setting() as here:
-        receiver = Receiver(here.client, pending=0)
+        receiver = here.client.receiver(pending=0)
         headers = [*signed(here.task.id).items(), ("content-type", "application/json")]
 
         async def body():
@@ -151,9 +151,9 @@ async def test_a_flood_is_put_off_when_the_queue_is_full(how: str, monkeypatch) 
 
 async def test_a_slow_body_is_cut_off(monkeypatch) -> None:
     """A body that trickles is given up after its time, whatever arrives."""
-    monkeypatch.setattr("kie4o.webhooks.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("kie4o.callbacks.receiving.BODY_TIMEOUT", 0.05)
     async with Setting() as here:
-        receiver = Receiver(here.client)
+        receiver = here.client.receiver()
 
         async def trickle():
             while True:
@@ -173,13 +173,13 @@ async def test_a_caller_that_hangs_up_raises_nothing() -> None:
             raise ConnectionResetError("Connection lost")
 
         headers = [("content-type", "application/json")]
-        assert await Receiver(here.client).receive(headers, broken(), here.ref) == 400
+        assert await here.client.receiver().receive(headers, broken(), here.ref) == 400
 
 
 async def test_without_a_key_the_choice_must_be_said() -> None:
     """No webhook key: a receiver starts only with `allow_unsigned=True`, and then the ref decides."""
     client = AsyncKieClient("sk-test")
-    for make in (routes, asgi_app, Receiver):
+    for make in (routes, asgi_app, AsyncKieClient.receiver):
         with pytest.raises(kie4o.ConfigurationError, match="allow_unsigned"):
             make(client)
     async with Setting(webhook_key=None) as here:

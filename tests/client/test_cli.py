@@ -270,7 +270,7 @@ async def test_what_cannot_succeed_is_not_paid(tmp_path: Path, words: tuple[str,
 
 
 async def test_a_refused_connection_is_one_line(tmp_path: Path) -> None:
-    """Nobody listens: status 1, one line that names the address, and that nothing was paid."""
+    """Nobody listens: status 1, one line that names the address, and that nothing was charged."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     environment = {"KIE_API_KEY": "k-123", "KIE_BASE_URL": url}
@@ -279,7 +279,7 @@ async def test_a_refused_connection_is_one_line(tmp_path: Path) -> None:
         assert outcome.status == 1
         [line] = outcome.notes
         assert url in line
-    assert "nothing was paid" in line
+    assert "nothing was charged" in line
 
 
 async def test_a_failed_task_says_why(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
         await settle(lambda: client._poller.waiting == 0)
         assert client._limiter.open == 0
         assert client._limiter.waiting == 0
-        assert not client._life.in_flight.locked()
+        assert client._lifecycle.permits.in_use == 0
         known = {entry.task_id async for entry in store.unfinished()}
         new = set(kie.tasks) - paid_before
         if ended == "cancelled":
@@ -148,7 +148,7 @@ async def test_cancelled_generate_keeps_its_place_until_the_answer_is_back() -> 
             first.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await first
-            assert client._life.in_flight.locked()
+            assert client._lifecycle.permits.in_use == client._lifecycle.permits.limit
             await client.submit("b")
             times = sorted(task.created for task in kie.tasks.values())
             assert times[1] - times[0] >= 0.1

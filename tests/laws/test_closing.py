@@ -214,7 +214,7 @@ async def test_waiting_for_the_callback_of_a_lost_answer_ends_with_the_client(lo
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_closing_in_the_tick_of_a_submit(turns: int) -> None:
-    """Its task may not have begun: the caller hears that nothing was paid, and is not cancelled."""
+    """Its task may not have begun: the caller hears that nothing was charged, and is not cancelled."""
     async with FaultServer(raw(http(GOOD_BODY))) as kie:
         client = client_of(kie.url, rate_limit=NEXT_SLOT)
         await client.submit("takes the slot")
@@ -243,7 +243,7 @@ async def test_closing_again_while_a_submit_is_taken_back(turns: int, tmp_path: 
         for _ in range(turns):
             await asyncio.sleep(0)
         await asyncio.gather(client.aclose(), closing)
-        assert "nothing was paid" in str(await outcome_of(running))
+        assert "nothing was charged" in str(await outcome_of(running))
 
 
 async def test_nothing_is_sent_again_while_closing() -> None:
@@ -347,13 +347,13 @@ async def test_a_store_that_fails_in_passing_does_not_end_the_wait_for_a_callbac
         client_of(kie.url, store=store, callback_url=url, trust_callbacks=True) as client,
     ):
         running = asyncio.create_task(client.generate("x", key="k"))
-        await until(lambda: bool(client._delivery._lost))
+        await until(lambda: bool(client._delivery._unnamed))
         await asyncio.sleep(0.05)
         assert not running.done()
         store.fails = False
-        [ref] = client._delivery._lost
+        [ref] = client._delivery._unnamed
         entry = await store.find(ref=ref)
         assert entry is not None
-        for future in client._delivery._lost[ref]:
+        for future in client._delivery._unnamed[ref]:
             future.set_result(entry.become(EntryState.SUCCEEDED, task_id=TASK_ID, details=details))
         assert (await outcome_of(running)).task_id == TASK_ID

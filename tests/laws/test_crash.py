@@ -208,6 +208,6 @@ async def test_an_unknown_outcome_is_told_and_held(tmp_path: Path) -> None:
         async with AsyncKieClient("sk-test", base_url=case.till.url, store=case.folder / "run.db") as client:
             unknown = [entry async for entry in client.unfinished()]
             assert {entry.state.value for entry in unknown} == {"unknown"}
-            with pytest.raises(KieError, match="perhaps paid"):
+            with pytest.raises(KieError, match="may have been charged"):
                 await client.submit(unknown[0].request, key=unknown[0].key)
         assert max(case.till.posts.values()) == 1

@@ -531,6 +531,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
+    async def begin(self, entry: Entry) -> None:
+        await self.save(entry)
+
     async def save(self, entry: Entry) -> None:
         self.history.append(entry.state)
         if entry.state in self.broken:
@@ -636,7 +639,7 @@ def test_no_claim_no_post() -> None:
     """The same when the key cannot even be claimed."""
 
     class Broken(MemoryStore):
-        async def claim(self, entry: Entry) -> Entry:
+        async def claim(self, entry: Entry, **options: Any) -> Entry | None:
             raise StoreError("the disk is full")
 
     async def run() -> None:

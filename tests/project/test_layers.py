@@ -24,11 +24,11 @@ FLOORS = [
     {"wire"},
     {"models", "settings"},
     {"errors"},
-    {"details", "urls", "version"},
+    {"details", "urls", "version", "clock"},
 ]  # from the top down; a room is a folder or a file
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 EMULATOR = "emulator"  # beside the map: imports nothing of ours, and only the command line imports it
-PURE = {"wire", "models", "settings", "errors", "details", "urls", "version"}
+PURE = {"wire", "models", "settings", "errors", "details", "urls", "version", "clock"}
 NETWORK = {"webhooks", "transport", "files", EMULATOR}
 # Which rooms may import which foreign package when the program runs.
 FOREIGN: dict[str, set[str]] = {
@@ -43,7 +43,7 @@ FOREIGN: dict[str, set[str]] = {
     "rich": {"cli"},
     "PIL": {EMULATOR, "cli"},
 }
-LONGEST = 430  # lines of a module; more would hardly be read in one sitting
+LONGEST = 400  # lines of a module without its docstrings
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file.parent != PACKAGE or file.stem != "__init__")
 NAMES = {file: ".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in FILES}
 OURS = [file for file in FILES if NAMES[file].split(".")[0] != EMULATOR]
@@ -216,9 +216,16 @@ def test_an_arrow_between_rooms_of_one_floor_is_seen() -> None:
 )
 def test_a_module_can_be_read_in_one_sitting(file: Path) -> None:
     """It has a docstring that opens it, and a bearable length."""
-    source = file.read_text("utf-8")
-    assert len(source.splitlines()) <= LONGEST
-    assert ast.get_docstring(ast.parse(source))
+    tree = ast.parse(source := file.read_text("utf-8"))
+    docstrings = [
+        node.body[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and ast.get_docstring(node)
+    ]
+    lines = sum((each.end_lineno or each.lineno) - each.lineno + 1 for each in docstrings)
+    assert len(source.splitlines()) - lines <= LONGEST
+    assert ast.get_docstring(tree)
 
 
 ALL = ["kie4o", *(f"kie4o.{name}".removesuffix(".__init__") for name in NAMES.values())]

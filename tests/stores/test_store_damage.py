@@ -423,7 +423,7 @@ async def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE entry (key TEXT)")
         connection.execute("INSERT INTO entry VALUES ('theirs')")
     connection.close()
-    assert "not a store of kie4o" in await refusal(path)
+    assert "not a kie4o store" in await refusal(path)
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT * FROM entry").fetchall() == [("theirs",)]
     connection.close()
@@ -557,7 +557,7 @@ def test_a_task_id_that_is_never_written_is_unknown_in_the_next_life(tmp_path: P
     path = tmp_path / "run.db"
     seen, log = full_disk(path, "submitted for ever")
     assert seen["task_id"] == "task-1"
-    assert "never written down" in log
+    assert "was never saved" in log
     kept = kept_in(path, "order-1")
     assert kept is not None
     assert kept.state is EntryState.UNKNOWN

@@ -116,8 +116,11 @@ class DyingStore:
     async def open(self) -> None:
         await self._through("open", self._inner.open)
 
-    async def claim(self, entry: Entry) -> Entry:
-        return await self._write("claim", entry, lambda: self._inner.claim(entry))
+    async def claim(self, entry: Entry, **options: Any) -> Entry | None:
+        return await self._write("claim", entry, lambda: self._inner.claim(entry, **options))
+
+    async def begin(self, entry: Entry) -> None:
+        await self.save(entry)
 
     async def save(self, entry: Entry) -> None:
         await self._write(entry.state.value, entry, lambda: self._inner.save(entry))

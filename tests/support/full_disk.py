@@ -33,9 +33,9 @@ class FillingStore(SQLiteStore):
         super().__init__(path)
         self._state = state
 
-    async def claim(self, entry: Entry) -> Entry:
+    async def claim(self, entry: Entry, **options: Any) -> Entry | None:
         self._fill("claim")
-        return await super().claim(entry)
+        return await super().claim(entry, **options)
 
     async def save(self, entry: Entry) -> None:
         self._fill(entry.state.value)

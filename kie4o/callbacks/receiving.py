@@ -1,0 +1,137 @@
+"""One HTTP request with a callback, turned into the status of its response; knows no web framework.
+
+`client.receiver()` creates one, and `kie4o.webhooks` has adapters for aiohttp.web and ASGI. A receiver
+reads a raw body within a size and a time limit and answers as soon as the callback is stored: Kie waits 15
+s and gives up after three repetitions (callbacks page). The poll that confirms it runs in a task of the
+client's. Nothing of the input is echoed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from http import HTTPStatus
+
+from ..errors import (
+    CallbackError,
+    ConfigurationError,
+    InvalidSignatureError,
+    KieError,
+    MalformedCallbackError,
+)
+from ..models import Callback
+from .delivery import Delivery
+from .parsing import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE
+
+BODY_TIMEOUT = 5.0  # seconds for a whole body of well under one KiB
+PENDING = 1000  # callbacks that may wait for their confirmation
+_SEEN = 10_000  # signed callbacks remembered, so that a repetition costs nothing
+
+Headers = Iterable[tuple[str, str]]
+
+
+class CallbackReceiver:
+    """Receives callbacks for one client: `status = await receiver.receive(headers, body, ref)`."""
+
+    def __init__(
+        self,
+        parse: Callable[[bytes, Headers, str | None], Callback],
+        ready: Callable[[], Awaitable[None]],
+        delivery: Delivery,
+        *,
+        pending: int = PENDING,
+    ) -> None:
+        self._parse = parse
+        self._ready = ready
+        self._delivery = delivery
+        self._pending = pending
+        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()  # until when, in loop time
+
+    async def receive(
+        self, headers: Headers, body: bytes | AsyncIterable[bytes], ref: str | None = None
+    ) -> HTTPStatus:
+        """The status to answer with. Only cancellation is raised.
+
+        Args:
+            headers: Pairs of name and value, as they arrived.
+            body: The raw body, whole or in pieces.
+            ref: What the URL carried at `{ref}`, or as the query parameter `ref`.
+
+        Returns:
+            200 stored · 400 unreadable · 401 signature · 404 unknown · 408 too slow · 413 over 64 KiB ·
+            415 compressed or not JSON · 503 too many pending, or the store fails.
+        """
+        pairs = [(name.lower(), value) for name, value in headers]
+        refused = _refused_by(dict(pairs))
+        if refused is not None:
+            return refused
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                raw = await _read(body)
+        except TimeoutError:
+            return HTTPStatus.REQUEST_TIMEOUT
+        except ConnectionError:  # the sender has hung up
+            return HTTPStatus.BAD_REQUEST
+        if raw is None:
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        try:
+            return await self._accept(pairs, raw, ref)
+        except MalformedCallbackError:
+            return HTTPStatus.BAD_REQUEST
+        except InvalidSignatureError:
+            return HTTPStatus.UNAUTHORIZED
+        except CallbackError:
+            return HTTPStatus.NOT_FOUND
+        except KieError:
+            return HTTPStatus.SERVICE_UNAVAILABLE
+
+    async def _accept(self, headers: list[tuple[str, str]], raw: bytes, ref: str | None) -> HTTPStatus:
+        callback = self._parse(raw, headers, ref)
+        signed = (callback.task_id, dict(headers).get(TIMESTAMP_HEADER.lower(), ""))
+        if callback.verified and self._was_seen(signed):
+            return HTTPStatus.OK
+        await self._ready()
+        if not await self._delivery.accept(callback, limit=self._pending):
+            return HTTPStatus.SERVICE_UNAVAILABLE
+        if callback.verified:
+            self._seen[signed] = asyncio.get_running_loop().time() + 2 * TOLERANCE
+        return HTTPStatus.OK
+
+    def _was_seen(self, signed: tuple[str, str]) -> bool:
+        now = asyncio.get_running_loop().time()
+        while self._seen and (len(self._seen) > _SEEN or next(iter(self._seen.values())) < now):
+            self._seen.popitem(last=False)
+        return signed in self._seen
+
+
+def unverified() -> ConfigurationError:
+    """For a receiver without a webhook key that was not asked to accept unsigned callbacks."""
+    return ConfigurationError(
+        "callbacks would not be verified: set webhook_key= (or KIE_WEBHOOK_KEY) to the webhookHmacKey of "
+        "kie.ai/settings, or pass allow_unsigned=True"
+    )
+
+
+def _refused_by(headers: dict[str, str]) -> HTTPStatus | None:
+    """The status of a request whose headers suffice to refuse it."""
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        return HTTPStatus.UNSUPPORTED_MEDIA_TYPE  # a small compressed body could expand without limit
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    length = headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and (len(length) > 9 or int(length) > MAX_BODY):
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    return None
+
+
+async def _read(body: bytes | AsyncIterable[bytes]) -> bytes | None:
+    """The whole body, or None if it is larger than a callback can be."""
+    if isinstance(body, bytes):
+        return body if len(body) <= MAX_BODY else None
+    raw = b""
+    async for piece in body:
+        raw += piece
+        if len(raw) > MAX_BODY:
+            return None
+    return raw
