@@ -1,1 +1,1 @@
-"""Files to Kie and images from it."""
+"""Files: uploads to Kie, and downloads of its images."""

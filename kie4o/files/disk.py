@@ -1,7 +1,7 @@
-"""Disk work of a coroutine: in a thread, owned to its end; and files that appear whole or never.
+"""Disk work in threads, and files that appear complete or not at all.
 
-A thread cannot be cancelled. So whoever starts work here also stays until it has ended, even when
-cancelled meanwhile: only then is it known what has to be cleaned up.
+A running thread cannot be cancelled. A coroutine that is cancelled while its thread works waits for
+the thread before it cleans up, since only then is it known which files exist.
 """
 
 from __future__ import annotations
@@ -17,19 +17,25 @@ from typing import Any, TypeVar
 
 from . import images
 
-PREFIX = ".kie4o-"  # of files that are not finished; hidden, so that no gallery shows them
+PREFIX = ".kie4o-"  # of incomplete files; the dot hides them from galleries
 _T = TypeVar("_T")
 
 
 async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
-    """What the function gives. A cancel is passed on when the thread has ended, not before."""
+    """Run a blocking function in the default executor and return its result.
+
+    If the caller is cancelled, `CancelledError` is raised after the function has returned, not before.
+    """
     work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     await wait_uncancelled([work])
     return work.result()
 
 
 async def wait_uncancelled(work: Collection[asyncio.Future[Any]]) -> None:
-    """Wait until all of it has ended, whatever happens to the caller; a cancel is passed on then."""
+    """Wait until every future is done, also while the caller is being cancelled.
+
+    Errors of the futures are not raised. A cancel of the caller is raised once all of them are done.
+    """
     cancel: asyncio.CancelledError | None = None
     while pending := [each for each in work if not each.done()]:
         try:
@@ -37,46 +43,50 @@ async def wait_uncancelled(work: Collection[asyncio.Future[Any]]) -> None:
         except asyncio.CancelledError as error:
             cancel = error
     if cancel is not None:
-        for each in work:  # whoever would have asked for it is gone
+        for each in work:  # the cancelled caller will not ask for the errors, and asyncio would log them
             if not each.cancelled():
                 each.exception()
         raise cancel
 
 
-class Draft:
-    """A file that is being written beside its final place. Methods block: call them in a thread,
-    one at a time. Raises `OSError`."""
+class PartialFile:
+    """A file that is written under a temporary name in its directory, then renamed.
+
+    The methods block: call them in a thread, one at a time. `write` and `commit` raise `OSError`.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.size = 0
-        self.head = self.tail = b""
+        self.head = b""  # the first `images.HEAD` bytes
+        self.tail = b""  # the last `images.TAIL` bytes
         self.directory = directory
         self._file: int | None = None
         self._path: str | None = None
 
-    def write(self, piece: bytes) -> None:
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk; the first one creates the file."""
         if self._file is None:
             self._file, self._path = tempfile.mkstemp(dir=self.directory, prefix=PREFIX)
-        view = memoryview(piece)
+        view = memoryview(chunk)
         while view:
             view = view[os.write(self._file, view) :]
-        self.size += len(piece)
-        self.head = (self.head + piece[: images.HEAD])[: images.HEAD]
-        self.tail = (self.tail + piece[-images.TAIL :])[-images.TAIL :]
+        self.size += len(chunk)
+        self.head = (self.head + chunk[: images.HEAD])[: images.HEAD]
+        self.tail = (self.tail + chunk[-images.TAIL :])[-images.TAIL :]
 
-    def keep(self, name: str) -> Path:
-        """Make it durable and visible under its name, in place of any file that has it."""
+    def commit(self, name: str) -> Path:
+        """Flush the file to the disk and rename it to `name`, replacing a file of that name."""
         if self._file is None or self._path is None:
             raise FileNotFoundError(errno.ENOENT, "nothing was written")
-        place = self.directory / name
+        path = self.directory / name
         os.fsync(self._file)
         self._close()
-        Path(self._path).replace(place)
+        Path(self._path).replace(path)
         self._path = None
-        return place
+        return path
 
     def discard(self) -> None:
-        """Leave nothing behind, unless it was kept. Never raises."""
+        """Close and delete the file, unless it was committed. Never raises."""
         path, self._path = self._path, None
         with contextlib.suppress(OSError):
             self._close()

@@ -1,9 +1,9 @@
-"""Fetching images from file hosts: whom to ask, what to take, when to ask again.
+"""Downloading images from file hosts: which hosts to contact, what to accept, when to retry.
 
-A file host is a stranger. It gets no key and no cookie, is reached over https at public addresses
-only, may redirect a little, and what it sends must be an image, whole and of bearable size, before
-it is a file. The private-address check sits where sockets are made, since only there the final
-address is known: of a literal, of a name (also one that changes), of a redirect.
+A file host is not trusted. It is contacted over https at public addresses only, may redirect a few
+times, and receives neither the API key nor cookies. Its response becomes a file only if it is a
+complete image of acceptable size. Private addresses are refused where the socket is created: only
+there is the final address known, whether it came from a literal, a DNS name or a redirect.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import random
 import re
 import socket
@@ -24,87 +25,95 @@ import attrs
 from aiohttp import hdrs
 from yarl import URL
 
-from ..errors import DownloadError, KieError
+from ..errors import DownloadError, KieError, client_closed, reason_of
 from ..transport.retrying import Sleep, repeated
 from ..transport.transport import USER_AGENT
 from ..wire import decoding
 from . import images
-from .addresses import is_inside, is_public
-from .disk import Draft, in_thread
+from .addresses import is_private_host, is_public
+from .disk import PartialFile, in_thread
 
 Renew = Callable[[str], Awaitable[str]]
 
-MAX_HOPS = 3  # redirects that are followed
-LONGEST = 300.0  # seconds for one image; `timeout` is for each part of the way
-_PIECE = 256 * 1024  # bytes per write to the disk
+MAX_REDIRECTS = 3
+TOTAL_TIMEOUT = 300.0  # seconds for one image, or `timeout` if that is longer
+_CHUNK_BYTES = 256 * 1024  # per write to the disk
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_EXPIRED = frozenset({401, 403, 404, 410})  # what a signed link says after its time
-_PASSING = frozenset({408, 425, 429})  # and every 5xx; the CDN fails now and then, as public clients found
+_EXPIRED = frozenset({401, 403, 404, 410})  # a signed link is good for 20 minutes (download-url page)
+_TEMPORARY = frozenset({408, 425, 429})  # and every 5xx
 _USER = re.compile(r"//[^/]*@")
+_NOT_PUBLIC = "the address of the host is not public"
+_BAD_URL = "the URL is invalid"
 _T = TypeVar("_T")
 
 
 @attrs.frozen(kw_only=True)
-class Order:
-    """One image to fetch: from where, and where to."""
+class Download:
+    """One image to fetch, and where to save it. `name` returns the file name for a suffix."""
 
     url: str
     task_id: str
     directory: Path
-    name: Callable[[images.Ending], str]
+    name: Callable[[images.Suffix], str]
     renew: Renew
 
 
 class PrivateAddressError(OSError):
-    """A file host led inside. The same words for every address: aiohttp puts several into one."""
+    """A host name leads to a private address.
+
+    The message has no address, since aiohttp joins the different messages of several addresses into one.
+    """
 
     def __init__(self) -> None:
-        super().__init__("its address is not public")
+        super().__init__(_NOT_PUBLIC)
 
 
-class Fault(KieError):
-    """Why one attempt came to nothing. Internal: callers get a `DownloadError` with these words."""
+class FetchError(KieError):
+    """Why one attempt failed. Internal: callers get a `DownloadError` with this reason."""
 
-    def __init__(self, words: str, *, passing: bool = False, expired: bool = False) -> None:
-        super().__init__(words)
-        self.passing = passing
+    def __init__(self, reason: str, *, temporary: bool = False, expired: bool = False) -> None:
+        super().__init__(reason)
+        self.temporary = temporary
         self.expired = expired
 
 
-class Door:
-    """Who may be asked. `inside` opens it to plain http and private addresses, for an emulator."""
+class HostPolicy:
+    """Which hosts may be contacted: public ones, over https.
 
-    def __init__(self, *, inside: bool) -> None:
-        self._inside = inside
+    `allow_private` also allows plain http and private addresses, for an emulator.
+    """
 
-    def url(self, text: str, base: URL | None = None) -> URL:
-        """The URL to ask, or a `Fault`."""
+    def __init__(self, *, allow_private: bool) -> None:
+        self._allow_private = allow_private
+
+    def checked_url(self, text: str, base: URL | None = None) -> URL:
+        """The URL to request, relative to `base` if there is one. Raises `FetchError`."""
         url = _parsed(text, base)
         if url is None or not url.host:
-            raise Fault("the URL cannot be read")
-        if url.scheme != "https" and not (self._inside and url.scheme == "http"):
-            raise Fault(f"{decoding.shown(url.scheme, 20)} is not accepted, only https")
+            raise FetchError(_BAD_URL)
+        if url.scheme != "https" and not (self._allow_private and url.scheme == "http"):
+            raise FetchError(f"the URL scheme {decoding.shown(url.scheme, 20)!r} is not https")
         if url.user is not None or url.password is not None:
-            raise Fault("the URL carries a user or a password")
-        if is_inside(url.host) and not self._inside:
-            raise Fault("its address is not public")
+            raise FetchError("the URL contains a user name or a password")
+        if is_private_host(url.host) and not self._allow_private:
+            raise FetchError(_NOT_PUBLIC)
         return url
 
-    def socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
-        """aiohttp's `socket_factory`: what it does by itself, for public addresses."""
+    def create_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
+        """A socket as aiohttp creates it by default, but only for an allowed address."""
         family, kind, protocol, _, address = addr_info
-        if not self._inside and not is_public(str(address[0])):
+        if not self._allow_private and not is_public(str(address[0])):
             raise PrivateAddressError
         return socket.socket(family, kind, protocol)
 
 
 class Downloader:
-    """Fetches images; owns the sessions to file hosts, which know nothing of Kie's."""
+    """Fetches images. Its sessions are separate from those that carry the API key to Kie."""
 
     def __init__(
         self,
         *,
-        door: Door,
+        policy: HostPolicy,
         timeout: float,
         max_bytes: int,
         proxy: str | None,
@@ -112,38 +121,35 @@ class Downloader:
         sleep: Sleep = asyncio.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._door = door
+        self._policy = policy
         self._timeout = aiohttp.ClientTimeout(
-            total=max(timeout, LONGEST), sock_connect=timeout, sock_read=timeout
+            total=max(timeout, TOTAL_TIMEOUT), sock_connect=timeout, sock_read=timeout
         )
         self._max_bytes = max_bytes
         self._proxy = proxy
         self._trust_env = trust_env
         self._sleep = sleep
         self._chance = chance
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether it goes through a proxy
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether they use a proxy
         self._closed = False
 
-    async def fetch(self, order: Order) -> Path:
-        """The file, whole and in its place. Raises `DownloadError`."""
-        link, renewed = order.url, False
+    async def fetch(self, download: Download) -> Path:
+        """Save the image and return its path. Raises `DownloadError`."""
+        link, renewed = download.url, False
         while True:
             try:
                 return await repeated(
-                    functools.partial(self._attempt, order, link),
-                    worth=_is_passing,
+                    functools.partial(self._attempt, download, link),
+                    worth=_is_temporary,
                     sleep=self._sleep,
                     chance=self._chance,
                 )
-            except Fault as error:
-                fault = error
-            if renewed or not fault.expired:
+            except FetchError as error:
+                failure = error
+            if renewed or not failure.expired:
                 break
-            link, renewed = await _renewed(order), True
-        raise DownloadError(
-            f"{_place(link)} could not be fetched: {fault}. Task {order.task_id} stays paid",
-            task_id=order.task_id,
-        )
+            link, renewed = await _renewed(download), True
+        raise _download_error(f"download {_shown_url(link)}", str(failure), download.task_id)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -153,28 +159,28 @@ class Downloader:
 
     # -- one attempt -----------------------------------------------------------------------------
 
-    async def _attempt(self, order: Order, link: str) -> Path:
-        draft = Draft(order.directory)
+    async def _attempt(self, download: Download, link: str) -> Path:
+        file = PartialFile(download.directory)
         try:
             try:
                 async with self._response(link) as response:
-                    await self._fill(draft, response)
-            except Fault:
+                    await self._receive(response, file)
+            except FetchError:
                 raise
-            except Exception as error:  # whatever it is, nothing of it may escape
-                fault = _fault_of(error)
+            except Exception as error:  # no exception of aiohttp may reach the caller
+                failure = _failure_of(error)
             else:
-                ending = _ending_of(draft)
-                return await _on_disk(order.directory, draft.keep, order.name(ending))
-            raise fault
+                name = download.name(_suffix_of(file))
+                return await _on_disk(file.directory, file.commit, name)
+            raise failure
         finally:
-            await in_thread(draft.discard)
+            await in_thread(file.discard)
 
     @contextlib.asynccontextmanager
     async def _response(self, link: str) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """The answer that has the image, some redirects later."""
-        url = self._door.url(link)
-        for _ in range(MAX_HOPS + 1):
+        """The response with status 200, after at most `MAX_REDIRECTS` redirects."""
+        url = self._policy.checked_url(link)
+        for _ in range(MAX_REDIRECTS + 1):
             proxy = self._proxy or (_proxy_of(url) if self._trust_env else None)
             session = self._session(proxied=proxy is not None)
             async with session.get(url, allow_redirects=False, proxy=proxy) as response:
@@ -184,76 +190,87 @@ class Downloader:
                     return
                 location = response.headers.get(hdrs.LOCATION, "")
             if not location:
-                raise Fault("it redirects to nowhere")
-            url = self._door.url(location, url)
-        raise Fault(f"it redirects more than {MAX_HOPS} times")
+                raise FetchError("the host redirects without a Location")
+            url = self._policy.checked_url(location, url)
+        raise FetchError(f"the host redirects more than {MAX_REDIRECTS} times")
 
-    async def _fill(self, draft: Draft, response: aiohttp.ClientResponse) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, file: PartialFile) -> None:
+        """Write the body to the file; stop as soon as it is too large or is not an image."""
         too_large = f"the image has more than {self._max_bytes} bytes"
         if (response.content_length or 0) > self._max_bytes:
-            raise Fault(too_large)
-        size, known, piece = 0, False, bytearray()
-        async for chunk in response.content.iter_any():
-            size += len(chunk)
+            raise FetchError(too_large)
+        size, checked, buffer = 0, False, bytearray()
+        async for data in response.content.iter_any():
+            size += len(data)
             if size > self._max_bytes:
-                raise Fault(too_large)
-            piece += chunk
-            if not known and len(piece) >= images.HEAD:
-                _check_kind(piece)
-                known = True
-            if len(piece) >= _PIECE:
-                await _on_disk(draft.directory, draft.write, bytes(piece))
-                piece.clear()
-        await _on_disk(draft.directory, draft.write, bytes(piece))
+                raise FetchError(too_large)
+            buffer += data
+            if not checked and len(buffer) >= images.HEAD:
+                _check_format(buffer)
+                checked = True
+            if len(buffer) >= _CHUNK_BYTES:
+                await _on_disk(file.directory, file.write, bytes(buffer))
+                buffer.clear()
+        await _on_disk(file.directory, file.write, bytes(buffer))
 
     def _session(self, *, proxied: bool) -> aiohttp.ClientSession:
-        """Through a proxy the socket is the proxy's, which may well be inside."""
+        """A session; through a proxy its sockets are not checked, since a proxy may be private."""
         if self._closed:
-            raise Fault("the client is closed")
+            raise FetchError(str(client_closed()))
         session = self._sessions.get(proxied)
         if session is None:
-            factory = None if proxied else self._door.socket
+            factory = None if proxied else self._policy.create_socket
             session = self._sessions[proxied] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, socket_factory=factory),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={hdrs.USER_AGENT: USER_AGENT, hdrs.ACCEPT_ENCODING: "identity"},
                 timeout=self._timeout,
-                trust_env=False,  # it would send passwords of ~/.netrc; _proxy_of does the rest
+                trust_env=False,  # it would send passwords from ~/.netrc; `_proxy_of` reads the proxies
             )
         return session
 
 
-def _is_passing(error: Exception) -> bool:
-    return isinstance(error, Fault) and error.passing
-
-
-async def _renewed(order: Order) -> str:
-    """A fresh link in place of one that has expired; the images themselves live for 14 days."""
+async def created_directory(directory: str | os.PathLike[str], task_id: str) -> Path:
+    """The directory, with its parents, created if it is missing. Raises `DownloadError`."""
     try:
-        return await order.renew(order.url)
+        path = Path(directory)
+        await in_thread(functools.partial(path.mkdir, parents=True, exist_ok=True))
+        return path
+    except (OSError, ValueError, TypeError) as error:
+        reason = reason_of(error)
+    raise _download_error(f"create the directory {str(directory)!r}", reason, task_id)
+
+
+def _is_temporary(error: Exception) -> bool:
+    return isinstance(error, FetchError) and error.temporary
+
+
+async def _renewed(download: Download) -> str:
+    """A new link in place of an expired one; the image itself is kept for 14 days (download-url page)."""
+    try:
+        return await download.renew(download.url)
     except KieError as error:
-        words = str(error)
-    raise DownloadError(
-        f"{_place(order.url)} has expired, and there was no new link: {words}", task_id=order.task_id
-    )
+        reason = str(error)
+    raise _download_error(f"renew the expired link {_shown_url(download.url)}", reason, download.task_id)
 
 
 async def _on_disk(directory: Path, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Run a disk function in a thread. Raises `FetchError`."""
     try:
         return await in_thread(function, *arguments)
     except OSError as error:
-        words = error.strerror or type(error).__name__
-    raise Fault(f"it cannot be written to {str(directory)!r}: {words}")
+        reason = reason_of(error)
+    raise FetchError(f"cannot write to {str(directory)!r}: {reason}")
 
 
 def _parsed(text: str, base: URL | None) -> URL | None:
-    """The URL with its quoting as it came, since that may be signed; None if it is none."""
+    """The URL, with its quoting unchanged since it may be signed; None if it is invalid."""
     try:
         plain = text.isascii() and text.isprintable() and " " not in text
         url = URL(text, encoded=plain)
         if base is not None:
             url = base.join(url)
-        return url if url.port != 0 else None  # looks at the port: yarl is lazy
+        return url if url.port != 0 else None  # yarl checks the port when it is read
     except (ValueError, TypeError):
         return None
 
@@ -263,53 +280,64 @@ def _parsed(text: str, base: URL | None) -> URL | None:
 
 def _check_status(status: int) -> None:
     if status != 200:
-        passing = status in _PASSING or status >= 500
-        raise Fault(f"it answers HTTP {status}", passing=passing, expired=status in _EXPIRED)
+        temporary = status in _TEMPORARY or status >= 500
+        raise FetchError(f"the host answered HTTP {status}", temporary=temporary, expired=status in _EXPIRED)
 
 
-def _check_kind(head: bytes | bytearray) -> images.Ending:
-    ending = images.ending_of(bytes(head[: images.HEAD]))
-    if ending is None:
-        raise Fault(f"it is not an image but {decoding.shown(bytes(head[:80]), 40)!r}")
-    return ending
+def _check_format(head: bytes | bytearray) -> images.Suffix:
+    suffix = images.suffix_of(bytes(head[: images.HEAD]))
+    if suffix is None:
+        raise FetchError(
+            f"the response is not an image; it starts with {decoding.shown(bytes(head[:80]), 40)!r}"
+        )
+    return suffix
 
 
-def _ending_of(draft: Draft) -> images.Ending:
-    """The kind of a complete image; what was cut off may come whole the next time."""
-    if draft.size < images.HEAD:
-        raise Fault(f"it ends after {draft.size} bytes", passing=True)
-    ending = _check_kind(draft.head)
-    if not images.is_whole(ending, head=draft.head, tail=draft.tail, size=draft.size):
-        raise Fault(f"the {ending} image is cut off after {draft.size} bytes", passing=True)
-    return ending
+def _suffix_of(file: PartialFile) -> images.Suffix:
+    """The suffix for a complete image. A truncated one is a temporary failure."""
+    if file.size < images.HEAD:
+        raise FetchError(f"the response ended after {file.size} bytes", temporary=True)
+    suffix = _check_format(file.head)
+    if not images.is_whole(suffix, head=file.head, tail=file.tail, size=file.size):
+        raise FetchError(f"the {suffix} image is cut off after {file.size} bytes", temporary=True)
+    return suffix
 
 
-# -- words -------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------
 
 
-def _fault_of(error: Exception) -> Fault:
-    """Why the network failed, in words that hold no header and no proxy's password."""
+def _download_error(action: str, reason: str, task_id: str) -> DownloadError:
+    """`action` completes "could not ..."."""
+    return DownloadError(
+        f"could not {action}: {reason.rstrip('.')}. Task {task_id} is paid: "
+        f"call client.download({task_id!r}, ...) to try again, at no cost",
+        task_id=task_id,
+    )
+
+
+def _failure_of(error: Exception) -> FetchError:
+    """Why the network failed, without headers and without the password of a proxy."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return Fault("its TLS certificate was not accepted")
+        return FetchError("the TLS certificate of the host is not valid")
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = error.os_error
         if isinstance(reason, PrivateAddressError):
-            return Fault(str(reason))
-        return Fault(f"cannot connect ({reason.strerror or type(reason).__name__})", passing=True)
+            return FetchError(_NOT_PUBLIC)
+        return FetchError(f"cannot connect ({reason_of(reason)})", temporary=True)
     if isinstance(error, aiohttp.InvalidURL):
-        return Fault("the URL cannot be read")
+        return FetchError(_BAD_URL)
     if isinstance(error, TimeoutError):
-        return Fault("it timed out", passing=True)
-    passing = isinstance(error, (aiohttp.ClientError, OSError))
-    return Fault(f"the connection broke ({type(error).__name__})", passing=passing)
+        return FetchError("the host timed out", temporary=True)
+    temporary = isinstance(error, (aiohttp.ClientError, OSError))
+    return FetchError(f"the connection failed ({type(error).__name__})", temporary=temporary)
 
 
-def _place(link: str) -> str:
-    """A link as it may be shown: without its signature or a password."""
+def _shown_url(link: str) -> str:
+    """A URL for a message: without its query, which may hold a signature, and without a password."""
     return decoding.shown(_USER.sub("//", link.partition("?")[0].partition("#")[0]))
 
 
 def _proxy_of(url: URL) -> str | None:
-    """The environment's proxy for a URL (http_proxy, https_proxy, no_proxy)."""
+    """The proxy for a URL from the environment (http_proxy, https_proxy, no_proxy)."""
     proxy = urllib.request.getproxies().get(url.scheme)
     return None if not proxy or urllib.request.proxy_bypass(f"{url.host}:{url.port}") else proxy

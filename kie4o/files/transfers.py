@@ -1,9 +1,8 @@
-"""Files to Kie and images from it: the two directions of bytes, as the client offers them.
+"""Uploads to Kie and downloads from file hosts, as the client offers them.
 
-Uploads go to Kie with the key, through `transport`, and are free: they may be sent again.
-Downloads come from file hosts that are strangers, without the key, through `downloads`. What an
-upload is made of is `uploads`' business, how a file gets its place on the disk is `disk`'s. Both are
-loaded when they are first used, since not every program has to do with files.
+Uploads go to Kie with the API key, through `transport`. Downloads come from untrusted hosts, without
+the key, through `downloads`. Both modules are imported on first use, since many programs need neither:
+they would add 8 ms to the 195 ms of CPU time that `import kie4o.client` takes (as in benchmarks/imports.py).
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from ..errors import DownloadError, InvalidRequestError
-from ..models import ImageRequest, UploadedFile
+from ..errors import DownloadError, client_closed, invalid
+from ..models import UploadedFile
 from ..settings import Settings
 from ..transport.retrying import Sleep, repeated
 from ..transport.transport import Transport
+from ..urls import is_web_url
 from ..wire.answers import uploaded_of
 from ..wire.requests import UPLOAD_FROM_URL, UPLOAD_STREAM, Endpoint, json_body
 from . import images
@@ -30,12 +30,12 @@ from .disk import in_thread, wait_uncancelled
 
 if TYPE_CHECKING:
     from .downloads import Downloader, Renew
-    from .uploads import Given
+    from .uploads import UploadSource
 
 
-MAX_IMAGE_BYTES = 64 * 1024 * 1024  # of one image; Kie's own have 1 to 5 MB
-AT_ONCE = 4  # images of one call; the CDN fails more often the more are fetched
-LONGEST_UPLOAD = 300.0  # seconds, should `timeout` be less
+MAX_IMAGE_BYTES = 64 * 1024 * 1024  # of one download; images from Kie have 1 to 5 MB
+MAX_CONCURRENT = 4  # downloads of one call; more fail under load: 8 of 44 in one public report
+UPLOAD_TIMEOUT = 300.0  # seconds for one upload, or `timeout` if that is longer
 
 
 class Files:
@@ -54,7 +54,7 @@ class Files:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._transport = transport
-        self._inside = settings.loopback
+        self._allow_private = settings.loopback
         self._timeout = timeout
         self._proxy = proxy
         self._trust_env = trust_env
@@ -65,10 +65,10 @@ class Files:
 
     @cached_property
     def _downloader(self) -> Downloader:
-        from .downloads import Door, Downloader
+        from .downloads import Downloader, HostPolicy
 
         return Downloader(
-            door=Door(inside=self._inside),
+            policy=HostPolicy(allow_private=self._allow_private),
             timeout=self._timeout,
             max_bytes=self._max_image_bytes,
             proxy=self._proxy,
@@ -77,31 +77,35 @@ class Files:
             chance=self._chance,
         )
 
-    async def upload(self, source: Given, *, name: str | None = None, path: str = "kie4o") -> UploadedFile:
-        """Store a path's content, bytes or an open binary file (from where it stands) at Kie.
+    async def upload(
+        self, source: UploadSource, *, name: str | None = None, path: str = "kie4o"
+    ) -> UploadedFile:
+        """Store the content of a path, bytes or an open binary file at Kie.
 
-        Raises `InvalidRequestError` before any network use, and the errors of a free call. An
-        open file stays open; do not use it meanwhile.
+        An open file is read from its current position and stays open; do not use it during the
+        upload. Raises `InvalidRequestError` before any network use; then `APIConnectionError`,
+        `APIStatusError` or `UnexpectedResponseError`.
         """
-        from .uploads import Source, form, target
+        from .uploads import Content, Target, form_of
 
-        where = target(path, name)
-        content = Source(source)
+        target = Target(path, name)
+        content = Content(source)
         try:
             await content.open()
-            return await self._repeated(UPLOAD_STREAM, lambda: form(content, where))
+            return await self._store(UPLOAD_STREAM, lambda: form_of(content, target))
         finally:
             await in_thread(content.close)
 
     async def upload_from_url(
         self, url: str, *, name: str | None = None, path: str = "kie4o"
     ) -> UploadedFile:
-        """Let Kie fetch a public file (within 30 s, up to 100 MB)."""
-        from .uploads import target
+        """Let Kie fetch and store a public file: within 30 s, at most 100 MB advised (file upload page)."""
+        from .uploads import Target
 
-        _check_url(url)
-        body = json_body({"fileUrl": url, **target(path, name).fields()})
-        return await self._repeated(UPLOAD_FROM_URL, lambda: body)
+        if not is_web_url(url):
+            raise invalid("url", url, "a complete http:// or https:// URL without spaces")
+        body = json_body({"fileUrl": url, **Target(path, name).fields()})
+        return await self._store(UPLOAD_FROM_URL, lambda: body)
 
     async def download(
         self,
@@ -112,26 +116,26 @@ class Files:
         name: str | None = None,
         renew: Renew,
     ) -> list[Path]:
-        """Save images; their paths, in the order of the URLs. Raises `DownloadError`.
+        """Save images and return their paths, in the order of the URLs. Raises `DownloadError`.
 
-        `renew` gives a fresh link in place of one that has expired. Each file appears whole or
-        not at all; when one fails the others are called off, but those already whole stay.
+        `renew` returns a new link for one that has expired. Each file appears complete or not at
+        all. The first failure cancels the other downloads; files that are already complete stay.
         """
         if name is not None and not isinstance(name, str):
-            raise InvalidRequestError(f"name={name!r} is not possible: use text, or None")
+            raise invalid("name", name, "a string or None")
         if self._closed:
-            raise DownloadError("the client is closed: make a new one", task_id=task_id)
-        from .downloads import Order
+            raise DownloadError(str(client_closed()), task_id=task_id)
+        from .downloads import Download, created_directory
 
         links = tuple(urls)
-        folder = await _folder(directory, task_id)
-        turns = asyncio.Semaphore(AT_ONCE)
+        target = await created_directory(directory, task_id)
+        limit = asyncio.Semaphore(MAX_CONCURRENT)
 
         async def fetch(index: int, url: str) -> Path:
-            named = partial(images.file_name, task_id, index, name=name, several=len(links) > 1)
-            async with turns:
+            file_name = partial(images.file_name, task_id, index, name=name, several=len(links) > 1)
+            async with limit:
                 return await self._downloader.fetch(
-                    Order(url=url, task_id=task_id, directory=folder, name=named, renew=renew)
+                    Download(url=url, task_id=task_id, directory=target, name=file_name, renew=renew)
                 )
 
         return await _all([asyncio.ensure_future(fetch(index, url)) for index, url in enumerate(links)])
@@ -141,12 +145,10 @@ class Files:
         if "_downloader" in vars(self):
             await self._downloader.aclose()
 
-    async def _repeated(
-        self, endpoint: Endpoint, body: Callable[[], bytes | aiohttp.FormData]
-    ) -> UploadedFile:
-        """Uploads are free and overwrite by name, so that a failed one is sent again."""
+    async def _store(self, endpoint: Endpoint, body: Callable[[], bytes | aiohttp.FormData]) -> UploadedFile:
+        """Send an upload. It is retried, since uploads are free and overwrite a file of the same name."""
 
-        timeout = max(self._timeout, LONGEST_UPLOAD)
+        timeout = max(self._timeout, UPLOAD_TIMEOUT)
 
         async def call() -> UploadedFile:
             return await self._transport.read(endpoint, uploaded_of, body=body(), timeout=timeout)
@@ -155,7 +157,7 @@ class Files:
 
 
 async def _all(fetches: list[asyncio.Task[Path]]) -> list[Path]:
-    """What all of them give; at the first failure or a cancel none is left running."""
+    """The results in order, or the first error. On an error or a cancel none is left running."""
     if not fetches:
         return []
     try:
@@ -168,27 +170,3 @@ async def _all(fetches: list[asyncio.Task[Path]]) -> list[Path]:
     if errors:
         raise errors[0]
     return [fetch.result() for fetch in fetches]
-
-
-async def _folder(directory: str | os.PathLike[str], task_id: str) -> Path:
-    """Made if it is missing, before anything is fetched."""
-    try:
-        folder = Path(directory)
-        await in_thread(partial(folder.mkdir, parents=True, exist_ok=True))
-        return folder
-    except (OSError, ValueError, TypeError) as error:
-        words = getattr(error, "strerror", None) or str(error)
-    raise DownloadError(
-        f"the folder {str(directory)!r} cannot be made: {words}. Task {task_id} stays paid",
-        task_id=task_id,
-    )
-
-
-def _check_url(url: str) -> None:
-    """By the rule for `files_url`, whose checks say what is wrong."""
-    try:
-        ImageRequest(files_url=(url,))
-        return
-    except InvalidRequestError as error:
-        sentence = str(error).replace("files_url[0]", "url", 1)
-    raise InvalidRequestError(sentence)

@@ -1,8 +1,8 @@
-"""What is uploaded: a path, bytes or an open file, checked and made readable again and again.
+"""What is uploaded: a path, bytes or an open file, checked and made readable from any position.
 
-Whatever the source is, it becomes a `Source`: a size, the first bytes, and reads by position. So
-an upload can be sent again without a seek that a read of the attempt before could overtake, and a
-caller's file is never closed by us. `Part` is how aiohttp streams it.
+Every source becomes a `Content` with a size, its first bytes, and reads by position. An upload can
+therefore be sent again while a read of the previous attempt is still running, and a file that the
+caller opened is never closed here. `Part` is the form in which aiohttp streams it.
 """
 
 from __future__ import annotations
@@ -22,75 +22,77 @@ import aiohttp
 import attrs
 from aiohttp.abc import AbstractStreamWriter
 
-from ..errors import InvalidRequestError
+from ..errors import InvalidRequestError, invalid, reason_of
 from . import images
 from .disk import in_thread
 
-Given = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+UploadSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
-MAX_BYTES = 100 * 1024 * 1024  # advised for the upload from a URL; the stream states no limit
-_PIECE = 256 * 1024  # bytes per read
-_IN_MEMORY = 8 * 1024 * 1024  # bytes of an unseekable source that are kept there
+MAX_BYTES = 100 * 1024 * 1024  # advised for uploads from a URL (file upload page); none is stated for streams
+_CHUNK_BYTES = 256 * 1024  # per read
+_MAX_IN_MEMORY = 8 * 1024 * 1024  # bytes of a source without seek; the rest goes to a temporary file
+_EXPECTED = "pass the path of an existing file, bytes or an open binary file"
 
 
-class Source:
-    """One thing to upload; `await open()` before use, `close()` (in a thread) after it."""
+class Content:
+    """The bytes of one source. Use `await open()` first, and `close()` in a thread at the end."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, source: UploadSource) -> None:
         self.size = 0
         self.head = b""
         self.name: str | None = None
-        self._given = given
+        self._source = source
         self._file: Any = None
-        self._owned: list[IO[bytes]] = []
+        self._opened: list[IO[bytes]] = []  # to be closed here
         self._start = 0
         self._lock = threading.Lock()
 
     async def open(self) -> None:
-        """Raises `InvalidRequestError` for all that could only fail later."""
+        """Open and check the source. Raises `InvalidRequestError`."""
         if not await in_thread(self._open):
             await self._copy()
         if not self.size:
-            raise _refused(self._given, "it is empty: there is nothing to upload")
+            raise _cannot_upload(self._source, "it is empty")
         if self.size > MAX_BYTES:
-            raise _refused(self._given, f"it has {self.size} bytes: use a file of at most {MAX_BYTES}")
-        words = ""
+            raise _cannot_upload(self._source, f"it has more than {MAX_BYTES} bytes; pass a smaller file")
+        reason = ""
         try:
             self.head = await in_thread(self.read, 0, images.HEAD)
         except (OSError, ValueError) as error:
-            words = getattr(error, "strerror", None) or str(error)
-        if words:
-            raise _refused(self._given, f"it cannot be read: {words}")
+            reason = reason_of(error)
+        if reason:
+            raise _cannot_read(self._source, reason)
 
-    def read(self, at: int, count: int) -> bytes:
-        """Bytes at a position, in one step: reads of an attempt given up may still be under way."""
+    def read(self, position: int, count: int) -> bytes:
+        """Up to `count` bytes at `position`. A lock keeps seek and read together, since a read of a
+        cancelled attempt may still be running."""
         with self._lock:
-            self._file.seek(self._start + at)
-            data: bytes = self._file.read(min(count, self.size - at))
+            self._file.seek(self._start + position)
+            data: bytes = self._file.read(min(count, self.size - position))
         if not data and count:
-            raise OSError("the file became shorter while it was sent")
+            raise OSError("the file became shorter during the upload")
         return data
 
     def close(self) -> None:
-        """Closes what was opened here, not what the caller opened."""
+        """Close what was opened here, but not a file of the caller."""
         with self._lock:
-            for file in self._owned:
+            for file in self._opened:
                 with suppress(OSError):
                     file.close()
 
     def _open(self) -> bool:
-        """Find out what it is and how long; False if it can only be read once."""
-        given = self._given
-        if isinstance(given, (str, os.PathLike)):
-            self._file = _opened(given)
-            self._owned.append(self._file)
-            self.name = _usable_name(given)
-        elif isinstance(given, (bytes, bytearray, memoryview)):
-            self._file = io.BytesIO(bytes(given))
+        """Open and measure the source; False if it cannot seek and can be read only once."""
+        source = self._source
+        if isinstance(source, (str, os.PathLike)):
+            self._file = _open_path(source)
+            self._opened.append(self._file)
+            self.name = _usable_name(source)
+        elif isinstance(source, (bytes, bytearray, memoryview)):
+            self._file = io.BytesIO(bytes(source))
         else:
-            _check_file(given)
-            self._file = given
-            self.name = _usable_name(getattr(given, "name", None))
+            _check_file(source)
+            self._file = source
+            self.name = _usable_name(getattr(source, "name", None))
         try:
             self._start = self._file.tell()
             self._file.seek(0, os.SEEK_END)
@@ -100,141 +102,141 @@ class Source:
             return False
 
     async def _copy(self) -> None:
-        """Keep what comes through a pipe or a socket. Its reads are not waited for when cancelled:
-        they may take for ever."""
-        copy = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  # closed in close()
-        self._owned.append(copy)
-        piece, words = b" ", ""
+        """Copy a pipe or a socket to a temporary file. A cancel does not wait for its reads, which
+        may block forever."""
+        copy = tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY)  # noqa: SIM115  # closed in close()
+        self._opened.append(copy)
+        chunk, reason = b" ", ""
         try:
-            while piece and self.size <= MAX_BYTES:
-                piece = await _abandonable(self._file.read, _PIECE)
-                if piece is None:  # a file that does not block has nothing now, and perhaps more later
-                    raise ValueError("it does not block: read it, and give the bytes")
-                await in_thread(copy.write, piece)
-                self.size += len(piece)
+            while chunk and self.size <= MAX_BYTES:
+                chunk = await asyncio.to_thread(self._file.read, _CHUNK_BYTES)
+                if chunk is None:  # nothing is available now, but more may follow
+                    raise ValueError("it is non-blocking; read it and pass the bytes")
+                await in_thread(copy.write, chunk)
+                self.size += len(chunk)
         except (OSError, ValueError) as error:
-            words = getattr(error, "strerror", None) or str(error)
-        if words:
-            raise _refused(self._given, f"it cannot be read: {words}")
+            reason = reason_of(error)
+        if reason:
+            raise _cannot_read(self._source, reason)
         self._file = copy
 
 
 class Part(aiohttp.Payload):
-    """The file of a multipart body, read as it is sent, in threads."""
+    """The file in a multipart body. It is read in threads while it is sent."""
 
-    def __init__(self, source: Source, *, name: str | None) -> None:
-        ending = images.ending_of(source.head)
-        # A host that took this name for want of another must not overwrite somebody's file.
-        name = name or f"{secrets.token_hex(16)}.{ending or 'bin'}"
-        content_type = images.CONTENT_TYPE_OF[ending] if ending else "application/octet-stream"
-        super().__init__(source, content_type=content_type, filename=name)
+    def __init__(self, content: Content, *, name: str | None) -> None:
+        suffix = images.suffix_of(content.head)
+        # A host that falls back to this name must not overwrite another file.
+        name = name or f"{secrets.token_hex(16)}.{suffix or 'bin'}"
+        content_type = images.CONTENT_TYPE_OF[suffix] if suffix else "application/octet-stream"
+        super().__init__(content, content_type=content_type, filename=name)
 
     @property
     def size(self) -> int:
         return int(self._value.size)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        at = 0
-        while at < self.size:
-            piece = await in_thread(self._value.read, at, _PIECE)
-            await writer.write(piece)
-            at += len(piece)
+        position = 0
+        while position < self.size:
+            chunk = await in_thread(self._value.read, position, _CHUNK_BYTES)
+            await writer.write(chunk)
+            position += len(chunk)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        raise TypeError("an image is not text")
+        raise TypeError("the content of a file is binary and has no text")
+
+
+def _without_slashes(path: str) -> str:
+    return path.strip("/") if isinstance(path, str) else path
 
 
 @attrs.frozen
 class Target:
-    """Where an upload is to be stored: folder and name, checked when made."""
+    """Directory and name of an upload at Kie. Raises `InvalidRequestError`.
 
-    path: str = attrs.field()
-    name: str | None = attrs.field(default=None)
+    Kie takes the directory without a slash at either end (file upload page).
+    """
+
+    path: str = attrs.field(converter=_without_slashes)
+    name: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.name is not None and (not _is_plain(self.name) or "/" in self.name):
-            raise _wrong("name", self.name, "use a file name without slashes or control characters")
-        folders = self.path.split("/") if isinstance(self.path, str) else [""]
-        if not all(map(_is_plain, folders)):
-            raise _wrong("path", self.path, "use folders like 'kie4o' or 'kie4o/today'")
+            raise invalid("name", self.name, "a file name without slashes or control characters")
+        directories = self.path.split("/") if isinstance(self.path, str) else [""]
+        if not all(map(_is_plain, directories)):
+            raise invalid("path", self.path, "directories such as 'kie4o' or 'kie4o/today'")
 
-    def fields(self, name: str | None = None) -> dict[str, str]:
-        """As Kie names them. `name` is what the source is called, should the caller not say."""
+    def fields(self, default_name: str | None = None) -> dict[str, str]:
+        """The form fields of Kie's file upload page. The caller's name wins over `default_name`."""
         fields = {"uploadPath": self.path}
-        if self.name or name:
-            fields["fileName"] = self.name or name or ""
+        if name := self.name or default_name:
+            fields["fileName"] = name
         return fields
 
 
-def target(path: str, name: str | None) -> Target:
-    """Kie wants the folder without a slash at either end."""
-    return Target(path.strip("/") if isinstance(path, str) else path, name)
-
-
-def form(source: Source, target: Target) -> aiohttp.FormData:
-    """A body for one attempt; the fields come first, so that a server can stream the file."""
-    fields = target.fields(source.name)
-    part = Part(source, name=fields.get("fileName"))
-    body = aiohttp.FormData(default_to_multipart=True)
+def form_of(content: Content, target: Target) -> aiohttp.FormData:
+    """The body of one attempt. The file is last, so that a server knows the fields when it arrives."""
+    fields = target.fields(content.name)
+    part = Part(content, name=fields.get("fileName"))
+    form = aiohttp.FormData(default_to_multipart=True)
     for name, value in fields.items():
-        body.add_field(name, value)
-    body.add_field("file", part, filename=part.filename)
-    return body
+        form.add_field(name, value)
+    form.add_field("file", part, filename=part.filename)
+    return form
 
 
 # -- checks ------------------------------------------------------------------------------------
 
 
-def _opened(path: str | os.PathLike[str]) -> IO[bytes]:
-    text = str(path)
-    if text.startswith(("http://", "https://")):
-        raise _refused(path, "it is a URL: use upload_from_url")
+def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
+    if str(path).startswith(("http://", "https://")):
+        raise _cannot_upload(path, "it is a URL; use upload_from_url")
     try:
-        place = Path(os.fsdecode(path))
-        kind = place.stat().st_mode
-        if stat.S_ISREG(kind):  # opening a pipe would block until somebody writes
-            return place.open("rb")
-        words = "it is a directory" if stat.S_ISDIR(kind) else "it is not a regular file"
+        file = Path(os.fsdecode(path))
+        mode = file.stat().st_mode
+        if stat.S_ISREG(mode):  # opening a named pipe would block until another process writes to it
+            return file.open("rb")
+        reason = "it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file"
     except (OSError, ValueError, TypeError) as error:
-        words = getattr(error, "strerror", None) or str(error)
-    raise _refused(path, f"{words}; use the path of an existing file, bytes or an open binary file")
+        reason = reason_of(error)
+    raise _cannot_upload(path, f"{reason}; {_EXPECTED}")
 
 
-def _check_file(given: object) -> None:
+def _check_file(file: object) -> None:
+    """Refuse anything but an open binary file."""
     try:
-        binary = isinstance(given.read(0), bytes)  # type: ignore[attr-defined]  # asked for here
-        words = "" if binary else "it is opened as text: open it with mode 'rb'"
+        is_binary = isinstance(file.read(0), bytes)  # type: ignore[attr-defined]  # it is caught below
     except AttributeError:
-        words = "use a path, bytes or an open binary file"
+        failure = _cannot_upload(file, _EXPECTED)
     except (OSError, ValueError, TypeError) as error:
-        words = f"it cannot be read: {getattr(error, 'strerror', None) or error}"
-    if words:
-        raise _refused(given, words)
+        failure = _cannot_read(file, reason_of(error))
+    else:
+        if is_binary:
+            return
+        failure = _cannot_upload(file, "it is open in text mode; open it with mode 'rb'")
+    raise failure
 
 
 def _usable_name(path: object) -> str | None:
-    """The last part of a path if it can be sent; Kie makes up a name otherwise."""
+    """The file name in a path; None if it cannot be sent, so that Kie chooses one."""
     if not isinstance(path, (str, os.PathLike)):
-        return None  # an open file may be called by its number
+        return None  # the name of an open file may be its descriptor, a number
     name = Path(os.fsdecode(path)).name
     return name if _is_plain(name) else None
 
 
 def _is_plain(text: object) -> bool:
-    """One component of a path that any server can store."""
+    """Whether the text is one path component that any server can store."""
     if not isinstance(text, str) or not text.strip() or text in (".", "..") or len(text) > 255:
         return False
-    return text.isprintable() and "\\" not in text  # half pairs are not printable
+    return text.isprintable() and "\\" not in text  # lone surrogates are not printable
 
 
-def _refused(given: object, words: str) -> InvalidRequestError:
-    shown = repr(given) if isinstance(given, (str, os.PathLike)) else f"<{type(given).__name__}>"
-    return InvalidRequestError(f"source={shown[:200]} cannot be uploaded: {words}")
+def _cannot_upload(source: object, reason: str) -> InvalidRequestError:
+    shown = repr(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
+    return InvalidRequestError(f"cannot upload source={shown[:200]}: {reason}")
 
 
-def _wrong(name: str, value: object, allowed: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}={value!r} is not possible: {allowed}")
-
-
-async def _abandonable(function: Any, *arguments: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+def _cannot_read(source: object, reason: str) -> InvalidRequestError:
+    return _cannot_upload(source, f"it cannot be read: {reason}")

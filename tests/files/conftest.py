@@ -1,4 +1,4 @@
-"""A guard for every test of this room: no traffic leaves this machine."""
+"""Every test of this folder connects to loopback only."""
 
 import asyncio
 import socket
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def connects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every address that is connected to; none but loopback is let through."""
+    """The addresses that sockets connect to. Any address but loopback fails the test."""
     seen: list[str] = []
     original = asyncio.SelectorEventLoop.sock_connect
 

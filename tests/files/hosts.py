@@ -1,4 +1,4 @@
-"""File hosts on localhost that the tests control, and what the tests of this room share."""
+"""A file host on localhost, and other helpers that the tests of this folder share."""
 
 import asyncio
 import functools
@@ -14,15 +14,11 @@ from canary import CANARY_KEY
 from PIL import Image
 
 from kie4o import settings
-from kie4o.errors import (
-    DownloadError,
-)
+from kie4o.errors import DownloadError
 from kie4o.files.transfers import Files
 from kie4o.transport.transport import Transport
 
 KEY = CANARY_KEY
-
-
 TASK = "3f1c0d2e4b5a69788796a5b4c3d2e1f0"
 
 
@@ -38,8 +34,6 @@ def picture(kind: str = "PNG", side: int = 60) -> bytes:
 
 
 PNG = picture()
-
-
 Reply = Callable[["Request", asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -52,7 +46,7 @@ class Request:
 
 
 class Host:
-    """A file host as bytes: one reply per request, the last one for all that follow."""
+    """A file host that sends raw bytes: one reply per request, and the last one again after that."""
 
     def __init__(self, *replies: bytes | Reply) -> None:
         self.replies = list(replies)
@@ -119,20 +113,24 @@ def chunked(body: bytes) -> bytes:
 
 
 async def no_renewal(url: str) -> str:
-    raise AssertionError("nothing had expired")
+    raise AssertionError("no link has expired")
 
 
-class Naps(list[float]):
+class RecordedSleep(list[float]):
+    """A sleep that returns at once and records the delay."""
+
     async def __call__(self, seconds: float) -> None:
         self.append(seconds)
 
 
 @asynccontextmanager
 async def files_for(url: str | None, **options: Any) -> AsyncIterator[Files]:
-    """Files of a client whose Kie is at this URL."""
+    """The `Files` of a client with this base URL."""
     checked = settings.resolve(api_key=KEY, base_url=url, upload_url=None, webhook_key=None, environment={})
     transport = Transport(checked, timeout=5.0)
-    files = Files(transport, checked, **{"timeout": 5.0, "sleep": Naps(), "chance": lambda: 1.0} | options)
+    files = Files(
+        transport, checked, **{"timeout": 5.0, "sleep": RecordedSleep(), "chance": lambda: 1.0} | options
+    )
     try:
         yield files
     finally:
@@ -141,7 +139,7 @@ async def files_for(url: str | None, **options: Any) -> AsyncIterator[Files]:
 
 
 async def fails(files: Files, folder: Path, url: str, **how: Any) -> DownloadError:
-    """The error of a download, which carries the task, hides everything and leaves nothing."""
+    """The error of a failed download, checked: it has the task id, leaks nothing and leaves no file."""
     how = {"renew": no_renewal} | how
     with pytest.raises(DownloadError) as caught:
         await files.download([url], folder, task_id=TASK, **how)

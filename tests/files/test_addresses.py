@@ -1,4 +1,4 @@
-"""Which addresses are public, by table and against an independent witness."""
+"""Which addresses are public: by table, and compared with the standard library."""
 
 import ipaddress
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie4o.files.addresses import is_inside, is_public
+from kie4o.files.addresses import is_private_host, is_public
 
 PUBLIC = [
     "8.8.8.8",
@@ -85,46 +85,46 @@ NOT_PUBLIC = [
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_are_public(address: str) -> None:
-    """Global unicast passes, also inside a translator's address."""
+    """Global unicast is public, also when embedded in a translator's address."""
     assert is_public(address)
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
-def test_all_others_are_not(address: str) -> None:
-    """Whatever leads inside, is reserved or is no address at all does not pass."""
+def test_other_addresses_are_not_public(address: str) -> None:
+    """Private and reserved addresses are not public, nor is text that is not an address."""
     assert not is_public(address)
 
 
 @given(st.ip_addresses(v=4))
-def test_never_laxer_than_the_standard_library(ip: ipaddress.IPv4Address) -> None:
-    """What `ipaddress` calls private, multicast or reserved is never public here."""
+def test_never_more_permissive_than_the_standard_library(ip: ipaddress.IPv4Address) -> None:
+    """An address that `ipaddress` calls private, multicast or reserved is never public."""
     if ip.is_private or ip.is_multicast or ip.is_reserved or ip.is_unspecified or not ip.is_global:
         assert not is_public(str(ip))
 
 
 @given(st.ip_addresses(v=4))
-def test_a_wrapped_address_is_as_public_as_what_it_wraps(ip: ipaddress.IPv4Address) -> None:
-    """An IPv4 address does not change its nature inside an IPv6 one."""
-    wrappers = ["::ffff:0:0", "64:ff9b::", "64:ff9b:1::", "2002::"]
-    for wrapper in wrappers:
-        shift = 80 if wrapper == "2002::" else 0
-        wrapped = ipaddress.IPv6Address(int(ipaddress.IPv6Address(wrapper)) | int(ip) << shift)
-        assert is_public(str(wrapped)) == is_public(str(ip))
+def test_an_ipv6_address_is_as_public_as_its_embedded_ipv4_address(ip: ipaddress.IPv4Address) -> None:
+    """An IPv4 address is as public inside an IPv6 address as it is alone."""
+    prefixes = ["::ffff:0:0", "64:ff9b::", "64:ff9b:1::", "2002::"]
+    for prefix in prefixes:
+        shift = 80 if prefix == "2002::" else 0
+        embedding = ipaddress.IPv6Address(int(ipaddress.IPv6Address(prefix)) | int(ip) << shift)
+        assert is_public(str(embedding)) == is_public(str(ip))
 
 
 @given(st.ip_addresses(v=6))
-def test_never_laxer_than_global_unicast(ip: ipaddress.IPv6Address) -> None:
-    """Of IPv6 only 2000::/3 is public, and the addresses that wrap a public IPv4 one."""
+def test_never_more_permissive_than_global_unicast(ip: ipaddress.IPv6Address) -> None:
+    """Only 2000::/3 is public in IPv6, and addresses that embed a public IPv4 address."""
     if is_public(str(ip)):
-        wraps = int(ip) >> 32 in (0, 0xFFFF, 0x64FF9B << 64, 0x64FF9B0001 << 48)
-        assert int(ip) >> 125 == 1 or wraps
+        embeds_ipv4 = int(ip) >> 32 in (0, 0xFFFF, 0x64FF9B << 64, 0x64FF9B0001 << 48)
+        assert int(ip) >> 125 == 1 or embeds_ipv4
 
 
 @given(st.text())
-def test_any_text_is_judged(text: str) -> None:
-    """No text raises, neither as an address nor as a host."""
+def test_any_text_is_accepted(text: str) -> None:
+    """No text raises an error, neither as an address nor as a host."""
     assert is_public(text) in (True, False)
-    assert is_inside(text) in (True, False)
+    assert is_private_host(text) in (True, False)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_any_text_is_judged(text: str) -> None:
         "%31%32%37.0.0.1",
     ],
 )
-def test_hosts_that_lead_inside(host: str) -> None:
-    """Every spelling of a local address that a system would take is seen through."""
-    assert is_inside(host)
+def test_private_hosts(host: str) -> None:
+    """Every spelling of a private address that the system accepts is recognised."""
+    assert is_private_host(host)
 
 
 @pytest.mark.parametrize("host", ["tempfile.redpandaai.co", "8.8.8.8", "2606:4700::1", "localhost.co", ""])
-def test_hosts_that_do_not(host: str) -> None:
-    """Names are left to the check at the socket."""
-    assert not is_inside(host)
+def test_other_hosts(host: str) -> None:
+    """Public addresses and DNS names pass; the addresses of a name are checked at the socket."""
+    assert not is_private_host(host)

@@ -1,8 +1,7 @@
-"""Files that appear complete or not at all: cancels and failing disks."""
+"""Downloaded files appear complete or not at all, also when cancelled and on a failing disk."""
 
 import asyncio
 import errno
-import os
 import subprocess
 import sys
 import threading
@@ -11,34 +10,45 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import (
-    PNG,
-    TASK,
-    Host,
-    answer,
-    fails,
-    files_for,
-    names,
-    no_renewal,
-    open_ended,
-    picture,
-)
+from hosts import PNG, TASK, Host, answer, fails, files_for, names, no_renewal, open_ended, picture
 
 from kie4o.files import disk
 from kie4o.files.disk import PREFIX
 
+STEPS: dict[str, tuple[Any, str]] = {
+    "mkstemp": (disk.tempfile, "mkstemp"),
+    "write": (disk.os, "write"),
+    "fsync": (disk.os, "fsync"),
+    "replace": (disk.Path, "replace"),
+    "unlink": (disk.Path, "unlink"),
+}
 
-def test_nothing_written_is_nothing_to_keep(tmp_path: Path) -> None:
-    """A draft without a byte makes no file."""
+
+def patch_step(patch: pytest.MonkeyPatch, step: str, wrapped: Callable[..., Any]) -> None:
+    """Let threads call `wrapped(original, ...)` for a disk function. The loop, which writes to a pipe of
+    its own, calls the original."""
+    where, name = STEPS[step]
+    original, main = getattr(where, name), threading.get_ident()
+
+    def call(*arguments: Any, **how: Any) -> Any:
+        if threading.get_ident() == main:
+            return original(*arguments, **how)
+        return wrapped(original, *arguments, **how)
+
+    patch.setattr(where, name, call)
+
+
+def test_an_empty_file_cannot_be_committed(tmp_path: Path) -> None:
+    """A file to which nothing was written is not created."""
     with pytest.raises(FileNotFoundError):
-        disk.Draft(tmp_path).keep("cat.png")
+        disk.PartialFile(tmp_path).commit("cat.png")
 
 
 async def test_a_cancel_leaves_nothing(tmp_path: Path) -> None:
-    """Cancelled after any number of steps of the loop: no temporary file, no task; a file that is
-    there is whole."""
+    """A download that is cancelled after any number of loop steps leaves no temporary file and no
+    task. Files under their final name are complete."""
     body = picture(side=800)
-    seen_temporary = ended_whole = 0
+    seen_temporary = complete = 0
     async with Host(answer(body)) as host, files_for(host.url) as files:
         before = asyncio.all_tasks()
         for steps in range(160):
@@ -59,49 +69,30 @@ async def test_a_cancel_leaves_nothing(tmp_path: Path) -> None:
             for name in names(folder):
                 assert not name.startswith(PREFIX)
                 assert (folder / name).read_bytes() == body
-                ended_whole += 1
+                complete += 1
             assert not {each for each in asyncio.all_tasks() - before if "_serve" not in repr(each)}
     assert seen_temporary
-    assert ended_whole
+    assert complete
 
 
-@pytest.mark.parametrize("step", ["open", "write", "fsync", "unlink"])
+@pytest.mark.parametrize("step", ["mkstemp", "write", "fsync", "unlink"])
 @pytest.mark.parametrize("cancels", [1, 3])
 async def test_a_cancel_waits_for_the_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, cancels: int
 ) -> None:
-    """A thread cannot be cancelled: the download ends when it has ended, however often it is
-    cancelled meanwhile, and then cleans up."""
+    """A cancelled download waits for its thread, however often it is cancelled, and then cleans up."""
     reached, go_on = threading.Event(), threading.Event()
 
-    def held(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **how: Any) -> Any:
-            result = function(*arguments, **how)
-            reached.set()
-            assert go_on.wait(10)
-            return result
+    def held(original: Callable[..., Any], *arguments: Any, **how: Any) -> Any:
+        result = original(*arguments, **how)
+        reached.set()
+        assert go_on.wait(10)
+        return result
 
-        return call
-
-    where, name = {
-        "open": (disk.tempfile, "mkstemp"),
-        "write": (disk.os, "write"),
-        "fsync": (disk.os, "fsync"),
-        "unlink": (disk.Path, "unlink"),
-    }[step]
-    body = PNG[:-20] if step == "unlink" else PNG  # what is cut off has a file to remove
+    body = PNG[:-20] if step == "unlink" else PNG  # a truncated image leaves a file to remove
     async with Host(open_ended(body)) as host, files_for(host.url) as files:
         with monkeypatch.context() as patch:
-            if step == "write":  # the loop writes to its own pipe: only our thread is held
-                original = os.write
-                main = threading.get_ident()
-                patch.setattr(
-                    disk.os,
-                    "write",
-                    lambda *a: original(*a) if threading.get_ident() == main else held(original)(*a),
-                )
-            else:
-                patch.setattr(where, name, held(getattr(where, name)))
+            patch_step(patch, step, held)
             task = asyncio.ensure_future(files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal))
             while not reached.is_set():
                 await asyncio.sleep(0.001)
@@ -118,25 +109,14 @@ async def test_a_cancel_waits_for_the_thread(
 
 @pytest.mark.parametrize("step", ["mkstemp", "write", "fsync", "replace"])
 async def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Whichever step fails, the error has the system's words and the folder, and nothing is left."""
+    """The error of any failing step has the system's reason and the directory, and no file is left."""
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    original, main = os.write, threading.get_ident()
     async with Host(answer(PNG)) as host, files_for(host.url) as files:
         with monkeypatch.context() as patch:
-            match step:
-                case "mkstemp":
-                    patch.setattr(disk.tempfile, "mkstemp", full)
-                case "write":
-                    patch.setattr(
-                        disk.os, "write", lambda *a: (original if threading.get_ident() == main else full)(*a)
-                    )
-                case "fsync":
-                    patch.setattr(disk.os, "fsync", full)
-                case "replace":
-                    patch.setattr(disk.Path, "replace", full)
+            patch_step(patch, step, full)
             error = await fails(files, tmp_path, host.url)
     assert "No space left on device" in str(error)
     assert str(tmp_path) in str(error)
@@ -166,19 +146,11 @@ assert os.listdir(sys.argv[1]) == [], os.listdir(sys.argv[1])
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE")
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:
-    """The system itself stops the write in the middle: an error of ours, and an empty folder."""
-    here = Path(__file__).parents[1] / "support"
+    """If the system refuses a write halfway, a `DownloadError` is raised and the directory stays empty."""
+    here = Path(__file__).parent
+    support = here.parent / "support"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-c",
-            FULL_DISK,
-            str(tmp_path),
-            str(here.parent / "files"),
-            str(here),
-        ],
+        [sys.executable, "-W", "error", "-c", FULL_DISK, str(tmp_path), str(here), str(support)],
         capture_output=True,
         text=True,
         timeout=60,

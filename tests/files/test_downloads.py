@@ -1,4 +1,4 @@
-"""One download: what is saved, what is refused, what is tried again."""
+"""One download: what is saved, what is refused, what is retried."""
 
 import asyncio
 import gzip
@@ -12,7 +12,7 @@ from hosts import (
     PNG,
     TASK,
     Host,
-    Naps,
+    RecordedSleep,
     Request,
     answer,
     chunked,
@@ -24,31 +24,29 @@ from hosts import (
     picture,
 )
 
-from kie4o.errors import (
-    UnprocessableEntityError,
-)
+from kie4o.errors import UnprocessableEntityError
 from kie4o.files import downloads
 from kie4o.files.disk import PREFIX
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("GIF", "gif")]
+    ("kind", "suffix"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("GIF", "gif")]
 )
 @pytest.mark.parametrize("framing", [answer, open_ended, chunked])
-async def test_an_image_is_saved(tmp_path: Path, kind: str, ending: str, framing: Any) -> None:
-    """The bytes as they came, named after the task, its ending from the bytes; folders are made."""
+async def test_an_image_is_saved(tmp_path: Path, kind: str, suffix: str, framing: Any) -> None:
+    """The bytes are saved unchanged, named after task id and format; directories are created."""
     body = picture(kind, side=500)
     async with Host(framing(body)) as host, files_for(host.url) as files:
         paths = await files.download(
             [f"{host.url}/a.exe"], tmp_path / "new" / "folder", task_id=TASK, renew=no_renewal
         )
-    assert paths == [tmp_path / "new" / "folder" / f"{TASK}_0.{ending}"]
+    assert paths == [tmp_path / "new" / "folder" / f"{TASK}_0.{suffix}"]
     assert paths[0].read_bytes() == body
     assert names(paths[0].parent) == {paths[0].name}
 
 
 async def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
-    """The same name again takes the old one's place, and a symbolic link is not followed."""
+    """A download replaces a file of the same name, and does not follow a symbolic link."""
     outside = tmp_path / "outside"
     outside.write_bytes(b"mine")
     folder = tmp_path / "images"
@@ -66,8 +64,8 @@ async def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
     "name", ["../../../../tmp/x", "/etc/passwd", "..", "a/b", "a\\b", "a\0b", ".bashrc", "CON", "x" * 999]
 )
 @pytest.mark.parametrize("path", ["/..%2f..%2fetc%2fpasswd", "/%00", "/a.png/../../b", "/?file=../../x"])
-async def test_no_name_leaves_the_folder(tmp_path: Path, name: str, path: str) -> None:
-    """Whatever the caller's name or the URL's path is, the file is in the folder."""
+async def test_no_name_leaves_the_directory(tmp_path: Path, name: str, path: str) -> None:
+    """Whatever the given name or the path of the URL is, the file is in the directory."""
     folder = tmp_path / "a" / "b"
     async with (
         Host(answer(PNG, "200 OK", 'Content-Disposition: attachment; filename="../../evil"')) as host,
@@ -83,9 +81,9 @@ async def test_no_name_leaves_the_folder(tmp_path: Path, name: str, path: str) -
 
 @pytest.mark.parametrize("framing", [answer, open_ended, chunked])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-async def test_no_half_image_is_ever_visible(tmp_path: Path, kind: str, framing: Any) -> None:
-    """Cut at every percent, the download is tried three times, fails, and leaves nothing; at no
-    moment is there a file that a gallery would show."""
+async def test_no_partial_image_is_ever_visible(tmp_path: Path, kind: str, framing: Any) -> None:
+    """A download cut off at any percent is tried three times, fails, and leaves no file. No visible
+    file exists at any time."""
     message = framing(picture(kind, side=40))
     seen: set[str] = set()
 
@@ -108,20 +106,20 @@ async def test_no_half_image_is_ever_visible(tmp_path: Path, kind: str, framing:
 
 
 @pytest.mark.parametrize("status", ["500 Oops", "502 Bad Gateway", "503 Busy", "429 Slow down", "408 Late"])
-async def test_passing_failures_are_ridden_out(tmp_path: Path, status: str) -> None:
-    """The CDN fails now and then: the download is tried three times, with growing pauses."""
-    naps = Naps()
+async def test_temporary_failures_are_retried(tmp_path: Path, status: str) -> None:
+    """A download is tried three times, with growing delays."""
+    delays = RecordedSleep()
     cut = open_ended(PNG[:-20])
     async with (
         Host(answer(b"busy", status), cut, answer(PNG)) as host,
-        files_for(host.url, sleep=naps) as files,
+        files_for(host.url, sleep=delays) as files,
     ):
         [path] = await files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal)
         assert path.read_bytes() == PNG
         path.unlink()
         host.replies = [answer(b"busy", status)]
         assert status[:3] in str(await fails(files, tmp_path, host.url))
-    assert naps == [0.5, 1.0, 0.5, 1.0]
+    assert delays == [0.5, 1.0, 0.5, 1.0]
     assert len(host.requests) == 6
 
 
@@ -134,8 +132,8 @@ async def test_passing_failures_are_ridden_out(tmp_path: Path, status: str) -> N
         (b"MZ" + bytes(100), "not an image"),
     ],
 )
-async def test_what_is_no_image_is_not_saved(tmp_path: Path, body: bytes, words: str) -> None:
-    """A page with status 200 and the content type of an image is refused at once, and shown."""
+async def test_other_content_is_not_saved(tmp_path: Path, body: bytes, words: str) -> None:
+    """A page with status 200 and an image content type is refused at once, and the error shows its start."""
     async with (
         Host(answer(body, "200 OK", "Content-Type: image/png")) as host,
         files_for(host.url) as files,
@@ -145,7 +143,7 @@ async def test_what_is_no_image_is_not_saved(tmp_path: Path, body: bytes, words:
 
 
 async def test_the_size_is_capped(tmp_path: Path) -> None:
-    """By what the host says, and by what it sends if it says nothing or never ends."""
+    """Both the announced length and the number of bytes received are limited."""
     sent = 0
 
     async def endless(_: Request, writer: asyncio.StreamWriter) -> None:
@@ -167,8 +165,8 @@ async def test_the_size_is_capped(tmp_path: Path) -> None:
     assert sent < 16 * 2**20
 
 
-async def test_a_packed_bomb_is_capped(tmp_path: Path) -> None:
-    """Bytes are counted after unpacking, should a host pack what we asked to be plain."""
+async def test_a_compression_bomb_is_capped(tmp_path: Path) -> None:
+    """Bytes are counted after decompression, if a host compresses although it was asked not to."""
     bomb = gzip.compress(PNG + bytes(8 * 2**20))
     async with (
         Host(answer(bomb, "200 OK", "Content-Encoding: gzip")) as host,
@@ -178,8 +176,8 @@ async def test_a_packed_bomb_is_capped(tmp_path: Path) -> None:
     assert host.requests[0].headers["accept-encoding"] == "identity"
 
 
-async def test_a_host_that_falls_silent(tmp_path: Path) -> None:
-    """`timeout` bounds each wait for bytes."""
+async def test_a_host_that_stops_sending(tmp_path: Path) -> None:
+    """`timeout` limits each wait for bytes."""
 
     async def silent(_: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(PNG)[:-10])
@@ -190,8 +188,8 @@ async def test_a_host_that_falls_silent(tmp_path: Path) -> None:
     assert len(host.requests) == 3
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
-    """A refused connection is an error of ours in the system's words."""
+async def test_a_refused_connection(tmp_path: Path) -> None:
+    """A refused connection is a `DownloadError` with the system's reason."""
     async with Host(b"") as host:
         url = host.url
     async with files_for(url) as files:
@@ -199,24 +197,38 @@ async def test_nobody_listens(tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_is_not_accepted() -> None:
-    """It says so, and is not tried again; so it is with a proxy's URL that is none."""
+    """An invalid certificate is named and not retried; nor is the invalid URL of a proxy."""
     key: Any = None
     problem = aiohttp.ClientConnectorCertificateError(key, ssl.CertificateError("no"))
     for error in (problem, aiohttp.InvalidURL("proxy:1")):
-        fault = downloads._fault_of(error)
-        assert not fault.passing
-        assert str(fault) in ("its TLS certificate was not accepted", "the URL cannot be read")
+        failure = downloads._failure_of(error)
+        assert not failure.temporary
+        assert str(failure) in ("the TLS certificate of the host is not valid", "the URL is invalid")
 
 
-async def test_garbage_for_http(tmp_path: Path) -> None:
-    """Bytes that are not HTTP at all are a broken connection."""
+async def test_a_response_that_is_not_http(tmp_path: Path) -> None:
+    """Bytes that are not HTTP are a failed connection."""
     async with Host(b"\x00\xff" * 500) as host, files_for(host.url) as files:
-        assert "could not be fetched" in str(await fails(files, tmp_path, host.url))
+        assert "could not download" in str(await fails(files, tmp_path, host.url))
+
+
+async def test_the_error_says_what_to_do(tmp_path: Path) -> None:
+    """It names the URL without its query, the reason, the paid task and the call that tries again."""
+    async with Host(answer(b"", "404 Gone")) as host, files_for(host.url) as files:
+
+        async def renew(url: str) -> str:
+            return f"{host.url}/new.png?secret"
+
+        error = await fails(files, tmp_path, f"{host.url}/old.png?secret", renew=renew)
+    assert str(error) == (
+        f"could not download {host.url}/new.png: the host answered HTTP 404. "
+        f"Task {TASK} is paid: call client.download('{TASK}', ...) to try again, at no cost"
+    )
 
 
 @pytest.mark.parametrize("status", ["401 No", "403 Forbidden", "404 Gone", "410 Gone"])
 async def test_an_expired_link_is_renewed_once(tmp_path: Path, status: str) -> None:
-    """A fresh link is asked for with the image's own URL; if that fails too there is no third."""
+    """A new link is requested for the URL of the image; if that expires too, there is no third one."""
     asked: list[str] = []
 
     async def renew(url: str) -> str:
@@ -228,7 +240,7 @@ async def test_an_expired_link_is_renewed_once(tmp_path: Path, status: str) -> N
         assert path.read_bytes() == PNG
         path.unlink()
         assert asked == [f"{host.url}/old"]
-        assert host.requests[1].target == "/fresh?X-Amz-Signature=a%2Bb%2F%7E"  # as it was signed
+        assert host.requests[1].target == "/fresh?X-Amz-Signature=a%2Bb%2F%7E"  # quoted as it was signed
         host.replies = [answer(b"", status)]
         error = await fails(files, tmp_path, f"{host.url}/old", renew=renew)
         assert status[:3] in str(error)
@@ -238,7 +250,7 @@ async def test_an_expired_link_is_renewed_once(tmp_path: Path, status: str) -> N
 
 
 async def test_a_link_that_cannot_be_renewed(tmp_path: Path) -> None:
-    """Kie's own words about it are in the error."""
+    """The error has the message from Kie."""
 
     async def renew(url: str) -> str:
         raise UnprocessableEntityError("only records within 14 days", code=422)

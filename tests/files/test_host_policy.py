@@ -1,4 +1,4 @@
-"""Which hosts a download contacts, and what they learn."""
+"""Which hosts a download contacts, and what is sent to them."""
 
 import asyncio
 import os
@@ -9,26 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import (
-    KEY,
-    PNG,
-    TASK,
-    Host,
-    Naps,
-    answer,
-    fails,
-    files_for,
-    no_renewal,
-)
+from hosts import KEY, PNG, TASK, Host, RecordedSleep, answer, fails, files_for, no_renewal
 from yarl import URL
 
-from kie4o.files.downloads import Door, Downloader, PrivateAddressError
+from kie4o.files.downloads import Downloader, HostPolicy, PrivateAddressError
 from kie4o.files.transfers import Files
 from kie4o.transport.transport import USER_AGENT
 
 
-async def test_file_hosts_learn_nothing(tmp_path: Path) -> None:
-    """No key, no cookie, no password of ~/.netrc, no referrer; our name is given."""
+async def test_no_credentials_are_sent(tmp_path: Path) -> None:
+    """A file host receives no key, cookie, referrer or password from ~/.netrc, but our user agent."""
     netrc = tmp_path / "netrc"
     netrc.write_text("default login me password secret")
     os.environ["NETRC"] = str(netrc)
@@ -49,8 +39,8 @@ async def test_file_hosts_learn_nothing(tmp_path: Path) -> None:
         assert request.headers["user-agent"] == USER_AGENT
 
 
-async def test_redirects_are_followed_a_little(tmp_path: Path) -> None:
-    """Three hops are followed, relative ones too; a fourth, or one to nowhere, is refused."""
+async def test_three_redirects_are_followed(tmp_path: Path) -> None:
+    """Relative redirects are followed too; a fourth, or one without a Location, is refused."""
     hop = answer(b"", "302 Found", "Location: next?a=%2F")
     async with Host(hop, hop, hop, answer(PNG)) as host, files_for(host.url) as files:
         [path] = await files.download([f"{host.url}/a/b"], tmp_path, task_id=TASK, renew=no_renewal)
@@ -60,40 +50,46 @@ async def test_redirects_are_followed_a_little(tmp_path: Path) -> None:
         assert "more than 3 times" in str(await fails(files, tmp_path, host.url))
         assert len(host.requests) == 8
         host.replies = [answer(b"", "301 Moved")]
-        assert "nowhere" in str(await fails(files, tmp_path, host.url))
+        assert "without a Location" in str(await fails(files, tmp_path, host.url))
 
 
-class HalfOpenDoor(Door):
-    """Shut, but for one host on localhost, which plays the public one."""
+class OneHostPolicy(HostPolicy):
+    """The strict policy, except for one host on localhost, which stands for a public one."""
 
     def __init__(self, host: Host) -> None:
-        super().__init__(inside=False)
+        super().__init__(allow_private=False)
         self._host = host
         self.refused: list[str] = []
 
-    def url(self, text: str, base: URL | None = None) -> URL:
-        return URL(text) if text.startswith(self._host.url) else super().url(text, base)
+    def checked_url(self, text: str, base: URL | None = None) -> URL:
+        return URL(text) if text.startswith(self._host.url) else super().checked_url(text, base)
 
-    def socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
+    def create_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
         if addr_info[4][:2] == ("127.0.0.1", self._host.port):
-            return Door(inside=True).socket(addr_info)
+            return HostPolicy(allow_private=True).create_socket(addr_info)
         try:
-            return super().socket(addr_info)
+            return super().create_socket(addr_info)
         except PrivateAddressError:
             self.refused.append(addr_info[4][0])
             raise
 
 
 @asynccontextmanager
-async def strict_files(door: Door, **options: Any) -> AsyncIterator[Files]:
-    """Files of a client of Kie's real address, behind a door of the test's."""
+async def strict_files(policy: HostPolicy, **options: Any) -> AsyncIterator[Files]:
+    """The `Files` of a client with the default base URL, under the policy of a test."""
     async with files_for(None) as files:
-        how = {"timeout": 5.0, "max_bytes": 2**20, "proxy": None, "trust_env": False, "sleep": Naps()}
-        files._downloader = Downloader(door=door, **how | options)
+        how = {
+            "timeout": 5.0,
+            "max_bytes": 2**20,
+            "proxy": None,
+            "trust_env": False,
+            "sleep": RecordedSleep(),
+        }
+        files._downloader = Downloader(policy=policy, **how | options)
         yield files
 
 
-INSIDE = [
+FORBIDDEN_URLS = [
     "http://10.0.0.1/",
     "https://10.0.0.1/",
     "http://169.254.169.254/latest/meta-data/",
@@ -125,14 +121,14 @@ INSIDE = [
 ]
 
 
-@pytest.mark.parametrize("target", INSIDE)
-async def test_no_redirect_leads_inside(tmp_path: Path, connects: list[str], target: str) -> None:
+@pytest.mark.parametrize("target", FORBIDDEN_URLS)
+async def test_forbidden_redirects(tmp_path: Path, connects: list[str], target: str) -> None:
     """A redirect to a private address, to plain http or to another scheme is refused without a
-    connection, and not tried again."""
+    connection, and is not retried."""
     location = f"Location: {target}"
     reply = answer(b"", "302 Found", location if target.isascii() else "Location: https://127.0.0.1/")
-    async with Host(reply) as host, strict_files(HalfOpenDoor(host)) as files:
-        if target not in ("", "not a URL"):  # relative, therefore another hop of the same host
+    async with Host(reply) as host, strict_files(OneHostPolicy(host)) as files:
+        if target not in ("", "not a URL"):  # a relative redirect, to the same host
             assert "secret" not in str(await fails(files, tmp_path, host.url))
             assert connects == ["127.0.0.1"]
         connects.clear()
@@ -145,15 +141,15 @@ async def test_no_redirect_leads_inside(tmp_path: Path, connects: list[str], tar
     [["10.0.0.1"], ["169.254.169.254", "127.0.0.1"], ["::1"], ["::1", "192.168.1.1"], ["64:ff9b::7f00:1"]],
 )
 @pytest.mark.parametrize("redirected", [False, True])
-async def test_no_name_leads_inside(
+async def test_names_with_private_addresses(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     connects: list[str],
     addresses: list[str],
     redirected: bool,
 ) -> None:
-    """A name that a name server maps to private addresses is refused where the socket is made,
-    whether it is the first host or comes by a redirect."""
+    """A DNS name with private addresses is refused where the socket is created, whether it is in the
+    first URL or in a redirect."""
     loop = asyncio.get_running_loop()
     original = loop.getaddrinfo
 
@@ -175,18 +171,18 @@ async def test_no_name_leads_inside(
     monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
     url = "https://cdn.example/a.png"
     async with Host(answer(b"", "302 Found", f"Location: {url}")) as host:
-        door, naps = HalfOpenDoor(host), Naps()
-        async with strict_files(door, sleep=naps) as files:
+        policy, delays = OneHostPolicy(host), RecordedSleep()
+        async with strict_files(policy, sleep=delays) as files:
             error = await fails(files, tmp_path, host.url if redirected else url)
     assert "not public" in str(error)
-    assert set(door.refused) == set(addresses)
-    assert naps == []  # and not tried again
+    assert set(policy.refused) == set(addresses)
+    assert delays == []  # no retry
     assert connects == (["127.0.0.1"] if redirected else [])
 
 
-def test_the_door_at_the_socket() -> None:
-    """A socket for a public address is made, for any other it is refused; an emulator's is open."""
-    strict, open_door = Door(inside=False), Door(inside=True)
+def test_sockets_are_created_for_allowed_addresses_only() -> None:
+    """Sockets are created for public addresses, and for private ones only if the policy allows them."""
+    strict, private = HostPolicy(allow_private=False), HostPolicy(allow_private=True)
 
     def info(address: str) -> tuple[Any, ...]:
         return (
@@ -197,21 +193,21 @@ def test_the_door_at_the_socket() -> None:
             (address, 443),
         )
 
-    strict.socket(info("8.8.8.8")).close()
-    open_door.socket(info("127.0.0.1")).close()
+    strict.create_socket(info("8.8.8.8")).close()
+    private.create_socket(info("127.0.0.1")).close()
     for address in ("127.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0", "::ffff:10.0.0.1"):
         with pytest.raises(PrivateAddressError):
-            strict.socket(info(address))
+            strict.create_socket(info(address))
 
 
 @pytest.mark.parametrize(
     "target", ["https://10.0.0.1/", "https://127.1/", "https://localhost/", "http://a.example/"]
 )
-async def test_a_proxy_is_not_asked_for_what_is_inside(tmp_path: Path, target: str) -> None:
-    """Through a proxy the socket is the proxy's: literal hosts are checked in the URL."""
+async def test_private_hosts_are_not_requested_through_a_proxy(tmp_path: Path, target: str) -> None:
+    """Behind a proxy, where the socket is not checked, private hosts are refused by their URL."""
     async with (
         Host(answer(PNG)) as proxy,
-        strict_files(Door(inside=False), proxy=proxy.url) as files,
+        strict_files(HostPolicy(allow_private=False), proxy=proxy.url) as files,
     ):
         await fails(files, tmp_path, target)
     assert proxy.connections == 0
@@ -219,7 +215,7 @@ async def test_a_proxy_is_not_asked_for_what_is_inside(tmp_path: Path, target: s
 
 @pytest.mark.parametrize("how", ["argument", "environment", "bypassed"])
 async def test_downloads_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """The argument wins; with `trust_env` the environment's proxy is used, and its exceptions."""
+    """The proxy is the argument, or with `trust_env` the one of the environment, with its exceptions."""
     for name in ("http_proxy", "no_proxy", "HTTP_PROXY", "NO_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     async with Host(answer(PNG)) as host, Host(answer(PNG)) as proxy:
@@ -236,10 +232,10 @@ async def test_downloads_through_a_proxy(tmp_path: Path, monkeypatch: pytest.Mon
     assert KEY not in "".join(request.text for request in proxy.requests)
 
 
-async def test_a_proxy_password_is_not_told(tmp_path: Path) -> None:
-    """When a proxy refuses, its URL is not in the error."""
+async def test_a_proxy_password_is_not_shown(tmp_path: Path) -> None:
+    """If a proxy refuses, its URL is not in the error."""
     async with Host(answer(b"", "407 No")) as proxy:
         url = proxy.url.replace("//", "//me:hunter2@")
-        async with strict_files(Door(inside=False), proxy=url) as files:
+        async with strict_files(HostPolicy(allow_private=False), proxy=url) as files:
             error = await fails(files, tmp_path, "https://a.example/b")
     assert "hunter2" not in str(error)

@@ -1,4 +1,4 @@
-"""What bytes say about an image, and what its file is called."""
+"""Image formats by their bytes, and the names of image files."""
 
 import io
 import random
@@ -11,13 +11,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kie4o.files.images import HEAD, TAIL, ending_of, file_name, is_whole
+from kie4o.files.images import HEAD, TAIL, file_name, is_whole, suffix_of
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}
 TASK = "3f1c0d2e4b5a69788796a5b4c3d2e1f0"
 
 
-def picture(ending: str, side: int = 40) -> bytes:
+def picture(suffix: str, side: int = 40) -> bytes:
     """An image of noise, which does not compress.
 
     The noise is always the same: in one of six noisy GIFs the pixel data contains the two bytes of
@@ -25,54 +25,54 @@ def picture(ending: str, side: int = 40) -> bytes:
     """
     buffer = io.BytesIO()
     noise = Image.frombytes("L", (side, side), random.Random(side).randbytes(side * side))
-    noise.convert("P" if ending == "gif" else "RGB").save(buffer, FORMATS[ending])
+    noise.convert("P" if suffix == "gif" else "RGB").save(buffer, FORMATS[suffix])
     return buffer.getvalue()
 
 
 def whole(body: bytes) -> bool:
-    ending = ending_of(body[:HEAD])
-    return ending is not None and is_whole(ending, head=body[:HEAD], tail=body[-TAIL:], size=len(body))
+    suffix = suffix_of(body[:HEAD])
+    return suffix is not None and is_whole(suffix, head=body[:HEAD], tail=body[-TAIL:], size=len(body))
 
 
-@pytest.mark.parametrize("ending", FORMATS)
-def test_kind_and_end_of_real_images(ending: str) -> None:
-    """What Pillow writes is recognised by its first bytes and whole by its last."""
-    body = picture(ending)
-    assert ending_of(body[:HEAD]) == ending
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_real_images(suffix: str) -> None:
+    """Images written by Pillow are recognised by their first bytes and complete by their last."""
+    body = picture(suffix)
+    assert suffix_of(body[:HEAD]) == suffix
     assert whole(body)
 
 
-@pytest.mark.parametrize("ending", FORMATS)
-def test_every_cut_is_seen(ending: str) -> None:
-    """No proper beginning of an image is taken for the whole, wherever it ends."""
-    body = picture(ending)
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_truncation_is_detected(suffix: str) -> None:
+    """An image that is cut off anywhere is not complete."""
+    body = picture(suffix)
     assert not [at for at in range(len(body)) if whole(body[:at])]
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "gif"])
-def test_padding_is_no_fault(ending: str) -> None:
-    """Zeros after the end, as some writers leave them, do not make an image broken."""
-    assert whole(picture(ending) + bytes(20))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif"])
+def test_padding_is_accepted(suffix: str) -> None:
+    """An image with zeros after its end, as some programs write them, is complete."""
+    assert whole(picture(suffix) + bytes(20))
 
 
 @pytest.mark.parametrize(
     "head",
     [b"", b"\x89PNG", b"<!DOCTYPE html>", b"<svg xmlns=", b"RIFF\0\0\0\0WAVE", b"GIF88a", b"%PDF-1.7", b"BM"],
 )
-def test_what_is_no_image(head: bytes) -> None:
-    """Pages, scripts and formats that Kie does not make are not images, nor are half a magic's bytes."""
-    assert ending_of(head) is None
+def test_other_formats(head: bytes) -> None:
+    """Pages, scripts, formats that Kie does not return and partial magic bytes are not images."""
+    assert suffix_of(head) is None
 
 
 @given(st.binary(max_size=200))
 @example(b"RIFF\xff\xff\xff\xffWEBP")
-def test_any_bytes_are_judged(body: bytes) -> None:
-    """No bytes raise."""
+def test_any_bytes_are_accepted(body: bytes) -> None:
+    """No bytes raise an error."""
     assert whole(body) in (True, False)
 
 
 def test_names_of_images() -> None:
-    """From task id and index, or the caller's stem, with an index only where there are several."""
+    """The name is the task id and index, or the given name, with an index only for several images."""
     assert file_name(TASK, 0, "png") == f"{TASK}_0.png"
     assert file_name(TASK, 3, "webp", several=True) == f"{TASK}_3.webp"
     assert file_name(TASK, 0, "png", "cat") == "cat.png"
@@ -80,15 +80,15 @@ def test_names_of_images() -> None:
     assert file_name(TASK, 0, "png", "Katze 7, süß 🐈") == "Katze 7, süß 🐈.png"
 
 
-def test_an_ending_is_not_doubled() -> None:
-    """`cat.png` is a common way to say cat; what the bytes are decides the ending."""
+def test_a_suffix_is_not_doubled() -> None:
+    """A suffix in the given name is replaced by the one of the format."""
     assert file_name(TASK, 0, "png", "cat.png") == "cat.png"
     assert file_name(TASK, 0, "webp", "cat.JPEG") == "cat.webp"
     assert file_name(TASK, 0, "png", "v1.2") == "v1.2.png"
 
 
 @pytest.mark.parametrize(
-    ("name", "made"),
+    ("name", "expected"),
     [
         ("../../etc/passwd", "_.._etc_passwd.png"),
         ("..\\..\\x", "_.._x.png"),
@@ -112,27 +112,27 @@ def test_an_ending_is_not_doubled() -> None:
         (".png", f"{TASK}_0.png"),
     ],
 )
-def test_odd_names_are_made_harmless(name: str, made: str) -> None:
-    """A name is never refused and never leaves the folder."""
-    assert file_name(TASK, 0, "png", name) == made
+def test_unsafe_names_are_changed(name: str, expected: str) -> None:
+    """No name is refused, and none leads out of the directory."""
+    assert file_name(TASK, 0, "png", name) == expected
 
 
 @given(st.text(max_size=300), st.integers(0, 4), st.booleans(), st.none() | st.text(max_size=400))
-def test_a_name_stays_in_its_folder(task_id: str, index: int, several: bool, name: str | None) -> None:
-    """One component on any system, at most 255 bytes, nothing hidden, nothing that controls."""
-    made = file_name(task_id, index, "png", name, several=several)
-    assert made.endswith(".png")
-    assert not made.startswith((".", " "))
-    assert not {"/", "\\", ":"} & set(made)
-    assert len(made.encode()) <= 255
-    assert not [c for c in made if unicodedata.category(c) in ("Cc", "Cf", "Cs")]
-    assert Path("folder", made).resolve().parent == Path("folder").resolve()
-    assert PureWindowsPath(made).parts == (made,)
-    assert not re.match(r"(con|prn|aux|nul|(com|lpt)\d) *(\.|$)", made, re.IGNORECASE | re.ASCII)
+def test_a_name_stays_in_its_directory(task_id: str, index: int, several: bool, name: str | None) -> None:
+    """A name is one path component on any system, of at most 255 bytes, not hidden and without controls."""
+    result = file_name(task_id, index, "png", name, several=several)
+    assert result.endswith(".png")
+    assert not result.startswith((".", " "))
+    assert not {"/", "\\", ":"} & set(result)
+    assert len(result.encode()) <= 255
+    assert not [c for c in result if unicodedata.category(c) in ("Cc", "Cf", "Cs")]
+    assert Path("folder", result).resolve().parent == Path("folder").resolve()
+    assert PureWindowsPath(result).parts == (result,)
+    assert not re.match(r"(con|prn|aux|nul|(com|lpt)\d) *(\.|$)", result, re.IGNORECASE | re.ASCII)
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.text(max_size=300))
 def test_images_of_a_task_do_not_collide(first: int, second: int, name: str) -> None:
-    """Two images of one task never share a file, however long the name."""
+    """Two images of one task never have the same file name, however long the given name is."""
     names = [file_name(TASK, index, "png", name, several=True) for index in (first, second)]
     assert (names[0] == names[1]) == (first == second)

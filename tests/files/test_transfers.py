@@ -1,31 +1,17 @@
-"""Downloads of several images as one call, and uploads and downloads together."""
+"""Downloads of several images in one call, and a round trip through the emulator."""
 
 import asyncio
 from pathlib import Path
 
 import pytest
-from hosts import (
-    PNG,
-    TASK,
-    Host,
-    Request,
-    answer,
-    fails,
-    files_for,
-    names,
-    no_renewal,
-    picture,
-)
+from hosts import PNG, TASK, Host, Request, answer, fails, files_for, names, no_renewal, picture
 
-from kie4o.errors import (
-    DownloadError,
-    InvalidRequestError,
-)
+from kie4o.errors import DownloadError, InvalidRequestError
 from kie4o.transport.transport import USER_AGENT
 
 
 async def test_several_images_keep_their_order(tmp_path: Path) -> None:
-    """Paths come in the order of the URLs, and at most four are fetched at once."""
+    """Paths are in the order of the URLs, and at most four downloads run at once."""
     running, most = 0, 0
     release = asyncio.Event()
     bodies = {f"/{n}": picture(side=20 + n) for n in range(6)}
@@ -35,7 +21,7 @@ async def test_several_images_keep_their_order(tmp_path: Path) -> None:
         running += 1
         most = max(most, running)
         if running == 4:
-            for _ in range(200):  # time enough for a fifth to come
+            for _ in range(200):  # enough for a fifth request to arrive
                 await asyncio.sleep(0)
             release.set()
         await release.wait()
@@ -50,14 +36,14 @@ async def test_several_images_keep_their_order(tmp_path: Path) -> None:
     assert most == 4
 
 
-async def test_nothing_to_fetch_is_nothing(tmp_path: Path) -> None:
-    """No URLs give no paths."""
+async def test_no_urls(tmp_path: Path) -> None:
+    """Without URLs there are no paths."""
     async with files_for(None) as files:
         assert await files.download([], tmp_path, task_id=TASK, renew=no_renewal) == []
 
 
-async def test_one_failure_calls_off_the_others(tmp_path: Path) -> None:
-    """The others are cancelled and leave nothing; what was whole already stays."""
+async def test_one_failure_cancels_the_others(tmp_path: Path) -> None:
+    """The other downloads are cancelled and leave no file; files that are already complete stay."""
     stuck = asyncio.Event()
 
     async def reply(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -83,27 +69,27 @@ async def test_one_failure_calls_off_the_others(tmp_path: Path) -> None:
 
 
 async def test_a_name_must_be_text(tmp_path: Path) -> None:
-    """Anything else is refused before any network use."""
+    """Another type is refused before any network use."""
     async with Host(answer(PNG)) as host, files_for(host.url) as files:
         with pytest.raises(InvalidRequestError, match="name=7"):
             await files.download([host.url], tmp_path, task_id=TASK, name=7, renew=no_renewal)  # type: ignore[arg-type]  # wrong on purpose
     assert not host.requests
 
 
-async def test_a_closed_client_fetches_nothing(tmp_path: Path) -> None:
-    """After `aclose` no session comes back to life."""
+async def test_a_closed_client_downloads_nothing(tmp_path: Path) -> None:
+    """A download after `aclose` opens no new session."""
     async with Host(answer(PNG)) as host, files_for(host.url) as files:
         await files.aclose()
         assert "closed" in str(await fails(files, tmp_path, host.url))
     assert not host.requests
 
 
-async def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
-    """It is found out before anything is fetched."""
+async def test_a_directory_that_cannot_be_created(tmp_path: Path) -> None:
+    """The download fails before any request, with the system's reason."""
     (tmp_path / "file").write_bytes(b"")
     async with Host(answer(PNG)) as host, files_for(host.url) as files:
         for folder in (tmp_path / "file", tmp_path / "file" / "deeper", tmp_path / "a\0b"):
-            with pytest.raises(DownloadError, match="cannot be made") as caught:
+            with pytest.raises(DownloadError, match="could not create the directory") as caught:
                 await files.download([host.url], folder, task_id=TASK, renew=no_renewal)
             assert (caught.value.task_id, caught.value.__context__) == (TASK, None)
         (tmp_path / "cat.png").mkdir()
@@ -114,7 +100,7 @@ async def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 
 async def test_against_the_emulator(tmp_path: Path) -> None:
-    """What is uploaded comes back by download, and no key reaches a file."""
+    """Uploaded files can be downloaded again, and no key is sent to a file host."""
     emulator = pytest.importorskip("kie4o.emulator")
     async with emulator.Emulator() as kie, files_for(kie.url) as files:
         stored = await files.upload(PNG, name="a.png")

@@ -1,4 +1,4 @@
-"""Uploads, against an upload host on localhost that can fail."""
+"""Uploads to a host on localhost that fails on request."""
 
 import asyncio
 import errno
@@ -11,13 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import BodyPartReader, web
-from hosts import (
-    KEY,
-    PNG,
-    Naps,
-    files_for,
-    picture,
-)
+from hosts import KEY, PNG, RecordedSleep, files_for, picture
 
 from kie4o.errors import (
     APIConnectionError,
@@ -29,7 +23,7 @@ from kie4o.files import uploads
 
 
 class UploadHost:
-    """Kie's upload host: answers as recorded, after the failures it was given."""
+    """An upload host that answers like Kie's recorded one, after the given failures."""
 
     def __init__(self) -> None:
         self.failures: list[Any] = []
@@ -57,7 +51,7 @@ class UploadHost:
             request.transport.abort()
             return web.Response()
         form: dict[str, Any] = {}
-        async for part in await request.multipart():  # post() leaves files open when we hang up
+        async for part in await request.multipart():  # post() leaves files open if the client disconnects
             assert isinstance(part, BodyPartReader)
             assert part.name is not None
             if part.filename is None:
@@ -90,7 +84,7 @@ class UploadHost:
 
 
 class OnePass(io.RawIOBase):
-    """A pipe: bytes that come once."""
+    """A pipe, whose bytes can be read only once."""
 
     def __init__(self, body: bytes) -> None:
         self._body = io.BytesIO(body)
@@ -103,12 +97,12 @@ class OnePass(io.RawIOBase):
 
 
 async def test_every_kind_of_source(tmp_path: Path) -> None:
-    """A path as text or object, bytes of any kind, open files, wrapped files and pipes all arrive
-    as they are, with a length, a content type by their bytes, and a name if one is known."""
-    place = tmp_path / "kätzchen 1.png"
-    place.write_bytes(PNG)
+    """Paths, bytes of any type, open files, wrapped files and pipes are sent unchanged, with a length,
+    a content type by their bytes, and a name if there is one."""
+    path = tmp_path / "kätzchen 1.png"
+    path.write_bytes(PNG)
     with (
-        place.open("rb") as opened,
+        path.open("rb") as opened,
         tempfile.NamedTemporaryFile(suffix=".png") as wrapped,
         tempfile.SpooledTemporaryFile() as spooled,
     ):
@@ -117,13 +111,13 @@ async def test_every_kind_of_source(tmp_path: Path) -> None:
         spooled.write(b"skipped" + PNG)
         spooled.seek(7)
         sources: list[tuple[Any, str | None]] = [
-            (str(place), place.name),
-            (place, place.name),
+            (str(path), path.name),
+            (path, path.name),
             (PNG, None),
             (bytearray(PNG), None),
             (memoryview(PNG), None),
             (memoryview(bytes(b for byte in PNG for b in (byte, 0)))[::2], None),
-            (opened, place.name),
+            (opened, path.name),
             (io.BytesIO(PNG), None),
             (wrapped, Path(wrapped.name).name),
             (spooled, None),
@@ -143,9 +137,9 @@ async def test_every_kind_of_source(tmp_path: Path) -> None:
         assert not wrapped.closed
 
 
-async def test_names_and_folders() -> None:
-    """The caller's name wins over the path's; the folder goes without slashes at its ends; bytes
-    without a name never share one, should a host take the part's for it."""
+async def test_names_and_directories() -> None:
+    """The given name wins over the name of the file, and the directory is sent without slashes at its
+    ends. Bytes without a name get different part names, in case a host uses those."""
     async with UploadHost() as host, files_for(host.url) as files:
         stored = await files.upload(PNG, name="cat.png", path="/my/cats/")
         assert (stored.name, stored.path) == ("cat.png", "kieai/10001/my/cats/cat.png")
@@ -159,35 +153,35 @@ async def test_names_and_folders() -> None:
 
 
 async def test_a_large_file_is_streamed(tmp_path: Path) -> None:
-    """Tens of megabytes go out in pieces, not through one large buffer."""
-    place = tmp_path / "large.png"
+    """A file of 8 MiB, sent in chunks, arrives unchanged."""
+    path = tmp_path / "large.png"
     body = PNG + os.urandom(8 * 2**20)
-    place.write_bytes(body)
+    path.write_bytes(body)
     async with UploadHost() as host, files_for(host.url) as files:
-        assert (await files.upload(place)).size == len(body)
+        assert (await files.upload(path)).size == len(body)
     assert host.forms[0]["file"][2] == body
 
 
 @pytest.mark.parametrize("failures", [["cut", "cut"], [500, 455], ["cut", 429]])
 @pytest.mark.parametrize("source", ["path", "file", "bytes", "pipe"])
-async def test_a_failed_upload_is_sent_again(tmp_path: Path, failures: list[Any], source: str) -> None:
-    """Uploads are free and overwrite: two more tries, each with the whole content."""
+async def test_a_failed_upload_is_retried(tmp_path: Path, failures: list[Any], source: str) -> None:
+    """An upload is tried three times, each time with the whole content."""
     body = picture(side=1500)
-    place = tmp_path / "a.png"
-    place.write_bytes(b"skip" + body if source == "file" else body)
-    naps = Naps()
-    async with UploadHost() as host, files_for(host.url, sleep=naps) as files:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"skip" + body if source == "file" else body)
+    delays = RecordedSleep()
+    async with UploadHost() as host, files_for(host.url, sleep=delays) as files:
         host.failures = list(failures)
-        with place.open("rb") as opened:
+        with path.open("rb") as opened:
             opened.seek(4)
-            given: Any = {"path": place, "file": opened, "bytes": body, "pipe": OnePass(body)}[source]
+            given: Any = {"path": path, "file": opened, "bytes": body, "pipe": OnePass(body)}[source]
             assert (await files.upload(given)).size == len(body)
     assert [form["file"][2] == body for form in host.forms] == [True] * len(host.forms)
-    assert naps == [0.5, 1.0]
+    assert delays == [0.5, 1.0]
 
 
-async def test_an_upload_that_fails_for_good() -> None:
-    """After three tries the last error is raised; a refusal is not tried again."""
+async def test_an_upload_that_keeps_failing() -> None:
+    """The third error is raised; a refusal is not retried."""
     async with UploadHost() as host, files_for(host.url) as files:
         host.failures = [500] * 9
         with pytest.raises(InternalServerError):
@@ -213,21 +207,21 @@ async def test_an_upload_that_fails_for_good() -> None:
         ("a\0b", "null"),
         ("fifo", "not a regular file"),
         ("empty.png", "empty"),
-        ("large.png", "at most 104857600"),
+        ("large.png", "more than 104857600 bytes"),
         ("https://example.com/a.png", "upload_from_url"),
         (b"", "empty"),
         (io.BytesIO(b""), "empty"),
         (OnePass(b""), "empty"),
         (io.StringIO("text"), "mode 'rb'"),
-        (7, "use a path"),
-        (None, "use a path"),
-        (["a.png"], "use a path"),
+        (7, "pass the path"),
+        (None, "pass the path"),
+        (["a.png"], "pass the path"),
     ],
 )
-async def test_what_cannot_be_uploaded(
+async def test_invalid_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, words: str
 ) -> None:
-    """It is refused before any network use, and the sentence says what to do."""
+    """An invalid source is refused before any network use, and the message says what to do."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("fifo")
     Path("empty.png").touch()
@@ -240,10 +234,10 @@ async def test_what_cannot_be_uploaded(
     assert not host.forms
 
 
-async def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """Closed, write-only, text and endless ones are refused too."""
-    place = tmp_path / "a.txt"
-    place.write_text("text")
+async def test_unreadable_files(tmp_path: Path) -> None:
+    """Closed, write-only, text, endless and broken files are refused."""
+    path = tmp_path / "a.txt"
+    path.write_text("text")
     closed = io.BytesIO(PNG)
     closed.close()
 
@@ -264,12 +258,12 @@ async def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             return 0
 
     async with UploadHost() as host, files_for(host.url) as files:
-        with place.open("ab") as write_only, place.open() as text:
+        with path.open("ab") as write_only, path.open() as text:
             for source, words in [
                 (closed, "closed file"),
                 (write_only, "cannot be read"),
                 (text, "mode 'rb'"),
-                (Endless(b""), "at most"),
+                (Endless(b""), "more than 104857600 bytes"),
                 (Broken(b""), "Input/output error"),
                 (BrokenBytes(PNG), "Input/output error"),
             ]:
@@ -297,40 +291,40 @@ async def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         {"path": None},
     ],
 )
-async def test_odd_names_and_folders_are_refused(where: dict[str, Any]) -> None:
-    """Before any network use, for both kinds of upload."""
+async def test_invalid_names_and_directories(where: dict[str, Any]) -> None:
+    """They are refused before any network use, by both kinds of upload."""
     async with UploadHost() as host, files_for(host.url) as files:
-        with pytest.raises(InvalidRequestError, match="is not possible"):
+        with pytest.raises(InvalidRequestError, match=rf"^invalid {next(iter(where))}=.*: expected"):
             await files.upload(PNG, **where)
-        with pytest.raises(InvalidRequestError, match="is not possible"):
+        with pytest.raises(InvalidRequestError, match=rf"^invalid {next(iter(where))}=.*: expected"):
             await files.upload_from_url("https://example.com/a.png", **where)
     assert not host.forms
 
 
 async def test_a_file_that_becomes_shorter() -> None:
-    """It is an error of ours, not an endless wait for the rest."""
+    """It is an `APIConnectionError`, not an endless wait for the missing bytes."""
 
     class Shrinking(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             return super().read(size) if self.tell() == 0 else b""
 
-    naps = Naps()
-    async with UploadHost() as host, files_for(host.url, sleep=naps) as files:
+    delays = RecordedSleep()
+    async with UploadHost() as host, files_for(host.url, sleep=delays) as files:
         with pytest.raises(APIConnectionError) as caught:
             await files.upload(Shrinking(bytes(10**6)))
     assert caught.value.__context__ is None
-    assert len(naps) == 2
+    assert len(delays) == 2
     assert not host.forms
 
 
 @pytest.mark.parametrize("steps", [*range(12), 20, 40, 80])
 async def test_a_cancelled_upload(tmp_path: Path, steps: int) -> None:
-    """Cancelled anywhere, it ends, closes what it opened and leaves the caller's file open."""
-    place = tmp_path / "a.png"
-    place.write_bytes(picture(side=1200))
+    """An upload that is cancelled anywhere ends, closes what it opened and leaves the caller's file open."""
+    path = tmp_path / "a.png"
+    path.write_bytes(picture(side=1200))
     async with UploadHost() as host, files_for(host.url) as files:
-        with place.open("rb") as opened:
-            tasks = [asyncio.ensure_future(files.upload(source)) for source in (place, opened)]
+        with path.open("rb") as opened:
+            tasks = [asyncio.ensure_future(files.upload(source)) for source in (path, opened)]
             for _ in range(steps):
                 await asyncio.sleep(0)
             for task in tasks:
@@ -340,8 +334,8 @@ async def test_a_cancelled_upload(tmp_path: Path, steps: int) -> None:
             assert not opened.closed
 
 
-async def test_a_pipe_that_never_speaks() -> None:
-    """A cancel does not wait for it: such a read may take for ever."""
+async def test_a_silent_pipe() -> None:
+    """A cancel does not wait for the read, which may block forever."""
     reading, writing = os.pipe()
     reached = threading.Event()
 
@@ -364,15 +358,15 @@ async def test_a_pipe_that_never_speaks() -> None:
     assert not host.forms
 
 
-async def test_a_pipe_that_does_not_block_is_refused() -> None:
-    """What it has now may be half of it: half a picture would be stored without a word."""
+async def test_a_non_blocking_pipe_is_refused() -> None:
+    """It may have only a part of the file now; uploading that part would store a truncated image."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     os.write(writing, b"half of it")
     try:
         async with UploadHost() as host, files_for(host.url) as files:
             with io.FileIO(reading) as pipe:
-                with pytest.raises(InvalidRequestError, match="does not block"):
+                with pytest.raises(InvalidRequestError, match="non-blocking"):
                     await files.upload(pipe)
         assert not host.forms
     finally:
@@ -380,7 +374,7 @@ async def test_a_pipe_that_does_not_block_is_refused() -> None:
 
 
 async def test_upload_from_a_url() -> None:
-    """Kie is told the URL, folder and name; failures are tried again as for other uploads."""
+    """Kie receives URL, directory and name; failures are retried as for other uploads."""
     async with UploadHost() as host, files_for(host.url) as files:
         host.failures = [500]
         stored = await files.upload_from_url("https://example.com/a.png?b=c", name="cat.png")
@@ -397,10 +391,10 @@ async def test_upload_from_a_url() -> None:
 @pytest.mark.parametrize(
     "url", ["", "a.png", "file:///etc/passwd", "https://", "https://a b/", None, 7, "ftp://a/b"]
 )
-async def test_only_urls_that_kie_can_fetch(url: Any) -> None:
-    """Others are refused before any network use, by their own name."""
+async def test_invalid_urls(url: Any) -> None:
+    """URLs that Kie cannot fetch are refused before any network use."""
     async with UploadHost() as host, files_for(host.url) as files:
-        with pytest.raises(InvalidRequestError, match=r"^url=") as caught:
+        with pytest.raises(InvalidRequestError, match=r"^invalid url=") as caught:
             await files.upload_from_url(url)
     assert caught.value.__context__ is None
     assert not host.forms
