@@ -1,7 +1,7 @@
-"""A Kie on localhost, for tests and for trying things without paying.
+"""An emulator of Kie on localhost, for tests and for trying things without paying.
 
-It imports nothing else of kie4o: it answers to the recorded answers of the service, not to our parser,
-so that the two can be held against each other.
+It imports nothing else of kie4o. It follows the recorded answers of the service rather than our parser, so
+that each can be checked against the other.
 """
 
 from .callbacks import Call, CallRecord

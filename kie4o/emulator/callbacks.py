@@ -1,7 +1,7 @@
-"""What a callback says, when it is sent and how it is signed.
+"""Callbacks as values: when a task calls back, what the callback says, and how it is signed.
 
-Values only: `caller` posts them. A real callback is one row of the table of contents; the other rows
-are what anybody who knows a callback URL may post to it.
+`sender` posts them. Kie itself sends one row of `CONTENTS`, "true"; the other rows are what anyone who
+knows a callback URL could post to it. Durations are emulated seconds.
 """
 
 import base64
@@ -15,22 +15,28 @@ import attrs
 from attrs.validators import ge, in_, instance_of, le
 
 USER_AGENT = "kie4o-emulator"
-SPACING = (5.0, 10.0, 20.0)  # emulated seconds before each repeat: Kie says three, and not how far apart
-NOT_THE_KEY = b"not the key of this account"
+REPEAT_DELAYS = (5.0, 10.0, 20.0)  # page "callbacks": three repeats; their spacing is not documented
+OTHER_KEY = b"not the key of this account"
 
 WHEN = ("end", "early", "together", "never")
-AT_ONCE = ("early", "together")  # the task is over before its submit is answered
+AT_ONCE = ("early", "together")  # the task ends before its submit is answered
+
+
+def invalid(name: str, value: object, expected: str) -> ValueError:
+    """An argument that cannot be used; `expected` completes "expected ..."."""
+    return ValueError(f"invalid {name}={value!r}: expected {expected}")
 
 
 @attrs.frozen
-class Claim:
-    """What a callback tells of a task: a code, a reason, and images unless it failed."""
+class Report:
+    """What a callback reports about a task: a code, a message, and the image URLs unless it failed."""
 
     code: int | None
     message: str | None
     urls: tuple[str, ...] | None = None
 
     def body(self, task_id: str) -> dict[str, Any]:
+        """The JSON body, as on page "callbacks"."""
         info = None if self.urls is None else {"result_urls": list(self.urls)}
         return {"code": self.code, "msg": self.message, "data": {"taskId": task_id, "info": info}}
 
@@ -39,40 +45,54 @@ class Claim:
 class Content:
     """One row of `CONTENTS`."""
 
-    claim: Claim | None = None  # in place of the true one
-    stranger: bool = False  # about a task id that Kie never gave
-    forged: bool = False  # signed by somebody without the key
-    replays: int = 0  # how often it comes again as it was, to the byte
+    report: Report | None = None  # replaces the true one
+    unknown_task: bool = False  # names a task id that Kie never issued
+    forged: bool = False  # signed with another key
+    replays: int = 0  # identical copies that follow the first delivery
 
 
-FOREIGN = Claim(200, "success", ("https://evil.example/x.png",))
-FAILURE = Claim(500, "GPT 4O failed to edit the picture")
+FOREIGN = Report(200, "success", ("https://evil.example/x.png",))
+FAILURE = Report(500, "GPT 4O failed to edit the picture")
 CONTENTS = {
     "true": Content(),
-    "altered": Content(claim=FOREIGN),
-    "false failure": Content(claim=FAILURE),
-    "forged": Content(claim=FOREIGN, forged=True),
+    "altered": Content(report=FOREIGN),
+    "false failure": Content(report=FAILURE),
+    "forged": Content(report=FOREIGN, forged=True),
     "replayed": Content(replays=3),
-    "unknown task": Content(claim=FOREIGN, stranger=True),
+    "unknown task": Content(report=FOREIGN, unknown_task=True),
 }
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Call:
-    """How a task calls back: `when`, with how many `copies` at once, `delay` emulated seconds later.
+    """How a task calls back.
 
-    "early" is before the submit is answered, "together" at that moment; the task has then ended. What is
-    not answered with 200 is sent again, at most `repeats` times. `content` is a row of `CONTENTS`.
+    Args:
+        when: "end": when the task ends. "early": before its submit is answered. "together": at the moment
+            its submit is answered. "never": not at all. With "early" and "together" the task ends at once,
+            whatever its duration.
+        copies: How many callbacks are sent at the same time.
+        content: What the callback says. "true": what Kie sends. "altered": a success with foreign image
+            URLs and a valid signature, which does not cover them. "false failure": a failure with a valid
+            signature. "forged": foreign image URLs, signed with another key. "replayed": the true callback
+            and, once it is answered with 200, three identical copies. "unknown task": a success of a task
+            id that Kie never issued.
+        delay: Emulated seconds between `when` and the callback.
+        repeats: How many times, 0 to 3, a callback that is not answered with HTTP 200 is sent again.
+        signed: False leaves the signature out even if the emulator has a `webhook_key`.
+
+    Raises:
+        ValueError: A value is not one of those above.
     """
 
-    when: str = attrs.field(default="end", validator=in_(WHEN))
-    copies: int = attrs.field(default=1, kw_only=True, validator=[instance_of(int), ge(1)])
-    content: str = attrs.field(default="true", kw_only=True, validator=in_(CONTENTS))
-    delay: float = attrs.field(default=0.0, kw_only=True, validator=ge(0))
+    when: str = attrs.field(default="end", validator=in_(WHEN), kw_only=False)
+    copies: int = attrs.field(default=1, validator=[instance_of(int), ge(1)])
+    content: str = attrs.field(default="true", validator=in_(tuple(CONTENTS)))
+    delay: float = attrs.field(default=0.0, validator=ge(0))
     repeats: int = attrs.field(
-        default=len(SPACING), kw_only=True, validator=[instance_of(int), ge(0), le(len(SPACING))]
+        default=len(REPEAT_DELAYS), validator=[instance_of(int), ge(0), le(len(REPEAT_DELAYS))]
     )
-    signed: bool = attrs.field(default=True, kw_only=True)
+    signed: bool = True
 
 
 CALLS = {
@@ -87,16 +107,17 @@ CALLS = {
 
 
 def as_call(call: str | Call) -> Call:
+    """The `Call` itself, or the one of this name."""
     if isinstance(call, Call):
         return call
     if call not in CALLS:
-        raise ValueError(f"callback={call!r}: a Call, or one of {', '.join(CALLS)}")
+        raise invalid("callback", call, f"a Call, or one of {', '.join(CALLS)}")
     return CALLS[call]
 
 
 @attrs.frozen
-class Letter:
-    """One callback, ready to be posted."""
+class CallbackRequest:
+    """The HTTP request that delivers one callback, ready to be posted."""
 
     task_id: str
     url: str
@@ -106,46 +127,64 @@ class Letter:
 
 @attrs.frozen(kw_only=True)
 class CallRecord:
-    """One attempt at a callback. `task_id` is the task that it was sent for, whatever `body` says."""
+    """One attempt to deliver a callback.
+
+    Attributes:
+        task_id: The task that called back, whatever the body says.
+        url: Where the callback was posted.
+        body: The bytes that were posted; `message` is the same, decoded.
+        headers: The headers that were posted, a signature included.
+        attempt: 1 for the first attempt, 2 to 4 for repeats; a replay has the number of its original.
+        at: When it was posted, in emulated seconds on the clock of `Emulator.now()`.
+        sent: False if the URL is not on this machine; nothing was posted then.
+        status: HTTP status of the answer, or None without an answer.
+        error: Why there is no answer, or None.
+    """
 
     task_id: str
     url: str
     body: bytes
     headers: Mapping[str, str] = attrs.field(repr=False)
-    attempt: int  # 1, and up to 3 repeats; a replay has the number of what it repeats
-    at: float  # emulated seconds, when it went out
-    sent: bool = True  # False: not on this machine, so nobody was asked
-    status: int | None = None  # HTTP, of the answer
-    error: str | None = None  # why there is no answer
+    attempt: int
+    at: float
+    sent: bool = True
+    status: int | None = None
+    error: str | None = None
 
     @property
     def message(self) -> Any:
-        """The body, read."""
+        """The body, decoded from JSON."""
         return json.loads(self.body)
 
 
 def sign(task_id: str, *, key: str | bytes, timestamp: int) -> dict[str, str]:
-    """The headers of a signed callback: base64 of HMAC-SHA256 over the id, a dot and the time."""
+    """The headers of a signed callback: base64 of HMAC-SHA256 over the id, a dot and the unix time.
+
+    Source: page "webhook verification".
+    """
     secret = key if isinstance(key, bytes) else key.encode()
     digest = hmac.digest(secret, f"{task_id}.{timestamp}".encode(), "sha256")
     return {"X-Webhook-Timestamp": str(timestamp), "X-Webhook-Signature": base64.b64encode(digest).decode()}
 
 
-def write(
-    truth: Claim,
+def build_callback(
+    report: Report,
     call: Call,
     *,
     task_id: str,
     url: str,
     key: str | bytes | None,
     timestamp: int,
-) -> Letter:
-    """The callback about a task, as `call` wants it; without a `key` Kie does not sign."""
+) -> CallbackRequest:
+    """The request for a task's callback. `report` is the true one, which `call.content` may replace.
+
+    Without a `key` Kie sends no signature.
+    """
     content = CONTENTS[call.content]
-    about = secrets.token_hex(16) if content.stranger else task_id
-    body = json.dumps((content.claim or truth).body(about)).encode()
-    signer = NOT_THE_KEY if content.forged else key
+    named = secrets.token_hex(16) if content.unknown_task else task_id
+    body = json.dumps((content.report or report).body(named)).encode()
+    signing_key = OTHER_KEY if content.forged else key
     headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
-    if call.signed and signer:
-        headers |= sign(about, key=signer, timestamp=timestamp)
-    return Letter(task_id, url, body, headers)
+    if call.signed and signing_key:
+        headers |= sign(named, key=signing_key, timestamp=timestamp)
+    return CallbackRequest(task_id, url, body, headers)

@@ -1,4 +1,7 @@
-"""How an answer looks on the wire: the envelopes of both hosts, and what is no envelope."""
+"""Answers on the wire: the envelopes of Kie's two hosts, and the answers without an envelope.
+
+The shapes are those of recorded answers.
+"""
 
 import json
 from collections.abc import Callable
@@ -12,13 +15,14 @@ from .tasks import Answer
 
 Envelope = Callable[[Answer], web.Response]
 
-UNAUTHORIZED = Answer(401)  # Kie says the same of a wrong Content-Type
-UPLOAD_UNAUTHORIZED = Answer(401, "Authentication failed: Invalid API Key", 401)
+UNAUTHORIZED = Answer(401)
+UPLOAD_UNAUTHORIZED = Answer(401, "Authentication failed: Invalid API Key", http_status=401)
 
 
 async def json_object(request: web.Request) -> dict[str, Any] | Answer:
+    """The body of a request, or the answer to a body that is not a JSON object."""
     if request.content_type != "application/json":
-        return UNAUTHORIZED
+        return UNAUTHORIZED  # Kie's text for 401 names the Content-Type too
     try:
         body = json.loads(await request.read())
     except (ValueError, RecursionError):
@@ -27,16 +31,16 @@ async def json_object(request: web.Request) -> dict[str, Any] | Answer:
 
 
 def response(request: web.Request, answer: Answer, envelope: Envelope) -> web.Response:
-    """The answer in its envelope, or without one; a lost one ends the connection before a byte."""
+    """The answer in its envelope, unless it is raw; a lost one closes the connection first."""
     if answer.lost and request.transport:
-        request.transport.close()  # what is written to it from now on goes nowhere
+        request.transport.close()  # the response is then discarded
     if answer.raw is not None:
         return web.Response(body=answer.raw, status=answer.http_status, content_type="text/html")
     return envelope(answer)
 
 
 def api_envelope(answer: Answer) -> web.Response:
-    """The API host: `data` is null in an error, and missing altogether in a 401."""
+    """The API host: `data` is null in an error, and absent from a 401."""
     body = {"code": answer.code, "msg": answer.msg}
     if answer.code != 401 or answer.data is not None:
         body["data"] = answer.data
@@ -44,15 +48,15 @@ def api_envelope(answer: Answer) -> web.Response:
 
 
 def upload_envelope(answer: Answer) -> web.Response:
-    """The upload host: says `success` as well, and has `data` only then."""
+    """The upload host: adds `success`, and has `data` only then."""
     body = {"success": answer.code == 200, "code": answer.code, "msg": answer.msg}
     if answer.data is not None:
         body["data"] = answer.data
     return _json(body, answer.http_status, "application/json")
 
 
-def spring(path: str, status: HTTPStatus) -> web.Response:
-    """Neither host knows the path: an answer without `code` and `msg`."""
+def spring_error(path: str, status: HTTPStatus) -> web.Response:
+    """Both hosts for an unknown path: the error page of the Spring framework, without `code` and `msg`."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     body = {"timestamp": now, "status": status.value, "error": status.phrase, "path": path}
     return _json(body, status, "application/json")

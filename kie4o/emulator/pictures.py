@@ -1,7 +1,7 @@
-"""Pictures for the emulator: from a prompt to the bytes of a PNG.
+"""Pictures for the emulator: turns a prompt into a PNG.
 
-Alone because it is the only place that knows Pillow, which is optional and imported when the first
-picture is drawn. The same prompt, size and index always give the same picture.
+Separate because only this module uses Pillow, which is optional and imported when the first picture is
+drawn. The same prompt, size and index always give the same picture.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 Colour = tuple[int, int, int]
 
 PIXELS = {"1:1": (768, 768), "3:2": (768, 512), "2:3": (512, 768)}
-PLAIN_SCALE = 8  # without Pillow every pixel costs Python time: 96 instead of 768
-LONGEST = 400  # characters of a prompt that are shown
+PLAIN_SCALE = 8  # 96 pixels instead of 768: without Pillow each is computed in Python
+MAX_CHARACTERS = 400  # of a prompt
 FONT_SIZES = (56, 44, 34, 26, 20)
 INK, SHADOW = (255, 255, 255), (30, 30, 50)
 
-# 1 x 1 pixel, transparent: the 70 bytes that the recorded uploads had.
+# One transparent pixel: the 70 bytes of the recorded uploads.
 BLANK = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -36,32 +36,32 @@ BLANK = base64.b64decode(
 
 @lru_cache(maxsize=64)
 def draw(prompt: str, size: str, index: int) -> bytes:
-    """A soft gradient with the prompt written on it; without Pillow a small one without words."""
+    """A gradient with the prompt written on it; without Pillow, a smaller one without text."""
     width, height = PIXELS[size]
     corners = _corners(prompt, index)
     if find_spec("PIL") is None:
-        return _plain(width // PLAIN_SCALE, height // PLAIN_SCALE, corners)
-    return _painted(width, height, corners, _shown(prompt))
+        return _draw_plain(width // PLAIN_SCALE, height // PLAIN_SCALE, corners)
+    return _draw_with_pillow(width, height, corners, _shortened(prompt))
 
 
 def _corners(prompt: str, index: int) -> list[Colour]:
-    """Four neighbouring hues: every prompt has its own, every variant is turned a little."""
+    """Four neighbouring hues, which depend on the prompt and are shifted a little for each variant."""
     seed = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
     hue = seed[0] / 256 + index * 0.15
     tints = [
-        colorsys.hsv_to_rgb((hue + turn) % 1.0, saturation, value)
-        for turn, saturation, value in ((0, 0.5, 0.85), (0.1, 0.45, 0.8), (0.2, 0.55, 0.7), (0.3, 0.6, 0.55))
+        colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value)
+        for shift, saturation, value in ((0, 0.5, 0.85), (0.1, 0.45, 0.8), (0.2, 0.55, 0.7), (0.3, 0.6, 0.55))
     ]
     return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in tints]
 
 
-def _shown(prompt: str) -> str:
+def _shortened(prompt: str) -> str:
     text = " ".join(prompt.encode("utf-8", "replace").decode().split())
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "\u2026"
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "\u2026"
 
 
-def _plain(width: int, height: int, corners: list[Colour]) -> bytes:
-    """A PNG from the standard library alone: 8-bit RGB, no filter, one IDAT."""
+def _draw_plain(width: int, height: int, corners: list[Colour]) -> bytes:
+    """A PNG made with the standard library: 8-bit RGB, no filter, one IDAT."""
 
     def between(first: Colour, second: Colour, share: float) -> Colour:
         r, g, b = (round(a + (z - a) * share) for a, z in zip(first, second, strict=True))
@@ -83,15 +83,15 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _painted(width: int, height: int, corners: list[Colour], text: str) -> bytes:
+def _draw_with_pillow(width: int, height: int, corners: list[Colour], text: str) -> bytes:
     from io import BytesIO
 
     from PIL import Image, ImageDraw
 
-    # Four pixels, stretched: Pillow blends them far faster than we could.
+    # Four pixels, which Pillow stretches and blends.
     image = Image.new("RGB", (2, 2))
-    for place, colour in zip(((0, 0), (1, 0), (0, 1), (1, 1)), corners, strict=True):
-        image.putpixel(place, colour)
+    for position, colour in zip(((0, 0), (1, 0), (0, 1), (1, 1)), corners, strict=True):
+        image.putpixel(position, colour)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     _write(ImageDraw.Draw(image), width, height, text)
     file = BytesIO()
@@ -100,7 +100,7 @@ def _painted(width: int, height: int, corners: list[Colour], text: str) -> bytes
 
 
 def _write(draw: ImageDraw.ImageDraw, width: int, height: int, text: str) -> None:
-    """The text in the largest letters that fit, in the middle, with a shadow to be legible."""
+    """Write the text in the middle, in the largest size that fits, with a shadow that keeps it legible."""
     from PIL import ImageFont
 
     room = (width * 0.8, height * 0.8)
@@ -116,5 +116,5 @@ def _write(draw: ImageDraw.ImageDraw, width: int, height: int, text: str) -> Non
     ]
     points, font, lines = next((each for each in tries if fits(each[2], each[1])), tries[-1])
     for shift, colour in ((points // 16, SHADOW), (0, INK)):
-        place = (width / 2 + shift, height / 2 + shift)
-        draw.multiline_text(place, lines, colour, font=font, anchor="mm", align="center")
+        position = (width / 2 + shift, height / 2 + shift)
+        draw.multiline_text(position, lines, colour, font=font, anchor="mm", align="center")

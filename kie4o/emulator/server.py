@@ -1,29 +1,24 @@
-"""The emulator: a `Kie` with a clock and a socket.
+"""The emulator: an `Account` with a clock and a socket.
 
-Here live the routes and what belongs to HTTP: keys, bodies, envelopes, files, delays. What Kie decides
-is in `account`. API, uploads and files are served from one address, although Kie has three.
+The routes are here, and what belongs to HTTP: keys, bodies, status codes, delays. `account` decides
+what Kie answers. API, uploads and files are served from one address, although Kie has three.
 """
 
 import asyncio
 import contextlib
-import re
-import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from typing import Self
-from urllib.parse import quote, unquote, urlencode
 
 import attrs
 from aiohttp import web
 from attrs.validators import gt
 
-from .account import Kie, Plan
-from .callbacks import Call, CallRecord, Letter, write
-from .caller import Caller
+from .account import Account, Plan
+from .callbacks import Call, CallbackRequest, CallRecord, build_callback
 from .envelopes import (
     UNAUTHORIZED,
     UPLOAD_UNAUTHORIZED,
@@ -31,11 +26,12 @@ from .envelopes import (
     api_envelope,
     json_object,
     response,
-    spring,
+    spring_error,
     upload_envelope,
 )
-from .pictures import BLANK, draw
-from .tasks import KEPT, LINK_LIFE, Answer, Outcome, Progress, Seconds, Task, as_answer, seconds
+from .files import Files
+from .sender import CallbackSender
+from .tasks import Answer, Outcome, Progress, Seconds, Task, as_answer, seconds
 from .uploads import SOURCES, receive
 
 GENERATE = "/api/v1/gpt4o-image/generate"
@@ -46,20 +42,64 @@ CREDIT = "/api/v1/chat/credit"
 IMAGES = "/s/{name}"
 UPLOADS = "/kieai/{path:.+}"
 
-LARGEST_BODY = 128 * 2**20  # uploads of 100 MB are advised as the most
-SHUTDOWN = 0.05  # real seconds that open requests get when the emulator is left
-IMAGE_PATH = re.compile(r"/s/([0-9a-f]{32})_\d_\d+_\d{4}\.png")
+MAX_BODY = 128 * 2**20  # page "file upload" advises at most 100 MB
+SHUTDOWN = 0.05  # real seconds that open requests have to finish when the emulator closes
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @attrs.define(kw_only=True, eq=False)
-class Emulator(Kie):
-    """A Kie on localhost: `async with Emulator() as kie:` and point a client at `kie.url`.
+class Emulator(Account):
+    """A Kie on localhost: `async with Emulator() as kie:`, with clients that have `base_url=kie.url`.
 
-    `speed` is emulated seconds per second; every other duration is in emulated seconds. `duration` and
-    both latencies may be functions that are asked once per task or request. `api_key=None` takes any key.
-    Callbacks go to this machine only, signed with `webhook_key` if there is one; `wall` tells the unix time.
+    It has Kie's limits, failures and callbacks, and submits are paid from its own `credits`. Durations are
+    emulated seconds, of which `speed` pass in each real second. A duration that is given as a function is
+    computed anew for each task or request.
+
+    Args:
+        duration: How long a task takes; a number or a function.
+        outcome: How tasks end. "success"; "partial": a success with one image fewer than requested;
+            "no_images": a success without images (`NoImagesError` in the client); "failed": an internal
+            error, code 500 (`TaskFailedError`); "create_failed": likewise, when the task is created;
+            "policy": against the content policy, code 400 (`ContentPolicyError`); "input": an input image
+            cannot be downloaded, code 451 (`InputImageError`); "stuck": never (`TaskTimeoutError`);
+            "missing": Kie does not know the task (`TaskNotFoundError`). An `Outcome` changes the code and
+            the message of one of these.
+        progress: "jump": 0.00 until the task ends, as recorded from Kie; "linear": grows evenly.
+        limit: How many new tasks are accepted in any `per` seconds; more are refused with code 429.
+        per: The length of that window.
+        status_429: The HTTP status of these refusals; Kie sends 200 with most other errors.
+        looks_per_second: How many status checks of one task are answered in any second; more are refused
+            with code 429.
+        grace: How long Kie does not know a task after its submit.
+        credits: The balance, which may be set at any time; an image costs 6.
+        callback: How tasks that have a callback URL use it: a `Call`, or a name for one. "end": when the
+            task ends; "late": 30 seconds after that; "twice": two at once; "never"; "early": before the
+            submit is answered; "together": at that moment. The contents of a `Call` are names too:
+            "altered", "false failure", "forged", "replayed" and "unknown task".
+        port: The port to listen on; 0 picks a free one.
+        host: The address to listen on.
+        api_key: The only key that is accepted; None accepts any.
+        speed: Emulated seconds per real second.
+        latency: Delay between a submit and its answer; a number or a function. The task is created before it.
+        look_latency: The same for a status check.
+        pictures: False serves one transparent pixel for every image, which is faster than a drawn picture.
+        webhook_key: Signs the callbacks; None leaves them unsigned.
+        callback_timeout: How long the receiver of a callback has to answer it.
+        wall: A function that returns the unix time, for the times in records and signatures.
+
+    Attributes:
+        tasks: Every task, by its id.
+        posts: How many submits arrived, accepted or not.
+        accepted: How many submits created a task.
+        refused: How many submits were answered with code 429.
+        look_refusals: How many status checks were refused because of `looks_per_second`.
+        requests: How many requests arrived at each route.
+        user_agents: Every User-Agent that a request had.
+        leaked_keys: The path of each file that was requested with an API key, which belongs to the API only.
+
+    Raises:
+        ValueError: An argument has a value that is not allowed.
     """
 
     port: int = 0
@@ -77,14 +117,14 @@ class Emulator(Kie):
     requests: Counter[str] = attrs.field(factory=Counter, init=False)
     user_agents: set[str] = attrs.field(factory=set, init=False)
     leaked_keys: list[str] = attrs.field(factory=list, init=False)
-    _links: dict[str, tuple[str, float]] = attrs.field(factory=dict, init=False, repr=False)
-    _files: dict[str, tuple[bytes, str]] = attrs.field(factory=dict, init=False, repr=False)
+    _files: Files = attrs.field(init=False, repr=False)
     _runner: web.AppRunner | None = attrs.field(default=None, init=False)
-    _caller: Caller = attrs.field(init=False, repr=False)
+    _sender: CallbackSender = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        self._caller = Caller(self)
+        self._files = Files(self)
+        self._sender = CallbackSender(self)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -95,20 +135,25 @@ class Emulator(Kie):
 
     @property
     def url(self) -> str:
+        """The base URL, for `AsyncKieClient(base_url=...)` and KIE_BASE_URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
     @property
     def callbacks(self) -> list[CallRecord]:
-        """Every attempt at a callback that is over, the ones that were not sent too."""
-        return self._caller.records
+        """Every attempt to deliver a callback that is over, including those that were not sent."""
+        return self._sender.records
 
     def now(self) -> float:
         """Emulated seconds, on the clock of the event loop."""
         return asyncio.get_running_loop().time() * self.speed
 
     async def start(self) -> None:
-        """Listen; started again after `aclose` it has the same address, tasks and credits."""
+        """Listen; `async with` does this. Started again after `aclose`, it has the same address and tasks.
+
+        Raises:
+            OSError: The address cannot be used, for example because the port is taken.
+        """
         self.epoch = self.wall() - self.now()
         runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=SHUTDOWN)
         await runner.setup()
@@ -120,13 +165,13 @@ class Emulator(Kie):
         self._runner, self.port = runner, runner.addresses[0][1]
 
     async def aclose(self) -> None:
-        """Close the socket, and drop the callbacks that were still to be sent."""
+        """Close the socket and cancel the callbacks that are not delivered yet; `async with` does this."""
         runner, self._runner = self._runner, None
         try:
             if runner:
                 await runner.cleanup()
         finally:
-            await self._caller.aclose()
+            await self._sender.aclose()
 
     def plan(
         self,
@@ -138,9 +183,29 @@ class Emulator(Kie):
         answer: Answer | int | str | None = None,
         callback: Call | str | None = None,
     ) -> None:
-        """Arrange the next task with this prompt; called again, the one after it."""
+        """Arrange what happens to the next submit with this prompt; called again, to the one after it.
+
+        Plans of a prompt go before those of `next`. A submit that is refused because of the limit or the
+        balance does not use up its plan.
+
+        Args:
+            prompt: The exact prompt.
+            duration: How long the task takes in emulated seconds; a number, or a function that returns it.
+            outcome: How the task ends: "success", "partial", "no_images", "failed", "policy", "input",
+                "create_failed", "stuck", "missing" or an `Outcome`; see `Emulator`.
+            progress: "jump" or "linear".
+            answer: What the submit is answered: a code, such as 550, which creates no task; "dropped",
+                which creates and charges the task but loses the answer; or an `Answer`.
+            callback: How the task calls back: "end", "late", "twice", "never", "early", "together", the
+                name of a content or a `Call`; see `Emulator`.
+
+        Raises:
+            ValueError: A value is not one of those above.
+        """
         answer = as_answer(answer, status_429=self.status_429)
-        self._plans[prompt].append(Plan(duration, outcome, progress, answer, callback))
+        self._plans[prompt].append(
+            Plan(duration=duration, outcome=outcome, progress=progress, answer=answer, callback=callback)
+        )
 
     def next(
         self,
@@ -151,21 +216,51 @@ class Emulator(Kie):
         answer: Answer | int | str | None = None,
         callback: Call | str | None = None,
     ) -> None:
-        """Arrange the next submit, whatever its prompt; called again, the one after it."""
+        """Arrange what happens to the next submit, whatever its prompt; called again, to the one after it.
+
+        A submit whose prompt has a `plan` leaves this one to the next.
+
+        Args:
+            duration: How long the task takes in emulated seconds; a number, or a function that returns it.
+            outcome: How the task ends, as in `plan`.
+            progress: "jump" or "linear".
+            answer: What the submit is answered, as in `plan`.
+            callback: How the task calls back, as in `plan`.
+
+        Raises:
+            ValueError: A value is not allowed.
+        """
         answer = as_answer(answer, status_429=self.status_429)
-        self._next.append(Plan(duration, outcome, progress, answer, callback))
+        self._next.append(
+            Plan(duration=duration, outcome=outcome, progress=progress, answer=answer, callback=callback)
+        )
 
     async def call_back(self, task_id: str, content: str = "true", url: str | None = None) -> CallRecord:
-        """Post one callback about this task now, to its own URL or another; it is not repeated."""
+        """Post one callback of a task now, whether it has ended or not. It is not repeated.
+
+        Args:
+            task_id: A key of `tasks`.
+            content: What it says: "true" (also of a running task: how it will end), "altered",
+                "false failure", "forged", "replayed" or "unknown task"; see `Call`.
+            url: Where to post it; by default the task's own callback URL.
+
+        Returns:
+            The attempt, with the HTTP status of the answer. URLs outside this machine are not opened; the
+            record then has `sent=False`.
+
+        Raises:
+            KeyError: There is no such task.
+            ValueError: The task never ends, has no callback URL while `url` is None, or `content` is unknown.
+        """
         task, call = self.tasks[task_id], Call(content=content)
         url = url or task.callback_url
         if url is None:
-            raise ValueError(f"task {task_id} has no callBackUrl: pass a url")
-        return await self._caller.send(self._letter(task, url, call), call)
+            raise ValueError(f"task {task_id} has no callBackUrl; pass url=")
+        return await self._sender.send(self._callback_request(task, url, call), call)
 
-    def _letter(self, task: Task, url: str, call: Call) -> Letter:
-        return write(
-            task.claim(url=self.url),
+    def _callback_request(self, task: Task, url: str, call: Call) -> CallbackRequest:
+        return build_callback(
+            task.report(url=self.url),
             call,
             task_id=task.id,
             url=url,
@@ -174,7 +269,7 @@ class Emulator(Kie):
         )
 
     def _app(self) -> web.Application:
-        app = web.Application(client_max_size=LARGEST_BODY, middlewares=[self._door])
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._count_request])
         for method, path, handler in (
             ("POST", GENERATE, self._generate),
             ("GET", RECORD_INFO, self._record_info),
@@ -182,15 +277,16 @@ class Emulator(Kie):
             ("POST", COMMON_DOWNLOAD_URL, self._common_download_url),
             ("GET", CREDIT, self._credit),
         ):
-            app.router.add_route(method, path, self._behind_key(handler, UNAUTHORIZED, api_envelope))
+            app.router.add_route(method, path, self._with_key(handler, UNAUTHORIZED, api_envelope))
         for path in SOURCES:
-            app.router.add_post(path, self._behind_key(self._upload, UPLOAD_UNAUTHORIZED, upload_envelope))
+            app.router.add_post(path, self._with_key(self._upload, UPLOAD_UNAUTHORIZED, upload_envelope))
         for path in (IMAGES, UPLOADS):
             app.router.add_get(path, self._file)
         return app
 
     @web.middleware
-    async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _count_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Count the request, and answer paths and methods that Kie does not have."""
         resource = request.match_info.route.resource
         path = resource.canonical if resource else request.path
         self.requests[path] += 1
@@ -201,16 +297,18 @@ class Emulator(Kie):
                 self.posts += 1
             return await handler(request)
         except web.HTTPException as error:
-            return spring(request.path, HTTPStatus(error.status))
-        except ConnectionError:  # the client left in the middle of its body: nobody reads this
+            return spring_error(request.path, HTTPStatus(error.status))
+        except ConnectionError:  # the client disconnected within its body; this answer reaches no one
             return web.Response(status=400)
 
-    def _behind_key(
+    def _with_key(
         self,
         handler: Callable[[web.Request], Awaitable[Answer]],
         refusal: Answer,
         envelope: Envelope,
     ) -> Handler:
+        """A handler that answers `refusal` to requests without an accepted API key."""
+
         async def respond(request: web.Request) -> web.StreamResponse:
             scheme, _, key = request.headers.get("Authorization", "").partition(" ")
             allowed = scheme == "Bearer" and key and self.api_key in (None, key)
@@ -218,25 +316,26 @@ class Emulator(Kie):
 
         return respond
 
-    async def _pause(self, latency: Seconds) -> None:
+    async def _sleep(self, latency: Seconds) -> None:
         await asyncio.sleep(seconds(latency) / self.speed)
 
     async def _generate(self, request: web.Request) -> Answer:
         body = await json_object(request)
-        answer, task = (body, None) if isinstance(body, Answer) else self.take(body, self.now())
+        answer, task = (body, None) if isinstance(body, Answer) else self.create_task(body, self.now())
         if task and task.call.when != "together":
-            await self._begin(task)
-        await self._pause(self.latency)
+            await self._schedule_callback(task)
+        await self._sleep(self.latency)
         if task and task.call.when == "together":
-            await self._begin(task)
+            await self._schedule_callback(task)
         return answer
 
-    async def _begin(self, task: Task) -> None:
-        """See to the callback of a task; one that is early holds the submit back until it is answered."""
+    async def _schedule_callback(self, task: Task) -> None:
+        """Schedule the callback of a task; an early one is awaited, which delays the answer to the submit."""
         url, call = task.callback_url, task.call
         if url is None or task.end is None or call.when == "never":
             return
-        first = self._caller.begin(partial(self._letter, task, url, call), call, due=task.end)
+        build = partial(self._callback_request, task, url, call)
+        first = self._sender.schedule(build, call, due=task.end)
         if call.when == "early":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout((call.delay + self.callback_timeout) / self.speed):
@@ -244,7 +343,7 @@ class Emulator(Kie):
 
     async def _record_info(self, request: web.Request) -> Answer:
         answer = self.look(request.query.get("taskId", ""), self.now(), url=self.url)
-        await self._pause(self.look_latency)
+        await self._sleep(self.look_latency)
         return answer
 
     async def _download_url(self, request: web.Request) -> Answer:
@@ -254,17 +353,18 @@ class Emulator(Kie):
         task_id, url = body.get("taskId"), body.get("url")
         if not (isinstance(task_id, str) and isinstance(url, str) and task_id and url):
             return Answer(422)
-        path = self._path(url)
+        path = self._files.path_of(url)
         answer = self.may_sign(task_id, path, self.now())
-        return Answer(200, data=self._signed(path)) if answer.code == 200 else answer
+        return Answer(200, data=self._files.sign(path)) if answer.code == 200 else answer
 
     async def _common_download_url(self, request: web.Request) -> Answer:
         body = await json_object(request)
         if isinstance(body, Answer):
             return body
-        path = self._path(str(body.get("url")))
-        known = path in self._files or self._image(path) is not None
-        return Answer(200, data=self._signed(path)) if known else Answer(422, "url is wrong")
+        path = self._files.path_of(str(body.get("url")))
+        if not self._files.exists(path):
+            return Answer(422, "url is wrong")
+        return Answer(200, data=self._files.sign(path))
 
     async def _credit(self, request: web.Request) -> Answer:
         whole = float(self.credits).is_integer()
@@ -272,62 +372,19 @@ class Emulator(Kie):
 
     async def _upload(self, request: web.Request) -> Answer:
         moment = self.epoch + self.now()
-        upload = await receive(request, self._fetched, moment=moment, url=self.url)
+        upload = await receive(request, self._files.fetch, moment=moment, url=self.url)
         if isinstance(upload, Answer):
             return upload
-        self._files[upload.path] = (upload.content, upload.mime)
+        self._files.add(upload)
         return upload.answer
-
-    async def _fetched(self, url: str) -> bytes | None:
-        """Our own files for our own URLs; the rest of the network is left alone."""
-        path = self._path(url)
-        found = await self._content(path) if path else (BLANK, "")
-        return found[0] if found else None
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         if "Authorization" in request.headers:
             self.leaked_keys.append(request.path)
         signature = request.query.get("X-Amz-Signature")
-        if signature is not None:
-            path, until = self._links.get(signature, ("", 0.0))
-            if path != request.path or self.now() >= until:
-                return web.Response(status=403)
-        elif self._is_gone(request.path):
+        if signature is not None and not self._files.is_signed(request.path, signature):
+            return web.Response(status=403)
+        if signature is None and self._files.is_expired(request.path):
             return web.Response(status=404)
-        found = await self._content(request.path)
+        found = await self._files.read(request.path)
         return web.Response(body=found[0], content_type=found[1]) if found else web.Response(status=404)
-
-    async def _content(self, path: str) -> tuple[bytes, str] | None:
-        image = self._image(path)
-        if image is None:
-            return self._files.get(path)
-        if not self.pictures:
-            return BLANK, "image/png"
-        task, index = image
-        prompt, size = task.request.get("prompt") or "", task.request["size"]
-        return await asyncio.to_thread(draw, prompt, size, index), "image/png"
-
-    def _image(self, path: str) -> tuple[Task, int] | None:
-        match = IMAGE_PATH.fullmatch(path)
-        task = self.tasks.get(match[1]) if match else None
-        files = task.files(self.now()) if task else []
-        return (task, files.index(path)) if task and path in files else None
-
-    def _is_gone(self, path: str) -> bool:
-        image = self._image(path)
-        return image is not None and (image[0].expired or self.now() - image[0].created >= KEPT)
-
-    def _path(self, url: str) -> str:
-        """The path of a URL of ours; empty if it leads anywhere else."""
-        return unquote(url.removeprefix(self.url).partition("?")[0]) if url.startswith(self.url + "/") else ""
-
-    def _signed(self, path: str) -> str:
-        now, signature = self.now(), secrets.token_hex(32)
-        self._links[signature] = (path, now + LINK_LIFE)
-        query = {
-            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
-            "X-Amz-Date": f"{datetime.fromtimestamp(self.epoch + now, UTC):%Y%m%dT%H%M%SZ}",
-            "X-Amz-Expires": LINK_LIFE,
-            "X-Amz-Signature": signature,
-        }
-        return f"{self.url}{quote(path)}?{urlencode(query)}"

@@ -1,9 +1,9 @@
-"""What a task at Kie is: its request, its end, its record; answers, windows and what is valid.
+"""Tasks as Kie keeps them: their requests, outcomes and records, and the answers and limits around them.
 
-Everything here is a value or a state that changes only when it is told the time: no socket, no clock,
-no sleep. That is what lets a test ask what Kie would have answered at 9.999 and at 10.0 seconds.
+There is no socket, no clock and no sleep here: every method that depends on the time takes it as an
+argument. So a test can ask what Kie answers at 9.999 and at 10.0 seconds.
 
-All times are emulated seconds; only `create_time` and `complete_time` are unix time.
+Times are emulated seconds; only `create_time` and `complete_time` are unix time.
 """
 
 import json
@@ -14,19 +14,21 @@ from typing import Any, Literal, Self
 import attrs
 from attrs.validators import in_
 
-from .callbacks import Call, Claim
+from .callbacks import Call, Report, invalid
 
 Seconds = float | Callable[[], float]
 Progress = Literal["jump", "linear"]
 
-KEPT = 14 * 86_400  # seconds an image is kept
-LINK_LIFE = 1200  # seconds a signed link is good for
-MAX_FILES = 5
+IMAGE_LIFETIME = 14 * 86_400  # page "download-url", as are the links
+LINK_LIFETIME = 1200
+MAX_FILES = 5  # this and the values below: page "generate"
 FALLBACK_MODELS = ("GPT_IMAGE_1", "FLUX_MAX")
 SIZES = ("1:1", "3:2", "2:3")
 VARIANTS = (1, 2, 4)
 
-FREQUENCY = "Your call frequency is too high. Please try again later."
+TOO_FREQUENT = "Your call frequency is too high. Please try again later."
+# The texts of the codes on pages "generate", "record-info" and "download-url". 430, 433 and 531 are listed
+# for other endpoints of Kie only.
 MESSAGES = {
     200: "success",
     400: "Format Error - The parameter is not in a valid JSON format",
@@ -41,8 +43,8 @@ MESSAGES = {
     404: "Not Found - The requested resource or endpoint does not exist",
     408: "Timeout - The upstream service gave no result within 10 minutes",
     422: "Validation Error - The request parameters failed validation checks",
-    429: FREQUENCY,
-    430: FREQUENCY,
+    429: TOO_FREQUENT,
+    430: TOO_FREQUENT,
     433: "Request Limit - Sub-key Usage Exceeds Limit",
     451: "Failed to fetch the image. Kindly verify any access limits set by you or your service provider",
     455: "Service Unavailable - System is currently undergoing maintenance",
@@ -60,25 +62,36 @@ MESSAGES = {
 }
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Answer:
-    """An envelope to send; without `msg` it says what Kie says for that code.
+    """An answer of Kie: an envelope with a code, or something in place of it.
 
-    With `task_created` a submit is accepted and paid, and gets this answer all the same. `raw` is sent
-    as text/html in place of the envelope; a `lost` answer is not sent: the connection is closed.
+    Args:
+        code: The code in the envelope.
+        msg: The text in the envelope; by default Kie's own text for the code.
+        http_status: The HTTP status. Kie sends 200 with nearly every error.
+        data: The data in the envelope.
+        task_created: For a submit that is answered with an error: True creates the task all the same, and
+            charges for it.
+        raw: Sent as text/html instead of the envelope, as a gateway would.
+        lost: True closes the connection instead of sending anything.
     """
 
-    code: int
-    msg: str = attrs.Factory(lambda self: MESSAGES.get(self.code, ""), takes_self=True)
+    code: int = attrs.field(kw_only=False)
+    msg: str = attrs.field(kw_only=False)
     http_status: int = 200
     data: Any = None
-    task_created: bool = attrs.field(default=False, kw_only=True)
-    raw: bytes | None = attrs.field(default=None, kw_only=True)
-    lost: bool = attrs.field(default=False, kw_only=True)
+    task_created: bool = False
+    raw: bytes | None = None
+    lost: bool = False
+
+    @msg.default
+    def _text_of_code(self) -> str:
+        return MESSAGES.get(self.code, "")
 
     @classmethod
     def dropped(cls, *, task_created: bool = True) -> Self:
-        """The answer to a submit that never arrives, although the task is there and paid."""
+        """The answer to a submit that never arrives, although the task was created and charged."""
         return cls(0, lost=True, task_created=task_created)
 
 
@@ -86,68 +99,79 @@ ANSWERS = {"dropped": Answer.dropped()}
 
 
 def as_answer(answer: Answer | int | str | None, *, status_429: int = 200) -> Answer | None:
+    """The `Answer` itself, the one with this code, or the one of this name."""
     if isinstance(answer, int):
         return Answer(answer, http_status=status_429 if answer == 429 else 200)
     if isinstance(answer, str):
         if answer not in ANSWERS:
-            raise ValueError(f"answer={answer!r}: an Answer, a code, or one of {', '.join(ANSWERS)}")
+            raise invalid("answer", answer, f"an Answer, a code, or one of {', '.join(ANSWERS)}")
         return ANSWERS[answer]
     return answer
 
 
 @attrs.frozen
-class Ending:
-    """One row of `ENDINGS`: what the record says once the task is over."""
+class RecordState:
+    """The fields of a record that tell the state of the task."""
 
     status: str
     flag: int
     code: int | None = None
     message: str | None = None
-    images: Callable[[int], int] | None = None  # images asked for -> images made
+    images: Callable[[int], int] | None = None  # from the number of images requested to that of images made
 
 
-# "stuck" and "missing" never end: the first generates for ever, the second has no record.
-ENDINGS = {
-    "success": Ending("SUCCESS", 1, images=lambda asked: asked),
-    "partial": Ending("SUCCESS", 1, images=lambda asked: asked - 1),
-    "no_images": Ending("SUCCESS", 1, images=lambda asked: 0),
-    "failed": Ending("GENERATE_FAILED", 3, 500, "internal error, please try again later."),
-    "policy": Ending(
+# Page "record-info". Tasks that are "stuck" or "missing" never end: the first is GENERATING forever, the
+# second has no record.
+OUTCOMES = {
+    "success": RecordState("SUCCESS", 1, images=lambda requested: requested),
+    "partial": RecordState("SUCCESS", 1, images=lambda requested: requested - 1),
+    "no_images": RecordState("SUCCESS", 1, images=lambda requested: 0),
+    "failed": RecordState("GENERATE_FAILED", 3, 500, "internal error, please try again later."),
+    "policy": RecordState(
         "GENERATE_FAILED", 2, 400, "Your content was flagged by OpenAI as violating content policies"
     ),
-    "input": Ending("GENERATE_FAILED", 3, 451, "Unable to download image from the provided filesUrl"),
-    "create_failed": Ending("CREATE_TASK_FAILED", 2, 500, "Failed to get user token"),
-    "stuck": Ending("GENERATING", 0),
-    "missing": Ending("GENERATING", 0),
+    "input": RecordState("GENERATE_FAILED", 3, 451, "Unable to download image from the provided filesUrl"),
+    "create_failed": RecordState("CREATE_TASK_FAILED", 2, 500, "Failed to get user token"),
+    "stuck": RecordState("GENERATING", 0),
+    "missing": RecordState("GENERATING", 0),
 }
-RUNNING = ENDINGS["stuck"]
+RUNNING = OUTCOMES["stuck"]
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Outcome:
-    """How a task ends: a row of `ENDINGS`, of which `code` and `message` may be replaced."""
+    """How a task ends.
 
-    kind: str = attrs.field(validator=in_(ENDINGS))
-    code: int | None = attrs.field(default=None, kw_only=True)
-    message: str = attrs.field(default="", kw_only=True)
+    Args:
+        kind: One of the outcomes that `Emulator` lists.
+        code: Replaces the errorCode of that row.
+        message: Replaces its errorMessage, unless empty.
+    """
+
+    kind: str = attrs.field(validator=in_(tuple(OUTCOMES)), kw_only=False)
+    code: int | None = None
+    message: str = ""
 
     @property
-    def ending(self) -> Ending:
-        row = ENDINGS[self.kind]
+    def state(self) -> RecordState:
+        """The state of the record once the task has ended."""
+        row = OUTCOMES[self.kind]
         code = row.code if self.code is None else self.code
         return attrs.evolve(row, code=code, message=self.message or row.message)
 
 
 def as_outcome(outcome: str | Outcome) -> Outcome:
+    """The `Outcome` itself, or the one of this kind."""
     return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
 
 
 def seconds(value: Seconds) -> float:
+    """A duration, of which some are functions that are called for each use."""
     return value() if callable(value) else value
 
 
 def most_within(times: Sequence[float], per: float) -> int:
-    """The largest number of ascending times that lie less than `per` apart."""
+    """The largest number of these ascending times within any window of `per` seconds."""
     most = first = 0
     for last, time in enumerate(times):
         while time - times[first] >= per:
@@ -158,7 +182,7 @@ def most_within(times: Sequence[float], per: float) -> int:
 
 @attrs.define(eq=False)
 class Window:
-    """An exact sliding window: what is refused takes no place in it."""
+    """An exact sliding window. Refused arrivals do not count against the limit."""
 
     limit: int
     per: float
@@ -166,6 +190,7 @@ class Window:
     admitted: list[float] = attrs.field(factory=list, init=False)
 
     def admit(self, now: float) -> bool:
+        """Whether an arrival at this time is within the limit."""
         self.arrivals.append(now)
         full = len(self.admitted) >= self.limit and now - self.admitted[-self.limit] < self.per
         if not full:
@@ -174,7 +199,7 @@ class Window:
 
 
 def is_valid(body: Mapping[str, Any]) -> bool:
-    """Whether Kie takes this body of a generate request; if not it answers 422."""
+    """Whether Kie accepts this body of a generate request; it answers 422 otherwise."""
     prompt, files, variants = body.get("prompt"), body.get("filesUrl") or [], body.get("nVariants", 1)
     return all(
         (
@@ -182,14 +207,14 @@ def is_valid(body: Mapping[str, Any]) -> bool:
             prompt is None or isinstance(prompt, str),
             isinstance(files, list) and len(files) <= MAX_FILES,
             bool(prompt or files or body.get("fileUrl")),
-            type(variants) is int and variants in VARIANTS,  # True is not one image
+            type(variants) is int and variants in VARIANTS,  # a bool is not a number of images
             body.get("fallbackModel") in (None, *FALLBACK_MODELS),
         )
     )
 
 
 def param_json(request: Mapping[str, Any]) -> str:
-    """What the record repeats of a request: not the body as sent, and without what was not set."""
+    """`paramJson` of a record: not the body as sent, and without fields that were not set."""
     params = {
         "callBackUrl": request.get("callBackUrl"),
         "enableFallback": bool(request.get("enableFallback")),
@@ -204,56 +229,61 @@ def param_json(request: Mapping[str, Any]) -> str:
 
 @attrs.define(kw_only=True, eq=False)
 class Task:
-    """One paid task and all that can be seen of it from outside."""
+    """One paid task, and what record-info, callbacks and image URLs show of it."""
 
     id: str
     request: dict[str, Any]
     created: float
-    create_time: int  # unix seconds
+    create_time: int  # unix time
     duration: float
     outcome: Outcome
     progress: Progress
-    visible: float  # before this time record-info does not know the task yet
-    looks: list[float]  # every look that arrived, refused ones too
-    equals: list[str] = attrs.field(repr=False)  # ids of the tasks with an equal request
+    visible: float  # before this time record-info does not know the task
+    looks: list[float]  # times of all status checks, refused ones included
+    same_request: list[str] = attrs.field(repr=False)  # ids of all tasks with an equal request
     call: Call = attrs.field(factory=Call, repr=False)
     expired: bool = False
 
     @property
     def submits(self) -> int:
-        """How many accepted submits had this very request; more than one was paid twice."""
-        return len(self.equals)
+        """How many accepted submits had an equal request; above 1, it was paid more than once."""
+        return len(self.same_request)
 
     @property
     def variants(self) -> int:
+        """The number of images requested."""
         return int(self.request.get("nVariants", 1))
 
     @property
     def callback_url(self) -> str | None:
+        """Where the task calls back, if anywhere."""
         url = self.request.get("callBackUrl")
         return str(url) if url else None
 
     @property
     def end(self) -> float | None:
         """When it ends; None if it never does."""
-        return self.created + self.duration if self.outcome.ending.flag else None
+        return self.created + self.duration if self.outcome.state.flag else None
 
     @property
     def complete_time(self) -> int:
+        """When it ends, as unix time."""
         return self.create_time + math.ceil(self.duration)
 
-    def known(self, now: float) -> bool:
+    def is_known(self, now: float) -> bool:
+        """Whether record-info has a record of it."""
         return self.outcome.kind != "missing" and now >= self.visible
 
-    def state(self, now: float) -> Ending:
-        return self.outcome.ending if now >= self.created + self.duration else RUNNING
+    def state(self, now: float) -> RecordState:
+        """The state that its record shows."""
+        return self.outcome.state if now >= self.created + self.duration else RUNNING
 
     def files(self, now: float) -> list[str]:
-        """The paths of the images that exist."""
+        """The paths of its images so far."""
         images = self.state(now).images
-        made = images(self.variants) if images else 0
+        number = images(self.variants) if images else 0
         salt = int(self.id[:4], 16) % 10_000
-        return [f"/s/{self.id}_{index}_{self.complete_time}_{salt:04}.png" for index in range(made)]
+        return [f"/s/{self.id}_{index}_{self.complete_time}_{salt:04}.png" for index in range(number)]
 
     def record(self, now: float, *, url: str) -> dict[str, Any]:
         """`data` of record-info; `url` is where the images are served."""
@@ -269,19 +299,19 @@ class Task:
             "errorCode": state.code,
             "errorMessage": state.message,
             "createTime": self.create_time * 1000,
-            "progress": f"{self._share(state, now - self.created):.2f}",
+            "progress": f"{self._progress(state, now - self.created):.2f}",
         }
 
-    def claim(self, *, url: str) -> Claim:
-        """What its callback says; of a task that still runs, what it will say."""
+    def report(self, *, url: str) -> Report:
+        """What a true callback reports once the task has ended; `url` is where the images are served."""
         if self.end is None:
-            raise ValueError(f"task {self.id} never ends: there is nothing to call back about")
+            raise ValueError(f"task {self.id} never ends, so it has nothing to call back about")
         state = self.state(self.end)
         if state.flag != 1:
-            return Claim(state.code, state.message)
-        return Claim(200, MESSAGES[200], tuple(url + path for path in self.files(self.end)))
+            return Report(state.code, state.message)
+        return Report(200, MESSAGES[200], tuple(url + path for path in self.files(self.end)))
 
-    def _share(self, state: Ending, elapsed: float) -> float:
+    def _progress(self, state: RecordState, elapsed: float) -> float:
         if state.flag or self.progress == "jump":
             return float(state.flag == 1)
         return min(0.99, elapsed / self.duration if elapsed < self.duration else 1.0)

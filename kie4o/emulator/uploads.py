@@ -1,4 +1,4 @@
-"""What is uploaded: the three ways to bring a file, and what each of them misses."""
+"""Uploads: the three ways to send a file, and the refusals of each (page "file upload")."""
 
 import base64
 import mimetypes
@@ -18,15 +18,15 @@ SOURCES = {
     "/api/file-base64-upload": "base64Data",
     "/api/file-stream-upload": "file",
     "/api/file-url-upload": "fileUrl",
-}  # which field has the file
+}  # the field with the file, by path
 
 USER = "10001"  # the user number in the paths of uploads
 MAGIC = ((0, b"\x89PNG", "image/png"), (0, b"\xff\xd8\xff", "image/jpeg"), (8, b"WEBP", "image/webp"))
 
-BAD_BASE64 = Answer(400, "Base64 decoding failed: Invalid Base64 format", 400)
+BAD_BASE64 = Answer(400, "Base64 decoding failed: Invalid Base64 format", http_status=400)
 UNREACHABLE = Answer(400, "Failed to download file from URL")
 MISSING = {
-    "uploadPath": Answer(400, "Missing required parameter: uploadPath", 400),
+    "uploadPath": Answer(400, "Missing required parameter: uploadPath", http_status=400),
     "base64Data": Answer(400, "Missing required parameter: base64Data"),
     "file": Answer(400, "Missing required parameter: file"),
     "fileUrl": Answer(400, "Missing required parameter: fileUrl (file download URL)"),
@@ -37,7 +37,7 @@ Fetch = Callable[[str], Awaitable[bytes | None]]
 
 @attrs.frozen
 class Upload:
-    """A file as it is kept: under which path, and with what it is told to its owner."""
+    """A stored file, and the answer to its upload."""
 
     path: str
     content: bytes
@@ -46,32 +46,32 @@ class Upload:
 
 
 async def receive(request: web.Request, fetch: Fetch, *, moment: float, url: str) -> Upload | Answer:
-    """The file that a request brings or, through `fetch`, points to; or the answer to a wrong request.
+    """Read the file that a request holds or points to, or the answer that refuses the request.
 
-    `moment` is unix time, `url` is where files are served.
+    `fetch` reads a file by its URL, `moment` is unix time, `url` is where files are served.
     """
     fields = await _fields(request)
     source = SOURCES[request.path]
     missing = next((name for name in ("uploadPath", source) if fields.get(name, "") == ""), None)
     if missing:
         return MISSING[missing]
-    content = await _content(source, fields[source], fetch)
+    content = await _read_source(source, fields[source], fetch)
     if isinstance(content, Answer):
         return content
     folder, name = str(fields["uploadPath"]), str(fields.get("fileName", ""))
-    return _kept(content, folder, name, moment=moment, url=url)
+    return _stored(content, folder, name, moment=moment, url=url)
 
 
-async def _content(source: str, value: str | bytes, fetch: Fetch) -> bytes | Answer:
+async def _read_source(source: str, value: str | bytes, fetch: Fetch) -> bytes | Answer:
     if source == "base64Data":
-        return _decoded(value)
+        return _decode_base64(value)
     if source == "fileUrl":
-        found = await fetch(str(value))
-        return UNREACHABLE if found is None else found
+        content = await fetch(str(value))
+        return UNREACHABLE if content is None else content
     return value if isinstance(value, bytes) else value.encode()
 
 
-def _decoded(text: str | bytes) -> bytes | Answer:
+def _decode_base64(text: str | bytes) -> bytes | Answer:
     if isinstance(text, bytes):
         return BAD_BASE64
     try:
@@ -80,8 +80,8 @@ def _decoded(text: str | bytes) -> bytes | Answer:
         return BAD_BASE64
 
 
-def _kept(content: bytes, folder: str, name: str, *, moment: float, url: str) -> Upload:
-    mime = next((mime for at, magic, mime in MAGIC if content.startswith(magic, at)), None)
+def _stored(content: bytes, folder: str, name: str, *, moment: float, url: str) -> Upload:
+    mime = next((mime for offset, magic, mime in MAGIC if content.startswith(magic, offset)), None)
     mime = mime or mimetypes.guess_type(name)[0] or "application/octet-stream"
     name = name or f"{int(moment * 1000)}-{secrets.token_hex(4)}{mimetypes.guess_extension(mime) or ''}"
     path = f"/kieai/{USER}/{folder.strip('/')}/{name}".encode("utf-8", "replace").decode()
@@ -99,7 +99,7 @@ def _kept(content: bytes, folder: str, name: str, *, moment: float, url: str) ->
 
 
 async def _fields(request: web.Request) -> dict[str, str | bytes]:
-    """The fields of an upload, be it JSON or a form; a file is its bytes, what is neither is left out."""
+    """The fields of an upload, from JSON or a form: text, and files as bytes. Other values are ignored."""
     if request.content_type == "application/json":
         body = await json_object(request)
         items = body.items() if isinstance(body, dict) else ()

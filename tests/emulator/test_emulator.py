@@ -1,4 +1,4 @@
-"""The emulator against the recorded answers: same keys, same JSON types, same limits."""
+"""The emulator agrees with the recorded answers: the same keys, JSON types and limits."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, FormData
 
 from kie4o.emulator import Answer, Emulator, Outcome, pictures
-from kie4o.emulator.account import Kie
+from kie4o.emulator.account import Account
 from kie4o.emulator.tasks import MESSAGES, Window, is_valid, most_within
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -41,7 +41,7 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
-class Caller:
+class Client:
     """A plain HTTP client for one emulator."""
 
     def __init__(self, kie: Emulator, session: ClientSession) -> None:
@@ -76,7 +76,7 @@ class Caller:
 
 
 class ClockedEmulator(Emulator):
-    """Its time passes only when the test says so."""
+    """An emulator whose time passes only when the test sets it."""
 
     moment = 0.0
 
@@ -100,21 +100,21 @@ async def session() -> AsyncIterator[ClientSession]:
 
 @pytest.fixture
 async def kie() -> AsyncIterator[Emulator]:
-    """Tasks are over at once, and nobody looks at the pictures."""
+    """An emulator whose tasks end at once, without drawn pictures."""
     async with Emulator(duration=0.0, pictures=False) as kie:
         yield kie
 
 
 @pytest.fixture
-def call(kie: Emulator, session: ClientSession) -> Caller:
-    return Caller(kie, session)
+def call(kie: Emulator, session: ClientSession) -> Client:
+    return Client(kie, session)
 
 
-# Time, injected -------------------------------------------------------------------------------------
+# Time, passed in ------------------------------------------------------------------------------------
 
 
 def test_window_is_exact() -> None:
-    """The 21st of 20 per 10 s is refused until exactly 10 s after the first, and takes no place."""
+    """The 21st of 20 per 10 s is refused until exactly 10 s after the first, and does not count."""
     window = Window(20, 10.0)
     assert all(window.admit(index * 0.1) for index in range(20))
     assert not window.admit(5.0)
@@ -127,7 +127,7 @@ def test_window_is_exact() -> None:
 
 
 def test_window_agrees_with_counting() -> None:
-    """What the window admits and what `most_within` counts are one rule, on awkward floats too."""
+    """The window admits what `most_within` counts, for floats with rounding errors too."""
     window = Window(3, 0.3)
     times = [index * 0.1 for index in range(200)]
     for now in times:
@@ -138,8 +138,8 @@ def test_window_agrees_with_counting() -> None:
 
 
 def test_refused_submits_are_not_counted() -> None:
-    """Bodies that Kie refuses take no place in the window and cost nothing."""
-    kie = Kie(limit=1)
+    """Bodies that Kie refuses do not count against the limit and cost nothing."""
+    kie = Account(limit=1)
     assert kie.submit({}, 0.0).code == 422
     assert kie.submit(dict(LAKE), 0.0).code == 200
     assert kie.submit(dict(LAKE), 9.9).code == 429
@@ -148,8 +148,8 @@ def test_refused_submits_are_not_counted() -> None:
 
 
 def test_looks_are_limited_per_task() -> None:
-    """The 4th look at one task within a second is refused; another task is not touched by that."""
-    kie = Kie()
+    """The 4th look at one task within a second is refused; other tasks are not affected."""
+    kie = Account()
     first, second = (kie.submit(dict(LAKE), 0.0).data["taskId"] for _ in range(2))
     codes = [kie.look(first, now, url="").code for now in (5.0, 5.1, 5.2, 5.9, 6.0, 6.05)]
     assert codes == [200, 200, 200, 429, 200, 429]
@@ -159,8 +159,8 @@ def test_looks_are_limited_per_task() -> None:
 
 
 def test_life_of_a_task() -> None:
-    """As recorded: GENERATING at 0.00 until the end, then SUCCESS at 1.00; times in whole seconds."""
-    kie = Kie(duration=18.0)
+    """As recorded: GENERATING at 0.00 until the task ends, then SUCCESS at 1.00; times are whole seconds."""
+    kie = Account(duration=18.0)
     kie.epoch = 1774788499.2
     task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
     running, done = (kie.look(task_id, now, url="https://x").data for now in (17.9, 18.0))
@@ -171,23 +171,23 @@ def test_life_of_a_task() -> None:
 
 
 def test_linear_progress() -> None:
-    """With progress="linear" it grows evenly and is 1.00 only at the end."""
-    kie = Kie(duration=10.0, progress="linear")
+    """With progress="linear" the progress grows evenly and is 1.00 only when the task has ended."""
+    kie = Account(duration=10.0, progress="linear")
     task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
     seen = [kie.look(task_id, now, url="").data["progress"] for now in (0.0, 5.0, 9.999, 10.0)]
     assert seen == ["0.00", "0.50", "0.99", "1.00"]
 
 
 def test_grace() -> None:
-    """During the grace the record does not exist yet, for looks and for links."""
-    kie = Kie(grace=2.0, duration=0.0)
+    """During `grace` the record does not exist yet, for looks and for links."""
+    kie = Account(grace=2.0, duration=0.0)
     task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
     assert [kie.look(task_id, now, url="").code for now in (0.0, 1.9, 2.0)] == [422, 422, 200]
     assert kie.may_sign(task_id, "", 1.9).msg == "record is null"
 
 
 def test_plans() -> None:
-    """A plan is for one task; the one for a prompt goes before `next`; refusals do not use it up."""
+    """A plan is for one task; that of a prompt goes before `next`; refusals do not use it up."""
     kie = Emulator(limit=1, duration=lambda: 7.0)
     kie.next(duration=1.0)
     kie.plan("A calm lake", outcome="policy", progress="linear")
@@ -202,10 +202,10 @@ def test_plans() -> None:
 
 
 def test_planned_answers() -> None:
-    """An answer stands in for the task; with `task_created` the task is there, and paid, all the same."""
+    """A planned answer creates no task; with `task_created` the task is created and charged."""
     kie = Emulator()
     kie.next(answer=429)
-    kie.next(answer=Answer(500, "Creating a build task failed", 500, task_created=True))
+    kie.next(answer=Answer(500, "Creating a build task failed", http_status=500, task_created=True))
     assert kie.submit(dict(LAKE), 0.0) == Answer(429, http_status=429)
     assert (kie.accepted, kie.refused, kie.credits) == (0, 1, 1000.0)
     assert kie.submit(dict(LAKE), 0.0).http_status == 500
@@ -214,11 +214,13 @@ def test_planned_answers() -> None:
 
 
 def test_wrong_settings() -> None:
-    """A misspelt outcome or an impossible limit is refused when it is given."""
+    """A misspelt outcome or progress and a limit of 0 are refused at once."""
     with pytest.raises(ValueError, match="kind"):
         Emulator(outcome="sucess")
     with pytest.raises(ValueError, match="kind"):
         Emulator().next(outcome="sucess")
+    with pytest.raises(ValueError, match="progress"):
+        Emulator().next(progress="linaer")
     with pytest.raises(ValueError, match="limit"):
         Emulator(limit=0)
     with pytest.raises(ValueError, match="speed"):
@@ -228,7 +230,7 @@ def test_wrong_settings() -> None:
 # generate -------------------------------------------------------------------------------------------
 
 
-async def test_generate_is_shaped_as_recorded(call: Caller) -> None:
+async def test_generate_is_shaped_as_recorded(call: Client) -> None:
     """A submit is answered with a task id of 32 lower-case hex digits."""
     status, answer = await call.submit()
     assert (status, shape(answer)) == (200, shape(fixture("generate_success")))
@@ -254,8 +256,8 @@ async def test_generate_is_shaped_as_recorded(call: Caller) -> None:
         {"fallbackModel": "DALLE"},
     ],
 )
-async def test_generate_refuses(call: Caller, change: dict[str, Any]) -> None:
-    """What Kie does not take is 422 in HTTP 200, costs nothing and creates nothing."""
+async def test_generate_refuses(call: Client, change: dict[str, Any]) -> None:
+    """A body that Kie does not accept is 422 in HTTP 200, costs nothing and creates nothing."""
     status, answer = await call.submit(**change)
     assert (status, answer) == (200, fixture("generate_err_422"))
     assert (call.kie.posts, call.kie.accepted, call.kie.tasks) == (1, 0, {})
@@ -270,27 +272,27 @@ async def test_generate_refuses(call: Caller, change: dict[str, Any]) -> None:
     ],
 )
 def test_valid_bodies(body: dict[str, Any]) -> None:
-    """A file replaces the prompt, and five files are not too many."""
+    """A file replaces the prompt, and five files are allowed."""
     assert is_valid(body)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff", "[" * 100_000])
-async def test_not_json(call: Caller, text: str) -> None:
-    """A body that is no JSON object is 400."""
+async def test_not_json(call: Client, text: str) -> None:
+    """A body that is not a JSON object is 400."""
     how: dict[str, Any] = {"data": text.encode("latin-1"), "headers": {"Content-Type": "application/json"}}
     assert await call("POST", f"{API}/generate", **how) == (200, fixture("generate_err_400_format"))
 
 
-async def test_content_type(call: Caller) -> None:
+async def test_content_type(call: Client) -> None:
     """Without a JSON Content-Type Kie answers 401, whatever the body."""
     answer = await call("POST", f"{API}/generate", data=json.dumps(LAKE))
     assert answer == (200, fixture("generate_err_401_new"))
 
 
 async def test_wrong_key(session: ClientSession) -> None:
-    """A wrong or missing key is HTTP 200 with code 401 and no `data`; on uploads it says `success`."""
+    """A wrong or missing key is code 401 in HTTP 200 without `data`; for uploads it is HTTP 401."""
     async with Emulator(api_key="right") as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         for key in ("wrong", None):
             assert await call("GET", "/api/v1/chat/credit", key=key) == (200, fixture("generate_err_401_new"))
             upload = await call("POST", "/api/file-base64-upload", key=key, json={})
@@ -300,17 +302,17 @@ async def test_wrong_key(session: ClientSession) -> None:
         assert (await call("GET", "/api/v1/chat/credit", key="right"))[1]["code"] == 200
 
 
-async def test_any_key_but_none(call: Caller) -> None:
-    """Without `api_key` every key is right, and no key still wrong."""
+async def test_any_key_but_none(call: Client) -> None:
+    """Without `api_key` every key is accepted, but a request without a key is not."""
     assert (await call("GET", "/api/v1/chat/credit", key="anything"))[1]["code"] == 200
     assert (await call("GET", "/api/v1/chat/credit", key=None))[1]["code"] == 401
 
 
 @pytest.mark.parametrize("http_status", [200, 429])
 async def test_too_many_submits(session: ClientSession, http_status: int) -> None:
-    """Of 30 submits at once 20 are accepted and 10 get 429, over whichever HTTP status is set."""
+    """Of 30 submits at once 20 are accepted and 10 get 429, with the HTTP status of `status_429`."""
     async with Emulator(status_429=http_status) as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         answers = await asyncio.gather(*(call.submit() for _ in range(30)))
         refusal = (http_status, fixture("generate_err_429_http200"))
         assert sum(answer == refusal for answer in answers) == 10
@@ -318,9 +320,9 @@ async def test_too_many_submits(session: ClientSession, http_status: int) -> Non
 
 
 async def test_window_passes_with_speed(session: ClientSession) -> None:
-    """`speed` turns the window too: ten emulated seconds later there is room again."""
+    """The window is in emulated seconds too: ten of them later a submit is accepted again."""
     async with Emulator(speed=1000.0, limit=1) as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         await call.task()
         opens = kie.now() + 10.0
         await until(lambda: kie.now() >= opens)
@@ -328,8 +330,8 @@ async def test_window_passes_with_speed(session: ClientSession) -> None:
         assert (kie.accepted, kie.most_in_window()) == (2, 1)
 
 
-async def test_credits(call: Caller) -> None:
-    """An image costs 6 credits; with too few left a submit is refused, by price not by habit."""
+async def test_credits(call: Client) -> None:
+    """An image costs 6 credits; a submit that costs more than the balance is refused."""
     call.kie.credits = 20.5
     assert await call("GET", "/api/v1/chat/credit") == (200, {"code": 200, "msg": "success", "data": 20.5})
     assert await call.submit(nVariants=4) == (200, fixture("generate_err_402"))
@@ -344,17 +346,17 @@ async def test_credits(call: Caller) -> None:
     [(404, "404"), (433, "433"), (455, "455"), (500, "500_docs"), (501, "501"), (505, "505"), (531, "531"),
      (550, "550"), (400, "400_format"), (401, "401_new"), (402, "402"), (422, "422")],
 )  # fmt: skip
-async def test_messages(call: Caller, code: int, name: str) -> None:
-    """A planned code comes with the words that Kie has for it."""
+async def test_messages(call: Client, code: int, name: str) -> None:
+    """A planned code has the text that Kie sends with it, and applies to one submit."""
     call.kie.plan(LAKE["prompt"], answer=code)
     assert await call.submit() == (200, fixture(f"generate_err_{name}"))
     assert (await call.submit())[1]["code"] == 200
 
 
 async def test_latency_starts_after_the_task(session: ClientSession) -> None:
-    """The task exists on arrival; its answer is late, and a client that gives up has still paid."""
+    """The task is created before the latency: a client that times out has still paid."""
     async with Emulator(latency=lambda: 60.0) as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await call.submit()
@@ -362,9 +364,9 @@ async def test_latency_starts_after_the_task(session: ClientSession) -> None:
 
 
 async def test_latencies_are_emulated_seconds(session: ClientSession) -> None:
-    """Latencies are divided by the speed; the one of looks applies to looks alone."""
+    """Latencies are emulated seconds; `look_latency` applies to looks only."""
     async with Emulator(speed=1000.0, latency=50.0, look_latency=50.0) as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         start = kie.now()
         task_id = await call.task()
         assert kie.now() - start >= 50.0
@@ -374,7 +376,7 @@ async def test_latencies_are_emulated_seconds(session: ClientSession) -> None:
 
 
 async def test_half_a_post_is_none(kie: Emulator, caplog: pytest.LogCaptureFixture) -> None:
-    """A POST whose client leaves in the middle of the body is not counted, not accepted, not an error."""
+    """A POST whose client disconnects within the body is not counted, not accepted and not an error."""
     _, writer = await asyncio.open_connection("127.0.0.1", kie.port)
     head = f"POST {API}/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 99\r\n\r\n"
@@ -403,8 +405,8 @@ async def test_half_a_post_is_none(kie: Emulator, caplog: pytest.LogCaptureFixtu
         ("missing", "record_not_found_422"),
     ],
 )
-async def test_outcomes(call: Caller, outcome: str, name: str) -> None:
-    """Each outcome gives the record that was recorded for it, down to the words."""
+async def test_outcomes(call: Client, outcome: str, name: str) -> None:
+    """Each outcome gives the record that was recorded for it, texts included."""
     call.kie.next(outcome=outcome)
     answer, recorded = await call.look(await call.task()), fixture(name)
     assert shape(answer) == shape(recorded)
@@ -415,7 +417,7 @@ async def test_outcomes(call: Caller, outcome: str, name: str) -> None:
         assert answer["data"]["createTime"] % 1000 == 0
 
 
-async def test_variants_and_partial(call: Caller) -> None:
+async def test_variants_and_partial(call: Client) -> None:
     """Four variants are four URLs with indices from 0; a partial success has one fewer."""
     whole = await call.look(await call.task(nVariants=4))
     assert shape(whole) == shape(fixture("record_success_4_variants"))
@@ -425,7 +427,7 @@ async def test_variants_and_partial(call: Caller) -> None:
     assert len(await call.images(await call.task(nVariants=4))) == 3
 
 
-async def test_outcome_with_other_words(call: Caller) -> None:
+async def test_outcome_with_another_message(call: Client) -> None:
     """An `Outcome` may replace the code and the message of its kind."""
     call.kie.outcome = Outcome("failed", code=400, message="invalid_image_format")
     data = (await call.look(await call.task()))["data"]
@@ -433,9 +435,9 @@ async def test_outcome_with_other_words(call: Caller) -> None:
 
 
 async def test_running(session: ClientSession) -> None:
-    """Before the end a record is GENERATING, without images, and repeats the request."""
+    """While the task runs its record is GENERATING, without images, and repeats the request."""
     async with Emulator() as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         task_id = await call.task(callBackUrl="https://example.com/hook", enableFallback=True)
         answer = await call.look(task_id)
         assert shape(answer) == shape(fixture("record_generating_real"))
@@ -446,25 +448,25 @@ async def test_running(session: ClientSession) -> None:
 
 
 async def test_odd_text(session: ClientSession) -> None:
-    """Any text that JSON can carry survives, a lone surrogate too, and its picture is served."""
+    """Any text that JSON can hold is kept, a lone surrogate too, and its picture is served."""
     async with Emulator(duration=0.0) as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         task_id = await call.task(prompt="\u6e56 \ud800\x00")
         assert kie.tasks[task_id].request["prompt"] == "\u6e56 \ud800\x00"
         (url,) = await call.images(task_id)
         assert (await call.fetch(url))[0] == 200
 
 
-async def test_unknown_task(call: Caller) -> None:
-    """Kie answers 422 in HTTP 200 for a task that it does not know, or for none."""
+async def test_unknown_task(call: Client) -> None:
+    """Kie answers 422 in HTTP 200 for a task that it does not know, and without a task id."""
     assert await call.look("0" * 32) == fixture("record_not_found_422")
     assert (await call("GET", f"{API}/record-info"))[1] == fixture("record_not_found_422")
 
 
 async def test_too_many_looks(session: ClientSession) -> None:
-    """The 4th look within a second gets 429 in HTTP 200; a second later all is well."""
+    """The 4th look within a second gets 429 in HTTP 200; a second later looks are answered again."""
     async with ClockedEmulator() as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         task_id = await call.task()
         answers = [await call.look(task_id) for _ in range(4)]
         assert [answer["code"] for answer in answers] == [200, 200, 200, 429]
@@ -474,8 +476,8 @@ async def test_too_many_looks(session: ClientSession) -> None:
         assert (await call.look(task_id))["code"] == 200
 
 
-async def test_failing_looks(call: Caller) -> None:
-    """`fail_looks` is for so many looks, then all is as before."""
+async def test_failing_looks(call: Client) -> None:
+    """`fail_looks` applies to the given number of looks."""
     task_id = await call.task()
     call.kie.fail_looks(1)
     assert await call.look(task_id) == fixture("record_500")
@@ -527,9 +529,9 @@ def test_pictures_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_result_files(session: ClientSession) -> None:
-    """A result URL serves a PNG once the task is over; a made-up one is 404."""
+    """A result URL serves a PNG once the task has ended; an invented one is 404."""
     async with Emulator(duration=0.0) as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         (url,) = await call.images(await call.task(size="2:3"))
         status, png = await call.fetch(url)
         assert status == 200
@@ -537,8 +539,8 @@ async def test_result_files(session: ClientSession) -> None:
         assert (await call.fetch(url.replace("_0_", "_1_")))[0] == 404
 
 
-async def test_leaked_keys(call: Caller) -> None:
-    """A key that is sent to a file is noticed; one that is sent to the API is not a leak."""
+async def test_leaked_keys(call: Client) -> None:
+    """A key that is sent with a file request is recorded; one that is sent to the API is not a leak."""
     (url,) = await call.images(await call.task())
     await call.fetch(url)
     assert call.kie.leaked_keys == []
@@ -546,7 +548,7 @@ async def test_leaked_keys(call: Caller) -> None:
     assert call.kie.leaked_keys == [url.removeprefix(call.kie.url)]
 
 
-async def test_expired_task(call: Caller) -> None:
+async def test_expired_task(call: Client) -> None:
     """After `expire` the result URL is 404 and a signed link still opens it."""
     task_id = await call.task()
     (url,) = await call.images(task_id)
@@ -560,7 +562,7 @@ async def test_expired_task(call: Caller) -> None:
 async def test_signed_links_expire(session: ClientSession) -> None:
     """A signed link is good for 20 emulated minutes and for its own file only; then it is 403."""
     async with ClockedEmulator(duration=0.0, pictures=False) as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         task_id = await call.task(nVariants=2)
         urls = await call.images(task_id)
         link = str((await call.sign(task_id, urls[0]))["data"])
@@ -573,8 +575,8 @@ async def test_signed_links_expire(session: ClientSession) -> None:
         assert (await call.fetch(urls[0]))[0] == 200
 
 
-async def test_no_link_to_sign(call: Caller) -> None:
-    """download-url says why not, in Kie's words."""
+async def test_no_link_to_sign(call: Client) -> None:
+    """download-url refuses with Kie's own text for each reason."""
     url = call.kie.url + "/s/x.png"
     assert await call.sign("0" * 32, url) == fixture("download_url_422_record_null")
     call.kie.next(outcome="failed")
@@ -588,8 +590,8 @@ async def test_no_link_to_sign(call: Caller) -> None:
 
 
 def test_images_are_kept_for_14_days() -> None:
-    """After 14 days there is no link to be had."""
-    kie = Kie(duration=0.0)
+    """After 14 days no link is signed."""
+    kie = Account(duration=0.0)
     task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
     (path,) = kie.tasks[task_id].files(1.0)
     assert kie.may_sign(task_id, path, 14 * 86_400 - 1).code == 200
@@ -597,8 +599,8 @@ def test_images_are_kept_for_14_days() -> None:
     assert late.msg == fixture("download_url_422_14_days")["msg"]
 
 
-async def test_common_download_url(call: Caller) -> None:
-    """Only URLs of ours are signed; a foreign one is wrong."""
+async def test_common_download_url(call: Client) -> None:
+    """Only URLs of the emulator's files are signed."""
     path = "/api/v1/common/download-url"
     (url,) = await call.images(await call.task())
     status, answer = await call("POST", path, json={"url": url})
@@ -619,8 +621,8 @@ def form(**fields: str | bytes) -> FormData:
 
 
 @pytest.mark.parametrize("kind", ["base64", "stream", "url"])
-async def test_uploads(call: Caller, kind: str) -> None:
-    """Each way of uploading answers as recorded, and the file comes back from its downloadUrl."""
+async def test_uploads(call: Client, kind: str) -> None:
+    """Each kind of upload is answered as recorded, and its downloadUrl serves the file."""
     where = {"uploadPath": "images/sdk", "fileName": f"sample-{kind}.png"}
     how: dict[str, dict[str, Any]] = {
         "base64": {"json": {"base64Data": base64.b64encode(PNG).decode(), **where}},
@@ -636,8 +638,8 @@ async def test_uploads(call: Caller, kind: str) -> None:
     assert await call.fetch(answer["data"]["downloadUrl"]) == (200, PNG)
 
 
-async def test_upload_details(call: Caller) -> None:
-    """Data URLs are read, names are made up from the content, spaces survive, the same name overwrites."""
+async def test_upload_details(call: Client) -> None:
+    """Data URLs are decoded, missing names are generated, spaces are kept, the same name overwrites."""
     data = {"base64Data": "data:image/png;base64," + base64.b64encode(PNG).decode(), "uploadPath": "/a b/"}
     _, answer = await call("POST", "/api/file-base64-upload", json=data)
     assert answer["data"]["fileName"].endswith(".png")
@@ -653,9 +655,9 @@ async def test_upload_details(call: Caller) -> None:
 
 
 async def test_upload_from_own_url(session: ClientSession) -> None:
-    """A URL of the emulator is resolved among its own files; one that leads nowhere is an error."""
+    """A URL of the emulator is read from its own files; one without a file is an error."""
     async with Emulator(duration=0.0) as kie:
-        call = Caller(kie, session)
+        call = Client(kie, session)
         (url,) = await call.images(await call.task())
         how = {"fileUrl": url, "uploadPath": "a", "fileName": "b.png"}
         _, answer = await call("POST", "/api/file-url-upload", json=how)
@@ -664,8 +666,8 @@ async def test_upload_from_own_url(session: ClientSession) -> None:
         assert shape(answer) == shape(fixture("upload_400_missing_fileUrl"))
 
 
-async def test_upload_refusals(call: Caller) -> None:
-    """uploadPath is required, over HTTP 400; a missing fileUrl is told over HTTP 200, as recorded."""
+async def test_upload_refusals(call: Client) -> None:
+    """A missing uploadPath is HTTP 400; a missing fileUrl is code 400 in HTTP 200, as recorded."""
     for kind in ("base64", "url"):
         answer = await call("POST", f"/api/file-{kind}-upload", json={"base64Data": "AA==", "fileUrl": "x"})
         assert answer == (400, fixture("upload_400_missing_uploadPath"))
@@ -686,7 +688,7 @@ async def test_upload_refusals(call: Caller) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", f"{API}/generate", 405)]
 )
-async def test_unknown_path(call: Caller, method: str, path: str, status: int) -> None:
+async def test_unknown_path(call: Client, method: str, path: str, status: int) -> None:
     """An unknown path is answered as Spring does, without `code` and `msg`."""
     answered, body = await call(method, path)
     assert answered == status
@@ -694,8 +696,8 @@ async def test_unknown_path(call: Caller, method: str, path: str, status: int) -
     assert call.kie.posts == 0
 
 
-async def test_what_is_counted(call: Caller) -> None:
-    """Requests are counted by route and the User-Agents are kept."""
+async def test_what_is_counted(call: Client) -> None:
+    """Requests are counted by route, and the User-Agents are recorded."""
     await call.images(await call.task())
     await call("GET", "/api/v1/chat/credit", headers={"User-Agent": "kie4o/1"})
     assert call.kie.requests == {f"{API}/generate": 1, f"{API}/record-info": 1, "/api/v1/chat/credit": 1}
@@ -703,11 +705,11 @@ async def test_what_is_counted(call: Caller) -> None:
     assert call.kie.url == f"http://127.0.0.1:{call.kie.port}"
 
 
-async def test_leaving_is_quick(session: ClientSession) -> None:
-    """Leaving does not wait for open requests; nothing listens afterwards, until it is started again."""
+async def test_closing_is_quick(session: ClientSession) -> None:
+    """Closing does not wait for open requests; the port is closed until the emulator is started again."""
     kie = Emulator(latency=600.0)
     async with kie:
-        slow = asyncio.create_task(Caller(kie, session).submit())
+        slow = asyncio.create_task(Client(kie, session).submit())
         await until(lambda: kie.accepted == 1)
         start = time.monotonic()
     assert time.monotonic() - start < 1.0
@@ -715,15 +717,15 @@ async def test_leaving_is_quick(session: ClientSession) -> None:
         await slow
     url = kie.url
     with pytest.raises(ClientConnectionError):
-        await Caller(kie, session)("GET", "/api/v1/chat/credit")
+        await Client(kie, session)("GET", "/api/v1/chat/credit")
     await kie.start()
-    assert (kie.url, (await Caller(kie, session)("GET", "/api/v1/chat/credit"))[1]["data"]) == (url, 994)
+    assert (kie.url, (await Client(kie, session)("GET", "/api/v1/chat/credit"))[1]["data"]) == (url, 994)
     await kie.aclose()
     await kie.aclose()
 
 
 async def test_messages_cover_the_codes() -> None:
-    """Every code that Kie lists has words here."""
+    """Every code that Kie lists has a text."""
     assert {400, 401, 402, 404, 408, 422, 429, 430, 433, 451, 455, 500, 501, 505, 531, 550} <= MESSAGES.keys()
 
 
@@ -738,7 +740,7 @@ async def run_main(*arguments: str) -> asyncio.subprocess.Process:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for a child process")
 async def test_main(session: ClientSession) -> None:
-    """It says where it is and how to point a client at it, and Ctrl-C ends it with status 0."""
+    """The program prints its address and the variables for a client, and Ctrl-C ends it with status 0."""
     async with asyncio.timeout(20):
         process = await run_main("--port", "0", "--outcome", "failed", "--duration", "0")
         assert process.stdout
@@ -756,7 +758,7 @@ async def test_main(session: ClientSession) -> None:
 
 @pytest.mark.parametrize("wrong", ["port", "speed"])
 async def test_main_says_what_is_wrong(wrong: str) -> None:
-    """A port in use or an impossible speed is one line on stderr and status 1."""
+    """A port that is in use or a speed of 0 is one line on stderr and status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         arguments = {
             "port": ("--port", str(taken.getsockname()[1])),

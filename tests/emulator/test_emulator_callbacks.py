@@ -1,4 +1,4 @@
-"""The callbacks of the emulator, and the answers that do not arrive, against a receiver in this process."""
+"""The callbacks of the emulator, received in this process, and submits whose answer is lost."""
 
 import asyncio
 import json
@@ -14,8 +14,8 @@ from aiohttp import ClientSession, ClientTimeout, ServerDisconnectedError, web
 
 from kie4o.callbacks import parse_callback
 from kie4o.emulator import Answer, Call, CallRecord, Emulator
-from kie4o.emulator.callbacks import CALLS, CONTENTS, SPACING, sign
-from kie4o.emulator.caller import CUT_OFF, NOT_SENT, loopback
+from kie4o.emulator.callbacks import CALLS, CONTENTS, REPEAT_DELAYS, sign
+from kie4o.emulator.sender import CANCELLED, NOT_SENT, loopback_url
 from kie4o.emulator.tasks import as_answer
 from kie4o.errors import InvalidSignatureError
 
@@ -41,7 +41,7 @@ def shape(value: Any) -> Any:
 
 
 class Receiver:
-    """Keeps what is posted to it, and answers with the next of `statuses`, the last one for ever."""
+    """Keeps what is posted to it, and answers with the next of `statuses`; the last one repeats."""
 
     def __init__(self) -> None:
         self.statuses = [200]
@@ -91,7 +91,7 @@ async def session() -> AsyncIterator[ClientSession]:
 
 
 def emulator(**settings: Any) -> Emulator:
-    """Fast, and with three real seconds for a receiver that is not meant to be late."""
+    """A fast emulator, which still gives receivers three real seconds to answer."""
     return Emulator(**{"speed": 100.0, "duration": 0.0, "callback_timeout": 300.0} | settings)
 
 
@@ -116,7 +116,7 @@ async def look(kie: Emulator, session: ClientSession, task_id: str) -> Any:
 
 
 async def calls(kie: Emulator, number: int) -> list[CallRecord]:
-    """The records, once there are so many, and no more of them in the time that five seconds take."""
+    """Waits for this number of records, then checks that five emulated seconds bring no more."""
     async with asyncio.timeout(10):
         while len(kie.callbacks) < number:
             await asyncio.sleep(0.005)
@@ -135,7 +135,7 @@ async def calls(kie: Emulator, number: int) -> list[CallRecord]:
 async def test_a_callback_is_shaped_as_documented(
     kie: Emulator, session: ClientSession, hook: Receiver, outcome: str, name: str
 ) -> None:
-    """A task that ends is told by POST: snake_case URLs of a success, `info` null of a failure."""
+    """A task that ends is posted: a success with snake_case URLs, a failure with `info` null."""
     kie.next(outcome=outcome)
     task_id = await task(kie, session, hook.url)
     (record,) = await calls(kie, 1)
@@ -153,7 +153,7 @@ async def test_a_callback_is_shaped_as_documented(
 
 
 async def test_a_callback_agrees_with_the_record(session: ClientSession, hook: Receiver) -> None:
-    """It comes when the record says so, not before, and with the same URLs in the same order."""
+    """A callback is posted once the record shows the outcome, with the same URLs in the same order."""
     records: list[Any] = []
 
     async def reply(request: web.Request) -> web.Response:
@@ -174,7 +174,7 @@ async def test_a_callback_agrees_with_the_record(session: ClientSession, hook: R
 async def test_fewer_images(
     kie: Emulator, session: ClientSession, hook: Receiver, outcome: str, images: int
 ) -> None:
-    """A success with fewer images, or none, is called back as that success."""
+    """A success with fewer images, or none, is reported as that success."""
     kie.next(outcome=outcome)
     await task(kie, session, hook.url, nVariants=4)
     (record,) = await calls(kie, 1)
@@ -183,7 +183,7 @@ async def test_fewer_images(
 
 @pytest.mark.parametrize("vector", fixture("webhook_vectors.json")["vectors"])
 def test_signature_vectors(vector: dict[str, str]) -> None:
-    """The signature is the worked one: base64 of HMAC-SHA256 over id, dot and timestamp."""
+    """The signature matches the worked examples: base64 of HMAC-SHA256 over id, dot and timestamp."""
     for key in (vector["key"], vector["key"].encode()):
         headers = sign(vector["task_id"], key=key, timestamp=int(vector["timestamp"]))
         assert headers["X-Webhook-Signature"] == vector["signature"]
@@ -191,7 +191,7 @@ def test_signature_vectors(vector: dict[str, str]) -> None:
 
 
 async def test_a_signed_callback(session: ClientSession, hook: Receiver) -> None:
-    """With a key it is signed at the wall clock, and an independent reader finds it genuine."""
+    """With a key callbacks are signed at the wall-clock time, and `parse_callback` verifies them."""
     async with emulator(webhook_key=KEY) as kie:
         await task(kie, session, hook.url)
         await calls(kie, 1)
@@ -203,7 +203,7 @@ async def test_a_signed_callback(session: ClientSession, hook: Receiver) -> None
 
 
 async def test_unsigned_on_demand(session: ClientSession, hook: Receiver) -> None:
-    """A key does not sign a call that is to be unsigned."""
+    """`Call(signed=False)` sends no signature even with a key."""
     async with emulator(webhook_key=KEY, callback=Call(signed=False)) as kie:
         await task(kie, session, hook.url)
         await calls(kie, 1)
@@ -212,7 +212,7 @@ async def test_unsigned_on_demand(session: ClientSession, hook: Receiver) -> Non
 
 @pytest.mark.parametrize("url", [None, ""])
 async def test_no_url_no_call(kie: Emulator, session: ClientSession, url: str | None) -> None:
-    """A task without a callBackUrl calls nobody, and is not over at once for a call that it lacks."""
+    """A task without a callBackUrl posts nothing, and a planned early callback does not end it at once."""
     kie.next(duration=30.0, callback="early")
     await task(kie, session, url)
     await calls(kie, 0)
@@ -224,7 +224,7 @@ async def test_no_url_no_call(kie: Emulator, session: ClientSession, url: str | 
 async def test_no_end_no_call(
     kie: Emulator, session: ClientSession, hook: Receiver, outcome: str, callback: str
 ) -> None:
-    """What never ends is never told, and there is nothing to tell by hand."""
+    """A task that never ends posts nothing, and `call_back` refuses it."""
     kie.next(outcome=outcome, callback=callback)
     task_id = await task(kie, session, hook.url)
     await calls(kie, 0)
@@ -232,12 +232,12 @@ async def test_no_end_no_call(
         await kie.call_back(task_id)
 
 
-# Again ----------------------------------------------------------------------------------------------
+# Repeats --------------------------------------------------------------------------------------------
 
 
 async def test_three_repeats(session: ClientSession, hook: Receiver) -> None:
-    """What is not answered with 200 comes three times more, 5, 10 and 20 s apart, each signed anew."""
-    hook.statuses = [500, 204, 307]  # neither is another 2xx good enough nor is a redirect followed
+    """A callback that is not answered with 200 is repeated after 5, 10 and 20 s, each time signed anew."""
+    hook.statuses = [500, 204, 307]  # another 2xx does not count, and redirects are not followed
     moments = iter(range(1_000, 100_000, 1_000))
     async with emulator(webhook_key=KEY, wall=lambda: next(moments)) as kie:
         await task(kie, session, hook.url)
@@ -245,7 +245,7 @@ async def test_three_repeats(session: ClientSession, hook: Receiver) -> None:
     assert [record.status for record in records] == [500, 204, 307, 307]
     assert [record.attempt for record in records] == [1, 2, 3, 4]
     gaps = [later.at - earlier.at for earlier, later in pairwise(records)]
-    assert all(gap >= least for gap, least in zip(gaps, SPACING, strict=True))
+    assert all(gap >= least for gap, least in zip(gaps, REPEAT_DELAYS, strict=True))
     stamps = [int(headers["X-Webhook-Timestamp"]) for headers, _ in hook.posts]
     assert sorted(set(stamps)) == stamps
     assert len({body for _, body in hook.posts}) == 1
@@ -254,10 +254,10 @@ async def test_three_repeats(session: ClientSession, hook: Receiver) -> None:
 
 
 @pytest.mark.parametrize(("repeats", "statuses"), [(3, [503, 200]), (1, [503]), (0, [503])])
-async def test_repeats_end(
+async def test_repeats_stop(
     kie: Emulator, session: ClientSession, hook: Receiver, repeats: int, statuses: list[int]
 ) -> None:
-    """A 200 ends the repeats, and so does their number."""
+    """Repeats stop after a 200, and after `repeats` of them."""
     hook.statuses = list(statuses)
     kie.next(callback=Call(repeats=repeats))
     await task(kie, session, hook.url)
@@ -265,7 +265,7 @@ async def test_repeats_end(
     assert len(hook.posts) == (2 if repeats else 1)
 
 
-async def test_a_late_answer_is_none(session: ClientSession, hook: Receiver) -> None:
+async def test_a_late_answer_does_not_count(session: ClientSession, hook: Receiver) -> None:
     """An answer after 15 s does not count: the callback is sent again."""
 
     async def reply(request: web.Request) -> web.Response:
@@ -278,7 +278,7 @@ async def test_a_late_answer_is_none(session: ClientSession, hook: Receiver) -> 
         await task(kie, session, hook.url)
         late, taken = await calls(kie, 2)
     assert (late.status, late.error, taken.status) == (None, "no answer within 15 s", 200)
-    assert taken.at - late.at >= 15.0 + SPACING[0]
+    assert taken.at - late.at >= 15.0 + REPEAT_DELAYS[0]
 
 
 async def serve_bytes(*pieces: bytes, forever: bytes = b"") -> asyncio.Server:
@@ -311,7 +311,7 @@ async def serve_bytes(*pieces: bytes, forever: bytes = b"") -> asyncio.Server:
 async def test_odd_receivers(
     session: ClientSession, pieces: tuple[bytes, ...], forever: bytes, status: int | None, error: str | None
 ) -> None:
-    """Receivers that hang up, talk nonsense or never finish are recorded, in bounded time."""
+    """Receivers that close the connection, send garbage or never finish are recorded, in bounded time."""
     server = await serve_bytes(*pieces, forever=forever)
     async with server, emulator(callback_timeout=100.0, callback=Call(repeats=0)) as kie:
         await task(kie, session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
@@ -320,8 +320,8 @@ async def test_odd_receivers(
     assert record.error == error or any(str(record.error).startswith(one) for one in str(error).split("|"))
 
 
-async def test_nobody_listens(session: ClientSession) -> None:
-    """A refused connection is an attempt like any other."""
+async def test_a_refused_connection(session: ClientSession) -> None:
+    """A refused connection is recorded and repeated like any failed attempt."""
     server = await serve_bytes()
     port = server.sockets[0].getsockname()[1]
     server.close()
@@ -333,7 +333,7 @@ async def test_nobody_listens(session: ClientSession) -> None:
     assert all("ClientConnectorError" in str(record.error) for record in records)
 
 
-# To this machine only -------------------------------------------------------------------------------
+# This machine only ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -344,9 +344,9 @@ async def test_nobody_listens(session: ClientSession) -> None:
      "//127.0.0.1/", "127.0.0.1", "localhost", "http://", "http://127.0.0.1:99999/", "http://[::1",
      "?", "\ud800"],
 )  # fmt: skip
-async def test_strangers_are_left_alone(kie: Emulator, session: ClientSession, url: str) -> None:
-    """No other machine is asked, whatever the URL looks like: the record says that nothing was sent."""
-    assert loopback(url) is None
+async def test_other_machines_are_not_contacted(kie: Emulator, session: ClientSession, url: str) -> None:
+    """No URL leads to another machine: the record says that nothing was sent."""
+    assert loopback_url(url) is None
     await task(kie, session, url)
     (record,) = await calls(kie, 1)
     assert (record.sent, record.status, record.error, record.url) == (False, None, NOT_SENT, url)
@@ -357,12 +357,12 @@ async def test_strangers_are_left_alone(kie: Emulator, session: ClientSession, u
     ["http://127.0.0.1/", "http://127.8.9.1:8000/a", "https://localhost/", "HTTP://LOCALHOST/", "http://[::1]:1/"],
 )  # fmt: skip
 def test_this_machine(url: str) -> None:
-    """Loopback addresses of both families are this machine, and so is `localhost`."""
-    assert loopback(url) is not None
+    """IPv4 and IPv6 loopback addresses are accepted, and `localhost`."""
+    assert loopback_url(url) is not None
 
 
 async def test_a_name_and_a_login(kie: Emulator, session: ClientSession, hook: Receiver) -> None:
-    """`localhost` is reached without a name server; a login in the URL becomes no Authorization."""
+    """`localhost` needs no name server, and a login in the URL sends no Authorization header."""
     url = hook.url.replace("127.0.0.1", "user:pass@localhost")
     await task(kie, session, url)
     (record,) = await calls(kie, 1)
@@ -374,7 +374,7 @@ async def test_a_name_and_a_login(kie: Emulator, session: ClientSession, hook: R
 
 
 async def test_never_and_twice(kie: Emulator, session: ClientSession, hook: Receiver) -> None:
-    """A plan is for one task: the first is never told, the second twice, the third as usual."""
+    """A plan is for one task: the first calls back never, the second twice, the third once."""
     kie.plan(LAKE["prompt"], callback="never")
     kie.plan(LAKE["prompt"], callback="twice")
     ids = [await task(kie, session, hook.url) for _ in range(3)]
@@ -383,10 +383,8 @@ async def test_never_and_twice(kie: Emulator, session: ClientSession, hook: Rece
     assert [told.count(task_id) for task_id in ids] == [0, 2, 1]
 
 
-async def test_copies_are_repeated_each_for_itself(
-    kie: Emulator, session: ClientSession, hook: Receiver
-) -> None:
-    """Of three copies only the one that was refused comes again."""
+async def test_each_copy_is_repeated_alone(kie: Emulator, session: ClientSession, hook: Receiver) -> None:
+    """Of three copies only the refused one is repeated."""
     hook.statuses = [200, 503, 200]
     kie.next(callback=Call(copies=3))
     await task(kie, session, hook.url)
@@ -395,7 +393,7 @@ async def test_copies_are_repeated_each_for_itself(
 
 
 async def test_late(session: ClientSession, hook: Receiver) -> None:
-    """A late callback comes 30 s after the end."""
+    """A late callback is posted 30 s after the task ended."""
     async with emulator(duration=10.0, callback="late") as kie:
         task_id = await task(kie, session, hook.url)
         (record,) = await calls(kie, 1)
@@ -403,7 +401,7 @@ async def test_late(session: ClientSession, hook: Receiver) -> None:
 
 
 async def test_early(session: ClientSession, hook: Receiver) -> None:
-    """An early callback is answered before its submit is, and the task has ended, however long it is."""
+    """An early callback is answered before its submit, and its task has ended whatever its duration."""
     answered: list[float] = []
 
     async def reply(request: web.Request) -> web.Response:
@@ -422,7 +420,7 @@ async def test_early(session: ClientSession, hook: Receiver) -> None:
 
 
 async def test_early_copies_and_replays(session: ClientSession, hook: Receiver) -> None:
-    """Every copy and every replay of an early callback comes before the submit is answered."""
+    """All copies and replays of an early callback are posted before the submit is answered."""
     async with emulator(webhook_key=KEY) as kie:
         kie.next(callback=Call("early", copies=3, content="replayed"))
         await task(kie, session, hook.url)
@@ -430,8 +428,8 @@ async def test_early_copies_and_replays(session: ClientSession, hook: Receiver) 
         await calls(kie, 12)
 
 
-async def test_early_does_not_hold_for_ever(session: ClientSession, hook: Receiver) -> None:
-    """A submit is held back for 15 s at most; a refusal releases it at once, repeats come later."""
+async def test_early_delays_its_submit_for_15_s_at_most(session: ClientSession, hook: Receiver) -> None:
+    """A submit waits 15 s at most for its early callback, and not for repeats after a refusal."""
 
     async def hang(request: web.Request) -> web.Response:
         await asyncio.sleep(3600)
@@ -452,7 +450,7 @@ async def test_early_does_not_hold_for_ever(session: ClientSession, hook: Receiv
 
 @pytest.mark.parametrize("latency", [0.0, 20.0])
 async def test_together(session: ClientSession, hook: Receiver, latency: float) -> None:
-    """The callback sets out when the submit answer does, and waits for nothing."""
+    """The callback is posted at the moment the submit is answered; neither waits for the other."""
     async with emulator(duration=1e6, callback="together", latency=latency) as kie:
         task_id = await task(kie, session, hook.url)
         answered = kie.now()
@@ -462,8 +460,8 @@ async def test_together(session: ClientSession, hook: Receiver, latency: float) 
         assert (await look(kie, session, task_id))["status"] == "SUCCESS"
 
 
-async def test_a_slow_answer_is_overtaken(session: ClientSession, hook: Receiver) -> None:
-    """A task that ends while its submit is not answered yet calls back all the same."""
+async def test_a_callback_before_a_slow_answer(session: ClientSession, hook: Receiver) -> None:
+    """A task that ends before its submit is answered calls back before that."""
     async with emulator(duration=1.0, latency=100.0) as kie:
         submitting = asyncio.create_task(task(kie, session, hook.url))
         (record,) = await calls(kie, 1)
@@ -471,13 +469,13 @@ async def test_a_slow_answer_is_overtaken(session: ClientSession, hook: Receiver
         assert await submitting == record.task_id
 
 
-# What somebody else might send ----------------------------------------------------------------------
+# Forged and other contents --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("outcome", ["success", "failed"])
 @pytest.mark.parametrize("content", CONTENTS)
 async def test_contents(session: ClientSession, hook: Receiver, content: str, outcome: str) -> None:
-    """Each content is what its name says: whose images, about which task, and signed by whom."""
+    """Each content has the images, the task id and the signature that its name says."""
     async with emulator(webhook_key=KEY, callback=content) as kie:
         kie.next(outcome=outcome)
         task_id = await task(kie, session, hook.url)
@@ -499,8 +497,8 @@ async def test_contents(session: ClientSession, hook: Receiver, content: str, ou
     assert all(post == hook.posts[0] for post in hook.posts)  # a replay, to the byte
 
 
-async def test_a_forger_signs_without_a_key(kie: Emulator, session: ClientSession, hook: Receiver) -> None:
-    """Without a key Kie does not sign; a forger does, with one of its own."""
+async def test_forged_is_signed_without_a_key(kie: Emulator, session: ClientSession, hook: Receiver) -> None:
+    """Without `webhook_key` true callbacks are unsigned; forged ones are signed with another key."""
     for number, content in enumerate(("true", "forged"), 1):
         kie.next(callback=content)
         await task(kie, session, hook.url)
@@ -509,7 +507,7 @@ async def test_a_forger_signs_without_a_key(kie: Emulator, session: ClientSessio
 
 
 async def test_by_hand(session: ClientSession, hook: Receiver) -> None:
-    """`call_back` posts one of any content at any time, to the task's URL or another; it is not repeated."""
+    """`call_back` posts any content at any time, to the task's URL or another, and does not repeat it."""
     hook.statuses = [503, 200]
     async with emulator(duration=1e6) as kie:
         task_id = await task(kie, session, hook.url)
@@ -537,7 +535,7 @@ async def test_by_hand(session: ClientSession, hook: Receiver) -> None:
 async def test_a_lost_answer(
     kie: Emulator, session: ClientSession, hook: Receiver, caplog: pytest.LogCaptureFixture, callback: str
 ) -> None:
-    """The task is there, paid and called back; its submit gets not a byte, and nobody logs a thing."""
+    """The task is created, charged and called back; its submit receives no byte, and nothing is logged."""
     kie.next(answer="dropped", callback=callback)
     with pytest.raises(ServerDisconnectedError):
         await submit(kie, session, hook.url)
@@ -549,7 +547,7 @@ async def test_a_lost_answer(
 
 
 async def test_a_dropped_connection_without_a_task(kie: Emulator, session: ClientSession) -> None:
-    """A connection can be lost before Kie made a task of it, too."""
+    """`Answer.dropped(task_created=False)` loses the answer and creates no task."""
     kie.next(answer=Answer.dropped(task_created=False))
     with pytest.raises(ServerDisconnectedError):
         await submit(kie, session, None)
@@ -557,10 +555,10 @@ async def test_a_dropped_connection_without_a_task(kie: Emulator, session: Clien
 
 
 @pytest.mark.parametrize("task_created", [True, False])
-async def test_an_answer_that_is_no_envelope(
+async def test_an_answer_without_an_envelope(
     kie: Emulator, session: ClientSession, task_created: bool
 ) -> None:
-    """A gateway may answer instead of Kie, whether a task was made or not."""
+    """A raw answer replaces the envelope, whether a task was created or not."""
     page = (FIXTURES / "html_502.html").read_bytes()
     kie.next(answer=Answer(502, raw=page, http_status=502, task_created=task_created))
     async with session.post(f"{kie.url}{API}/generate", json=LAKE) as response:
@@ -569,11 +567,11 @@ async def test_an_answer_that_is_no_envelope(
     assert kie.accepted == task_created
 
 
-# Leaving, and wrong settings ------------------------------------------------------------------------
+# Closing, and wrong settings ------------------------------------------------------------------------
 
 
 async def test_nothing_is_left_over(session: ClientSession, hook: Receiver) -> None:
-    """Leaving ends every call: planned, under way, waiting to be repeated, or holding a submit back."""
+    """Closing cancels every callback: scheduled, being posted, waiting for a repeat, or delaying a submit."""
 
     async def hang(request: web.Request) -> web.Response:
         await asyncio.sleep(3600)
@@ -597,14 +595,14 @@ async def test_nothing_is_left_over(session: ClientSession, hook: Receiver) -> N
     assert time.monotonic() - start < 1.0
     with pytest.raises(ServerDisconnectedError):
         await held
-    assert [record.error for record in kie.callbacks] == [None, CUT_OFF]
+    assert [record.error for record in kie.callbacks] == [None, CANCELLED]
     left = {one for one in asyncio.all_tasks() - before if "web_protocol" not in repr(one)}
     assert not left
     await kie.aclose()
 
 
-async def test_many_that_hang_hold_nobody_up(session: ClientSession, hook: Receiver) -> None:
-    """Callbacks do not wait for one another: behind 150 that hang one more is answered at once."""
+async def test_callbacks_do_not_wait_for_one_another(session: ClientSession, hook: Receiver) -> None:
+    """While 150 callbacks hang, one more is answered at once."""
 
     async def reply(request: web.Request) -> web.Response:
         if len(hook.posts) <= 150:
@@ -625,12 +623,12 @@ async def test_many_that_hang_hold_nobody_up(session: ClientSession, hook: Recei
 
 
 def test_wrong_settings() -> None:
-    """A misspelt name or an impossible number is refused when it is given."""
-    with pytest.raises(ValueError, match="callback='sometimes'"):
+    """A misspelt name or a number out of range is refused at once."""
+    with pytest.raises(ValueError, match="invalid callback='sometimes': expected a Call"):
         Emulator(callback="sometimes")
     with pytest.raises(ValueError, match="callback='progress'"):
         Emulator().next(callback="progress")
-    with pytest.raises(ValueError, match="answer='lost'"):
+    with pytest.raises(ValueError, match="invalid answer='lost': expected an Answer"):
         Emulator().plan("A calm lake", answer="lost")
     for wrong in ({"when": "soon"}, {"copies": 0}, {"repeats": 4}, {"delay": -1.0}, {"content": "x"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -640,7 +638,7 @@ def test_wrong_settings() -> None:
 
 
 def test_names_of_common_calls() -> None:
-    """Every content is a name for a call as well; a code is an answer, and so is "dropped"."""
+    """Every content is the name of a call too; a code names an answer, and so does "dropped"."""
     assert CALLS.keys() == {"end", "never", "twice", "late", "early", "together", *CONTENTS}
     assert CALLS["end"] == CALLS["true"] == Call()
     assert as_answer("dropped") == Answer.dropped()
