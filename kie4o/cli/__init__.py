@@ -1,4 +1,7 @@
-"""The command line."""
+"""The command line: the program `kie4o`, whose entry point is `main`.
+
+Only what a person at a terminal meets is here: arguments, progress, messages and exit statuses.
+"""
 
 from .main import main
 

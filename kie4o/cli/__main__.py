@@ -1,6 +1,4 @@
-"""`python -m kie4o.cli`."""
-
-from __future__ import annotations
+"""`python -m kie4o.cli`: the same as `python -m kie4o`."""
 
 from .main import main
 

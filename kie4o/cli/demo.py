@@ -1,4 +1,4 @@
-"""`kie4o demo`: eight pictures from the emulator."""
+"""`kie4o demo`: generates eight pictures with the emulator."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from ..client import AsyncKieClient
 from ..emulator import Emulator
+from ..errors import invalid
 from ..models import RateLimit, Size
 from ..polling.policy import GAP, PollPolicy
 from .board import Board, note
 
-_DEMO: tuple[tuple[str, Size], ...] = (
+_PICTURES: tuple[tuple[str, Size], ...] = (
     ("A lighthouse above a calm sea at first light", "3:2"),
     ("A fox asleep under autumn leaves, watercolour", "1:1"),
     ("A small bookshop in the rain, warm windows", "2:3"),
@@ -26,34 +27,34 @@ _DEMO: tuple[tuple[str, Size], ...] = (
 
 
 async def demo(*, directory: Path = Path("kie4o-demo"), speed: float = 10.0) -> None:
-    """Generate eight pictures side by side, on an emulator of Kie: free, offline, without a key.
+    """Generate eight pictures in parallel, with an emulator of Kie: free, offline, without an API key.
 
     Args:
-        directory: Where the pictures are saved.
-        speed: How many times faster than life the emulator runs.
+        directory: Directory for the pictures.
+        speed: How many times faster than real time the emulator runs.
     """
     if not 0.1 <= speed <= 1000:
-        note(f"--speed {speed:g} is not possible: use a number from 0.1 to 1000")
+        note(str(invalid("--speed", speed, "a number from 0.1 to 1000")))
         sys.exit(2)
     limit = RateLimit(20, per=10.0 / speed)
     poll = PollPolicy(first=max(GAP, 2.0 / speed), maximum=max(GAP, 5.0 / speed))
 
-    async def one(row: int, prompt: str, size: Size) -> Path:
-        board.say(row, "submitting")
+    async def generate(row: int, prompt: str, size: Size) -> Path:
+        board.show(row, "submitting")
         task = await client.submit(prompt, size=size)
-        board.say(row, "running")
+        board.show(row, "running")
         name = f"{row + 1:02} {prompt.partition(',')[0]}".lower().replace(" ", "-")
         [path] = await client.download(await task, directory, name=name)
-        board.say(row, "saved", ended=True)
+        board.show(row, "saved", done=True)
         return path
 
     async with (
         Emulator(speed=speed, duration=lambda: random.lognormvariate(3.0, 0.2)) as kie,  # around 20 s
         AsyncKieClient("demo", base_url=kie.url, upload_url=kie.url, rate_limit=limit, poll=poll) as client,
     ):
-        print(f"This is an emulator of Kie at {kie.url}, {speed:g} times faster than life.")
+        print(f"This is an emulator of Kie at {kie.url}, {speed:g} times faster than real time.")
         print("Nothing leaves this machine, nothing is charged, and no API key is needed.", flush=True)
-        with (board := Board([prompt for prompt, _ in _DEMO], sys.stdout)).progress:
-            paths = await asyncio.gather(*(one(row, *wanted) for row, wanted in enumerate(_DEMO)))
+        with Board([prompt for prompt, _ in _PICTURES], sys.stdout) as board:
+            paths = await asyncio.gather(*(generate(row, *each) for row, each in enumerate(_PICTURES)))
     print(f"{len(paths)} pictures:", *(f"  {path.absolute()}" for path in paths), sep="\n")
-    print('Next, for real: set KIE_API_KEY, then run: kie4o generate "A calm lake at dawn"')
+    print('To generate real images, set KIE_API_KEY and run: kie4o generate "A calm lake at dawn"')

@@ -1,7 +1,7 @@
-"""The command line as a person meets it: words in; lines, files and an exit status out.
+"""The command line as a person meets it: its output, its files and its exit status.
 
-Every command is a process of its own against an emulator in this one, with an environment of its
-own, and with warnings as errors, so that whatever it leaves open shows.
+Every command runs in its own process with its own environment, against an emulator in this process.
+Warnings are errors there, which reveals anything that a command leaves open.
 """
 
 import asyncio
@@ -18,10 +18,14 @@ import attrs
 import pytest
 
 import kie4o
+from kie4o.cli.main import message_of
 from kie4o.emulator import Emulator, pictures
+from kie4o.errors import DownloadError, RateLimitError, TaskTimeoutError, invalid
 
 ROOT = Path(kie4o.__file__).parents[1]
 MODULE = ("-m", "kie4o.cli")
+PACKAGE = ("-m", "kie4o")
+PYTHON = ("await ", "client.", "=...", "_url=", "rate_limit", "wait_timeout")  # not for a terminal
 FAST = {"speed": 20.0, "duration": 10.0}  # a task takes half a second
 
 
@@ -33,65 +37,65 @@ class Outcome:
 
     @property
     def notes(self) -> list[str]:
-        """The lines for the person, without the progress."""
+        """The lines of stderr, without the progress."""
         return [line for line in self.err.splitlines() if not line.startswith("   ")]
 
 
 class Command:
-    """One run of the command line; its folder is empty and its environment is what is given."""
+    """One run of the command line, in this folder and with only this environment."""
 
     def __init__(
-        self, folder: Path, *words: str, program: Sequence[str] = MODULE, **environment: str
+        self, folder: Path, *arguments: str, program: Sequence[str] = MODULE, **environment: str
     ) -> None:
-        self.folder, self.words, self.program = folder, words, program
+        self.folder, self.arguments, self.program = folder, arguments, program
         self.environment = {"PYTHONPATH": str(ROOT), "PATH": "", **environment}
 
     async def start(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", *self.program, *self.words),
+            *(sys.executable, "-W", "error", *self.program, *self.arguments),
             cwd=self.folder,
             env=self.environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            # A job in the background of a shell ignores SIGINT, and its children would inherit that.
+            # A background job of a shell ignores SIGINT, and its children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     async def run(self) -> Outcome:
-        return await ended(await self.start())
+        return await outcome_of(await self.start())
 
 
-async def ended(process: asyncio.subprocess.Process, said: bytes = b"") -> Outcome:
-    """What came of it; a traceback is never right."""
+async def outcome_of(process: asyncio.subprocess.Process, stderr: bytes = b"") -> Outcome:
+    """The outcome of a process that ends within 30 seconds; a traceback or a warning fails the test."""
     try:
         out, err = await asyncio.wait_for(process.communicate(), 30)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    outcome = Outcome(process.returncode or 0, out.decode(), (said + err).decode())
+    outcome = Outcome(process.returncode or 0, out.decode(), (stderr + err).decode())
     assert "Traceback" not in outcome.err
     assert "Warning" not in outcome.err
+    assert not [words for words in PYTHON if words in outcome.err + outcome.out]
     return outcome
 
 
-def against(kie: Emulator, folder: Path, *words: str, key: str = "k-123") -> Command:
-    return Command(folder, *words, KIE_BASE_URL=kie.url, KIE_API_KEY=key)
+def against(kie: Emulator, folder: Path, *arguments: str, key: str = "k-123") -> Command:
+    return Command(folder, *arguments, KIE_BASE_URL=kie.url, KIE_API_KEY=key)
 
 
 def size_of_png(path: Path) -> tuple[int, int]:
-    """Width and height of a PNG whose every chunk is whole, up to its end."""
+    """Width and height of a PNG, after a check of every chunk."""
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    at, kinds = 8, []
-    while at < len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        assert (
-            zlib.crc32(data[at + 4 : at + 8 + length]) == struct.unpack_from(">I", data, at + 8 + length)[0]
-        )
+    offset, kinds = 8, []
+    while offset < len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        end = offset + 8 + length
+        assert struct.unpack_from(">I", data, end)[0] == zlib.crc32(data[offset + 4 : end])
         kinds.append(kind)
-        at += 12 + length
+        offset = end + 4
     assert kinds[-1] == b"IEND"
     width, height = struct.unpack_from(">II", data, 16)
     return width, height
@@ -101,7 +105,7 @@ def size_of_png(path: Path) -> tuple[int, int]:
 
 
 async def test_demo_saves_eight_pictures_without_a_key(tmp_path: Path) -> None:
-    """`kie4o demo` needs no setting at all and writes eight whole PNGs of different shapes."""
+    """`kie4o demo` needs no settings and saves eight valid PNGs in three aspect ratios."""
     outcome = await Command(tmp_path, "demo", "--speed", "40").run()
     assert outcome.status == 0
     assert outcome.err == ""
@@ -117,7 +121,7 @@ async def test_demo_saves_eight_pictures_without_a_key(tmp_path: Path) -> None:
 
 
 async def test_demo_never_leaves_the_machine(tmp_path: Path) -> None:
-    """The demo talks to its own emulator, whatever the environment says about Kie."""
+    """The demo uses its own emulator, whatever the environment variables say."""
     async with Emulator() as kie:
         environment = {"KIE_BASE_URL": kie.url, "KIE_UPLOAD_URL": kie.url, "KIE_API_KEY": "k-123"}
         outcome = await Command(tmp_path, "demo", "--speed", "40", "--directory", "here", **environment).run()
@@ -127,13 +131,13 @@ async def test_demo_never_leaves_the_machine(tmp_path: Path) -> None:
 
 
 async def test_demo_is_interrupted_cleanly(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of the demo ends eight tasks and the emulator in one line."""
+    """Ctrl-C during the demo is one line and status 130, and no picture is saved."""
     process = await Command(tmp_path, "demo", "--speed", "1").start()
     assert process.stdout is not None
     while b"running" not in await process.stdout.readline():
         pass
     process.send_signal(signal.SIGINT)
-    outcome = await ended(process)
+    outcome = await outcome_of(process)
     assert outcome.status == 130
     assert outcome.err == "kie4o: interrupted\n"
     assert not list(tmp_path.rglob("*.png"))
@@ -143,7 +147,7 @@ async def test_demo_is_interrupted_cleanly(tmp_path: Path) -> None:
 
 
 async def test_generate_saves_and_prints_the_paths(tmp_path: Path) -> None:
-    """Paths on stdout, one a line; the task id on stderr before the task has ended."""
+    """`generate` prints one path per line on stdout, and the task id on stderr once it is known."""
     async with Emulator(**FAST) as kie:
         words = ("generate", "A calm [bold] lake", "--size", "3:2", "--n-variants", "2", "--directory", "out")
         outcome = await against(kie, tmp_path, *words).run()
@@ -153,12 +157,12 @@ async def test_generate_saves_and_prints_the_paths(tmp_path: Path) -> None:
     assert paths == [tmp_path / "out" / f"{task.id}_{index}.png" for index in (0, 1)]
     assert [size_of_png(path) for path in paths] == [(768, 512)] * 2
     assert task.request == {"prompt": "A calm [bold] lake", "size": "3:2", "nVariants": 2}
-    assert outcome.notes == [f"kie4o: task {task.id} (kie4o wait {task.id} takes it up again)"]
+    assert outcome.notes == [f"kie4o: task {task.id} is submitted; to resume: kie4o wait {task.id}"]
     assert "A calm [bold] lake: succeeded" in outcome.err
 
 
 async def test_generate_uploads_local_files_first(tmp_path: Path) -> None:
-    """A path in --file is uploaded, a URL is passed on, and --json gives one object."""
+    """A path in --file is uploaded, a URL is passed on, and --json prints one object."""
     (tmp_path / "lake.png").write_bytes(pictures.BLANK)
     async with Emulator(**FAST) as kie:
         words = ("--file", "lake.png", "--file", "https://example.com/a.png", "--enhance", "--name", "new")
@@ -176,13 +180,15 @@ async def test_generate_uploads_local_files_first(tmp_path: Path) -> None:
     assert len(report["urls"]) == 1
 
 
-async def test_a_task_that_takes_too_long_is_taken_up_again(tmp_path: Path) -> None:
-    """After --timeout the status is 1 and the task id is told; `kie4o wait` then saves its image."""
+async def test_a_task_that_timed_out_is_resumed(tmp_path: Path) -> None:
+    """After --timeout the status is 1 and a line says how to resume; `kie4o wait` saves the image."""
     async with Emulator(**FAST) as kie:
         outcome = await against(kie, tmp_path, "generate", "A slow lake", "--timeout", "0.1").run()
         [task] = kie.tasks.values()
         assert outcome.status == 1
-        assert f"kie4o: to go on with task {task.id}: kie4o wait {task.id}" in outcome.notes
+        assert outcome.notes[1:] == [
+            f"kie4o: timed out waiting for task {task.id}; to resume: kie4o wait {task.id}"
+        ]
         outcome = await against(kie, tmp_path, "wait", task.id, "--directory", "out").run()
         assert kie.accepted == 1
     assert outcome.status == 0
@@ -191,7 +197,7 @@ async def test_a_task_that_takes_too_long_is_taken_up_again(tmp_path: Path) -> N
 
 
 async def test_credits(tmp_path: Path) -> None:
-    """`kie4o credits` prints the number and nothing else."""
+    """`kie4o credits` prints only the number."""
     async with Emulator(credits=12.5) as kie:
         outcome = await against(kie, tmp_path, "credits").run()
     assert outcome == Outcome(0, "12.5\n", "")
@@ -202,14 +208,33 @@ async def test_version(tmp_path: Path) -> None:
     assert await Command(tmp_path, "--version").run() == Outcome(0, f"{kie4o.__version__}\n", "")
 
 
+async def test_the_package_is_the_program(tmp_path: Path) -> None:
+    """`python -m kie4o` is `kie4o`: it prints the version, and help under that name."""
+    outcome = await Command(tmp_path, "--version", program=PACKAGE).run()
+    assert outcome == Outcome(0, f"{kie4o.__version__}\n", "")
+    outcome = await Command(tmp_path, "--help", program=PACKAGE).run()
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "Usage: kie4o COMMAND" in outcome.out
+    assert all(f" {name} " in outcome.out for name in ("credits", "demo", "generate", "wait"))
+
+
+@pytest.mark.parametrize("command", ["credits", "demo", "generate", "wait"])
+async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
+    """`kie4o COMMAND --help` is status 0, and describes every option."""
+    outcome = await Command(tmp_path, command, "--help").run()
+    assert (outcome.status, outcome.err) == (0, "")
+    assert f"Usage: kie4o {command}" in outcome.out
+    assert "()" not in outcome.out
+
+
 # -- failures: one line and a status -------------------------------------------------------------
 
 
 async def test_a_wrong_key_is_one_line_without_the_key(tmp_path: Path) -> None:
-    """401 is status 1 and a sentence that names KIE_API_KEY and never shows it."""
+    """401 is status 1 and one line that names KIE_API_KEY and does not show the key."""
     async with Emulator(api_key="right") as kie:
-        for words in (("credits",), ("generate", "A calm lake")):
-            outcome = await against(kie, tmp_path, *words, key="wrong-key-9876").run()
+        for arguments in (("credits",), ("generate", "A calm lake")):
+            outcome = await against(kie, tmp_path, *arguments, key="wrong-key-9876").run()
             assert outcome.status == 1
             [line] = outcome.notes
             assert "401" in line
@@ -219,15 +244,48 @@ async def test_a_wrong_key_is_one_line_without_the_key(tmp_path: Path) -> None:
 
 
 async def test_no_key_names_the_variable(tmp_path: Path) -> None:
-    """Without a key the one line says which variable to set, before any network use."""
-    outcome = await Command(tmp_path, "generate", "A calm lake").run()
+    """Without a key one line says which variable to set, and nothing is sent."""
+    for arguments in (("generate", "A calm lake"), ("wait", "0" * 32), ("credits",)):
+        outcome = await Command(tmp_path, *arguments, KIE_API_KEY=" ").run()
+        assert outcome.status == 1
+        [line] = outcome.err.splitlines()
+        assert "KIE_API_KEY" in line
+
+
+async def test_an_empty_balance_names_the_command_that_prints_it(tmp_path: Path) -> None:
+    """402 is status 1, with a remedy in terms of the command line."""
+    async with Emulator(credits=0.0) as kie:
+        outcome = await against(kie, tmp_path, "generate", "A calm lake").run()
     assert outcome.status == 1
-    [line] = outcome.err.splitlines()
-    assert "KIE_API_KEY" in line
+    assert "kie4o credits" in outcome.notes[-1]
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("error", "expected"),
+    [
+        (
+            RateLimitError("too many", code=429),
+            "Kie answered 429: too many. Something else uses this account",
+        ),
+        (
+            TaskTimeoutError("...", task_id="task1"),
+            "timed out waiting for task task1; to resume: kie4o wait task1",
+        ),
+        (invalid("mask_url", "a.png", "a URL"), "invalid --mask='a.png': expected a URL"),
+        (invalid("files_url[1]", "a.png", "a URL"), "invalid --file[1]='a.png': expected a URL"),
+        (invalid("size", "16:9", "mask_url=x"), "invalid size='16:9': expected mask_url=x"),
+        (DownloadError("https://example.com/?source=a is gone"), "https://example.com/?source=a is gone"),
+        (FileNotFoundError(2, "No such file", "a.png"), "[Errno 2] No such file: 'a.png'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_messages_are_about_the_command_line(error: Exception, expected: str) -> None:
+    """Errors name commands and options instead of calls and arguments; other text is left alone."""
+    assert message_of(error).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
     [
         ("generate", "A calm lake", "--sise", "3:2"),
         ("generate", "A calm lake", "--size", "16:9"),
@@ -238,9 +296,11 @@ async def test_no_key_names_the_variable(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-async def test_wrong_usage_is_status_2(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """A word that the command line does not know is one line and status 2; nothing is sent."""
-    outcome = await Command(tmp_path, *words, KIE_API_KEY="k-123", KIE_BASE_URL="http://127.0.0.1:9").run()
+async def test_wrong_usage_is_status_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """An unknown option or value is one line and status 2; nothing is sent."""
+    outcome = await Command(
+        tmp_path, *arguments, KIE_API_KEY="k-123", KIE_BASE_URL="http://127.0.0.1:9"
+    ).run()
     assert outcome.status == 2
     assert outcome.out == ""
     [line] = outcome.err.splitlines()
@@ -248,21 +308,23 @@ async def test_wrong_usage_is_status_2(tmp_path: Path, words: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("arguments", "named"),
     [
         (("generate", " "), "prompt"),
-        (("generate", "A calm lake", "--mask", "mask.png"), "mask_url"),
+        (("generate", "A calm lake", "--mask", "mask.png"), "--mask="),
         (("generate", "A calm lake", "--file", "missing.png"), "missing.png"),
-        (("generate", "A calm lake", "--timeout", "-1"), "timeout"),
+        (("generate", "A calm lake", "--timeout", "-1"), "--timeout="),
         (("generate", "A calm lake", "--directory", "taken/out"), "taken"),
         (("wait", "no id"), "no id"),
     ],
 )
-async def test_what_cannot_succeed_is_not_paid(tmp_path: Path, words: tuple[str, ...], named: str) -> None:
-    """Values that cannot work are refused in one line before anything is submitted."""
+async def test_what_cannot_succeed_is_not_paid(
+    tmp_path: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    """Values that cannot work are one line, which names the option, and nothing is submitted."""
     (tmp_path / "taken").write_text("a file, not a folder")
     async with Emulator() as kie:
-        outcome = await against(kie, tmp_path, *words).run()
+        outcome = await against(kie, tmp_path, *arguments).run()
         assert kie.posts == 0
     assert outcome.status == 1
     [line] = outcome.notes
@@ -270,12 +332,12 @@ async def test_what_cannot_succeed_is_not_paid(tmp_path: Path, words: tuple[str,
 
 
 async def test_a_refused_connection_is_one_line(tmp_path: Path) -> None:
-    """Nobody listens: status 1, one line that names the address, and that nothing was charged."""
+    """A refused connection is status 1 and one line with the address, which says that nothing was charged."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     environment = {"KIE_API_KEY": "k-123", "KIE_BASE_URL": url}
-    for words in (("credits",), ("generate", "A calm lake")):
-        outcome = await Command(tmp_path, *words, **environment).run()
+    for arguments in (("credits",), ("generate", "A calm lake")):
+        outcome = await Command(tmp_path, *arguments, **environment).run()
         assert outcome.status == 1
         [line] = outcome.notes
         assert url in line
@@ -283,19 +345,20 @@ async def test_a_refused_connection_is_one_line(tmp_path: Path) -> None:
 
 
 async def test_a_failed_task_says_why(tmp_path: Path) -> None:
-    """A task that Kie ended is status 1 with Kie's reason, and nothing to go on with."""
+    """A failed task is status 1 with Kie's reason, and no way to resume is offered."""
     async with Emulator(**FAST, outcome="policy") as kie:
         outcome = await against(kie, tmp_path, "generate", "A calm lake").run()
     assert outcome.status == 1
     assert "content policies" in outcome.notes[-1]
-    assert "to go on" not in outcome.err
+    assert "is paid" not in outcome.err
 
 
 async def test_without_cyclopts_it_says_what_to_install(tmp_path: Path) -> None:
-    """The entry point without the extra is one line with the remedy, and status 1."""
+    """Without the extra the program prints one line with the remedy, and the status is 1."""
     program = ("-c", "import sys; sys.modules['cyclopts'] = None; from kie4o.cli import main; main()")
     outcome = await Command(tmp_path, program=program).run()
-    assert outcome == Outcome(1, "", "kie4o: the command line needs cyclopts: pip install 'kie4o[cli]'\n")
+    remedy = "in a checkout of kie4o, run: pip install '.[cli]'"
+    assert outcome == Outcome(1, "", f"kie4o: the command line needs cyclopts; {remedy}\n")
 
 
 # -- Ctrl-C --------------------------------------------------------------------------------------
@@ -303,57 +366,57 @@ async def test_without_cyclopts_it_says_what_to_install(tmp_path: Path) -> None:
 
 async def read_until(process: asyncio.subprocess.Process, words: bytes) -> bytes:
     assert process.stderr is not None
-    said = b""
-    while words not in said:
+    stderr = b""
+    while words not in stderr:
         line = await asyncio.wait_for(process.stderr.readline(), 30)
-        assert line, said
-        said += line
-    return said
+        assert line, stderr
+        stderr += line
+    return stderr
 
 
 async def test_interrupted_while_waiting(tmp_path: Path) -> None:
-    """Ctrl-C during the wait is status 130, tells the task id and how to go on, leaves no file."""
+    """Ctrl-C while waiting is status 130, says how to resume and leaves no file."""
     async with Emulator(duration=1000.0) as kie:
         process = await against(kie, tmp_path, "generate", "A calm lake").start()
-        said = await read_until(process, b"kie4o wait")
+        stderr = await read_until(process, b"kie4o wait")
         process.send_signal(signal.SIGINT)
-        outcome = await ended(process, said)
+        outcome = await outcome_of(process, stderr)
         [task] = kie.tasks.values()
     assert outcome.status == 130
     assert outcome.out == ""
     assert outcome.notes[-2:] == [
-        f"kie4o: to go on with task {task.id}: kie4o wait {task.id}",
+        f"kie4o: task {task.id} is paid; to resume: kie4o wait {task.id}",
         "kie4o: interrupted",
     ]
     assert not list(tmp_path.iterdir())
 
 
-async def test_interrupted_while_the_answer_is_under_way(tmp_path: Path) -> None:
-    """Ctrl-C after the request has left waits for the answer: the paid task is named all the same."""
+async def test_interrupted_before_the_answer(tmp_path: Path) -> None:
+    """Ctrl-C after the request was sent waits for its answer, and names the paid task."""
     async with Emulator(duration=1000.0, latency=1.0) as kie:
         process = await against(kie, tmp_path, "generate", "A calm lake").start()
         while not kie.tasks:
             await asyncio.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        outcome = await ended(process)
+        outcome = await outcome_of(process)
         [task] = kie.tasks.values()
     assert outcome.status == 130
     assert outcome.notes == [
-        f"kie4o: to go on with task {task.id}: kie4o wait {task.id}",
+        f"kie4o: task {task.id} is paid; to resume: kie4o wait {task.id}",
         "kie4o: interrupted",
     ]
 
 
-async def test_interrupted_before_the_request_has_left(tmp_path: Path) -> None:
-    """Ctrl-C while nothing has left (a pause after a refusal) calls the submit off: nothing is paid."""
+async def test_interrupted_before_the_request_is_sent(tmp_path: Path) -> None:
+    """Ctrl-C during the delay after a refusal cancels the submit: nothing is paid."""
     async with Emulator() as kie:
         kie.next(answer=550)
         process = await against(kie, tmp_path, "generate", "A calm lake").start()
         while not kie.posts:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)  # for the answer to arrive; the pause after it is half a minute
+        await asyncio.sleep(0.2)  # for the answer to arrive; the delay after it is half a minute
         process.send_signal(signal.SIGINT)
-        outcome = await ended(process)
+        outcome = await outcome_of(process)
         assert (kie.posts, kie.accepted) == (1, 0)
     assert outcome.status == 130
     assert outcome.notes == ["kie4o: interrupted"]
