@@ -1,11 +1,11 @@
-"""The suite: what waiting costs with kie4o, beside a loop by hand and the peers' own SDKs.
+"""The benchmark suite: what waiting costs with kie4o, compared with a hand-written loop and other SDKs.
 
     python -m benchmarks [--quick] [--only cpu,memory] [--clients kie4o,bare,httpx] [--readme]
 
-Everything is measured against a loopback server in a process of its own, all clients taking turns,
-and told as a ratio to the bare aiohttp loop of the same run. A complete run writes
-benchmarks/results/ and the section in the README, and ends with 1 if a goal is missed. `--readme`
-writes those from the results that are there, without measuring.
+All clients take turns against a loopback server in its own process, and their figures are reported as
+ratios to the bare aiohttp loop of the same run. A complete run writes benchmarks/results/ and the section
+in the README, and exits with status 1 if a goal is missed. `--readme` writes both from existing results,
+without measuring.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def say(words: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, but not whose machine it is."""
+    """What the figures depend on, without anything that identifies the machine."""
     found: dict[str, Any] = {
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -64,13 +64,13 @@ def packages() -> dict[str, str]:
 
 
 def probe(plan: Plan) -> None:
-    """Who cannot run here is left out, with a word."""
+    """Skip the clients that cannot run here, with their reasons."""
     for name in plan.clients:
         set_server(plan.base, looks=4)
         reason = reason_to_skip(name, plan.base)
         say(f"{CLIENTS[name].label}: {f'skipped: {reason}' if reason else 'runs'}")
         if reason and name in OURS:
-            raise ChildError(f"{name} does not run: {reason}")
+            raise ChildError(f"{name} cannot run: {reason}")
         if reason:
             plan.skipped[name] = reason
 
@@ -94,7 +94,7 @@ def run(plan: Plan) -> dict[str, Any]:
             if step.owner in OURS or not step.owner:
                 raise
             plan.skipped[step.owner] = str(error)
-            say(f"{CLIENTS[step.owner].label}: skipped from here on: {error}")
+            say(f"{CLIENTS[step.owner].label}: skipped from now on: {error}")
     minutes = (time.monotonic() - began) / 60
     say(f"measured in {minutes:.1f} min")
     return {"minutes": minutes} | {name: measure.results() for name, measure in measures.items()}
@@ -105,29 +105,31 @@ def write(results: dict[str, Any]) -> None:
     (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     (RESULTS / "figures.svg").write_text(picture.svg(results), "utf-8")
     report.rewrite(ROOT / "README.md", results)
-    say("written: benchmarks/results/results.json, benchmarks/results/figures.svg, README.md")
+    say("wrote benchmarks/results/results.json, benchmarks/results/figures.svg and README.md")
 
 
 def _names(words: str, known: Sequence[str]) -> list[str]:
     names = words.split(",")
     for name in names:
         if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"invalid name {name!r}: expected one of {', '.join(known)}")
     return names
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s bench --", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="less of everything; nothing is written")
+    parser.add_argument("--quick", action="store_true", help="measure less, and write nothing")
     parser.add_argument("--only", type=lambda words: _names(words, list(MEASURES)), help=",".join(MEASURES))
     parser.add_argument("--clients", type=lambda words: _names(words, list(CLIENTS)), help=",".join(CLIENTS))
-    parser.add_argument("--readme", action="store_true", help="write from the results that are there")
+    parser.add_argument(
+        "--readme", action="store_true", help="write picture and README from the last results"
+    )
     words = parser.parse_args()
     if words.readme:
         write(json.loads((RESULTS / "results.json").read_text("utf-8")))
         return
     with Server() as base:
-        # The bare loop is what all others are measured against.
+        # The bare loop is the baseline of all ratios.
         clients = list(dict.fromkeys([*(words.clients or CLIENTS), "bare"]))
         plan = Plan(words.quick, base, clients, words.only or list(MEASURES), {})
         results: dict[str, Any] = {
@@ -140,7 +142,7 @@ def main() -> None:
     results["goals"] = report.judged(results)
     print(report.tables(results))
     if words.quick or words.only or words.clients:
-        say("nothing is written: the run was not complete")
+        say("nothing was written, because the run was not complete")
         return
     write(results)
     sys.exit(any(goal["verdict"] == "MISSED" for goal in results["goals"]))

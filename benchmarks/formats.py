@@ -1,8 +1,8 @@
-"""How Kie and the peers' services answer, as data: paths and bodies, no logic.
+"""The answers of Kie and of the other services, as data: paths and bodies, no logic.
 
-A body is a template in which the server puts the task id and its own address. Kie's are those of
-tests/fixtures; the others carry the fields that their SDKs insist on, and a few that real answers
-have as well. Nothing in them points anywhere but to the server itself, or is never followed.
+A body is a template into which the server puts the task id and its own address. Those of Kie are from
+tests/fixtures; the others have the fields that their SDKs require, and some more that real answers have.
+Their URLs point to the server itself, or are never opened.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _WHEN = b"2026-01-02T03:04:05.678Z"
 
 @attrs.frozen(kw_only=True)
 class Format:
-    """One service. The task id stands between `look` and `after` in the path of a look, or, where
-    the look is a POST, at the end of `"<named>":"..."` in its body."""
+    """One service. The task id of a look is between `look` and `after` in its path; where a look is a
+    POST, it follows `named` in the body."""
 
     submit: bytes
     look: bytes
@@ -27,7 +27,7 @@ class Format:
     accepted: bytes
     running: bytes
     ended: bytes
-    result: bytes = b""  # what stands at `look` + id without `after`, where that is another call
+    result: bytes = b""  # the answer at `look` + id without `after`, where that is another call
 
 
 _KIE = (
@@ -129,7 +129,7 @@ _RUNWARE = b'{"data":[{"taskType":"imageInference","taskUUID":"@ID@"'
 RUNWARE = Format(
     submit=b"/runware/v1",
     look=b"/runware/v1",
-    named=b"getResponse",  # both are the same POST; this word tells the look
+    named=b"getResponse",  # submits and looks have the same path; this word marks a look
     accepted=_RUNWARE + b"}]}",
     running=_RUNWARE + b',"status":"processing"}]}',
     ended=_RUNWARE + b',"imageUUID":"@ID@","imageURL":"' + _URL + b'","status":"success","seed":42,'

@@ -1,8 +1,7 @@
-"""What an import costs: CPU of fresh interpreters, in turn, less that of one that imports nothing.
+"""What an import costs: CPU time of fresh interpreters, minus that of one that imports nothing.
 
-CPU and not the clock, since neighbours on the machine would be counted too; with warm caches the
-two are the same. The interpreter is isolated (-I) and everything is imported once before, so that
-its bytecode is there.
+CPU time is used because wall-clock time would include other processes on the machine; with warm caches the
+two agree. The interpreters are isolated (-I), and everything is imported once before, to compile its bytecode.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from .clients import CLIENTS, OURS
 from .processes import ROOT, ChildError, cores, environment
 
 NOTHING = "bare Python"
-PARTS = "aiohttp, attrs, cattrs"  # what we stand on
+PARTS = "aiohttp, attrs, cattrs"  # the dependencies of kie4o
 READY = "kie4o, a client ready to send"
 CODES = {
     NOTHING: "pass",
@@ -25,7 +24,7 @@ CODES = {
     READY: "from kie4o import AsyncKieClient; AsyncKieClient('key', base_url='http://127.0.0.1:9')",
     PARTS: "import aiohttp, attrs, cattrs",
 }
-# From nothing to the first image, with a server beside it: what is loaded late counts too.
+# From the start to the first image, so that modules that are imported late are included.
 FIRST = """
 import asyncio, sys
 from benchmarks.clients import load
@@ -37,12 +36,12 @@ asyncio.run(main())
 
 
 def name_of(client: str) -> str:
-    """What stands for a client's import in the results."""
+    """The name of a client's import in the results."""
     return READY if client == "kie4o" else CLIENTS[client].imports
 
 
 def codes(names: Sequence[str], base: str) -> dict[str, str]:
-    """The programs to run, by what they are called."""
+    """The programs to run, by name."""
     others = [CLIENTS[name].imports for name in names if CLIENTS[name].imports]
     ours = {f"{CLIENTS[name].label}, first image": name for name in OURS if name in names}
     return (
@@ -53,7 +52,7 @@ def codes(names: Sequence[str], base: str) -> dict[str, str]:
 
 
 def once(code: str) -> float:
-    """Milliseconds of user and system time of one interpreter."""
+    """User and system time of one interpreter, in milliseconds."""
     core, _ = cores()
     place = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     process = subprocess.Popen(
@@ -68,7 +67,7 @@ def once(code: str) -> float:
     assert process.stderr is not None
     complaint = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # or it would wait for itself
+    process.returncode = os.waitstatus_to_exitcode(status)  # otherwise Popen would wait for it again
     process.stderr.close()
     if status:
         raise ChildError((complaint.strip().splitlines() or ["it failed"])[-1][:160])

@@ -1,9 +1,9 @@
-"""The rate limiter against a strict server, in virtual time, beside the two ways that do not do.
+"""The rate limiter against a strict server, in virtual time, compared with two common alternatives.
 
     python benchmarks/limiter.py [--submits 20000]
 
-The server admits 20 in any 10 s, counted on arrival. Printed: how many it refused, and the rate
-over the long run as a share of the ideal 2 per second.
+The server admits 20 submits in any 10 s, counted on arrival. The output is the number that it refused, and
+the long-term rate as a share of the ideal 2 per second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NETWORKS: dict[str, Latency] = {
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock jumps to the next timer: hours pass in moments."""
+    """A loop whose clock jumps to the next timer, so that hours pass in moments."""
 
     def __init__(self) -> None:
         selector = selectors.SelectSelector()
@@ -40,7 +40,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._now += max(timeout or 0.0, 1e-8)
             return wait(0)
 
-        selector.select = select  # type: ignore[method-assign]  # this very selector
+        selector.select = select  # type: ignore[method-assign]  # of this selector only
 
     def time(self) -> float:
         return self._now
@@ -59,7 +59,7 @@ class Bucket:
 
 
 async def run(submits: int, latency: Latency, how: str) -> tuple[int, float]:
-    """How many the server refused, and the share of the ideal rate."""
+    """How many submits the server refused, and the share of the ideal rate."""
     rng, loop, accepted, refused = random.Random(1), asyncio.get_running_loop(), deque[float](), 0
     limiter, bucket = RateLimiter(LIMIT), Bucket()
     start = loop.time()

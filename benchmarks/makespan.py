@@ -1,14 +1,14 @@
-"""How long 200 tasks take under the account's limit, against a server that counts exactly.
+"""How long 200 tasks take under the account's limit, with a server that enforces it exactly.
 
     python -m benchmarks.makespan NAME BASE [--tasks 200] [--speed 5]
 
-20 new tasks in any 10 s, counted on arrival, each answer 50 ms later. The ideal is the tenth window
-opening after 90 s, an answer, a pause of 1 s and the answer to the look. The client's clock runs
-`speed` times faster, and so does the server's window. That is not in anybody's favour: what this
-machine really needs for a burst counts `speed` times, so that the true figure is nearer to 1.
+The server admits 20 new tasks in any 10 s, counted on arrival, and answers after 50 ms. The ideal is 90 s
+until the tenth window opens, one answer, a sleep of 1 s and the answer to the look. The client's clock and
+the server's window run `speed` times faster. This favours no client: the time that this machine itself
+needs for a burst counts `speed` times, so the true ratio is closer to 1.
 
-`kie4o` is the client with its limits as they are. `bare` is what one does by hand: twenty places,
-each held for 10 s after its answer.
+`kie4o` is the client with its default limits. `bare` is the usual hand-written solution: a semaphore of 20,
+each permit held for 10 s after its answer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Hurried(selectors.DefaultSelector):
 
 
 class HurriedLoop(asyncio.SelectorEventLoop):
-    """Its clock and its timers run `speed` times faster than the wall."""
+    """A loop whose clock and timers run `speed` times faster than real time."""
 
     def __init__(self, speed: float) -> None:
         self._speed = speed

@@ -1,8 +1,8 @@
-"""What the suite measures, as steps: each is one process or one round, so that all take turns.
+"""What the suite measures, as steps of one process or one round each, so that clients take turns.
 
-A measure plans its steps, collects what they bring, and sums it up at the end. Whatever goes wrong
-with somebody else's client is a word in the results and never the end of the run; if kie4o or the
-bare loop fails, that is an error.
+A measure plans its steps, collects their figures and sums them up at the end. A failure of another
+project's client is noted in the results and does not end the run; a failure of kie4o or of the bare loop
+is an error.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .processes import NO_SETTINGS, ROOT, ChildError, Server, answer_of, ask, en
 from .turns import FEW, MANY, Took, figures, spread
 
 IN_FLIGHT = (4, 20, 100)
-# A process that has freed large blocks keeps them for the next one. A young one asks the kernel for each
-# of the 256 KiB that asyncio receives into, which kie4o avoids and a loop by hand does not.
+# A process that has freed large blocks reuses them. A new one asks the kernel for memory for each read of
+# asyncio, which allocates 256 KiB; kie4o avoids that and a hand-written loop does not.
 _SETTLED = {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024), "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024)}
-Seconds = list[tuple[float, int]]  # CPU of a second, and the looks in it
+Seconds = list[tuple[float, int]]  # CPU time used in each second, and the looks in it
 
 
 @attrs.frozen
 class Plan:
-    """How much of everything."""
+    """What to measure, and how much."""
 
     quick: bool
     base: str
@@ -53,7 +53,7 @@ class Plan:
 
 @attrs.frozen
 class Step:
-    """`owner` is the client whose failure a failure is; `seconds` a guess, for telling what remains."""
+    """`owner` is the client that is responsible for a failure; `seconds` estimates the duration."""
 
     name: str
     owner: str
@@ -62,7 +62,7 @@ class Step:
 
 
 class Cpu:
-    """CPU per task and per look against the bare loop, and ours against the two leanest peers."""
+    """CPU per task and per look against the bare loop, and that of kie4o against the two leanest peers."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -74,7 +74,7 @@ class Cpu:
         for number in range(1 if quick else 2):
             for in_flight in some:
                 for name in self._plan.ours():
-                    # The bare loop against itself: the control.
+                    # The bare loop against itself is the control.
                     yield self._step(name, "bare", in_flight, number, 8.0 if quick else 10.0)
         for in_flight in some:
             for name in self._plan.peers():
@@ -99,7 +99,7 @@ class Cpu:
         )
 
     def _measure(self, name: str, other: str, in_flight: int, seconds: float) -> None:
-        # The others have their looks measured at 20 only: some of them need seconds for one slice.
+        # Looks of other clients are measured at 20 only, since some need seconds for one slice.
         looks = name in OURS or (in_flight == 20 and not self._plan.quick)
         words: list[object] = ["--in-flight", in_flight, "--seconds", seconds]
         words += [] if looks else ["--no-looks"]
@@ -112,7 +112,7 @@ class Cpu:
             pairs += [(a, b) for a, b in found[str(kind)]]
 
     def results(self) -> dict[str, Any]:
-        """By tasks in flight and client: against the bare loop, and under `against` others."""
+        """By tasks in flight and client: ratios to the bare loop, and under `against` to other clients."""
         found: dict[str, Any] = {}
         for (in_flight, name, other), took in self._took.items():
             place = found.setdefault(str(in_flight), {}).setdefault(name, {})
@@ -123,7 +123,7 @@ class Cpu:
 
 
 class Memory:
-    """KiB for each waiting task at 1,000 and 10,000."""
+    """KiB per waiting task, at 1,000 and 10,000 tasks."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -132,11 +132,11 @@ class Memory:
     def steps(self) -> Iterator[Step]:
         quick = self._plan.quick
         if not Path("/proc/self/smaps_rollup").exists():
-            self._plan.skipped["memory"] = "only Linux tells it exactly"
+            self._plan.skipped["memory"] = "only Linux reports it exactly"
             return
         for number in range(1 if quick else 2):
             for name in [*self._plan.ours(), *self._plan.peers()]:
-                # Some of the others need half a minute for ten thousand submits.
+                # Some other clients need half a minute for ten thousand submits.
                 whole = name in OURS or (number == 0 and not CLIENTS[name].variant)
                 yield self._step(name, number, "100,1000,10000" if whole and not quick else "100,1000")
 
@@ -170,12 +170,12 @@ class Memory:
 
 
 class Crowd:
-    """A look among many waiting tasks against one among few: two processes side by side, at the same
-    looks per second, each with a server of its own that counts them.
+    """CPU of a look among many waiting tasks, relative to one among few.
 
-    The rate belongs to the figure: the rarer looks are, the colder are the caches when one comes, and
-    the more it costs that its task is one of many. With the same code the ratio was 1.4 at 200 looks a
-    second, 1.3 at 400 and 1.2 at 600. So nobody should change the rate to meet a goal.
+    Two processes run at the same time and at the same rate of looks, each with its own server, which counts
+    them. The rate affects the ratio: the rarer looks are, the colder the caches, and the more it costs that
+    the task is one of many. With the same code the ratio was 1.4 at 200 looks per second, 1.3 at 400 and
+    1.2 at 600, so do not change the rate to meet a goal.
     """
 
     FEW = 100
@@ -190,7 +190,7 @@ class Crowd:
         ours = self._plan.ours()
         yield from (self._step(name, name, self._many) for name in ours[: 1 if self._plan.quick else None])
         if not self._plan.quick:
-            yield from (self._step(name, name, self._many) for name in ours[:1])  # once more
+            yield from (self._step(name, name, self._many) for name in ours[:1])  # a second time
         yield from (self._step("control", name, self.FEW) for name in ours[:1])
 
     def _step(self, key: str, name: str, many: int) -> Step:
@@ -206,9 +206,9 @@ class Crowd:
             both = [self._child(name, here, waiting), self._child(name, there, self.FEW)]
             for child in both:
                 assert child.stdout is not None
-                child.stdout.readline()  # it is ready
+                child.stdout.readline()  # "ready"
             answers = []
-            for child in both:  # both begin
+            for child in both:  # start both
                 assert child.stdin is not None
                 child.stdin.write("\n")
                 child.stdin.flush()
@@ -236,7 +236,7 @@ class Crowd:
         return {key: self._result(*found) for key, found in self._found.items()}
 
     def _result(self, waiting: int, many: Seconds, few: Seconds) -> dict[str, Any]:
-        # Sums of all seconds, not medians of each: a rare long collection of garbage has to count.
+        # Sums over all seconds, not medians: a rare, long garbage collection has to count.
         draws = spread(_ratios_of_sums(many, few))
         per_look = [sum(t for t, _ in each) / sum(n for _, n in each) for each in (many, few)]
         return {
@@ -251,7 +251,7 @@ class Crowd:
 
 
 def _ratios_of_sums(many: Seconds, few: Seconds, groups: int = 3) -> list[float]:
-    """Of neighbouring seconds together."""
+    """The ratios of CPU per look, each over a few consecutive seconds."""
     found = []
     for start in range(0, len(many) - groups + 1, groups):
         a, b = many[start : start + groups], few[start : start + groups]
@@ -261,7 +261,7 @@ def _ratios_of_sums(many: Seconds, few: Seconds, groups: int = 3) -> list[float]
 
 
 class Imports:
-    """Milliseconds over bare Python."""
+    """CPU time of imports in milliseconds, beyond bare Python."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -299,7 +299,7 @@ class Imports:
 
 
 class Makespan:
-    """200 tasks under the account's limit."""
+    """Time for 200 tasks under the account's limit, relative to the ideal."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -323,7 +323,7 @@ class Makespan:
 
 
 class Pacing:
-    """Lateness against looks, simulated in `pacing` where that module is there."""
+    """Lateness and number of looks, simulated by `pacing` if that module exists."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

@@ -1,16 +1,16 @@
-"""What a waiting task costs while nothing happens: resident memory, and looks among many.
+"""What a waiting task costs: resident memory, and CPU of looks among many tasks.
 
     python -m benchmarks.memory hold NAME BASE [--marks 100,1000,10000]
     python -m benchmarks.memory look NAME BASE --waiting 10000 --per-second 400 --seconds 10
 
-`hold`: tasks that never end are submitted and left alone, in one fresh process; at each mark the
-resident size is read after a garbage collection. A waiting task costs what was added since the
-first mark, so that code and connections do not count.
+`hold` submits tasks that never end in a fresh process, and reads the resident size at each mark after a
+garbage collection. The cost of a task is computed from the growth since the first mark, which excludes code
+and connections.
 
-`look`: so many tasks are looked at in turn, with pauses such that there are `per-second` looks a
-second whatever their number. The CPU of each second is printed; two such processes side by side,
-one with many tasks and one with few, show whether a look gets dearer among many. Nothing is frozen
-here: what the garbage collector does with waiting tasks belongs to their cost.
+`look` polls that many waiting tasks, at an interval that gives `per-second` looks per second whatever their
+number, and prints the CPU time of each second. Two such processes at the same time, one with many tasks and
+one with few, show whether a look costs more among many. The garbage collector is not frozen, since its work
+on waiting tasks is part of their cost.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from .clients import Run, load
 from .processes import counts, pin, set_server
 from .turns import run_tasks
 
-_AT_ONCE = 4  # submits under way while tasks are piled up
-_LONG = 100_000.0  # seconds: no second look while we measure
+_AT_ONCE = 4  # concurrent submits
+_LONG = 100_000.0  # seconds between looks: no second look during the measurement
 
 
 def resident() -> int:
-    """KiB, exactly; what statm and getrusage say is counted in batches."""
+    """The resident size in KiB. It is exact, unlike the values of statm and getrusage."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
 
 
 class Pile:
-    """Tasks that wait."""
+    """A growing number of waiting tasks."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._told = self._submitted  # one for all, since what each task holds counts as its client's
+        self._told = self._submitted  # one for all tasks: what each holds counts as memory of its client
         self._gate = asyncio.Semaphore(_AT_ONCE)
         self._waiting: list[asyncio.Future[str]] = []
         self._known = 0
@@ -56,8 +56,8 @@ class Pile:
         self._gate.release()
 
     async def grow(self, size: int, per_second: float = 0.0) -> None:
-        """Up to `size` tasks. If a rate is given they come by chance, as tasks that have waited long
-        stand: were they even, many would never look in the same moment, and few often would."""
+        """Grow to `size` tasks. If a rate is given they start at random times, as if they had waited for
+        long; with even intervals, looks of many tasks would never coincide and those of few often would."""
         loop, rng = asyncio.get_running_loop(), random.Random(1)
         began, within = loop.time(), size / (per_second or 1.0)
         for due in sorted(rng.uniform(0.0, within) for _ in range(size - len(self._waiting))):
@@ -77,7 +77,7 @@ class Pile:
 
 @contextlib.asynccontextmanager
 async def _warm(name: str, base: str, interval: float) -> AsyncIterator[Pile]:
-    """Everything that is loaded late is there before anything is measured."""
+    """A pile in a process that has already run tasks, so that late imports are not measured."""
     set_server(base, looks=1)
     async with load(name)(base, 0.001) as run:
         await run_tasks(run, 40, _AT_ONCE)
@@ -101,7 +101,7 @@ async def hold(name: str, base: str, marks: list[int]) -> None:
 
 
 async def look(name: str, base: str, waiting: int, per_second: float, seconds: int) -> None:
-    """The lines on standard output: `ready`, then after a line on standard input the answer."""
+    """Print `ready`; after a line on standard input, measure and print the answer."""
     async with _warm(name, base, waiting / per_second) as pile:
         await pile.grow(waiting, per_second)
         print("ready", flush=True)
@@ -117,7 +117,7 @@ async def look(name: str, base: str, waiting: int, per_second: float, seconds: i
 
 
 async def _quiet(base: str) -> None:
-    """Until first looks that come at once have been answered."""
+    """Wait until the first looks of clients that look at once are answered."""
     seen = -1
     while (now := counts(base)["looks"]) != seen:
         seen = now
@@ -126,7 +126,7 @@ async def _quiet(base: str) -> None:
 
 def _answer(value: object) -> None:
     print(json.dumps(value), flush=True)
-    os._exit(0)  # to cancel ten thousand tasks is no part of this
+    os._exit(0)  # without cancelling ten thousand tasks
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""When to look, by simulation: the usual policies and the learned pace beside the least possible.
+"""When to look, simulated: common policies and the learned pace, compared with the optimum.
 
     python benchmarks/pacing.py [--quick]
 
-A task ends after a time drawn from a distribution; a look at an age finds it ended if that time is
-over. Cost = seconds of lateness + half a second per look. The optimum knows the distribution, not the
-task, and keeps looks 0.34 s apart. The learned pace sees what a client sees: the looks that found a
-task running or ended, and a record whose times are cut to whole seconds.
+A task ends after a time drawn from a distribution, and the first look after that finds it ended. The cost
+is the lateness in seconds plus half a second per look. The optimum knows the distribution but not the task,
+and keeps looks 0.34 s apart. The learned pace knows what a client knows: which looks found a task running
+or ended, and records with times in whole seconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from kie4o import PollPolicy
 from kie4o.polling.learning import Pace
 from kie4o.polling.policy import GAP
 
-PRICE = 0.5  # seconds of lateness that a look is worth
+PRICE = 0.5  # of a look, in seconds of lateness
 LEARNED = (0, 20, 50, 200)  # finished tasks
 AFTER = (0, 5, 10, 20, 30, 50)  # finished tasks after all times have doubled
-BEFORE = 100  # finished tasks until then
+BEFORE = 100  # finished tasks before they double
 
 
 # -- distributions of durations ----------------------------------------------------------------
@@ -35,10 +35,10 @@ BEFORE = 100  # finished tasks until then
 
 class Distribution(Protocol):
     def share(self, age: float) -> float:
-        """Of tasks that have ended by this age."""
+        """The share of tasks that have ended by this age."""
 
     def area(self, age: float) -> float:
-        """The integral of the share: the mean lateness of a first look at this age."""
+        """The integral of the share, which is the mean lateness of a first look at this age."""
 
     def draw(self, rng: random.Random) -> float: ...
 
@@ -130,7 +130,7 @@ class Cost:
 
 
 def cost(tasks: Distribution, looks: Iterable[float]) -> Cost:
-    """Of looks at these ages: exact, without drawing a task."""
+    """The exact expected cost of looks at these ages, without drawing tasks."""
     count = lateness = last = share = area = 0.0
     for age in looks:
         if share > 1 - 1e-9:
@@ -148,7 +148,7 @@ def mean(costs: Iterable[Cost]) -> Cost:
 
 
 def optimum(tasks: Distribution, grid: float | None = None) -> list[float]:
-    """The ages of the looks that cost least, by dynamic programming backwards over a grid."""
+    """The ages of the looks with the least cost, by backward dynamic programming over a grid."""
     end = 1.0
     while tasks.share(end) < 1 - 1e-7:
         end *= 1.02
@@ -214,7 +214,7 @@ Progress = Callable[[float, float], float | None]  # of age and duration
 
 @attrs.define
 class Task:
-    """One task of a client that has a pace, and what its looks have told so far."""
+    """One task of a client with a pace, and what its looks have found so far."""
 
     pace: Pace
     duration: float
@@ -231,7 +231,7 @@ class Task:
         self.age = self.pace.pause(0.0, 0, self.rng.random(), low=0.0)
 
     def look(self) -> bool:
-        """Whether it has ended; if not, `age` is that of the next look."""
+        """Look at the task, and return whether it has ended. If not, `age` becomes that of the next look."""
         self.looks += 1
         if self.age >= self.duration:
             second = self.born % 1
@@ -255,7 +255,7 @@ class Task:
 def finished(
     pace: Pace, tasks: Distribution, count: int, rng: random.Random, *, first: int = 0, **more: Any
 ) -> list[Cost]:
-    """The costs of so many tasks, one after the other."""
+    """The costs of `count` tasks, one after another."""
     costs = []
     for number in range(first, first + count):
         born = 1000.0 * number + rng.random()
@@ -264,7 +264,7 @@ def finished(
 
 
 def planned(pace: Pace, rng: random.Random) -> Iterator[float]:
-    """The ages of the looks at a task that has not ended, without the pace learning from them."""
+    """The ages of the looks at a task that never ends, from which the pace learns nothing."""
     age = 0.0
     for looks in itertools.count():
         age += pace.pause(age, looks, rng.random(), low=age)
@@ -284,7 +284,7 @@ def learned(
     make: Callable[[], Pace] = adaptive,
     **more: Any,
 ) -> list[Cost]:
-    """What looks cost after so many finished tasks (and a hundred of another kind before them)."""
+    """What looks cost after `counts` finished tasks, optionally preceded by a hundred of another kind."""
     costs: list[list[Cost]] = [[] for _ in counts]
     for seed in range(seeds):
         rng, pace, done = random.Random(seed), make(), 0
@@ -299,7 +299,7 @@ def learned(
 
 
 def batch(pace: Pace, tasks: Distribution, size: int, rng: random.Random, start: float = 0.0) -> Cost:
-    """Of so many tasks submitted together, two a second; looks at all of them in the order of time."""
+    """The mean cost of `size` tasks, submitted at two per second, with looks in order of time."""
     waiting: list[tuple[float, int, Task]] = []
     births = [start + number / 2 for number in range(size)]
     costs = []
@@ -320,7 +320,7 @@ def batch(pace: Pace, tasks: Distribution, size: int, rng: random.Random, start:
 
 
 class Bent:
-    """(age / duration) ** bend in steps of 0.01; each task has a bend of its own around 1."""
+    """(age / duration) ** bend in steps of 0.01, with a random bend around 1 for each task."""
 
     def __init__(self, sigma: float) -> None:
         self._sigma, self._rng = sigma, random.Random(1)
@@ -347,7 +347,7 @@ PROGRESS: dict[str, Callable[[], Progress]] = {
 
 
 def with_progress(tasks: Distribution, kind: str, count: int, seeds: int) -> Cost:
-    """Of tasks after the first twenty."""
+    """The mean cost of tasks after the first twenty."""
     costs = []
     for seed in range(seeds):
         costs += finished(adaptive(), tasks, count, random.Random(seed), progress=PROGRESS[kind]())[20:]
@@ -358,8 +358,8 @@ def with_progress(tasks: Distribution, kind: str, count: int, seeds: int) -> Cos
 
 
 def results(quick: bool) -> dict[str, Any]:
-    """Mean looks, mean lateness and the ratio of their cost to the least possible: for each
-    distribution and policy under its names, and under "following", "batches" and "progress"."""
+    """Mean looks, mean lateness and the ratio of their cost to the optimum: by distribution and policy,
+    and under "following", "batches" and "progress"."""
     found: dict[str, Any] = {}
     following, batches, progress = [], [], []
     seeds = 5 if quick else 30
@@ -407,9 +407,9 @@ def main() -> None:
     for title, column in (("following", "after"), ("batches", "batch"), ("progress", "progress")):
         heads = list(dict.fromkeys(str(row[column]) for row in found[title]))
         what = {
-            "following": f"all times doubled after {BEFORE} tasks: cost / least, by tasks since",
-            "batches": "batches of 100 at once, one after the other: cost / least of each",
-            "progress": "progress, tasks 21 to 120: cost / least (which uses no progress)",
+            "following": f"all times doubled after {BEFORE} tasks: cost / least, by tasks since then",
+            "batches": "batches of 100, one after another: cost / least of each",
+            "progress": "progress, tasks 21 to 120: cost / least (the least uses no progress)",
         }[title]
         width = max(map(len, heads)) + 2
         print(f"{what}\n  {'':36}", *(f"{head:>{width}}" for head in heads))

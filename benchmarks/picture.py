@@ -1,7 +1,7 @@
-"""The figures as an SVG: three columns of bars and a field of points, by hand, no library.
+"""The figures as an SVG, written without a library: three columns of bars and a scatter plot.
 
-Only colours that can be read on white and on black are used, and nothing is painted behind them, so
-that one picture serves light and dark pages.
+All colours are readable on white and on black, and there is no background, so one picture fits light and
+dark pages.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from . import imports
 from .clients import CLIENTS
 from .report import Results, pacing_of
 
-_NEARLY_THE_SAME = re.compile(r"learned, after (0|20|200|50 with exact times)$")  # as after 50
+# Their points would nearly coincide with that of 50 tasks.
+_NEARLY_THE_SAME = re.compile(r"learned, after (0|20|200|50 with exact times)$")
 
 INK, PALE, OURS = "#6e7781", "#8c959f", "#2f81f7"
 FONT = "-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-WIDTH, LABEL, COLUMN, FIGURE, LINE = 880, 150, 240, 48, 22  # FIGURE: room for the words behind a bar
-POINTS = 320  # height of the field of points
-LETTER = 6.2  # wide, at the size of the points' names
+WIDTH, LABEL, COLUMN, FIGURE, LINE = 880, 150, 240, 48, 22  # FIGURE: room for the number behind a bar
+POINTS = 320  # height of the scatter plot
+LETTER = 6.2  # mean width of a character in the names of points
 
-Column = tuple[str, str, dict[str, float]]  # a title, how figures are written, the figures
+Column = tuple[str, str, dict[str, float]]  # title, number format, figures by client
 
 
 def _text(
@@ -37,7 +38,7 @@ def _text(
 
 
 def bars(names: Sequence[str], columns: Sequence[Column], top: float) -> Iterator[str]:
-    """A line for each client, a column for each kind of figure."""
+    """One row per client, one column per kind of figure."""
     for number, name in enumerate(names):
         yield _text(
             LABEL - 8, top + 42 + number * LINE, CLIENTS[name].label, anchor="end", ours=name == "kie4o"
@@ -61,7 +62,7 @@ def bars(names: Sequence[str], columns: Sequence[Column], top: float) -> Iterato
 def points(
     title: str, policies: dict[str, dict[str, float]], left: float, top: float, width: float
 ) -> Iterator[str]:
-    """Looks to the right, lateness upwards, both by factors of ten."""
+    """A scatter plot of looks (x) and lateness (y), both logarithmic."""
     yield _text(left, top + 14, title, size=13)
     x0, y0, x1, y1 = left + 50, top + POINTS - 40, left + width - 20, top + 34
     shown = {
@@ -96,7 +97,7 @@ def _is_ours(policy: str) -> bool:
 def _free_place(
     x: float, y: float, long: float, end: float, taken: Sequence[tuple[float, float, float]]
 ) -> tuple[float, float]:
-    """Where a name can stand beside its point without lying on another one."""
+    """A position for a name beside its point, where it overlaps no other name or point."""
     for down in (0, -13, 13, -26, 26, 39):
         for start in (x + 8, x - 8 - long):
             clear = all(
@@ -108,8 +109,8 @@ def _free_place(
     return x + 8, y + 4
 
 
-class _scale:  # noqa: N801  # used as the function that it makes
-    """A logarithmic axis from `low` to `high` on the picture that has room for all values."""
+class _scale:  # noqa: N801  # used like a function
+    """A logarithmic axis for all values, from `low` to `high` in the picture."""
 
     def __init__(self, values: Sequence[float], low: float, high: float) -> None:
         logs = [math.log10(value) for value in values] or [0.0]
@@ -146,7 +147,7 @@ def _columns(results: Results) -> Iterator[Column]:
 
 
 def svg(results: Results) -> str:
-    """The whole picture; columns and rows without figures are left out."""
+    """The whole picture, without columns and rows that have no figures."""
     columns = [column for column in _columns(results) if column[2]]
     names = [name for name in CLIENTS if any(name in figures for _, _, figures in columns)]
     parts, top = list(bars(names, columns, 10)), 10.0 + 30 + LINE * len(names) + 20
@@ -156,7 +157,7 @@ def svg(results: Results) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top:.0f}" font-family="{FONT}">',
-            "<title>What kie4o costs, beside other clients</title>",
+            "<title>What kie4o costs, compared with other clients</title>",
             *parts,
             "</svg>\n",
         ]

@@ -1,9 +1,8 @@
-"""Whether a client works here at all, and keeps to this machine: one task, in a process of its own.
+"""Checks that a client works here and contacts only this machine: one task, in its own process.
 
     python -m benchmarks.probe NAME BASE
 
-In it nothing may connect anywhere, or ask for the address of anything, but loopback: whoever tries
-is not measured.
+A client that connects to another machine, or looks up another name than localhost, is not measured.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "socket.getaddrinfo":
         host = arguments[0]
-    elif isinstance(arguments[1], tuple):  # anything else is a path on this machine
+    elif isinstance(arguments[1], tuple):  # otherwise it is the path of a Unix socket
         host = arguments[1][0]
     else:
         return
     name = host.decode() if isinstance(host, bytes) else str(host)
     if host is not None and name not in _AT_HOME:
-        raise ConnectionRefusedError(f"{name} is not this machine")
+        raise ConnectionRefusedError(f"{name} is not on this machine")
 
 
 async def one_task(name: str, base: str) -> str:
@@ -40,7 +39,7 @@ async def one_task(name: str, base: str) -> str:
 
 
 def reason_to_skip(name: str, base: str) -> str:
-    """Nothing if the client works."""
+    """Why the client cannot be measured; empty if it works."""
     try:
         ask("probe", name, base, patience=90.0)
     except ChildError as error:

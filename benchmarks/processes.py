@@ -1,8 +1,8 @@
-"""Processes of the suite: the server, and one child for each measurement.
+"""The processes of the suite: the server, and one child for each measurement.
 
-A measurement that shares nothing with the last one is a fresh interpreter that prints one JSON line.
-The server gets the last core and the children the first, where there are two, so that neither waits
-for the other. Nobody's settings or credentials reach a child, and no proxy.
+A child is a fresh interpreter that prints one line of JSON, so that measurements share no state. With two
+cores or more the server runs on the last one and the children on the first. Children inherit no
+credentials, no proxy and hardly any other setting.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 300.0  # seconds for one child, far more than any needs
+PATIENCE = 300.0  # seconds for one child; none needs nearly as long
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
 
 
 class ChildError(Exception):
-    """A child ended without an answer; the last line that it said."""
+    """A child ended without an answer; the message is the last line of its stderr."""
 
 
 def cores() -> tuple[int | None, int | None]:
-    """For the client and for the server; none if there is no choice."""
+    """The cores for the clients and for the server; None if there is no choice."""
     if not hasattr(os, "sched_getaffinity"):
         return None, None
     ours = sorted(os.sched_getaffinity(0))
@@ -37,13 +37,13 @@ def cores() -> tuple[int | None, int | None]:
 
 
 def environment() -> dict[str, str]:
-    """No proxy, in particular, nor a NO_PROXY, which makes some clients cheaper than they are."""
+    """The environment of a child, without proxies, nor NO_PROXY, which makes some clients cheaper."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
 
 
 def pin() -> None:
-    """This process to the clients' core."""
+    """Pin this process to the core of the clients."""
     core, _ = cores()
     if core is not None:
         os.sched_setaffinity(0, {core})
@@ -52,8 +52,8 @@ def pin() -> None:
 def ask(
     module: str, *words: object, patience: float = PATIENCE, settings: Mapping[str, str] = NO_SETTINGS
 ) -> dict[str, Any]:
-    """Run `python -m benchmarks.<module> <words>` with `settings` in its environment; what it printed
-    last, read as JSON."""
+    """Run `python -m benchmarks.<module> <words>` with `settings` in its environment, and decode its last
+    line of output."""
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{module}", *map(str, words)]
     try:
         ran = subprocess.run(
@@ -73,7 +73,7 @@ def answer_of(status: int, printed: str, complained: str) -> dict[str, Any]:
 
 
 def call(base: str, path: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The server's own two calls."""
+    """Call the server: GET without `settings`, else POST them."""
     connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=30)
     with contextlib.closing(connection):
         if settings is None:
@@ -85,7 +85,7 @@ def call(base: str, path: str, settings: dict[str, Any] | None = None) -> dict[s
 
 
 class Server:
-    """The loopback server as a child: `with Server() as base`."""
+    """The loopback server in its own process: `with Server() as base`."""
 
     def __enter__(self) -> str:
         _, core = cores()

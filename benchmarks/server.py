@@ -1,13 +1,13 @@
-"""A fast loopback server that speaks for Kie and for the peers' services, in a process of its own.
+"""A fast loopback server that answers for Kie and for the other services, in its own process.
 
     python -m benchmarks.server [--core N]
 
-One raw asyncio.Protocol for HTTP/1.1 with keep-alive, on uvloop where that is installed: it has to
-cost far less than any client, and must not share an interpreter with one. It prints its port and
-serves until its standard input ends, so that it never outlives whoever started it.
+A plain asyncio.Protocol for HTTP/1.1 with keep-alive, on uvloop if installed: it has to cost far less than
+any client, and must not share an interpreter with one. It prints its port and serves until its standard
+input is closed, so that it ends with its parent.
 
-`POST /__settings` takes a JSON object of `Settings` for all that follows; `GET /__counts` tells
-what happened since. A task is forgotten when its end has been told.
+`POST /__settings` sets the fields of `Settings` from a JSON object; `GET /__counts` returns what happened
+since. A task is forgotten once a look has found it ended.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .formats import BASE, ID, Format
 Answer = tuple[int, bytes]
 
 _REASONS = {200: b"200 OK", 404: b"404 Not Found", 429: b"429 Too Many Requests", 500: b"500 Server Error"}
-# What an API behind a CDN sends with each answer; a client has to read past it.
+# Typical headers of an API behind a CDN, which every client has to parse.
 _HEAD = (
     b"Date: Fri, 02 Jan 2026 03:04:05 GMT\r\nContent-Type: application/json; charset=utf-8\r\n"
     b"Connection: keep-alive\r\nServer: cloudflare\r\nCache-Control: no-cache, no-store, max-age=0\r\n"
@@ -39,9 +39,9 @@ _HEAD = (
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """`looks`: a task is ready at its n-th look, 0 for never; `seconds`: or so long after its submit.
-    `limit` new tasks in any `window` seconds, counted on arrival, 0 for no limit. `latency`: seconds
-    until an answer leaves."""
+    """`looks`: a task ends at its n-th look; 0 means never. `seconds`: if set, it ends this long after its
+    submit instead. `limit`: new tasks in any `window` seconds, counted on arrival; 0 means no limit.
+    `latency`: seconds until an answer is sent."""
 
     looks: int = 4
     seconds: float = 0.0
@@ -59,7 +59,7 @@ class Task:
 
 
 class Desk:
-    """The tasks, whoever's they are."""
+    """The tasks of all services, and the answers to all requests."""
 
     def __init__(self, base: bytes) -> None:
         self._base = base
@@ -74,7 +74,7 @@ class Desk:
         self._add_runware(_with_base(formats.RUNWARE, base))
 
     def set(self, settings: Settings) -> None:
-        """From here on; counts begin anew, tasks that are there stay."""
+        """Apply settings from now on; counts restart, existing tasks stay."""
         self.settings = settings
         self._admitted: deque[float] = deque()
         self.counts = {"submits": 0, "refused": 0, "looks": 0, "ended": 0, "connections": 0, "unknown": 0}
@@ -96,7 +96,7 @@ class Desk:
         self.counts["unknown"] += 1
         return 404, formats.UNKNOWN
 
-    # -- what every service does -----------------------------------------------------------------
+    # -- what all services have in common --------------------------------------------------------
 
     def _submit(self, kind: Format, task_id: bytes | None = None) -> Answer:
         now, settings = time.monotonic(), self.settings
@@ -139,14 +139,14 @@ class Desk:
             return self._look(kind, task_id.removesuffix(kind.after))
         return 200, kind.result.replace(ID, task_id)
 
-    # -- what tells them apart -------------------------------------------------------------------
+    # -- what differs between services -----------------------------------------------------------
 
     def _add(self, kind: Format) -> None:
         self._routes[kind.submit] = lambda path, body: self._submit(kind)
         self._looks.append((kind.look, kind))
 
     def _add_genai(self, kind: Format) -> None:
-        """A look is a POST that names the operation in its body."""
+        """A look is a POST with the name of the operation in its body."""
 
         def look(path: bytes, body: bytes) -> Answer:
             return self._look(kind, body.partition(kind.named)[2].partition(b'"')[0])
@@ -155,7 +155,7 @@ class Desk:
         self._routes[kind.look] = look
 
     def _add_runware(self, kind: Format) -> None:
-        """One path for everything, and the client makes up the id."""
+        """One path for submits and looks; the client chooses the id."""
 
         def either(path: bytes, body: bytes) -> Answer:
             [item] = json.loads(body)
@@ -173,14 +173,14 @@ def _with_base(kind: Format, base: bytes) -> Format:
 
 
 class Connection(asyncio.Protocol):
-    """Reads whole requests, one after the other, and answers each."""
+    """Reads complete requests, one after another, and answers each."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's says nothing of its kind
+        self._transport = cast(asyncio.Transport, transport)  # that of uvloop is not a subclass
         self._desk.counts["connections"] += 1
 
     def data_received(self, data: bytes) -> None:
@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
                 break
             try:
                 status, body = self._desk.answer(method, path, data[start:stop])
-            except Exception as error:  # a bug of this server must be seen, not hang whoever measures
+            except Exception as error:  # a bug in this server must be visible, not hang the client
                 status, body = 500, repr(error).encode()
             answers.append(
                 b"HTTP/1.1 %s\r\n%sContent-Length: %d\r\n\r\n%s" % (_REASONS[status], _HEAD, len(body), body)
@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
 
 
 def _length(head: bytes) -> int:
-    """Of the body; no client here sends chunks."""
+    """The length of the body; no client here sends it in chunks."""
     found = head.lower().partition(b"\r\ncontent-length:")[2]
     return int(found.partition(b"\r\n")[0] or 0)
 
@@ -238,7 +238,7 @@ def main() -> None:
         os.sched_setaffinity(0, {core})
     factory: Callable[[], asyncio.AbstractEventLoop]
     try:
-        import uvloop  # pyright: ignore[reportMissingImports]  # an extra, where it exists
+        import uvloop  # pyright: ignore[reportMissingImports]  # optional
 
         factory = uvloop.new_event_loop
     except ImportError:

@@ -1,11 +1,11 @@
-"""The SQLite store by itself: durable submits per second, and the memory of 100,000 planned items.
+"""The SQLite store alone: durable submits per second, and the memory of 100,000 planned items.
 
     python -m benchmarks.store [--submits 6000] [--items 100000] [--directory .] [--json]
 
-A submit is claim, save INTENT, save SUBMITTED, each awaited until it is on the disk, for 200 keys at
-once. Beside it, in turn with it, the disk itself: 500 bytes written and synced, one after the other.
-Memory is the peak of a fresh process over one that only has imported kie4o and opened a client.
-Ends with code 1 if a figure misses its goal.
+A submit is claim, save INTENT and save SUBMITTED, each awaited until it is on the disk, for 200 keys
+concurrently. For comparison, in turns with it, 500 bytes are written to the disk and synced, again and
+again. Memory is the peak of a fresh process minus that of one that only imports kie4o and opens a client.
+The exit status is 1 if a figure misses its goal.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def submits_per_second(directory: Path, submits: int, at_once: int) -> flo
 
 
 def syncs_per_second(directory: Path, syncs: int = 500) -> float:
-    """The control: what the disk does."""
+    """The control: what the disk itself can do."""
     with tempfile.TemporaryFile(dir=directory) as file:
         began = time.perf_counter()
         for _ in range(syncs):
@@ -79,13 +79,13 @@ def syncs_per_second(directory: Path, syncs: int = 500) -> float:
 
 
 async def nothing(folder: Path, items: int) -> None:
-    """The bare process."""
+    """The baseline: import kie4o and open a client."""
     async with AsyncKieClient("sk-test", base_url="http://127.0.0.1:9"):
         pass
 
 
 async def claimed(folder: Path, items: int) -> None:
-    """Every item is PLANNED in the store."""
+    """Claim every item, which is then PLANNED in the store."""
     store = SQLiteStore(folder / "run.db")
     await store.open()
     for start in range(0, items, 1000):
@@ -100,7 +100,7 @@ def _planned(number: int) -> Entry:
 
 
 async def reopened(folder: Path, items: int) -> None:
-    """A store of so many items, written by another process, is opened and checked."""
+    """Open a store with `items` entries that another process wrote; opening checks them."""
     await asyncio.to_thread(_in_a_process_of_its_own, "claimed", items, folder)
     store = SQLiteStore(folder / "run.db")
     await store.open()
@@ -108,7 +108,7 @@ async def reopened(folder: Path, items: int) -> None:
 
 
 class _Counting(SQLiteStore):
-    """Says when as many items are claimed as the client has in flight."""
+    """A store that sets an event once as many items are claimed as the client has in flight."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -131,8 +131,8 @@ async def _deaf() -> AsyncIterator[str]:
 
 
 async def batched(folder: Path, items: int) -> None:
-    """A list of prompts is in a batch, which has searched the store for all of them and has as many
-    in flight as it may; the rate limit lets one out."""
+    """Run a batch until it has searched the store for all prompts and reached `max_in_flight`; the rate
+    limit admits one submit."""
     prompts = [f"A lighthouse in a storm, number {number}" for number in range(items)]
     store = _Counting(folder / "run.db")
     async with _deaf() as url:
@@ -159,7 +159,7 @@ def _in_a_process_of_its_own(name: str, items: int, folder: Path) -> float:
 
 
 def peak(name: str, items: int, directory: Path) -> float:
-    """MB at the peak of a fresh process that does this."""
+    """The peak memory of a fresh process that does this, in MB."""
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         return _in_a_process_of_its_own(name, items, Path(folder))
 
@@ -167,7 +167,7 @@ def peak(name: str, items: int, directory: Path) -> float:
 def measure(name: str, items: int, folder: Path) -> float:
     asyncio.run(MEASURED[name](folder, items))
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says includes the parent, as it was when it started us
+    if status.exists():  # getrusage includes the size of the parent at the fork
         [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) * 1024 / MB
     unit = 1 if sys.platform == "darwin" else 1024

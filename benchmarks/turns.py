@@ -1,14 +1,14 @@
-"""CPU by turns: two clients live in one process and take turns in short slices.
+"""CPU of two clients that take turns in one process, in short slices.
 
     python -m benchmarks.turns NAME FLOOR BASE --in-flight 20 [--seconds 8] [--no-looks]
 
-Processes on a shared machine scatter by a fifth and more, since the machine has fast and slow
-spells. Here a spell hits both clients: slices go A B B A A B ..., each neighbouring pair gives one
-ratio, and the median of those with its bootstrap interval is the figure. A client against itself
-comes out at 1.00 within a hundredth or two; that is measured each time as the control.
+On a shared machine, separate processes differ by 20 % and more, because the machine is faster at some times
+than at others. Here such changes affect both clients: slices alternate A B B A A B ..., each neighbouring
+pair gives one ratio, and the result is their median with a bootstrap interval. The control is a client
+against itself, which gives 1.00 within 0.02.
 
-A slice is some tasks run as fast as they go, in process time (all threads, no sleep). Tasks of 1
-submit + 4 looks give the cost of a task; tasks with 24 looks minus those give the cost of a look.
+A slice runs some tasks as fast as possible, in process time (all threads, no sleep). Tasks of 1 submit and
+4 looks give the cost of a task; the difference to tasks of 24 looks gives the cost of a look.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .processes import pin, set_server
 
 FEW, MANY = 4, 24  # looks per task
 INTERVALS = {4: 0.0, 20: 0.002, 100: 0.002}  # in flight: seconds between looks
-_TASKS = {4: 24, 20: 40}  # with few looks, in a slice; else as many as are in flight
-_LEAST = 4  # blocks, however long they take
-Took = dict[int, list[tuple[float, float]]]  # looks per task: seconds for one task, A's and B's
+_TASKS = {4: 24, 20: 40}  # with few looks, per slice; otherwise as many as are in flight
+_LEAST = 4  # blocks, whatever their duration
+Took = dict[int, list[tuple[float, float]]]  # by looks per task: seconds per task, of A and of B
 
 
 @attrs.frozen
 class Spread:
-    """A median and how sure it is: 90 % of bootstrapped medians lie from `low` to `high`."""
+    """A median and its 90 % bootstrap interval, from `low` to `high`."""
 
     median: float
     low: float
@@ -65,7 +65,7 @@ async def run_tasks(run: Run, tasks: int, in_flight: int) -> None:
 
 
 class Turns:
-    """Two clients in one process, the second of them the floor."""
+    """Two clients in one process, the second of which is the baseline."""
 
     def __init__(self, runs: tuple[Run, Run], base: str, in_flight: int) -> None:
         self._runs = runs
@@ -75,7 +75,7 @@ class Turns:
         self.took: Took = {FEW: [], MANY: []}
 
     async def block(self, kinds: Sequence[int], *, turned: bool, keep: bool = True) -> None:
-        """A slice of each kind for each client; who is first takes turns as well."""
+        """Run a slice of each kind for each client; `turned` reverses their order."""
         for kind in kinds:
             set_server(self._base, looks=kind)
             took = {}
@@ -87,7 +87,7 @@ class Turns:
                 self.took[kind].append((took[0], took[1]))
 
     async def go_on(self, kinds: Sequence[int], seconds: float, least: int = _LEAST) -> None:
-        await self.block([FEW], turned=False, keep=False)  # connections, code that is loaded late
+        await self.block([FEW], turned=False, keep=False)  # opens connections and imports late modules
         gc.collect()
         gc.freeze()
         until, turned = time.perf_counter() + seconds, False
@@ -97,7 +97,7 @@ class Turns:
 
 
 def figures(took: Took) -> dict[str, Any]:
-    """Ratios, and beside them what they are made of, in microseconds."""
+    """The ratios, and the times that they are computed from, in microseconds."""
     few, many = took[FEW], took[MANY]
     found: dict[str, Any] = {
         "task": attrs.asdict(spread([a / b for a, b in few])),
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("base")
     parser.add_argument("--in-flight", type=int, default=20, choices=INTERVALS)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--least", type=int, default=_LEAST, help="blocks, however long they take")
+    parser.add_argument("--least", type=int, default=_LEAST, help="least number of blocks")
     parser.add_argument("--no-looks", action="store_true", help="tasks of 4 looks only")
     words = parser.parse_args()
     pin()

@@ -1,9 +1,9 @@
-"""Who is measured: one module for each client, all of the same shape.
+"""The clients that are measured, one module each, all with the same interface.
 
-`client(base, interval)` is an async context manager that gives `run(submitted)`: a coroutine
-function that submits one task to the server at `base`, calls `submitted()` when the task is known,
-looks every `interval` seconds until it has ended, and returns the image's URL. Each does it in the
-way its own documentation shows, with its own defaults but for address, key and interval.
+`client(base, interval)` is an async context manager that yields `run(submitted)`. This coroutine function
+submits one task to the server at `base`, calls `submitted()` once the task id is known, looks every
+`interval` seconds until the task has ended, and returns the URL of the image. Each client is used as its
+documentation shows, with its defaults except for address, key and interval.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SIZE = "1:1"
 
 @attrs.frozen
 class Entry:
-    """`label` for people; `package` as the index calls it, for its version; `imports` is the module
-    whose import is timed. A `variant` of another entry has none, and is not measured everywhere."""
+    """`label` is shown in tables; `package` is the distribution, for its version; `imports` is the module
+    whose import is timed. A `variant` of another entry times none, and skips some measurements."""
 
     label: str
     package: str
@@ -51,13 +51,13 @@ CLIENTS = {
     "fal": Entry("fal-client", "fal-client", "fal_client"),
 }
 OURS = ("kie4o", "bare")
-LEANEST = ("runware", "google-genai")  # of the peers
+LEANEST = ("runware", "google-genai")  # of the other clients
 SETTLED = "bare, settled"  # the bare loop in a process that has freed large blocks
-HIDDEN = {"twice": Entry("aiohttp, each look twice", "aiohttp")}  # a control for the tests
+HIDDEN = {"twice": Entry("aiohttp, each look twice", "aiohttp")}  # the control, for the tests
 
 
 def load(name: str) -> Client:
-    """The client of that name; raises whatever its import raises."""
+    """The client of this name; raises what its import raises."""
     entry = (CLIENTS | HIDDEN)[name]
     module = importlib.import_module(f"{__name__}.{entry.module or name}")
     client: Client = getattr(module, entry.maker)

@@ -1,4 +1,4 @@
-"""The floor: what a competent user writes by hand with aiohttp. No models, no repetitions."""
+"""The baseline: what a competent user writes by hand with aiohttp, without models and retries."""
 
 from __future__ import annotations
 

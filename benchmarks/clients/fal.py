@@ -1,5 +1,5 @@
-"""fal-client: `AsyncClient.subscribe` (0.1 s if nobody says otherwise), which fetches the result after
-the last look with a call of its own."""
+"""fal-client: `AsyncClient.subscribe` (0.1 s by default), which fetches the result with another call after
+the last look."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import PROMPT, SIZE, Run
 
 @asynccontextmanager
 async def client(base: str, interval: float) -> AsyncIterator[Run]:
-    # FAL_QUEUE_RUN_HOST would set the host alone; the scheme is fixed to https in this string.
+    # FAL_QUEUE_RUN_HOST sets only the host; this string fixes the scheme to https.
     fal.QUEUE_URL_FORMAT = f"{base}/"
     api = fal.AsyncClient(key="key")
 
@@ -32,4 +32,4 @@ async def client(base: str, interval: float) -> AsyncIterator[Run]:
     try:
         yield run
     finally:
-        await (await api._client).aclose()  # it offers no way to close it
+        await (await api._client).aclose()  # it has no public method to close it

@@ -1,5 +1,5 @@
-"""google-genai: `models.generate_videos`, then the loop over `operations.get` that its documentation
-shows (10 or 20 s there). It takes aiohttp where that is installed, as it is here."""
+"""google-genai: `models.generate_videos`, then the loop over `operations.get` from its documentation (10 or
+20 s there). It uses aiohttp if that is installed, as it is here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import PROMPT, Run
 
 @asynccontextmanager
 async def client(base: str, interval: float) -> AsyncIterator[Run]:
-    # Only in this mode does it have generate_videos with a plain key in all its versions.
+    # Only this mode supports generate_videos with a plain key in all versions.
     api = genai.Client(vertexai=True, api_key="key", http_options={"base_url": base}).aio
     source = genai.types.GenerateVideosSource(prompt=PROMPT)
 

@@ -1,4 +1,4 @@
-"""The same loop by hand with httpx, its defaults everywhere."""
+"""The same hand-written loop with httpx and its defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import PROMPT, SIZE, Run
 
 @asynccontextmanager
 async def client(base: str, interval: float) -> AsyncIterator[Run]:
-    # 60 s, since its default of 5 s counts the wait for one of its 20 kept connections.
+    # 60 s, since the default of 5 s includes waiting for one of its 20 kept-alive connections.
     async with httpx.AsyncClient(
         base_url=base, headers={"Authorization": "Bearer key"}, timeout=60.0
     ) as session:

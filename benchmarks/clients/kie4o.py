@@ -1,4 +1,4 @@
-"""kie4o, as its README has it, with limits and pauses out of the way."""
+"""kie4o, as its README shows it, without limits and delays."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from kie4o.polling import poller as polling
 
 from . import PROMPT, SIZE, Run
 
-ENOUGH = 10**6  # more than is ever asked for
+ENOUGH = 10**6  # more than any measurement needs
 
 
 def unpaced(interval: float) -> PollPolicy:
-    """A policy that looks every `interval` seconds, however often that is.
+    """A policy that looks every `interval` seconds, however short that is.
 
-    This is the one place that reaches inside: kie4o never looks at one task more often than every
-    0.34 s, and the others know no such bound. To compare what a look costs all have to look as fast
-    as they can, so that the bound is taken away for this process.
+    Only this function changes internals: kie4o never looks at one task more often than every 0.34 s, and the
+    other clients have no such bound. Comparing what a look costs requires that all look as fast as they can,
+    so the bound is removed in this process.
     """
     for module in (pacing, polling):
         if hasattr(module, "GAP"):
-            setattr(module, "GAP", 0.0)  # noqa: B010  # a type checker takes it for a constant
+            setattr(module, "GAP", 0.0)  # noqa: B010  # to type checkers it is a constant
     settings: dict[str, Any] = {"first": interval, "factor": 1.0, "maximum": interval, "jitter": False}
     if "looks_per_second" in attrs.fields_dict(PollPolicy):  # over all tasks
         settings["looks_per_second"] = float(ENOUGH)

@@ -1,5 +1,5 @@
-"""openai: `videos.create` and `videos.poll`, its one way to submit and wait (1 s if nobody says
-otherwise; the first look comes at once). On httpx, which is its default, and on its aiohttp extra."""
+"""openai: `videos.create` and `videos.poll`, its only way to submit and wait (1 s by default, and the first
+look is immediate). On httpx, its default, and on its aiohttp extra."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import openai
 
 from . import PROMPT, Run
 
-warnings.simplefilter("ignore", DeprecationWarning)  # the whole of `videos` is deprecated by now
+warnings.simplefilter("ignore", DeprecationWarning)  # all of `videos` is deprecated
 
 
 @asynccontextmanager
@@ -22,8 +22,8 @@ async def client(base: str, interval: float, **extra: Any) -> AsyncIterator[Run]
         async def run(submitted: Callable[[], object]) -> str:
             video = await api.videos.create(prompt=PROMPT)
             submitted()
-            video = await api.videos.poll(video.id, poll_interval_ms=interval * 1000)  # type: ignore[arg-type]  # it divides
-            return video.id  # an address would be another call
+            video = await api.videos.poll(video.id, poll_interval_ms=interval * 1000)  # type: ignore[arg-type]  # a float works
+            return video.id  # a URL would need another call
 
         yield run
 

@@ -1,4 +1,4 @@
-"""replicate: `predictions.async_create`, then `Prediction.async_wait` (0.5 s if nobody says otherwise)."""
+"""replicate: `predictions.async_create`, then `Prediction.async_wait` (0.5 s by default)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from replicate.client import Client
 
 from . import PROMPT, SIZE, Run
 
-VERSION = "5c7d5dc6dd8bf75c1acaa8565735e7986bc5b66206b55cca93cb72c9bf15ccaa"  # any; the server does not ask
+VERSION = "5c7d5dc6dd8bf75c1acaa8565735e7986bc5b66206b55cca93cb72c9bf15ccaa"  # any; the server ignores it
 
 
 @asynccontextmanager
@@ -29,4 +29,4 @@ async def client(base: str, interval: float) -> AsyncIterator[Run]:
     try:
         yield run
     finally:
-        await api._async_client.aclose()  # it offers no way to close it
+        await api._async_client.aclose()  # it has no public method to close it

@@ -1,8 +1,8 @@
-"""runware-sdk over REST: `Runware(transport="rest").run`, the closest in kind, since it stands on
-aiohttp alone and gives dicts. Its pauses are 1 s, 0.5 s, then growing to 10 s.
+"""runware-sdk over REST: `Runware(transport="rest").run`. It is closest to the bare loop, as it uses aiohttp
+directly and returns dicts. Its intervals are 1 s, 0.5 s, then growing to 10 s.
 
-Neither the pause nor the moment when the task is known can be had from outside: both are where it
-calls its own sleep, so that this function is replaced.
+It has no setting for the interval and does not report that a task was submitted. Both can be had from its
+own sleep function, which is therefore replaced.
 """
 
 from __future__ import annotations

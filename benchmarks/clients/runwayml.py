@@ -1,5 +1,5 @@
-"""runwayml: `text_to_image.create`, then `wait_for_task_output` (6 s, give or take 1.5 s). On httpx,
-which is its default, and on its aiohttp extra."""
+"""runwayml: `text_to_image.create`, then `wait_for_task_output` (6 s ± 1.5 s). On httpx, its default, and on
+its aiohttp extra."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import PROMPT, Run
 
 @asynccontextmanager
 async def client(base: str, interval: float, **extra: Any) -> AsyncIterator[Run]:
-    polling.POLL_TIME, polling.POLL_JITTER = interval, 0  # type: ignore[assignment]  # its only handle
+    polling.POLL_TIME, polling.POLL_JITTER = interval, 0  # type: ignore[assignment]  # there is no setting
     async with runwayml.AsyncRunwayML(api_key="key", base_url=base, **extra) as api:
 
         async def run(submitted: Callable[[], object]) -> str:

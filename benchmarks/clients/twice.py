@@ -1,6 +1,6 @@
-"""The control of the method: the bare loop, but each look is made twice, and one of them is for nothing.
+"""The control of the method: the bare loop with two requests per look, one of them useless.
 
-It must come out far above the bare loop, or the ratios say nothing.
+Its ratio must be far above 1, or the ratios mean nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ async def client(base: str, interval: float) -> AsyncIterator[Run]:
             submitted()
             while True:
                 await asyncio.sleep(interval)
-                for asked in ("none", task_id):  # the server does not know the first, and says so
+                for asked in ("none", task_id):  # the server answers 404 to the first
                     async with session.get(record, params={"taskId": asked}) as response:
                         answer = await response.json()
                 if answer["data"]["successFlag"] == 1:

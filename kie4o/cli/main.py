@@ -23,7 +23,7 @@ from .demo import demo
 
 _ABOUT = "Images from Kie.ai's GPT-4o image API. Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL."
 
-# Errors begin with an argument of the library, in place of which a person at a terminal knows an option.
+# Errors begin with the argument they are about; here that is an option of the command line.
 _OPTIONS = {"files_url": "--file", "mask_url": "--mask", "source": "--file", "wait_timeout": "--timeout"}
 _ARGUMENT = re.compile(r"^(invalid )?(\w+)(?=[=[])")
 
