@@ -1,7 +1,7 @@
 """What an import costs: CPU time of fresh interpreters, minus that of one that imports nothing.
 
 CPU time is used because wall-clock time would include other processes on the machine; with warm caches the
-two agree. The interpreters are isolated (-I), and everything is imported once before, to compile its bytecode.
+two agree. The interpreters are isolated (-I). Everything is imported once before, to compile its bytecode.
 """
 
 from __future__ import annotations

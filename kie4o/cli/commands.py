@@ -104,13 +104,13 @@ def _client(**settings: Any) -> AsyncKieClient:
 
 @contextlib.asynccontextmanager
 async def _paying_client(timeout: float) -> AsyncIterator[AsyncKieClient]:
-    """A client for one submit. If an error or Ctrl-C ends its use, a note tells how to resume a paid task."""
+    """A client for one submit. If an error or Ctrl-C ends its use, a note says how to resume a paid task."""
     store = MemoryStore()
     try:
         async with _client(wait_timeout=timeout, store=store) as client:
             yield client
     except (TaskFailedError, TaskNotFoundError, TaskTimeoutError):
-        raise  # nothing to resume, or the error itself tells how
+        raise  # nothing to resume, or the error itself says how
     except BaseException as error:
         entry = await store.find(key=_KEY)  # complete: closing the client waits for the answer to a submit
         if entry is not None and entry.task_id is not None:

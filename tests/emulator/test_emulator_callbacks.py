@@ -140,15 +140,15 @@ async def test_a_callback_is_shaped_as_documented(
     task_id = await task(kie, session, hook.url)
     (record,) = await calls(kie, 1)
     ((headers, body),) = hook.posts
-    said, documented = json.loads(body), fixture(f"callback_{name}.json")
-    assert shape(said) == shape(documented)
-    assert (said["code"], said["data"]["taskId"]) == (documented["code"], task_id)
+    posted, documented = json.loads(body), fixture(f"callback_{name}.json")
+    assert shape(posted) == shape(documented)
+    assert (posted["code"], posted["data"]["taskId"]) == (documented["code"], task_id)
     assert hook.methods == {"POST /kie?ref=abc%2Bd"}
     assert headers["Content-Type"] == "application/json"
     assert headers["User-Agent"] == "kie4o-emulator"
     assert not {"Authorization", "Cookie", "X-Webhook-Signature"} & headers.keys()
     assert (record.task_id, record.url, record.status, record.error) == (task_id, hook.url, 200, None)
-    assert (record.attempt, record.sent, record.message) == (1, True, said)
+    assert (record.attempt, record.sent, record.message) == (1, True, posted)
     assert record.headers.items() <= headers.items()
 
 
@@ -379,8 +379,8 @@ async def test_never_and_twice(kie: Emulator, session: ClientSession, hook: Rece
     kie.plan(LAKE["prompt"], callback="twice")
     ids = [await task(kie, session, hook.url) for _ in range(3)]
     await calls(kie, 3)
-    told = [body["data"]["taskId"] for body in hook.bodies]
-    assert [told.count(task_id) for task_id in ids] == [0, 2, 1]
+    called_back = [body["data"]["taskId"] for body in hook.bodies]
+    assert [called_back.count(task_id) for task_id in ids] == [0, 2, 1]
 
 
 async def test_each_copy_is_repeated_alone(kie: Emulator, session: ClientSession, hook: Receiver) -> None:
@@ -482,13 +482,13 @@ async def test_contents(session: ClientSession, hook: Receiver, content: str, ou
         records = await calls(kie, 4 if content == "replayed" else 1)
     assert {record.task_id for record in records} == {task_id}
     headers, body = hook.posts[0]
-    said = json.loads(body)
-    info = said["data"]["info"]
-    told = {200: info and info["result_urls"], 500: info}[said["code"]]
+    posted = json.loads(body)
+    info = posted["data"]["info"]
+    urls = {200: info and info["result_urls"], 500: info}[posted["code"]]
     true = outcome == "success" and content in ("true", "replayed")
-    assert (told == EVIL) == (content in ("altered", "forged", "unknown task"))
-    assert bool(told and task_id in told[0]) == true
-    assert (said["data"]["taskId"] == task_id) == (content != "unknown task")
+    assert (urls == EVIL) == (content in ("altered", "forged", "unknown task"))
+    assert bool(urls and task_id in urls[0]) == true
+    assert (posted["data"]["taskId"] == task_id) == (content != "unknown task")
     if content == "forged":
         with pytest.raises(InvalidSignatureError):
             parse_callback(body, headers, key=KEY)
