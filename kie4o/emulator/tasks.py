@@ -78,16 +78,14 @@ class Answer:
     """
 
     code: int = attrs.field(kw_only=False)
-    msg: str = attrs.field(kw_only=False)
+    msg: str = attrs.field(
+        default=attrs.Factory(lambda self: MESSAGES.get(self.code, ""), takes_self=True), kw_only=False
+    )
     http_status: int = 200
     data: Any = None
     task_created: bool = False
     raw: bytes | None = None
     lost: bool = False
-
-    @msg.default
-    def _text_of_code(self) -> str:
-        return MESSAGES.get(self.code, "")
 
     @classmethod
     def dropped(cls, *, task_created: bool = True) -> Self:
