@@ -265,7 +265,7 @@ async def test_an_empty_balance_names_the_command_that_prints_it(tmp_path: Path)
     [
         (
             RateLimitError("too many", code=429),
-            "Kie answered 429: too many. Something else uses this account",
+            "Kie returned 429: too many. Something else uses this account",
         ),
         (
             TaskTimeoutError("...", task_id="task1"),

@@ -12,7 +12,7 @@ import pytest
 import kie4o
 from kie4o import AsyncKieClient, ImageRequest, PollPolicy, RateLimit, errors
 from kie4o.emulator import Emulator
-from kie4o.emulator.tasks import ENDINGS
+from kie4o.emulator.tasks import OUTCOMES
 from kie4o.files import transfers as kie4o_files
 from kie4o.files import uploads
 from kie4o.polling import poller as polling
@@ -225,5 +225,5 @@ def test_the_numbers_in_the_prose_are_those_of_the_code() -> None:
 
 def test_every_ending_of_the_emulator_is_told() -> None:
     """The outcomes that a test can ask for are all named."""
-    for ending in ENDINGS:
+    for ending in OUTCOMES:
         assert f'`"{ending}"`' in section("Testing your own code")
