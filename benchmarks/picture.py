@@ -62,7 +62,7 @@ def bars(names: Sequence[str], columns: Sequence[Column], top: float) -> Iterato
 def points(
     title: str, policies: dict[str, dict[str, float]], left: float, top: float, width: float
 ) -> Iterator[str]:
-    """A scatter plot of looks (x) and lateness (y), both logarithmic."""
+    """Polls to the right, lateness upwards, both on logarithmic scales."""
     yield _text(left, top + 14, title, size=13)
     x0, y0, x1, y1 = left + 50, top + POINTS - 40, left + width - 20, top + 34
     shown = {
@@ -77,7 +77,7 @@ def points(
         yield f'<path d="M{x:.1f} {y0}v4" stroke="{PALE}"/>' + _text(x, y0 + 18, value, anchor="middle")
     for value, y in _ticks(upwards):
         yield f'<path d="M{x0} {y:.1f}h-4" stroke="{PALE}"/>' + _text(x0 - 8, y + 4, value, anchor="end")
-    yield _text((x0 + x1) / 2, y0 + 36, "looks per task", anchor="middle")
+    yield _text((x0 + x1) / 2, y0 + 36, "polls per task", anchor="middle")
     yield _text(x0 + 6, y1 - 4, "seconds late")
     spots = {name: (across(each["looks"]), upwards(each["lateness"])) for name, each in shown.items()}
     taken = [(x - 5, x + 5, y) for x, y in spots.values()]
@@ -152,7 +152,7 @@ def svg(results: Results) -> str:
     names = [name for name in CLIENTS if any(name in figures for _, _, figures in columns)]
     parts, top = list(bars(names, columns, 10)), 10.0 + 30 + LINE * len(names) + 20
     for distribution, policies in pacing_of(results)[:1]:
-        parts += points(f"When to look: {distribution}", policies, 20, top, WIDTH - 40)
+        parts += points(f"When to poll: {distribution}", policies, 20, top, WIDTH - 40)
         top += POINTS + 10
     return "\n".join(
         [

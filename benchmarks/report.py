@@ -1,12 +1,12 @@
-"""What the figures say: the goals, the printed tables, the section in the README. No measuring here.
+"""What the figures say: the goals, the printed tables, docs/performance.md and the figures in the README.
 
-`results` is what results.json holds. A figure that was not measured is left out everywhere.
+Nothing is measured here. `results` is the content of results.json. A figure that was not measured is left
+out everywhere. In the results a poll is called a look, as in the code of kie4o's poller.
 """
 
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,23 @@ from typing import Any
 import attrs
 
 from . import imports
-from .clients import CLIENTS, LEANEST, SETTLED
+from .clients import CLIENTS, LEANEST, OURS, SETTLED
 
 Results = dict[str, Any]
 Rows = list[list[str]]
 
-BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-PICTURE = "benchmarks/results/figures.svg"
-COMMAND = "nox -s bench"
-HOW = (
-    "Measured on {date} with Python {python}, against a server on the same machine. CPU is a ratio to a loop "
-    "written by hand with aiohttp, taking turns with it in one process: 20 tasks in flight, each one submit "
-    "and four looks, all as fast as they go. Memory is what each of 10,000 waiting tasks adds. Import is CPU "
-    "over bare Python, for kie4o with a client that is ready to send. The others are the vendors' own SDKs, "
-    "as they come but for the interval between looks, or httpx by hand."
-)
+Marks = tuple[str, str]
+
+PAGE = "docs/performance.md"
+TABLE: Marks = ("<!-- benchmarks -->", "<!-- /benchmarks -->")  # in the page
+FIGURES: Marks = ("<!-- figures -->", "<!-- /figures -->")  # in the README
+PICTURE = "../benchmarks/results/figures.svg"  # as seen from the page
+WORD_OF_KIND = {"task": "task", "look": "poll"}
 
 
 @attrs.frozen
 class Goal:
-    """A figure, by its path in the results, and the bounds within which it has to be."""
+    """A figure, by its path in the results, and the bounds it must stay within."""
 
     name: str
     path: tuple[str, ...]
@@ -61,36 +58,36 @@ _SAME, _TWO = "constant 30 s, +-0.5 s", "25 s (3 of 5) or 90 s, sigma 0.1"
 _PLAIN = "kie4o exponential, 2 s x1.5 to 5 s"
 
 
-# The one home of the goals: a line here is a line in the table and in the verdict of the run.
+# A line here is a line in the printed table and in the verdict of the run.
 GOALS = (
     *(
         Goal(f"control: the bare loop against itself, {many} in flight", path, 1.02, 0.98)
         for many in (4, 20, 100)
         for path in [("cpu", str(many), "bare", "task", "median")]
     ),
-    Goal("control: a look among 100 against one among 100", ("crowd", "control", "ratio"), 1.05, 0.95),
+    Goal("control: a poll among 100 against one among 100", ("crowd", "control", "ratio"), 1.05, 0.95),
     *(
-        Goal(f"CPU per {kind} against the bare loop, {many} in flight", path, 1.02)
+        Goal(f"CPU per {WORD_OF_KIND[kind]} against the bare loop, {many} in flight", path, 1.02)
         for kind in ("task", "look")
         for many in (4, 20, 100)
         for path in [("cpu", str(many), "kie4o", kind, "median")]
     ),
     *(
-        Goal(f"CPU per {kind} against {CLIENTS[peer].label}, {many} in flight", path, most)
+        Goal(f"CPU per {WORD_OF_KIND[kind]} against {CLIENTS[peer].label}, {many} in flight", path, most)
         for peer, most in zip(LEANEST, (0.75, 0.25), strict=True)
         for kind in ("task", "look")
         for many in (4, 20, 100)
         for path in [("cpu", str(many), "kie4o", "against", peer, kind, "median")]
     ),
     Goal("KiB per waiting task at 10,000", ("memory", "kie4o", "10000", "median"), 2.2),
-    Goal("CPU of a look among thousands of waiting tasks against 100", ("crowd", "kie4o", "ratio"), 1.25),
+    Goal("CPU of a poll among thousands of waiting tasks against 100", ("crowd", "kie4o", "ratio"), 1.25),
     Goal("import kie4o, ms over bare Python", ("imports", "kie4o", "median"), 30),
     Goal("import kie4o.callbacks, ms", ("imports", "kie4o.callbacks", "median"), 110),
     Goal(
         "a client ready to send, against aiohttp, attrs and cattrs", ("imports", imports.READY, "ratio"), 1.1
     ),
     *(
-        Goal(f"cost of learned looks after {seen} tasks, {tasks}", path, most)
+        Goal(f"cost of learned polls after {seen} tasks, {tasks}", path, most)
         for seen, tasks, most in (
             (50, _WIDE, 1.10),
             (50, _NARROW, 1.10),
@@ -102,8 +99,8 @@ GOALS = (
         )
         for path in [("pacing", tasks, f"kie4o learned, after {seen}", "ratio")]
     ),
-    Goal("exponential looks, 40 s: looks", ("pacing", _WIDE, _PLAIN, "looks"), 12),
-    Goal("exponential looks, 40 s: seconds late", ("pacing", _WIDE, _PLAIN, "lateness"), 2.6),
+    Goal("exponential polls, 40 s: polls", ("pacing", _WIDE, _PLAIN, "looks"), 12),
+    Goal("exponential polls, 40 s: seconds late", ("pacing", _WIDE, _PLAIN, "lateness"), 2.6),
     Goal(
         "many tasks under the account's limit: time against the ideal", ("makespan", "kie4o", "ratio"), 1.03
     ),
@@ -112,7 +109,7 @@ GOALS = (
 
 
 def judged(results: Results) -> list[dict[str, Any]]:
-    """Every goal whose figure was measured."""
+    """The verdict on every goal whose figure was measured."""
     found = []
     for goal in GOALS:
         figure = goal.figure(results)
@@ -126,7 +123,7 @@ def judged(results: Results) -> list[dict[str, Any]]:
 
 
 def aligned(rows: Rows) -> str:
-    """Columns under each other, numbers to the right."""
+    """Rows as columns of text, numbers to the right."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -160,20 +157,20 @@ def tables(results: Results) -> str:
 def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
     cpu = results.get("cpu", {})
     for kind in ("task", "look"):
-        name = {"task": "task (1 submit + 4 looks)", "look": "look"}[kind]
+        name = {"task": "task (1 submit + 4 polls)", "look": "poll"}[kind]
         yield (
             f"Client CPU per {name}, as a ratio to the bare aiohttp loop; median and 90 % of bootstraps",
             [["", *(f"{many} in flight" for many in cpu)], *_cpu_rows(cpu, kind)],
         )
     yield (
-        "Client CPU of kie4o as a ratio to others that take turns with it alone; median and 90 %",
+        "Client CPU of kie4o as a ratio to one other client that takes turns with it; median and 90 %",
         [["", *(f"{many} in flight" for many in cpu)], *_against_rows(cpu)],
     )
     yield "Memory per waiting task, KiB; median (range)", _memory_rows(results)
     yield (
-        "CPU of a look among many waiting tasks, as a ratio to one among few, at the same looks per second",
+        "CPU of a poll among many waiting tasks, as a ratio to one among few, at the same polls per second",
         [
-            ["", "waiting", "looks/s", "ratio"],
+            ["", "waiting", "polls/s", "ratio"],
             *(
                 [
                     name if name == "control" else CLIENTS[name].label,
@@ -186,7 +183,7 @@ def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
         ],
     )
     yield (
-        "Import, ms of CPU over bare Python; as a ratio to what kie4o stands on",
+        "Import, ms of CPU over bare Python; as a ratio to aiohttp, attrs and cattrs",
         [
             ["", "ms", "ratio"],
             *(
@@ -207,9 +204,9 @@ def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
     )
     for distribution, policies in pacing_of(results):
         yield (
-            f"When to look (simulated), {distribution}",
+            f"When to poll (simulated), {distribution}",
             [
-                ["", "looks", "seconds late", "ratio"],
+                ["", "polls", "seconds late", "ratio"],
                 *(
                     [policy, f"{each['looks']:.1f}", f"{each['lateness']:.2f}", f"{each['ratio']:.2f}"]
                     for policy, each in policies.items()
@@ -239,7 +236,7 @@ def _against_rows(cpu: dict[str, Any]) -> Rows:
         for kind in ("task", "look"):
             cells = [ratio(against.get(other, {}).get(kind)) for against in pairs]
             if any(cells):
-                rows.append([f"{label}, per {kind}", *cells])
+                rows.append([f"{label}, per {WORD_OF_KIND[kind]}", *cells])
     return rows
 
 
@@ -266,35 +263,48 @@ def pacing_of(results: Results) -> list[tuple[str, dict[str, dict[str, float]]]]
     return [(name, each) for name, each in found.items() if isinstance(each, dict)]
 
 
-# -- the README ----------------------------------------------------------------------------------
+# -- the page and the README ---------------------------------------------------------------------
 
 
 def section(results: Results) -> str:
-    """The part of the README that the suite writes, markers and all."""
-    machine = results["machine"]
-    lines = [
-        BEGIN,
-        "## How fast",
-        "",
-        *textwrap.wrap(HOW.format(date=results["date"], python=machine["python"]), width=105),
-        "",
-        *_markdown(
-            ["client", "CPU per task", "CPU per look", "KiB per waiting task", "import, ms"],
-            [*_clients(results)],
-        ),
-        "",
-        *_sentences(results),
-        "",
-        f"![CPU, memory, import, and lateness against looks]({PICTURE})",
-        "",
-        "```sh",
-        COMMAND,
-        "```",
-        "",
-        f"measures it anew on your machine, {results['minutes']:.0f} minutes here, and rewrites this part.",
-        END,
-    ]
+    """What docs/performance.md has between its markers."""
+    python, minutes = results["machine"]["python"], results["minutes"]
+    return "\n".join(
+        [
+            f"Measured on {results['date']} with Python {python}, in {minutes:.0f} minutes.",
+            "",
+            *_markdown(
+                ["client", "CPU per task", "CPU per poll", "KiB per waiting task", "import, ms"],
+                [*_clients(results)],
+            ),
+            "",
+            *_sentences(results),
+            "",
+            f"![CPU, memory, import, and lateness against polls]({PICTURE})",
+        ]
+    )
+
+
+def summary(results: Results) -> str:
+    """What the README has between its markers: three figures, a line each."""
+    lines = []
+    cpu = _figure(results, "cpu", "20", "kie4o", "task", "median")
+    if cpu is not None:
+        others = [each["task"]["median"] for name, each in results["cpu"]["20"].items() if name not in OURS]
+        span = f" (other clients: {min(others):.1f} to {max(others):.1f})" if others else ""
+        lines.append(f"- CPU per task: {cpu:.2f} times that of a loop written by hand with aiohttp{span}")
+    kib = _figure(results, "memory", "kie4o", "10000", "median")
+    if kib is not None:
+        lines.append(f"- Memory per waiting task: {kib:.1f} KiB, with 10,000 waiting")
+    time = _figure(results, "makespan", "kie4o", "ratio")
+    if time is not None:
+        tasks = results["makespan"]["kie4o"]["tasks"]
+        lines.append(f"- {tasks} tasks under Kie's rate limit: {time:.2f} times the shortest possible time")
     return "\n".join(lines)
+
+
+def _figure(results: Results, *path: str) -> float | None:
+    return Goal("", path, 0).figure(results)
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -322,27 +332,31 @@ def _clients(results: Results) -> Iterator[list[str]]:
 
 
 def _sentences(results: Results) -> Iterator[str]:
-    """One line each, so that they can be checked one by one."""
+    """The figures that are not in the table, a line each."""
     for words, paths, form in (
         (
-            "CPU per task with 4, 20 and 100 in flight, against the loop by hand",
+            "CPU per task with 4, 20 and 100 in flight",
             [("cpu", many, "kie4o", "task", "median") for many in ("4", "20", "100")],
             ".2f",
         ),
         (
-            "The same in a process that has freed large blocks, where that loop receives for less",
+            "The same in a process that has freed large blocks of memory",
             [("cpu", many, "kie4o", "against", SETTLED, "task", "median") for many in ("4", "20", "100")],
             ".2f",
         ),
         (
-            "CPU of a look among 10,000 waiting tasks, against 100, at 400 looks/s for both",
+            "CPU of a poll with 10,000 tasks waiting, against 100, both at 400 polls/s",
             [("crowd", "kie4o", "ratio")],
             ".2f",
         ),
-        ("200 tasks under Kie's limit, against the ideal time", [("makespan", "kie4o", "ratio")], ".3f"),
+        (
+            "200 tasks under Kie's rate limit, against the shortest possible time",
+            [("makespan", "kie4o", "ratio")],
+            ".3f",
+        ),
         *(
             (
-                f"Looks and lateness, {how}, against the optimum ({_WIDE})",
+                f"Simulated cost of polling against the optimum, {how}",
                 [("pacing", _WIDE, policy, "ratio")],
                 ".2f",
             )
@@ -355,18 +369,22 @@ def _sentences(results: Results) -> Iterator[str]:
         ("`import kie4o` alone, ms", [("imports", "kie4o", "median")], ".0f"),
         ("`import kie4o.callbacks` alone, ms", [("imports", "kie4o.callbacks", "median")], ".0f"),
     ):
-        figures = [Goal(words, path, 0).figure(results) for path in paths]
+        figures = [_figure(results, *path) for path in paths]
         if None not in figures:
             yield f"- {words}: {', '.join(f'{figure:{form}}' for figure in figures)}"
 
 
-def rewrite(readme: Path, results: Results) -> None:
-    """Put the section between its markers, or before the last heading if it was never there."""
-    text, new = readme.read_text("utf-8"), section(results)
-    found = re.search(rf"^{re.escape(BEGIN)}$.*?^{re.escape(END)}$", text, re.MULTILINE | re.DOTALL)
-    if found:
-        text = text[: found.start()] + new + text[found.end() :]
-    else:
-        at = text.rindex("\n## ") + 1
-        text = f"{text[:at]}{new}\n\n{text[at:]}"
-    readme.write_text(text, "utf-8")
+def rewrite(page: Path, readme: Path, results: Results) -> None:
+    """Put the tables into the page and, if it has markers for them, the three figures into the README."""
+    _replace(page, TABLE, section(results))
+    if FIGURES[0] in readme.read_text("utf-8"):
+        _replace(readme, FIGURES, summary(results))
+
+
+def _replace(file: Path, marks: Marks, new: str) -> None:
+    text = file.read_text("utf-8")
+    begin, end = marks
+    found = re.search(rf"^{re.escape(begin)}$(.*?)^{re.escape(end)}$", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ValueError(f"{file.name} needs a line {begin} and, after it, a line {end}")
+    file.write_text(f"{text[: found.start(1)]}\n\n{new}\n\n{text[found.end(1) :]}", "utf-8")

@@ -1,6 +1,7 @@
-"""The benchmark suite measures what it says: its server, its turns, its verdicts, its picture."""
+"""The benchmark suite measures what it claims to: its server, its turns, its verdicts, its picture."""
 
 import copy
+import json
 import platform
 import re
 import subprocess
@@ -21,8 +22,6 @@ from benchmarks.clients import PROMPT
 from benchmarks.processes import ROOT, Server, ask, call, counts, set_server
 from benchmarks.turns import FEW, MANY, figures, spread
 
-README = ROOT / "README.md"
-
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[str]:
@@ -32,7 +31,7 @@ def base() -> Iterator[str]:
 
 
 def results() -> dict[str, Any]:
-    """Figures of a run, made up."""
+    """The figures of an invented run."""
     spread_of = {"low": 0.9, "high": 1.1, "n": 3}
     cpu = {
         name: {"task": {"median": value, **spread_of}, "look": {"median": value, **spread_of}}
@@ -71,7 +70,7 @@ def results() -> dict[str, Any]:
 
 
 async def test_the_server_speaks_as_kie_does(base: str) -> None:
-    """kie4o gets its image from it, after as many looks as were asked for."""
+    """kie4o gets its image from it after the number of polls that was set."""
     set_server(base, looks=2)
     every = PollPolicy(first=0.34, factor=1.0, maximum=0.34, jitter=False)
     async with AsyncKieClient("key", base_url=base, poll=every) as client:
@@ -83,7 +82,7 @@ async def test_the_server_speaks_as_kie_does(base: str) -> None:
 
 
 def test_the_server_counts_the_window(base: str) -> None:
-    """Two submits are admitted in any window, the third is refused with 429 until the first is old."""
+    """With a limit of two, the third submit within the window is refused with 429."""
     set_server(base, limit=2, window=3600.0)
     codes = [call(base, "/api/v1/gpt4o-image/generate", {"prompt": PROMPT})["code"] for _ in range(3)]
     assert codes == [200, 200, 429]
@@ -99,7 +98,7 @@ def turns(name: str, base: str) -> float:
 
 
 def test_a_client_against_itself_is_one(base: str) -> None:
-    """Taking turns neither favours nor burdens whoever is named first."""
+    """Taking turns gives the client that is named first no advantage."""
     assert turns("bare", base) == pytest.approx(1.0, abs=0.15)
 
 
@@ -118,7 +117,7 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_a_settled_process_keeps_its_blocks() -> None:
-    """There a read as asyncio does it touches no new memory; in a young process each one does."""
+    """There asyncio's reads touch no new memory; in a new process each one does."""
 
     def faults(settings: Mapping[str, str]) -> int:
         command = [sys.executable, "-I", "-c", RECEIVES]
@@ -130,12 +129,12 @@ def test_a_settled_process_keeps_its_blocks() -> None:
 
 
 def test_a_client_that_does_twice_the_work_is_seen(base: str) -> None:
-    """The control: each look made twice, with one submit to four looks, is far above one."""
+    """The control: with every poll made twice, at four polls per submit, the ratio is far above one."""
     assert turns("twice", base) > 1.5
 
 
-def test_a_look_is_what_more_looks_add() -> None:
-    """The cost of a look is free of the cost of the submit."""
+def test_a_poll_is_what_more_polls_add() -> None:
+    """The cost of a poll does not include the cost of the submit."""
     submit, look = (5.0, 1.0), (2.0, 1.0)
     took = {looks: [(submit[0] + looks * look[0], submit[1] + looks * look[1])] * 3 for looks in (FEW, MANY)}
     found = figures(took)
@@ -144,7 +143,7 @@ def test_a_look_is_what_more_looks_add() -> None:
 
 
 def test_a_pair_without_the_bare_loop_is_kept_apart(base: str) -> None:
-    """What was measured against a peer is not taken for a ratio to the bare loop."""
+    """A ratio to a peer is not reported as a ratio to the bare loop."""
     cpu = measures.Cpu(measures.Plan(False, base, ["kie4o", "bare", "runware"], ["cpu"], {}))
     names = [step.name for step in cpu.steps() if "against" in step.name]
     assert names == [
@@ -160,7 +159,7 @@ def test_a_pair_without_the_bare_loop_is_kept_apart(base: str) -> None:
 
 
 def test_a_spread_holds_its_median() -> None:
-    """The interval is around the median, and one wild value does not move it far."""
+    """The interval contains the median, and one outlier does not move it far."""
     found = spread([1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 9.0])
     assert found.low <= found.median <= found.high
     assert found.median == 1.0
@@ -171,7 +170,7 @@ def test_a_spread_holds_its_median() -> None:
 
 
 def test_a_goal_that_is_met_holds() -> None:
-    """Every goal with a figure has a verdict; one without a figure has none."""
+    """Every goal with a figure has a verdict, and no other."""
     verdicts = {each["goal"]: each["verdict"] for each in report.judged(results())}
     assert set(verdicts.values()) == {"holds"}
     measured = [goal for goal in report.GOALS if goal.figure(results()) is not None]
@@ -188,7 +187,7 @@ def missed() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("goal", "figure"), list(missed()))
 def test_a_goal_that_is_not_met_is_marked(goal: report.Goal, figure: float) -> None:
-    """The control: a figure on the wrong side of a bound is MISSED, in that goal's line alone."""
+    """The control: a figure outside its bounds is MISSED, in the line of that goal only."""
     found = copy.deepcopy(results())
     at = found
     for name in goal.path[:-1]:
@@ -199,26 +198,78 @@ def test_a_goal_that_is_not_met_is_marked(goal: report.Goal, figure: float) -> N
     assert lines[0].startswith(goal.name)
 
 
-def test_whoever_was_skipped_is_told() -> None:
-    """A peer that could not run stands in the tables with its reason."""
+def test_a_skipped_client_is_reported() -> None:
+    """The tables name a peer that could not run, with the reason."""
     assert "replicate: No module named 'replicate'" in report.tables(results())
 
 
-def test_the_section_is_written_between_its_markers(tmp_path: Path) -> None:
-    """It appears before the last heading, is replaced by the next one, and touches nothing else."""
-    readme = tmp_path / "README.md"
-    readme.write_text("# name\n\n## Use it\n\ntext\n\n## Contributing\n\nthe end\n", "utf-8")
-    report.rewrite(readme, results())
-    once = readme.read_text("utf-8")
-    report.rewrite(readme, results() | {"date": "2026-02-03"})
-    text = readme.read_text("utf-8")
+def pages(tmp_path: Path, page: str, readme: str) -> tuple[Path, Path]:
+    """A page and a README with these texts."""
+    files = tmp_path / "performance.md", tmp_path / "README.md"
+    for file, text in zip(files, (page, readme), strict=True):
+        file.write_text(text, "utf-8")
+    return files
+
+
+PAGE = "# Performance\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n\n## How to read it\n\nthe end\n"
+README = "# name\n\ntext\n\n<!-- figures -->\n\n- old\n\n<!-- /figures -->\n\n## Next\n\nthe end\n"
+
+
+def test_the_tables_are_written_between_the_markers_of_the_page(tmp_path: Path) -> None:
+    """The next run replaces them, and nothing else in the page changes."""
+    page, readme = pages(tmp_path, PAGE, README)
+    report.rewrite(page, readme, results())
+    once = page.read_text("utf-8")
+    report.rewrite(page, readme, results() | {"date": "2026-02-03"})
+    text = page.read_text("utf-8")
     assert text == once.replace("2026-01-02", "2026-02-03")
-    assert re.findall("^## .*", text, re.MULTILINE) == ["## Use it", "## How fast", "## Contributing"]
-    assert text.endswith(f"{report.END}\n\n## Contributing\n\nthe end\n")
+    begin, end = report.TABLE
+    assert text.startswith(f"# Performance\n\n{begin}\n\nMeasured on 2026-02-03 ")
+    assert text.endswith(f"\n\n{end}\n\n## How to read it\n\nthe end\n")
+    assert report.section(results()) in once
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_the_section_has_the_figures() -> None:
+def test_three_figures_are_written_between_the_markers_of_the_readme(tmp_path: Path) -> None:
+    """Three lines of a list, and nothing else in the README changes."""
+    page, readme = pages(tmp_path, PAGE, README)
+    report.rewrite(page, readme, results())
+    assert readme.read_text("utf-8") == README.replace("- old", report.summary(results()))
+    assert report.summary(results()).splitlines() == [
+        "- CPU per task: 0.95 times that of a loop written by hand with aiohttp"
+        " (other clients: 13.0 to 13.0)",
+        "- Memory per waiting task: 2.1 KiB, with 10,000 waiting",
+        "- 200 tasks under Kie's rate limit: 1.01 times the shortest possible time",
+    ]
+
+
+def test_a_readme_without_markers_is_left_alone(tmp_path: Path) -> None:
+    """The page is written all the same."""
+    page, readme = pages(tmp_path, PAGE, "# name\n")
+    report.rewrite(page, readme, results())
+    assert readme.read_text("utf-8") == "# name\n"
+    assert report.section(results()) in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("marker", [*report.TABLE, report.FIGURES[1]])
+def test_a_missing_marker_is_an_error(marker: str, tmp_path: Path) -> None:
+    """The message names the file and the marker; that file is not changed."""
+    page, readme = pages(tmp_path, PAGE.replace(marker, ""), README.replace(marker, ""))
+    broken = page if marker in PAGE else readme
+    before = broken.read_text("utf-8")
+    with pytest.raises(ValueError, match=f"{broken.name} needs a line .*{re.escape(marker)}"):
+        report.rewrite(page, readme, results())
+    assert broken.read_text("utf-8") == before
+
+
+def test_figures_that_were_not_measured_are_left_out() -> None:
+    """A run of one measure gives the lines of that measure."""
+    some = {name: value for name, value in results().items() if name in ("makespan", "machine")}
+    assert report.summary(some).startswith("- 200 tasks")
+    assert len(report.summary(some).splitlines()) == 1
+
+
+def test_the_tables_have_the_figures() -> None:
     """A row for each client that was measured, with blanks for what was not."""
     text = report.section(results())
     assert "| **kie4o** | 0.95 | 0.95 | 2.1 | 210 |" in text
@@ -226,15 +277,29 @@ def test_the_section_has_the_figures() -> None:
     assert "| httpx, by hand | 13.00 | 13.00 |  |  |" in text
 
 
+def test_the_page_shows_the_stored_results() -> None:
+    """docs/performance.md and the picture are those of results.json; so is the README where it has
+    markers."""
+    folder = ROOT / "benchmarks" / "results"
+    stored = json.loads((folder / "results.json").read_text("utf-8"))
+    page = ROOT / report.PAGE
+    assert f"\n\n{report.section(stored)}\n\n" in page.read_text("utf-8")
+    assert (page.parent / report.PICTURE).resolve() == folder / "figures.svg"
+    assert (folder / "figures.svg").read_text("utf-8") == picture.svg(stored)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    if report.FIGURES[0] in readme:
+        assert f"\n\n{report.summary(stored)}\n\n" in readme
+
+
 # -- the picture ---------------------------------------------------------------------------------
 
 
 def test_the_picture_is_well_formed() -> None:
-    """It is XML whatever the names hold, with all four panels, and nothing is outside of it."""
+    """It is XML whatever the names contain, with all four panels, and nothing lies outside it."""
     root = ElementTree.fromstring(picture.svg(results()))
     *_, width, height = map(float, root.attrib["viewBox"].split())
     words = [element.text for element in root.iter() if element.tag.endswith("text")]
-    assert {"kie4o <new>", "13.00", "2.1", "seconds late"} <= set(words)
+    assert {"kie4o <new>", "13.00", "2.1", "polls per task", "seconds late"} <= set(words)
     for element in root.iter():
         x, y = (element.attrib.get(name) for name in ("x", "y"))
         if x is not None and y is not None:
@@ -250,7 +315,7 @@ def test_a_picture_of_little_is_drawn_too() -> None:
 
 
 def test_the_picture_is_for_light_and_dark_pages() -> None:
-    """Its colours stand out by 3 to 1 from white and from GitHub's dark grey, and nothing is behind."""
+    """Its colours have a contrast of 3 to 1 on white and on GitHub's dark grey; it has no background."""
     used = set(re.findall(r'(?:fill|stroke)="(#\w+)"', picture.svg(results())))
     assert used == {picture.INK, picture.PALE, picture.OURS}
     for colour in used:
@@ -260,7 +325,7 @@ def test_the_picture_is_for_light_and_dark_pages() -> None:
 
 
 def luminance(colour: str) -> float:
-    """As WCAG defines it."""
+    """Relative luminance as WCAG defines it."""
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
