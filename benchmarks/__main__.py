@@ -1,11 +1,11 @@
-"""The suite: what waiting costs with kie4o, compared with a loop by hand and the peers' own SDKs.
+"""The suite: what waiting costs with kie4o, beside a loop by hand and the peers' own SDKs.
 
     python -m benchmarks [--quick] [--only cpu,memory] [--clients kie4o,bare,httpx] [--readme]
 
 Everything is measured against a loopback server in a process of its own, all clients taking turns,
-and reported as a ratio to the bare aiohttp loop of the same run. A complete run writes
-benchmarks/results/, the tables in docs/performance.md and the figures in the README, and exits with 1
-if a goal is missed. `--readme` writes the same from the stored results, without measuring.
+and told as a ratio to the bare aiohttp loop of the same run. A complete run writes
+benchmarks/results/ and the section in the README, and ends with 1 if a goal is missed. `--readme`
+writes those from the results that are there, without measuring.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def write(results: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     (RESULTS / "figures.svg").write_text(picture.svg(results), "utf-8")
-    report.rewrite(ROOT / report.PAGE, ROOT / "README.md", results)
-    say(f"wrote benchmarks/results/results.json, benchmarks/results/figures.svg, {report.PAGE}, README.md")
+    report.rewrite(ROOT / "README.md", results)
+    say("written: benchmarks/results/results.json, benchmarks/results/figures.svg, README.md")
 
 
 def _names(words: str, known: Sequence[str]) -> list[str]:
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="measure less, and write nothing")
     parser.add_argument("--only", type=lambda words: _names(words, list(MEASURES)), help=",".join(MEASURES))
     parser.add_argument("--clients", type=lambda words: _names(words, list(CLIENTS)), help=",".join(CLIENTS))
-    parser.add_argument("--readme", action="store_true", help="write from the stored results")
+    parser.add_argument("--readme", action="store_true", help="write from the results that are there")
     words = parser.parse_args()
     if words.readme:
         write(json.loads((RESULTS / "results.json").read_text("utf-8")))

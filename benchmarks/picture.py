@@ -62,7 +62,7 @@ def bars(names: Sequence[str], columns: Sequence[Column], top: float) -> Iterato
 def points(
     title: str, policies: dict[str, dict[str, float]], left: float, top: float, width: float
 ) -> Iterator[str]:
-    """Polls to the right, lateness upwards, both on logarithmic scales."""
+    """Looks to the right, lateness upwards, both by factors of ten."""
     yield _text(left, top + 14, title, size=13)
     x0, y0, x1, y1 = left + 50, top + POINTS - 40, left + width - 20, top + 34
     shown = {

@@ -374,9 +374,9 @@ def _sentences(results: Results) -> Iterator[str]:
             yield f"- {words}: {', '.join(f'{figure:{form}}' for figure in figures)}"
 
 
-def rewrite(page: Path, readme: Path, results: Results) -> None:
-    """Put the tables into the page and, if it has markers for them, the three figures into the README."""
-    _replace(page, TABLE, section(results))
+def rewrite(readme: Path, results: Results) -> None:
+    """Put the tables into the page beside the README and, where it has markers, three figures into that."""
+    _replace(readme.parent / PAGE, TABLE, section(results))
     if FIGURES[0] in readme.read_text("utf-8"):
         _replace(readme, FIGURES, summary(results))
 

@@ -204,8 +204,9 @@ def test_a_skipped_client_is_reported() -> None:
 
 
 def pages(tmp_path: Path, page: str, readme: str) -> tuple[Path, Path]:
-    """A page and a README with these texts."""
-    files = tmp_path / "performance.md", tmp_path / "README.md"
+    """The page and the README of a project with these texts."""
+    files = tmp_path / report.PAGE, tmp_path / "README.md"
+    files[0].parent.mkdir()
     for file, text in zip(files, (page, readme), strict=True):
         file.write_text(text, "utf-8")
     return files
@@ -218,9 +219,9 @@ README = "# name\n\ntext\n\n<!-- figures -->\n\n- old\n\n<!-- /figures -->\n\n##
 def test_the_tables_are_written_between_the_markers_of_the_page(tmp_path: Path) -> None:
     """The next run replaces them, and nothing else in the page changes."""
     page, readme = pages(tmp_path, PAGE, README)
-    report.rewrite(page, readme, results())
+    report.rewrite(readme, results())
     once = page.read_text("utf-8")
-    report.rewrite(page, readme, results() | {"date": "2026-02-03"})
+    report.rewrite(readme, results() | {"date": "2026-02-03"})
     text = page.read_text("utf-8")
     assert text == once.replace("2026-01-02", "2026-02-03")
     begin, end = report.TABLE
@@ -232,8 +233,8 @@ def test_the_tables_are_written_between_the_markers_of_the_page(tmp_path: Path) 
 
 def test_three_figures_are_written_between_the_markers_of_the_readme(tmp_path: Path) -> None:
     """Three lines of a list, and nothing else in the README changes."""
-    page, readme = pages(tmp_path, PAGE, README)
-    report.rewrite(page, readme, results())
+    _, readme = pages(tmp_path, PAGE, README)
+    report.rewrite(readme, results())
     assert readme.read_text("utf-8") == README.replace("- old", report.summary(results()))
     assert report.summary(results()).splitlines() == [
         "- CPU per task: 0.95 times that of a loop written by hand with aiohttp"
@@ -246,7 +247,7 @@ def test_three_figures_are_written_between_the_markers_of_the_readme(tmp_path: P
 def test_a_readme_without_markers_is_left_alone(tmp_path: Path) -> None:
     """The page is written all the same."""
     page, readme = pages(tmp_path, PAGE, "# name\n")
-    report.rewrite(page, readme, results())
+    report.rewrite(readme, results())
     assert readme.read_text("utf-8") == "# name\n"
     assert report.section(results()) in page.read_text("utf-8")
 
@@ -258,7 +259,7 @@ def test_a_missing_marker_is_an_error(marker: str, tmp_path: Path) -> None:
     broken = page if marker in PAGE else readme
     before = broken.read_text("utf-8")
     with pytest.raises(ValueError, match=f"{broken.name} needs a line .*{re.escape(marker)}"):
-        report.rewrite(page, readme, results())
+        report.rewrite(readme, results())
     assert broken.read_text("utf-8") == before
 
 
