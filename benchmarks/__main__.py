@@ -1,11 +1,11 @@
-"""The suite: what waiting costs with kie4o, beside a loop by hand and the peers' own SDKs.
+"""The benchmark suite: what waiting costs with kie4o, compared with a hand-written loop and other SDKs.
 
     python -m benchmarks [--quick] [--only cpu,memory] [--clients kie4o,bare,httpx] [--readme]
 
-Everything is measured against a loopback server in a process of its own, all clients taking turns,
-and told as a ratio to the bare aiohttp loop of the same run. A complete run writes
-benchmarks/results/ and the section in the README, and ends with 1 if a goal is missed. `--readme`
-writes those from the results that are there, without measuring.
+All clients take turns against a loopback server in its own process. Figures are ratios to the bare aiohttp
+loop of the same run. A complete run writes benchmarks/results/, the tables in docs/performance.md and three
+figures in the README, and exits with status 1 if a goal is missed. `--readme` writes them from existing
+results, without measuring.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def write(results: dict[str, Any]) -> None:
     (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     (RESULTS / "figures.svg").write_text(picture.svg(results), "utf-8")
     report.rewrite(ROOT / "README.md", results)
-    say("written: benchmarks/results/results.json, benchmarks/results/figures.svg, README.md")
+    say(f"wrote benchmarks/results/results.json, benchmarks/results/figures.svg, {report.PAGE} and README.md")
 
 
 def _names(words: str, known: Sequence[str]) -> list[str]:
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="measure less, and write nothing")
     parser.add_argument("--only", type=lambda words: _names(words, list(MEASURES)), help=",".join(MEASURES))
     parser.add_argument("--clients", type=lambda words: _names(words, list(CLIENTS)), help=",".join(CLIENTS))
-    parser.add_argument("--readme", action="store_true", help="write from the results that are there")
+    parser.add_argument("--readme", action="store_true", help="write from the stored results")
     words = parser.parse_args()
     if words.readme:
         write(json.loads((RESULTS / "results.json").read_text("utf-8")))

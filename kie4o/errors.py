@@ -236,6 +236,8 @@ class SubmissionUnknownError(KieError):
 class TaskError(KieError):
     """A failure of one task; `task_id` says which."""
 
+    task_id: str  # pyright: ignore[reportIncompatibleVariableOverride]  # an error of a task has its id
+
 
 class TaskFailedError(TaskError):
     """Kie ended the task without images. Submitting the request again costs credits again.
