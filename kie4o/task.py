@@ -39,7 +39,8 @@ class ImageTask:
         self._since = since  # loop time of the submit, if it was in this run
 
     def __await__(self) -> Generator[Any, None, ImageResult]:
-        return self.wait().__await__()
+        # Not self.wait(): one coroutine less saves 0.25 of 2.45 KiB per waiting task (benchmarks/memory.py).
+        return self._lifecycle.wait(self.id, ..., None, self._since, self.request).__await__()
 
     async def wait(self, *, timeout: Timeout = ..., on_update: OnUpdate | None = None) -> ImageResult:
         """Wait until the task has ended. Costs no credits.
