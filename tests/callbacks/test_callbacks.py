@@ -6,13 +6,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, MultiDict
+from paths import FIXTURES
 
 from kie4o import CallbackError, ConfigurationError, InvalidSignatureError, MalformedCallbackError, TaskState
 from kie4o.callbacks import (
@@ -24,7 +24,7 @@ from kie4o.callbacks import (
     sign_callback,
 )
 
-VECTORS = json.loads((Path(__file__).parents[1] / "fixtures" / "webhook_vectors.json").read_text("utf-8"))
+VECTORS = json.loads((FIXTURES / "webhook_vectors.json").read_text("utf-8"))
 KEY = "example-webhook-key-not-a-secret"
 TASK_ID = "0123456789abcdef0123456789abcdef"
 NOW = 1769670760

@@ -11,12 +11,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 from faults import unused_port
+from paths import IMPORT_ROOT, README
 
 from kie4o.emulator import Emulator
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 KEY = "a webhook key"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 SERVERS = {
     "aiohttp": ("from aiohttp import web", "web.run_app(app, host='127.0.0.1', port=PORT, print=None)"),
     "fastapi": ("from fastapi import", "uvicorn.run(app, host='127.0.0.1', port=PORT, log_level='warning')"),
@@ -63,7 +63,7 @@ async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path
             "KIE_API_KEY": "any",
             "KIE_BASE_URL": kie.url,
             "KIE_WEBHOOK_KEY": KEY,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": str(IMPORT_ROOT),
         }
         process = subprocess.Popen([sys.executable, server], env=environment, cwd=tmp_path)
         try:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import attrs
 import pytest
+from paths import IMPORT_ROOT
 
 import kie4o
 from kie4o.cli.main import message_of
 from kie4o.emulator import Emulator, pictures
 from kie4o.errors import DownloadError, RateLimitError, TaskTimeoutError, invalid
 
-ROOT = Path(kie4o.__file__).parents[1]
 MODULE = ("-m", "kie4o.cli")
 PACKAGE = ("-m", "kie4o")
 PYTHON = ("await ", "client.", "=...", "_url=", "rate_limit", "wait_timeout")  # not for a terminal
@@ -48,7 +48,7 @@ class Command:
         self, folder: Path, *arguments: str, program: Sequence[str] = MODULE, **environment: str
     ) -> None:
         self.folder, self.arguments, self.program = folder, arguments, program
-        self.environment = {"PYTHONPATH": str(ROOT), "PATH": "", **environment}
+        self.environment = {"PYTHONPATH": str(IMPORT_ROOT), "PATH": "", **environment}
 
     async def start(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(

@@ -10,17 +10,16 @@ import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, FormData
+from paths import FIXTURES, IMPORT_ROOT
 
 from kie4o.emulator import Answer, Emulator, Outcome, pictures
 from kie4o.emulator.account import Account
 from kie4o.emulator.tasks import MESSAGES, Window, is_valid, most_within
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 API = "/api/v1/gpt4o-image"
 LAKE = {"prompt": "A calm lake", "size": "1:1"}
 PNG = pictures.BLANK
@@ -732,7 +731,7 @@ async def test_messages_cover_the_codes() -> None:
 async def run_main(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-m", "kie4o.emulator", *arguments),
-        cwd=Path(__file__).parents[2],
+        cwd=IMPORT_ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

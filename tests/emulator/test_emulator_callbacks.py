@@ -6,11 +6,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, ClientTimeout, ServerDisconnectedError, web
+from paths import FIXTURES
 
 from kie4o.callbacks import parse_callback
 from kie4o.emulator import Answer, Call, CallRecord, Emulator
@@ -19,7 +19,6 @@ from kie4o.emulator.sender import CANCELLED, NOT_SENT, loopback_url
 from kie4o.emulator.tasks import as_answer
 from kie4o.errors import InvalidSignatureError
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 API = "/api/v1/gpt4o-image"
 LAKE = {"prompt": "A calm lake", "size": "1:1"}
 KEY = "example-webhook-key-not-a-secret"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from crashing import DEEP, ITEMS, KILLED, TILL_STEPS, Case, Lane, Till, on_lanes
+from crashing import CHILD, DEEP, ITEMS, KILLED, TILL_STEPS, Case, Lane, Till, on_lanes
 
 from kie4o import AsyncKieClient, KieError, StoreLockedError
 
@@ -190,9 +190,8 @@ async def test_a_fresh_interpreter_goes_on_as_a_forked_one_does(tmp_path: Path) 
     """The forked runs stand for real ones: killed, and continued by a process of its own."""
     async with Lane() as lane, Case(tmp_path / "case", Till("a whole answer", 7)) as case:
         assert await case.run(lane) == KILLED
-        child = Path(__file__).parents[1] / "support" / "crash_child.py"
         run = json.dumps(attrs.asdict(case.run_of()))
-        process = await asyncio.create_subprocess_exec(sys.executable, child, run)
+        process = await asyncio.create_subprocess_exec(sys.executable, CHILD, run)
         assert await process.wait() == 0
         assert await case.finish(lane) == []
 

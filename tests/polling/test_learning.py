@@ -7,11 +7,11 @@ import itertools
 import math
 import random
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import BENCHMARKS
 
 import kie4o
 from kie4o import PollPolicy
@@ -19,8 +19,7 @@ from kie4o.polling import learning
 from kie4o.polling.learning import KEPT, Pace
 from kie4o.polling.policy import GAP, NET
 
-_file = Path(__file__).parents[2] / "benchmarks" / "pacing.py"
-_spec = importlib.util.spec_from_file_location("benchmarks_pacing", _file)
+_spec = importlib.util.spec_from_file_location("benchmarks_pacing", BENCHMARKS / "pacing.py")
 simulated = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(simulated)
 

@@ -12,10 +12,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from paths import REPOSITORY
 
 from kie4o import AsyncKieClient, PollPolicy
 
-sys.path.append(str(Path(__file__).parents[2]))  # at the end: kie4o is the one under test
+sys.path.append(str(REPOSITORY))  # at the end: kie4o is the one under test
 
 from benchmarks import imports, measures, picture, processes, report
 from benchmarks.clients import PROMPT

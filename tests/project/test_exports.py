@@ -4,14 +4,13 @@ import ast
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import IMPORT_ROOT, PACKAGE, TESTS
 
 import kie4o
 
-PACKAGE = Path(kie4o.__file__).parent
-TYPING = Path(__file__).parents[1] / "typing" / "api.py"
+TYPING = TESTS / "typing" / "api.py"
 
 
 def imported_for_type_checkers() -> list[str]:
@@ -70,7 +69,7 @@ def test_star_import() -> None:
     )
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        cwd=PACKAGE.parent,
+        cwd=IMPORT_ROOT,
         capture_output=True,
         text=True,
         check=True,

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paths import IMPORT_ROOT, PACKAGE
 
-import kie4o
-
-PACKAGE = Path(kie4o.__file__).parent
 FLOORS = [
     {"__main__"},
     {"cli", "webhooks"},  # rims
@@ -238,7 +236,7 @@ def alone() -> Iterator[dict[str, subprocess.Popen[str]]]:
     running = {
         name: subprocess.Popen(
             [sys.executable, "-W", "error", "-c", program, name],
-            cwd=PACKAGE.parent,
+            cwd=IMPORT_ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from paths import IMPORT_ROOT, README
 
 import kie4o
 from kie4o import AsyncKieClient, ImageRequest, PollPolicy, RateLimit, errors
@@ -22,8 +23,6 @@ from kie4o.submission.submissions import DRAIN
 from kie4o.submission.verdict import REFUSING_CODES, Verdict
 from kie4o.transport import retrying
 
-README = Path(__file__).parents[2] / "README.md"
-PACKAGE = Path(kie4o.__file__).parents[1]
 TEXT = README.read_text("utf-8")
 PYTHON = [
     (TEXT[: block.start()].count("\n") + 2, block[1])
@@ -63,7 +62,7 @@ async def test_every_python_block_runs_as_it_is(code: str, tmp_path: Path) -> No
                 "KIE_API_KEY": "k-123",
                 "KIE_BASE_URL": kie.url,
                 "KIE_WEBHOOK_KEY": "w",
-                "PYTHONPATH": str(PACKAGE),
+                "PYTHONPATH": str(IMPORT_ROOT),
             },
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -25,6 +25,7 @@ from typing import Any
 import attrs
 import pytest
 from crashing import DEEP
+from paths import SUPPORT
 
 from kie4o import ImageRequest, StoreError, TaskDetails, TaskState
 from kie4o.stores.packing import packed
@@ -38,7 +39,7 @@ CUT = 97  # bytes between two truncations
 MOST = 10_000 if DEEP else 120  # damages of one kind to one file: all of them, or some from everywhere
 MOST_OLD = MOST // 4  # where the log has megabytes
 PATIENCE = 10.0  # seconds for opening a file of a few hundred kilobytes
-FULL_DISK = Path(__file__).parents[1] / "support" / "full_disk.py"
+FULL_DISK = SUPPORT / "full_disk.py"
 
 # -- a store with a known past -------------------------------------------------------------------
 

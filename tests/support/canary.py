@@ -11,15 +11,15 @@ import pickle
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import kie4o
+from paths import PACKAGE
+
 from kie4o.errors import KieError
 
 CANARY_KEY = "sk-canary-0f7d3be59a1c4426"
 KEPT = 200  # of each test, the last ones: property tests make thousands
-_PACKAGE = str(Path(kie4o.__file__).parent)
+_PACKAGE = str(PACKAGE)
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({})))
 
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import attrs
 from crash_child import Run
+from paths import SUPPORT
 
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import Entry, EntryState
@@ -29,7 +30,7 @@ _T = TypeVar("_T")
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 LANES = 2
 ITEMS = [f"item-{number:02}" for number in range(20)]
-CHILD = Path(__file__).parent / "crash_child.py"
+CHILD = SUPPORT / "crash_child.py"
 PATIENCE = 60.0  # seconds for one run, which takes a fraction of one
 KILLED = -signal.SIGKILL
 LOOKS = 2  # the how-manieth look shows that a task has ended

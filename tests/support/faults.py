@@ -15,7 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-TLS = Path(__file__).parents[1] / "fixtures" / "tls"
+from paths import TLS
+
 TASK_ID = "5fd1000000000000000000000000a1ea"
 GOOD_BODY = b'{"code":200,"msg":"success","data":{"taskId":"%s"}}' % TASK_ID.encode()
 

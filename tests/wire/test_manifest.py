@@ -3,11 +3,11 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from paths import FIXTURES
 
 from kie4o.callbacks import parse_callback, sign_callback
 from kie4o.details import TaskDetails, TaskState
@@ -19,7 +19,6 @@ from kie4o.wire.answers import credits_of, link_of, uploaded_of
 from kie4o.wire.envelope import envelope_of
 from kie4o.wire.requests import CREDITS, DETAILS
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 MANIFEST = json.loads((FIXTURES / "manifest.json").read_text("utf-8"))
 TASK_ID = "5fd1000000000000000000000000a1ea"
 SUBMIT, DETAILS, CALLBACK = "POST /api/v1/gpt4o-image/generate", DETAILS.path, "callback POST (inbound)"
