@@ -430,3 +430,10 @@ def test_many_random_pairs_raise_our_errors_only() -> None:
             seen["verified"] += 1
     assert set(seen) == {"verified", "MalformedCallbackError", "InvalidSignatureError"}
     assert min(seen.values()) > PAIRS / 1000
+
+
+@pytest.mark.parametrize("wrong", [{"key": 5}, {"tolerance": "x"}])
+def test_a_setting_of_the_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
+    """With a `ConfigurationError`, whatever the body holds."""
+    with pytest.raises(ConfigurationError):
+        parse_callback(b"{}", **wrong)

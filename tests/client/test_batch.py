@@ -1033,3 +1033,22 @@ def test_resume_keeps_to_max_in_flight_and_may_be_left() -> None:
             assert kie.posts == len(FEW)
 
     run_scaled(run(), SPEED)
+
+
+async def test_a_batch_delivers_what_is_in_flight_when_its_source_breaks() -> None:
+    """The source raises: what was paid completes and is yielded, then the source's error is raised."""
+
+    def source():
+        yield "a"
+        yield "b"
+        raise OSError("the file is gone")
+
+    async with (
+        Emulator(duration=0.2) as kie,
+        AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK) as client,
+    ):
+        done = []
+        with pytest.raises(OSError, match="gone"):
+            async for completion in client.generate_many(source()):
+                done.append(completion.ok)
+        assert done == [True, True]

@@ -322,6 +322,9 @@ async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
             lambda: client.submit("x", key=5),
             lambda: client.submit("x", prompt="y"),
             lambda: client.submit(prompt=""),
+            lambda: client.submit(ImageRequest("x"), unknown=1),
+            lambda: client.download_url("abc", "\ud800"),
+            lambda: client.download_url("abc", b"x"),
         ):
             with pytest.raises(kie4o.InvalidRequestError):
                 await call()
@@ -343,6 +346,12 @@ async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
         {"proxy": 5},
         {"trust_callbacks": "false"},
         {"trust_env": "no"},
+        {"rate_limit": 20},
+        {"poll": 5},
+        {"store": 5},
+        {"store": ":memory:"},
+        {"webhook_key": 5},
+        {"base_url": "https://" + "ü" * 70 + ".example"},
     ],
 )
 def test_impossible_settings_are_named(bad) -> None:
@@ -412,3 +421,20 @@ def test_the_repr_shows_no_key() -> None:
     assert "canary" not in repr(vars(client))
     with pytest.raises(TypeError):
         pickle.dumps(client)
+
+
+async def test_a_look_at_a_task_that_has_just_ended_is_served() -> None:
+    """Inside the last update of a task it can be looked at, waited for and downloaded."""
+    async with Emulator(duration=0.0) as kie:
+        async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK) as client, asyncio.timeout(5):
+            task = await client.submit("x")
+            async for details in task.updates():
+                assert (await client.details(task.id)).urls == details.urls
+                assert (await client.wait(task.id)).urls == details.urls
+            seen = []
+
+            async def on_update(details: kie4o.TaskDetails) -> None:
+                seen.append(await client.details(details.task_id))
+
+            await task.wait(on_update=on_update)
+            assert seen

@@ -357,3 +357,59 @@ async def test_a_store_that_fails_in_passing_does_not_end_the_wait_for_a_callbac
         for future in client._delivery._unnamed[ref]:
             future.set_result(entry.become(EntryState.SUCCEEDED, task_id=TASK_ID, details=details))
         assert (await outcome_of(running)).task_id == TASK_ID
+
+
+async def test_an_id_that_arrived_before_the_loop_was_torn_down_is_kept(monkeypatch) -> None:
+    """The answer is there but for its last bytes when the client stops waiting for it: the id is
+    recorded, and whoever waited gets the task."""
+    monkeypatch.setattr("kie4o.submission.submissions.DRAIN", 0.2)
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(GOOD_BODY), GOOD_BODY)
+
+    async def almost(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(head)
+        await asyncio.sleep(60)
+
+    store = MemoryStore()
+    async with FaultServer(almost) as server:
+        client = AsyncKieClient("sk-test", base_url=server.url, timeout=60, store=store)
+        submit = asyncio.create_task(client.submit("x"))
+        while not server.posts:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        await client.aclose()
+        assert (await submit).id == TASK_ID
+        assert [(entry.state, entry.task_id) async for entry in store.unfinished()] == [
+            (EntryState.SUBMITTED, TASK_ID)
+        ]
+
+
+async def test_closing_on_an_answer_that_never_comes_is_unknown_not_cancelled(monkeypatch) -> None:
+    """Whoever waits for a submit that closing cut short gets the unknown outcome with its ref."""
+    monkeypatch.setattr("kie4o.submission.submissions.DRAIN", 0.1)
+
+    async def never(connection: Connection) -> None:
+        await connection.request()
+        await asyncio.sleep(60)
+
+    async with FaultServer(never) as server:
+        client = AsyncKieClient("sk-test", base_url=server.url, timeout=60)
+        submit = asyncio.create_task(client.submit("x"))
+        while not server.posts:
+            await asyncio.sleep(0.01)
+        await client.aclose()
+        with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+            await submit
+        assert caught.value.ref
+
+
+async def test_free_calls_stop_with_the_client() -> None:
+    """A read that pauses before its next try does not open a new session on a closed client."""
+    async with FaultServer(raw(b"")) as server:
+        client = AsyncKieClient("sk-test", base_url=server.url)
+        call = asyncio.create_task(client.credits())
+        while not server.connections:
+            await asyncio.sleep(0.01)
+        await client.aclose()
+        with pytest.raises(kie4o.KieError, match="closed"):
+            await call

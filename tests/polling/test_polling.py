@@ -88,7 +88,17 @@ def test_pauses_stay_in_bounds(first, factor, maximum, jitter, looks, chance) ->
     assert 0.34 <= pause <= maximum * 1.1 + 1e-9
 
 
-@pytest.mark.parametrize("bad", [{"first": 0.1}, {"factor": 0.5}, {"maximum": 0}, {"first": float("nan")}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"first": 0.1},
+        {"factor": 0.5},
+        {"maximum": 0},
+        {"first": float("nan")},
+        {"first": "2"},
+        {"factor": 1e200, "maximum": 1e300},
+    ],
+)
 def test_impossible_policies_are_refused(bad) -> None:
     """A pace that Kie forbids is refused by name."""
     with pytest.raises(kie4o.ConfigurationError, match=next(iter(bad))):
@@ -688,3 +698,40 @@ def test_who_joins_later_gets_a_last_look_too() -> None:
         return loop.time() - start
 
     assert round(run_virtual(run()), 2) == 10.0
+
+
+def test_a_look_that_was_cancelled_by_itself_is_repeated() -> None:
+    """A user's own look may end in CancelledError; whoever waits is not forgotten."""
+
+    async def run():
+        looks = 0
+
+        async def look(task_id: str) -> TaskDetails:
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                raise asyncio.CancelledError
+            return DONE
+
+        return await TaskPoller(look).wait("t", timeout=60)
+
+    assert run_virtual(run()).urls == DONE.urls
+
+
+def test_looks_may_fail_for_ever() -> None:
+    """A thousand failures in a row do not end the waiting by an overflow."""
+
+    async def run() -> int:
+        looks = 0
+
+        async def look(task_id: str) -> TaskDetails:
+            nonlocal looks
+            looks += 1
+            if looks > 1500:
+                return DONE
+            raise kie4o.APIConnectionError("no")
+
+        await TaskPoller(look).wait("t", timeout=None)
+        return looks
+
+    assert run_virtual(run()) == 1501

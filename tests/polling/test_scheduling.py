@@ -531,3 +531,26 @@ def test_closing_waits_for_looks_that_take_their_time_to_end() -> None:
     begun, ended = run_virtual(run())
     assert sorted(begun) == sorted(ended)
     assert len(begun) <= 65  # as many as there are places, and one in the place of the one that left
+
+
+def test_abandoned_waits_leave_no_entries() -> None:
+    """Waits that come and go while another one stays do not pile up in the schedule."""
+
+    async def run() -> int:
+        async def look(task_id: str) -> TaskDetails:
+            return TaskDetails(task_id, state=TaskState.RUNNING)
+
+        poller = TaskPoller(look)
+        stays = asyncio.create_task(poller.wait("t", timeout=None))
+        for _ in range(2000):
+            wait = asyncio.create_task(poller.wait("t", timeout=900))
+            await asyncio.sleep(0)
+            wait.cancel()
+            await asyncio.gather(wait, return_exceptions=True)
+        size = poller._schedule._entries
+        stays.cancel()
+        await asyncio.gather(stays, return_exceptions=True)
+        await poller.aclose()
+        return size
+
+    assert run_virtual(run()) < 100

@@ -987,3 +987,14 @@ async def test_a_column_that_does_not_fit_is_noticed(place: Path, change: str) -
     await filled(place)
     tampered(place, f"UPDATE entry SET {change} WHERE key = '7'")
     assert re.search("damaged|cannot be used", str(await refused(place)))
+
+
+async def test_one_store_object_serves_one_client_at_a_time() -> None:
+    """Two clients that do not know of each other would pay twice for a key."""
+    store = MemoryStore()
+    async with Emulator() as kie, AsyncKieClient("sk-test", base_url=kie.url, store=store) as first:
+        await first.submit("x", key="k")
+        with pytest.raises(kie4o.StoreLockedError):
+            await AsyncKieClient("sk-test", base_url=kie.url, store=store).submit("x", key="k")
+    async with AsyncKieClient("sk-test", base_url=kie.url, store=store) as second:
+        assert [entry.key async for entry in second.unfinished()] == ["k"]

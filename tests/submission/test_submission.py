@@ -661,3 +661,55 @@ async def test_control_a_connection_that_is_kept_too_long_swallows_submits(
         assert lost
         assert all(isinstance(error, kie4o.SubmissionUnknownError) for error in lost)
         assert (server.posts, server.swallowed) == (60, len(lost))
+
+
+def test_a_refused_submit_that_nobody_wants_any_more_is_not_sent_again() -> None:
+    """The caller leaves while the POST is under way; it is refused; that is the end of it."""
+
+    async def run(*, close: bool) -> int:
+        later = answer(b'{"code":429,"msg":"later"}')
+
+        async def slow(connection: Connection) -> None:
+            await connection.request()
+            await asyncio.sleep(5)
+            await connection.send(http(b'{"code":429,"msg":"later"}'))
+
+        async with FaultServer(slow, later) as server:
+            client = AsyncKieClient("sk-test", base_url=server.url, timeout=100)
+            submit = asyncio.create_task(client.submit("x"))
+            while not server.posts:
+                await asyncio.sleep(0.1)
+            if not close:
+                submit.cancel()
+                await asyncio.sleep(60)
+            await client.aclose()
+            outcome = (await asyncio.gather(submit, return_exceptions=True))[0]
+            assert isinstance(outcome, kie4o.RateLimitError if close else asyncio.CancelledError)
+            return server.posts
+
+    assert run_scaled(run(close=False), 50) == 1
+    assert run_scaled(run(close=True), 50) == 1
+
+
+def test_after_a_429_nobody_slips_through_before_the_pause() -> None:
+    """A submit that waits for the very slot of the refused one waits for the whole window too."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        times: list[float] = []
+
+        async def note(connection: Connection) -> None:
+            await connection.request()
+            times.append(loop.time())
+            body = b'{"code":429,"msg":"later"}' if len(times) == 1 else GOOD_BODY
+            await connection.send(http(body))
+
+        async with FaultServer(note) as server:
+            limit = RateLimit(1, per=10.0)
+            async with AsyncKieClient(
+                "sk-test", base_url=server.url, timeout=100, rate_limit=limit
+            ) as client:
+                await asyncio.gather(client.submit("a"), client.submit("b"))
+        assert times[1] - times[0] >= 10.0
+
+    run_scaled(run(), 20)
