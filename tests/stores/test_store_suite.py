@@ -1,0 +1,466 @@
+"""One suite for every store: what `kie4o.stores.store.Store` promises, whoever keeps it.
+
+Another implementation adds one line to `KINDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from cancelling import cancelled_after, cancelled_at
+from entries import ENTRIES, PATIENCE, ended, entry_of, keys_owed, plain, submitted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kie4o import StoreError, TaskDetails, TaskState
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.store import CALLBACKS_PER_REF, Entry, EntryState, Store
+from kie4o.wire import decoding
+
+
+@attrs.frozen
+class Kind:
+    """How to make a store in a directory of its own; `durable` if another object finds it there."""
+
+    make: Callable[[Path], Store]
+    durable: bool
+
+
+KINDS = {
+    "memory": Kind(lambda place: MemoryStore(), durable=False),
+    "sqlite": Kind(lambda place: SQLiteStore(place / "run.db"), durable=True),
+}
+
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+UNFINISHED = (EntryState.SUBMITTED, EntryState.UNKNOWN)
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param
+
+
+@pytest.fixture
+async def store(kind: Kind, tmp_path: Path):
+    """An open store of each kind."""
+    store = kind.make(tmp_path)
+    await store.open()
+    yield store
+    await store.aclose()
+
+
+# -- claim, save, find, forget ------------------------------------------------------------------------
+
+
+async def test_a_new_key_is_claimed_and_found(store: Store) -> None:
+    """Claiming a new key keeps the entry and gives it back."""
+    entry = entry_of()
+    assert await store.find(key="k") is None
+    assert await store.claim(entry) == entry
+    assert await store.find(key="k") == entry
+    assert await store.find(key="K") is None
+    assert await store.find(key="k ") is None
+
+
+async def test_a_standing_key_keeps_what_it_has(store: Store) -> None:
+    """Claiming a key that stands changes nothing and gives what stands, in whatever state it is."""
+    first = entry_of()
+    await store.claim(first)
+    for stands in (first, submitted("k"), ended(submitted("k"))):
+        await store.save(stands)
+        assert plain(await store.claim(entry_of(prompt="y", ref="another"))) == plain(stands)
+        assert plain(await store.find(key="k")) == plain(stands)
+
+
+async def test_of_many_claims_at_once_exactly_one_wins(store: Store) -> None:
+    """However many claim a key at the same moment, all of them get the one entry that is kept."""
+    claims = [entry_of(prompt=f"prompt {n}", ref=f"ref {n}") for n in range(50)]
+    stands = await asyncio.gather(*(store.claim(claim) for claim in claims))
+    assert {entry.ref for entry in stands} == {stands[0].ref}
+    assert stands[0] in claims
+    assert await store.find(key="k") == stands[0]
+
+
+async def test_save_keeps_and_replaces(store: Store) -> None:
+    """A save needs no claim before it, and takes the place of all that stood under the key."""
+    for entry in (entry_of(state=EntryState.INTENT, submitted_at=1.5), submitted("k"), ended(submitted("k"))):
+        await store.save(entry)
+        assert plain(await store.find(key="k")) == plain(entry)
+    await store.save(entry_of("other"))
+    assert plain(await store.find(key="k")) == plain(entry)
+
+
+async def test_an_entry_is_found_by_its_task_id(store: Store) -> None:
+    """The task id finds the entry from SUBMITTED on, and also when the task has ended."""
+    assert await store.find(task_id="task-of-k") is None
+    assert await store.find() is None
+    await store.claim(entry_of())
+    for entry in (submitted("k"), ended(submitted("k"))):
+        await store.save(entry)
+        assert await store.find(task_id="task-of-k") == entry
+    assert await store.find(task_id="task-of-K") is None
+
+
+async def test_an_entry_is_found_by_its_ref(store: Store) -> None:
+    """The ref finds the entry in every state; a submit anew under the key has another ref."""
+    assert await store.find(ref="ref of k") is None
+    await store.claim(entry_of())
+    for entry in (entry_of(), submitted("k"), ended(submitted("k"))):
+        await store.save(entry)
+        assert await store.find(ref="ref of k") == entry
+    again = submitted("k", ref="new ref")
+    await store.save(again)
+    assert await store.find(ref="new ref") == again
+    assert await store.find(ref="ref of k") is None
+
+
+async def test_a_task_id_never_finds_the_entry_of_another_task(store: Store) -> None:
+    """When a failed task was submitted again under its key, the old id does not lead to the new
+    entry: what is learned of the old task would be written over the new one."""
+    failed = ended(submitted("k", task_id="first"), EntryState.FAILED)
+    again = submitted("k", task_id="second")
+    for entry in (failed, entry_of(state=EntryState.INTENT), again):
+        await store.save(entry)
+    assert await store.find(task_id="second") == again
+    assert await store.find(task_id="first") is None
+
+
+async def test_what_is_forgotten_is_gone(store: Store) -> None:
+    """A forgotten key is found by nothing and may stand for something else; forgetting what is not
+    there is no error."""
+    await store.forget("k")
+    await store.save(submitted("k"))
+    await store.save(submitted("other"))
+    await store.forget("k")
+    assert await store.find(key="k") is None
+    assert await store.find(task_id="task-of-k") is None
+    assert await keys_owed(store) == ["other"]
+    other = entry_of(prompt="y")
+    assert await store.claim(other) == other
+
+
+async def test_the_inbox_keeps_what_callbacks_named(store: Store) -> None:
+    """Task ids wait under a ref, each once and not without end, until the entry of that ref has ended."""
+    assert list(await store.callbacks_of("ref of k")) == []
+    await store.save(entry_of(state=EntryState.UNKNOWN))
+    for _ in range(2):
+        await store.keep_callback("ref of k", "task-of-k")
+        await store.keep_callback("ref of k", "another")
+        await store.keep_callback("ref of other", "third")
+    assert sorted(await store.callbacks_of("ref of k")) == ["another", "task-of-k"]
+    assert list(await store.callbacks_of("ref of other")) == ["third"]
+    for n in range(100):
+        await store.keep_callback("ref of k", f"{n}")
+    assert len(await store.callbacks_of("ref of k")) == CALLBACKS_PER_REF
+    await store.save(submitted("k"))
+    assert len(await store.callbacks_of("ref of k")) == CALLBACKS_PER_REF
+    await store.save(ended(submitted("k")))
+    assert list(await store.callbacks_of("ref of k")) == []
+    assert list(await store.callbacks_of("ref of other")) == ["third"]
+
+
+# -- what is unfinished, what is recent -----------------------------------------------------------------
+
+
+async def test_unfinished_is_what_is_paid_or_perhaps_paid(store: Store) -> None:
+    """Of the six states exactly SUBMITTED and UNKNOWN are owed."""
+    for state in EntryState:
+        await store.save(entry_of(state.value, state=state))
+    assert sorted(await keys_owed(store)) == ["submitted", "unknown"]
+    await store.save(ended(submitted("submitted")))
+    await store.forget("unknown")
+    assert await keys_owed(store) == []
+
+
+async def test_unfinished_gives_more_than_any_page_once_each(store: Store) -> None:
+    """1,200 entries come out whole and once each, among as many that are not owed."""
+    owed = [submitted(f"owed {n}") for n in range(1200)]
+    others = [ended(submitted(f"ended {n}")) for n in range(600)] + [entry_of(f"new {n}") for n in range(600)]
+    await asyncio.gather(*(store.save(entry) for pair in zip(owed, others, strict=True) for entry in pair))
+    found = [entry async for entry in store.unfinished()]
+    assert sorted(found, key=lambda entry: entry.key) == sorted(owed, key=lambda entry: entry.key)
+
+
+async def test_unfinished_while_entries_come_and_go(store: Store) -> None:
+    """Writes during an iteration neither break it nor make it give one entry twice; what stands
+    throughout is given. A second iteration and one that is broken off disturb nobody."""
+    await asyncio.gather(*(store.save(submitted(f"{n:04}")) for n in range(1200)))
+    seen: list[str] = []
+    async for entry in store.unfinished():
+        seen.append(entry.key)
+        if len(seen) == 1:
+            await store.forget("1199")
+        if len(seen) == 700:
+            await store.save(submitted("new"))
+            await store.save(ended(submitted("0000")))  # given already
+            await store.save(submitted("0001"))  # written again as it is
+            async for _ in store.unfinished():
+                break
+            assert len(await keys_owed(store)) == 1199
+    assert len(seen) == len(set(seen))
+    assert {f"{n:04}" for n in range(1199)} <= set(seen) <= {*(f"{n:04}" for n in range(1200)), "new"}
+
+
+async def test_recent_is_what_counts_against_the_limit(store: Store, kind: Kind) -> None:
+    """The times of submits after a moment, of those that left: a store that outlives its process
+    knows them all, whatever became of them."""
+    for number, state in enumerate(EntryState):
+        stamp = None if state is EntryState.PLANNED else 100.0 + number
+        await store.save(
+            entry_of(state.value, state=state, submitted_at=stamp, keyed=state.value != "failed")
+        )
+    times = await store.recent(0.0)
+    assert all(isinstance(stamp, float) for stamp in times)
+    assert set(times) <= {101.0, 102.0, 103.0, 104.0, 105.0}
+    assert await store.recent(105.0) == []
+    if kind.durable:
+        assert sorted(times) == [101.0, 102.0, 103.0, 104.0, 105.0]
+        assert sorted(await store.recent(103.0)) == [104.0, 105.0]
+
+
+async def test_ended_without_a_key_is_owed_no_more(store: Store) -> None:
+    """An entry under no key of the caller's is nobody's once it has ended: it is not owed, and if
+    it is still found then as it ended."""
+    entry = submitted("ref", keyed=False)
+    await store.save(entry)
+    assert await store.find(task_id="task-of-ref") == entry
+    assert await keys_owed(store) == ["ref"]
+    await store.save(ended(entry))
+    assert await keys_owed(store) == []
+    assert await store.find(task_id="task-of-ref") in (None, ended(entry))
+
+
+# -- every value comes back as it was -------------------------------------------------------------------
+
+
+@every_kind
+@given(entry=ENTRIES)
+def test_every_field_comes_back(kind: Kind, entry: Entry) -> None:
+    """Any request and any details, with odd Unicode, half pairs and raw JSON, come back equal, the
+    parts that equality leaves out included; from a durable store also after it was opened again."""
+    if entry.state.ended and not entry.keyed:
+        entry = attrs.evolve(entry, keyed=True)  # the other one may be dropped
+
+    async def run(place: Path) -> None:
+        store = kind.make(place)
+        await store.open()
+        await store.save(entry)
+        assert plain(await store.find(key=entry.key)) == plain(entry)
+        if kind.durable:
+            await store.aclose()
+            store = kind.make(place)
+            await store.open()
+        assert plain(await store.find(key=entry.key)) == plain(entry)
+        assert await store.find(task_id=entry.task_id) == (entry if entry.task_id else None)
+        assert await keys_owed(store) == ([entry.key] if entry.state in UNFINISHED else [])
+        await store.aclose()
+
+    with tempfile.TemporaryDirectory() as place:
+        asyncio.run(run(Path(place)))
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["1e400", "-1e400", "1" * 4300, "0.1e-400", "[" * 300 + "]" * 300, '"\\ud800"'],
+    ids=lambda n: n[:9],
+)
+async def test_whatever_kie_can_send_can_be_kept(kind: Kind, tmp_path: Path, number: str) -> None:
+    """A field of an answer that we do not know, with any JSON that we read, is kept and read again:
+    it neither fails the save nor makes the store look damaged."""
+    raw = decoding.json_value(b'{"taskId":"t","new":%s}' % number.encode())
+    details = TaskDetails("t", state=TaskState.SUCCEEDED, urls=("https://images.example/1.png",), raw=raw)
+    entry = attrs.evolve(submitted("k", task_id="t"), state=EntryState.SUCCEEDED, details=details)
+    store = kind.make(tmp_path)
+    await store.open()
+    await store.save(entry)
+    if kind.durable:
+        await store.aclose()
+        store = kind.make(tmp_path)
+        await store.open()
+    assert plain(await store.find(key="k")) == plain(entry)
+    await store.aclose()
+
+
+async def test_what_cannot_be_kept_is_a_store_error(store: Store) -> None:
+    """An entry that a store cannot write, here one nested too deeply, is kept or is a `StoreError`: a
+    foreign error would hide a paid result. What stood before it still stands."""
+    raw: dict[str, Any] = {}
+    for _ in range(100_000):
+        raw = {"a": raw}
+    await store.save(submitted("k"))
+    details = TaskDetails("task-of-k", state=TaskState.SUCCEEDED, urls=("u",), raw=raw)
+    entry = attrs.evolve(submitted("k"), state=EntryState.SUCCEEDED, details=details)
+    try:
+        await store.save(entry)
+    except StoreError:
+        assert await store.find(key="k") == submitted("k")
+    else:
+        assert await store.find(key="k") == entry
+
+
+# -- cancelling -----------------------------------------------------------------------------------------
+
+WRITES = {
+    "claim": lambda store: store.claim(entry_of("new")),
+    "save": lambda store: store.save(submitted("old")),
+    "forget": lambda store: store.forget("old"),
+}
+
+
+async def after_cancel(kind: Kind, place: Path, write: str, cancel: Callable[[Any], Any]) -> tuple[str, bool]:
+    """One write among others, cancelled: how it ended, and whether it was done."""
+    place.mkdir()
+    store = kind.make(place)
+    await store.open()
+    await store.save(entry_of("old"))
+    done = {"claim": ("new", entry_of("new")), "save": ("old", submitted("old")), "forget": ("old", None)}
+    key, new = done[write]
+    old = await store.find(key=key)
+    others = [asyncio.create_task(store.save(submitted(f"other {n}"))) for n in range(10)]
+    how, value = await cancel(WRITES[write](store))
+    assert how != "raised", value
+    others += [asyncio.create_task(store.save(submitted(f"other {n}"))) for n in range(10, 20)]
+    await asyncio.wait_for(asyncio.gather(*others), PATIENCE)
+    stands = await store.find(key=key)
+    assert stands in (old, new)
+    if kind.durable:  # and so it stays
+        await store.aclose()
+        store = kind.make(place)
+        await store.open()
+        assert await store.find(key=key) == stands
+    found = await asyncio.gather(*(store.find(key=f"other {n}") for n in range(20)))
+    assert found == [submitted(f"other {n}") for n in range(20)]
+    await store.aclose()
+    return how, stands == new
+
+
+@pytest.mark.parametrize("mode", ["pending", "done"])
+@pytest.mark.parametrize("write", WRITES)
+async def test_cancelling_a_write_does_not_undo_it(kind: Kind, tmp_path: Path, write: str, mode) -> None:
+    """At every suspension of a write: it is done or not begun, never half, the same after a restart,
+    and no other write is harmed."""
+    for at in range(50):
+        how, done = await after_cancel(
+            kind, tmp_path / str(at), write, lambda call, at=at: cancelled_at(call, at, mode)
+        )
+        assert done or how == "cancelled"
+        if how == "over":
+            return
+    pytest.fail("the sweep never came to its end")
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_cancelling_a_write_after_any_tick(kind: Kind, tmp_path: Path, write: str) -> None:
+    """The same after each turn of the loop."""
+    for ticks in range(30):
+        how, done = await after_cancel(
+            kind, tmp_path / str(ticks), write, lambda call, ticks=ticks: cancelled_after(call, ticks)
+        )
+        assert done or how == "cancelled"
+        if how == "over":
+            return
+
+
+# -- a model --------------------------------------------------------------------------------------------
+
+MODEL_KEYS = st.sampled_from(["a", "b", "c", "d"])
+
+
+class Model(RuleBasedStateMachine):
+    """A store beside a dict that says what it should hold."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self.kind = kind
+        self.place = tempfile.TemporaryDirectory()
+        self.runner = asyncio.Runner()
+        self.store: Store | None = None
+        self.entries: dict[str, Entry] = {}
+        self.tasks = 0
+
+    @initialize()
+    def open(self) -> None:
+        self.store = self.kind.make(Path(self.place.name))
+        self.runner.run(self.store.open())
+
+    @rule(key=MODEL_KEYS, prompt=st.sampled_from(["x", "y"]))
+    def claim(self, key: str, prompt: str) -> None:
+        entry = entry_of(key, prompt)
+        stands = self.entries.setdefault(key, entry)
+        assert plain(self.runner.run(self.store.claim(entry))) == plain(stands)
+
+    @rule(key=MODEL_KEYS, state=st.sampled_from(EntryState), new_task=st.booleans())
+    def save(self, key: str, state: EntryState, new_task: bool) -> None:
+        before = self.entries.get(key) or entry_of(key)
+        task_id = before.task_id
+        if state in (EntryState.PLANNED, EntryState.INTENT):
+            task_id = None
+        elif task_id is None or new_task:
+            self.tasks += 1
+            task_id = f"task-{self.tasks}"
+        entry = attrs.evolve(before, state=state, task_id=task_id, details=None)
+        if state.ended:
+            entry = ended(entry, state)
+        self.entries[key] = entry
+        self.runner.run(self.store.save(entry))
+
+    @rule(key=MODEL_KEYS)
+    def forget(self, key: str) -> None:
+        self.entries.pop(key, None)
+        self.runner.run(self.store.forget(key))
+
+    @rule(number=st.integers(1, 30))
+    def find_task(self, number: int) -> None:
+        task_id = f"task-{number}"
+        expected = [entry for entry in self.entries.values() if entry.task_id == task_id]
+        found = self.runner.run(self.store.find(task_id=task_id))
+        assert [found] == (expected or [None])
+
+    @precondition(lambda self: self.kind.durable)
+    @rule()
+    def reopen(self) -> None:
+        self.runner.run(self.store.aclose())
+        self.open()
+        for key, entry in self.entries.items():
+            if entry.state is EntryState.INTENT:
+                stands = self.runner.run(self.store.find(key=key))
+                assert abs(stands.submitted_at - time.time()) < 60
+                self.entries[key] = attrs.evolve(
+                    entry, state=EntryState.UNKNOWN, submitted_at=stands.submitted_at
+                )
+
+    @invariant()
+    def equal(self) -> None:
+        if self.store is None:
+            return
+        for key in ("a", "b", "c", "d"):
+            assert plain(self.runner.run(self.store.find(key=key))) == plain(self.entries.get(key))
+        owed = [key for key, entry in self.entries.items() if entry.state in UNFINISHED]
+        assert sorted(self.runner.run(keys_owed(self.store))) == sorted(owed)
+
+    def teardown(self) -> None:
+        if self.store is not None:
+            self.runner.run(self.store.aclose())
+        self.runner.close()
+        self.place.cleanup()
+
+
+def test_a_store_is_a_dict_of_entries(kind: Kind) -> None:
+    """Any order of calls leaves what a dict would hold, and by task id only what has that id now."""
+    run_state_machine_as_test(lambda: Model(kind), settings=settings(stateful_step_count=20))
