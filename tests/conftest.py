@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from canary import CANARY_KEY, WATCH
+from clients import MakeStore
 from hypothesis import HealthCheck, settings
 
 from kie4o.emulator import Emulator
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.sqlite import SQLiteStore
 
 settings.register_profile("fast", max_examples=50, deadline=None)
 settings.register_profile(
@@ -51,3 +55,10 @@ async def kie() -> AsyncIterator[Emulator]:
     """A Kie on localhost."""
     async with Emulator() as emulator:
         yield emulator
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    """Each call gives a store for one more client; all of them have the same memory."""
+    memory = MemoryStore()
+    return lambda: memory if request.param == "memory" else SQLiteStore(tmp_path / "run.db")

@@ -11,15 +11,15 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from clients import QUICK
 
 import kie4o
-from kie4o import AsyncKieClient, PollPolicy, sign_callback
+from kie4o import AsyncKieClient, sign_callback
 from kie4o.emulator import Emulator
 from kie4o.stores.store import EntryState
 from kie4o.webhooks import asgi_app, routes
 
 KEY, OLD_KEY = "the new webhook key", "the old webhook key"
-QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
 PUBLIC = "https://me.example/kie/{ref}"
 
 

@@ -12,14 +12,13 @@ from decimal import Decimal
 
 import aiohttp
 import pytest
+from clients import QUICK
 from clocks import run_scaled
 from faults import FaultServer, answer, in_a_thread, raw, stall, unused_port
 
 import kie4o
 from kie4o import AsyncKieClient, ImageRequest, PollPolicy, RateLimit, TaskState
 from kie4o.emulator import Emulator
-
-QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
 
 
 def client_of(kie: Emulator | FaultServer, **more) -> AsyncKieClient:

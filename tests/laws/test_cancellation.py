@@ -9,23 +9,16 @@ import gc
 import aiohttp
 import pytest
 from cancelling import cancelled_after, cancelled_at
+from clients import QUICK, until
 from clocks import run_scaled
 from faults import open_sockets
 
-from kie4o import AsyncKieClient, PollPolicy, RateLimit
+from kie4o import AsyncKieClient, RateLimit
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 
-QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
 SPEED = 20  # loop seconds per second
 VERBS = ["submit", "submit, keyed", "generate", "wait", "details"]
-
-
-async def settle(condition) -> None:
-    """Let the loop turn until the condition holds; it fails the test if it never does."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
@@ -55,8 +48,8 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
         ended, value = await cancel(call())
         assert ended != "raised", value
 
-        await settle(lambda: client._submissions.live == 0)
-        await settle(lambda: client._poller.waiting == 0)
+        await until(lambda: client._submissions.live == 0)
+        await until(lambda: client._poller.waiting == 0)
         assert client._limiter.open == 0
         assert client._limiter.waiting == 0
         assert client._lifecycle.permits.in_use == 0
@@ -74,7 +67,7 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
         others = [task for task in asyncio.all_tasks() if "kie4o" in task.get_name()]
         assert others == []
     gc.collect()
-    await settle(lambda: open_sockets() <= before)
+    await until(lambda: open_sockets() <= before)
     return ended
 
 
@@ -144,7 +137,7 @@ async def test_cancelled_generate_keeps_its_place_until_the_answer_is_back() -> 
     async with Emulator(duration=0.0, latency=0.1) as kie:
         async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK, max_in_flight=1) as client:
             first = asyncio.create_task(client.generate("a"))
-            await settle(lambda: kie.posts == 1)
+            await until(lambda: kie.posts == 1)
             first.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await first

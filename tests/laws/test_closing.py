@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cancelling import cancelled_at
+from clients import until
 from faults import GOOD_BODY, TASK_ID, Connection, FaultServer, http, raw
 
 import kie4o.submission.submissions
@@ -26,14 +26,6 @@ NEXT_SLOT = RateLimit(1, per=1.0)
 
 def client_of(url: str, **more: Any) -> AsyncKieClient:
     return AsyncKieClient("sk-test", base_url=url, **more)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop turn until the condition holds; it fails the test if it never does."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < 10
-        await asyncio.sleep(0.001)
 
 
 async def outcome_of(awaitable: Awaitable[Any]) -> Any:

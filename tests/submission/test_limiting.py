@@ -178,6 +178,21 @@ def test_cancelled_in_the_tick_of_the_grant_gives_the_slot_back() -> None:
     assert run_virtual(run()) == (True, 1)
 
 
+async def test_a_slot_that_is_freed_in_the_tick_of_a_cancel_is_not_lost() -> None:
+    """A waiter that was cancelled is not granted the slot that comes free before it has left the
+    queue: whoever frees it meets no error, the cancel stays a cancel, and the next waiter gets it."""
+    limiter = RateLimiter(RateLimit(1, per=10.0))
+    await limiter.acquire()
+    first, second = asyncio.create_task(limiter.acquire()), asyncio.create_task(limiter.acquire())
+    await asyncio.sleep(0)
+    first.cancel()
+    limiter.release(counted=False)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await asyncio.wait_for(second, 1.0)
+    assert (limiter.open, limiter.waiting) == (1, 0)
+
+
 def test_given_back_slot_does_not_count() -> None:
     """A request that never left costs no part of the window."""
 

@@ -1,0 +1,415 @@
+"""How a batch ends before its last item: errors that stop it, leaving early, cancelling, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batches import (
+    FEW,
+    LETTERS,
+    SPEED,
+    all_of,
+    at_rest,
+    batch_tasks,
+    client_of,
+    kie_of,
+    paid_is_known,
+    paid_once,
+)
+from cancelling import cancelled_after, cancelled_at
+from clients import LOST, QUICK, MakeStore, until
+from clocks import run_scaled
+
+import kie4o
+from kie4o import AsyncKieClient, Completion, RateLimit
+from kie4o.emulator import Emulator
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.store import EntryState, Store
+
+# -- what stops a batch -------------------------------------------------------------------------------------
+
+STOPPING = {
+    401: kie4o.AuthenticationError,
+    402: kie4o.InsufficientCreditsError,
+    433: kie4o.KeyLimitError,
+}
+
+
+@pytest.mark.parametrize("code", STOPPING)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_every_item_would_meet_stops_the_batch(store: MakeStore, code: int, lazy: bool) -> None:
+    """A wrong key, an empty balance or a used-up cap: no more than those under way are sent, what is
+    in flight completes, then the error is raised with its note; the next run goes on with the rest."""
+    prompts = [f"{n}" for n in range(60)]
+
+    async def run() -> None:
+        async with kie_of(latency=0.2, duration=2.0) as kie:
+            for _ in range(7):
+                kie.next()
+            for _ in prompts:
+                kie.next(answer=code)
+            async with client_of(kie, kept := store()) as client:
+                completions: list[Completion] = []
+                many = client.generate_many(iter(prompts) if lazy else prompts, max_in_flight=5)
+                with pytest.raises(STOPPING[code]) as caught:
+                    async for completion in many:
+                        completions.append(completion)
+                assert [note for note in caught.value.__notes__ if "run the same batch again" in note]
+                assert sum(completion.ok for completion in completions) == 7
+                failures = [each.error for each in completions if not each.ok]
+                assert 1 <= len(failures) <= 5
+                assert {type(error) for error in failures} == {STOPPING[code]}
+                assert caught.value not in failures
+                assert 8 <= kie.posts <= 12
+                await at_rest(client)
+                await paid_is_known(kie, kept)
+            kie._next.clear()
+            async with client_of(kie, store()) as client:
+                rest = await all_of(client.generate_many(prompts, max_in_flight=50))
+                assert sum(completion.replayed for completion in rest) == 7
+                assert all(completion.ok for completion in rest)
+                paid_once(kie, prompts)
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_batch_goes_on_after_a_top_up(store: MakeStore) -> None:
+    """With credits for three of ten: three, the error; after topping up the other seven."""
+
+    async def run() -> None:
+        async with kie_of(credits=18) as kie:
+            async with client_of(kie, store()) as client:
+                with pytest.raises(kie4o.InsufficientCreditsError):
+                    await all_of(client.generate_many(LETTERS, max_in_flight=1))
+                assert (kie.posts, kie.accepted) == (4, 3)
+                kie.credits = 1000
+                completions = await all_of(client.generate_many(LETTERS, max_in_flight=1))
+                assert [completion.replayed for completion in completions] == [True] * 3 + [False] * 7
+                paid_once(kie, LETTERS)
+
+    run_scaled(run(), SPEED)
+
+
+def test_items_that_wait_for_a_slot_are_not_sent_after_the_stop() -> None:
+    """With a window of two, the items behind the refused ones never leave, and none of them is
+    reported as failed."""
+
+    async def run() -> None:
+        async with kie_of(credits=0) as kie:
+            async with client_of(kie, rate_limit=RateLimit(2, per=10.0)) as client:
+                completions = []
+                with pytest.raises(kie4o.InsufficientCreditsError):
+                    async for completion in client.generate_many(LETTERS, max_in_flight=8):
+                        completions.append(completion)
+                assert kie.posts == 2
+                assert {type(each.error) for each in completions} == {kie4o.InsufficientCreditsError}
+                assert len(completions) == 2
+                await at_rest(client)
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_stop_does_not_wait_for_the_source() -> None:
+    """A source that gives nothing more for hours does not keep the error back: what is in flight
+    completes, then it is raised."""
+
+    async def run() -> None:
+        closed = []
+
+        async def source() -> AsyncIterator[str]:
+            try:
+                yield "a"
+                yield "b"
+                await asyncio.sleep(36_000)
+            finally:
+                closed.append(True)
+
+        async with kie_of(duration=1.0) as kie, client_of(kie) as client:
+            kie.plan("b", answer=402)
+            start = asyncio.get_running_loop().time()
+            with pytest.raises(kie4o.InsufficientCreditsError):
+                async with asyncio.timeout(100):
+                    await all_of(client.generate_many(source(), max_in_flight=5))
+            assert asyncio.get_running_loop().time() - start < 20
+            assert kie.accepted == 1
+            await at_rest(client)
+            await until(lambda: closed == [True])
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_stop_does_not_call_off_what_others_wait_for() -> None:
+    """A submit that a caller outside the batch shares by its key is called off only by its last
+    waiter: a batch that stops leaves it alone."""
+
+    async def run() -> None:
+        async with kie_of(latency=1.0) as kie, client_of(kie, rate_limit=RateLimit(1, per=2.0)) as client:
+            kie.plan("a", answer=402)
+            batch = asyncio.create_task(all_of(client.generate_many({"a": "a", "b": "b"})))
+            await until(lambda: kie.posts == 1)  # "b" waits for the next slot
+            outside = asyncio.create_task(client.generate("b", key="b"))
+            with pytest.raises(kie4o.InsufficientCreditsError):
+                await batch
+            assert (await outside).urls
+
+    run_scaled(run(), SPEED)
+
+
+def lost(kie: Emulator, prompts: str) -> None:
+    for prompt in prompts:
+        kie.plan(prompt, answer=LOST)
+
+
+def test_five_unknown_in_a_row_stop_the_batch(store: MakeStore) -> None:
+    """Then something is wrong at large, and every further submit may be paid for nothing: each of the
+    five is a value with its ref, then `SubmissionUnknownError` says so."""
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie, store()) as client:
+            lost(kie, "bcdefghij")
+            completions = []
+            with pytest.raises(kie4o.SubmissionUnknownError, match="5 submits in a row") as caught:
+                async for completion in client.generate_many(LETTERS, max_in_flight=1):
+                    completions.append(completion)
+            assert [note for note in caught.value.__notes__ if "run the same batch again" in note]
+            assert [type(each.error) for each in completions[1:]] == [kie4o.SubmissionUnknownError] * 5
+            assert len({each.error.ref for each in completions[1:]}) == 5
+            assert kie.posts == 6
+            await at_rest(client)
+
+    run_scaled(run(), SPEED)
+
+
+def test_four_unknown_and_a_success_do_not_stop_it() -> None:
+    """The run is broken by any other outcome of a submit."""
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie) as client:
+            lost(kie, "abcdfghi")
+            kie.plan("j", outcome="failed")
+            completions = await all_of(client.generate_many(LETTERS, max_in_flight=1))
+            assert [type(each.error) for each in completions] == [
+                *[kie4o.SubmissionUnknownError] * 4,
+                type(None),
+                *[kie4o.SubmissionUnknownError] * 4,
+                kie4o.TaskFailedError,
+            ]
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_replayed_unknowns_do_not_count(store: MakeStore, lazy: bool) -> None:
+    """Those of an earlier run are held and reported again, and say nothing about this one: it goes
+    on, even with four new ones after them."""
+
+    async def run() -> None:
+        async with kie_of() as kie:
+            lost(kie, "abcde")
+            async with client_of(kie, store()) as client:
+                with pytest.raises(kie4o.SubmissionUnknownError):
+                    await all_of(client.generate_many(LETTERS, max_in_flight=1))
+            assert kie.posts == 5
+            lost(kie, "fghi")
+            async with client_of(kie, store()) as client:
+                source = iter(LETTERS) if lazy else LETTERS
+                completions = await all_of(client.generate_many(source, max_in_flight=1))
+                assert [each.replayed for each in completions] == [True] * 5 + [False] * 5
+                assert [each.ok for each in completions] == [False] * 9 + [True]
+                assert all(each.error.ref for each in completions[:9])
+            assert kie.posts == 10
+            async with client_of(kie, store()) as client:
+                completions = await all_of(client.generate_many(LETTERS, on_unknown="resubmit"))
+                assert all(each.ok for each in completions)
+                assert kie.posts == 19
+
+    run_scaled(run(), SPEED)
+
+
+# -- leaving early ------------------------------------------------------------------------------------------
+
+
+async def and_once_more(kie: Emulator, client: AsyncKieClient, store: Store) -> None:
+    """After a batch over `FEW` was left: nothing leaks, everything paid is known, and running it again
+    completes it without a second payment."""
+    await at_rest(client)
+    await paid_is_known(kie, store)
+    async for entry in store.unfinished():
+        assert entry.state is EntryState.SUBMITTED
+    completions = await all_of(client.generate_many(FEW))
+    assert sorted(each.index for each in completions if each.ok) == list(range(len(FEW)))
+    paid_once(kie, FEW)
+    assert kie.posts == len(FEW)
+
+
+@pytest.mark.parametrize("closing", [False, True])
+@pytest.mark.parametrize("after", range(1, len(FEW) + 1))
+def test_breaking_out_of_the_loop(store: MakeStore, after: int, closing: bool) -> None:
+    """After any completion, with and without `aclosing`: what is under way stops, nothing is lost."""
+
+    async def run() -> None:
+        async with kie_of(latency=0.3) as kie, client_of(kie, kept := store(), max_in_flight=2) as client:
+            count = 0
+            if closing:
+                async with contextlib.aclosing(client.generate_many(FEW)) as many:
+                    async for _ in many:
+                        count += 1
+                        if count == after:
+                            break
+                assert [name for name in batch_tasks() if "submit" not in name] == []
+            else:
+                async for _ in client.generate_many(FEW):
+                    count += 1
+                    if count == after:
+                        break
+            await and_once_more(kie, client, kept)
+
+    run_scaled(run(), SPEED)
+
+
+async def one_cancel(kept: Store, cancel: Callable[[Any], Any]) -> str:
+    """A batch that is cancelled somewhere; then every promise is checked."""
+    limits: dict[str, Any] = {"rate_limit": RateLimit(2, per=0.5), "max_in_flight": 2}
+    async with kie_of(latency=0.1) as kie, client_of(kie, kept, **limits) as client:
+
+        async def arriving() -> AsyncIterator[str]:
+            for letter in FEW:
+                await asyncio.sleep(0)
+                yield letter
+
+        how, value = await cancel(all_of(client.generate_many(arriving(), max_in_flight=3)))
+        assert how != "raised", value
+        await and_once_more(kie, client, kept)
+        return how
+
+
+@pytest.mark.parametrize("mode", ["pending", "done"])
+def test_cancelling_at_every_suspension(mode) -> None:
+    """Wherever the consumer is suspended: the cancel is not swallowed and leaves nothing behind."""
+
+    async def run() -> None:
+        for at in range(200):
+            how = await one_cancel(MemoryStore(), lambda call, at=at: cancelled_at(call, at, mode))
+            if how == "over":
+                assert at > 5
+                return
+            assert how == "cancelled" or mode == "done"
+        pytest.fail("the sweep never came to its end")
+
+    run_scaled(run(), SPEED)
+
+
+def test_cancelling_at_many_moments(store: MakeStore, tmp_path: Path) -> None:
+    """At moments all over the run, which reach the inside of the tasks that the batch owns."""
+
+    async def run() -> None:
+        for moment in range(24):
+            kept = (
+                SQLiteStore(tmp_path / f"{moment}.db") if isinstance(store(), SQLiteStore) else MemoryStore()
+            )
+
+            async def cancel(call: Any, moment: int = moment) -> tuple[str, Any]:
+                if moment < 10:
+                    return await cancelled_after(call, moment * 4)
+                try:
+                    async with asyncio.timeout((moment - 10) * 0.1):
+                        return "over", await call
+                except TimeoutError:
+                    return "cancelled", None
+
+            await one_cancel(kept, cancel)
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_source_that_raises(store: MakeStore, asynchronous: bool) -> None:
+    """Its error comes out as it is, after what was under way has been stopped; nothing leaks, and what
+    was paid is known."""
+
+    class Broken(Exception):
+        pass
+
+    def source() -> Iterator[str]:
+        yield from FEW[:3]
+        raise Broken("no more")
+
+    async def arriving() -> AsyncIterator[str]:
+        for prompt in source():
+            await asyncio.sleep(0.1)
+            yield prompt
+
+    async def run() -> None:
+        async with kie_of(latency=0.3) as kie, client_of(kie, kept := store()) as client:
+            with pytest.raises(Broken, match="no more"):
+                await all_of(client.generate_many(arriving() if asynchronous else source()))
+            await and_once_more(kie, client, kept)
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("failing", ["iter", "first", "items"])
+async def test_a_source_that_raises_at_once(failing: str) -> None:
+    """Also if it cannot even be iterated over."""
+
+    class Source(dict[str, str]):
+        def items(self) -> Any:
+            raise LookupError("no items")
+
+    class Other:
+        def __iter__(self) -> Any:
+            if failing == "iter":
+                raise LookupError("no iterator")
+            return self
+
+        def __next__(self) -> Any:
+            raise LookupError("no first")
+
+    async with kie_of() as kie, client_of(kie) as client:
+        with pytest.raises(LookupError, match="no "):
+            await all_of(client.generate_many(Source(a="x") if failing == "items" else Other()))
+        assert kie.posts == 0
+        await at_rest(client)
+
+
+def test_closing_the_client_ends_a_batch() -> None:
+    """A batch whose client is closed comes to its end, without further POSTs and without a leak."""
+
+    async def run() -> None:
+        async with kie_of(duration=5.0) as kie:
+            client = client_of(kie)
+            call = asyncio.create_task(all_of(client.generate_many(FEW, max_in_flight=2)))
+            await until(lambda: kie.accepted == 2)
+            await client.aclose()
+            with contextlib.suppress(kie4o.KieError):
+                completions = await asyncio.wait_for(call, 100)
+                assert not any(completion.ok for completion in completions)
+            assert kie.posts == 2
+            assert batch_tasks() == []
+
+    run_scaled(run(), SPEED)
+
+
+async def test_a_batch_delivers_what_is_in_flight_when_its_source_breaks() -> None:
+    """The source raises: what was paid completes and is yielded, then the source's error is raised."""
+
+    def source():
+        yield "a"
+        yield "b"
+        raise OSError("the file is gone")
+
+    async with (
+        Emulator(duration=0.2) as kie,
+        AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK) as client,
+    ):
+        done = []
+        with pytest.raises(OSError, match="gone"):
+            async for completion in client.generate_many(source()):
+                done.append(completion.ok)
+        assert done == [True, True]

@@ -1,0 +1,35 @@
+"""What the tests of the client share: settings for a short wait, and a factory of stores with one memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kie4o import AsyncKieClient, PollPolicy
+from kie4o.emulator import Answer
+from kie4o.stores.store import EntryState, Store
+
+QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
+LOST = Answer(500, task_created=True)  # the task is paid, and the answer does not say so
+
+MakeStore = Callable[[], Store]
+
+
+def client_of(url: str, store: Store | None = None, **more: Any) -> AsyncKieClient:
+    settings: dict[str, Any] = {"api_key": "sk-test", "base_url": url, "timeout": 200, "poll": QUICK}
+    return AsyncKieClient(store=store, **settings | more)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds; fail the test if it never does."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < 10
+        await asyncio.sleep(0.001)
+
+
+async def state_of(store: Store, key: str) -> EntryState | None:
+    entry = await store.find(key=key)
+    return None if entry is None else entry.state
