@@ -1,4 +1,4 @@
-"""What every test has: a clean environment, a Hypothesis profile, and a canary for the API key."""
+"""What every test has: a clean environment, a Hypothesis profile, a time limit, a canary for the API key."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +13,11 @@ from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "fast"
+# Seconds for one test; `timeout` in pyproject.toml is for all others.
+SWEEP_TIMEOUT = 600
+DEEP_TIMEOUT = 3600
+
 settings.register_profile("fast", max_examples=50, deadline=None)
 settings.register_profile(
     "deep",
@@ -20,16 +25,27 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "fast")
+settings.load_profile(PROFILE)
 
 
 def pytest_configure() -> None:
     WATCH.start()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give sweeps, and every test of the deep profile, more time."""
+    for item in items:
+        if item.get_closest_marker("timeout"):
+            continue
+        if PROFILE == "deep":
+            item.add_marker(pytest.mark.timeout(DEEP_TIMEOUT))
+        elif item.get_closest_marker("sweep"):
+            item.add_marker(pytest.mark.timeout(SWEEP_TIMEOUT))
+
+
 @pytest.fixture(autouse=True)
 def no_leaked_key() -> Iterator[None]:
-    """Law 7 in every test: no error and no log record of it holds the key."""
+    """Law 7 in every test: none of its errors and log records holds the key."""
     WATCH.leaks()
     yield
     leaks = WATCH.leaks()
@@ -38,7 +54,7 @@ def no_leaked_key() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test."""
+    """Remove the settings of this machine."""
     for name in list(os.environ):
         if name.upper().startswith("KIE_"):
             monkeypatch.delenv(name)
@@ -46,19 +62,19 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def api_key() -> str:
-    """The key to use wherever one is needed; it is searched for afterwards."""
+    """The key to use wherever one is needed; `no_leaked_key` searches for it."""
     return CANARY_KEY
 
 
 @pytest.fixture
 async def kie() -> AsyncIterator[Emulator]:
-    """A Kie on localhost."""
+    """An emulator of Kie on localhost."""
     async with Emulator() as emulator:
         yield emulator
 
 
 @pytest.fixture(params=["memory", "sqlite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
-    """Each call gives a store for one more client; all of them have the same memory."""
+    """A factory: each call returns a store for one more client, and all of them share their contents."""
     memory = MemoryStore()
     return lambda: memory if request.param == "memory" else SQLiteStore(tmp_path / "run.db")
