@@ -459,7 +459,7 @@ FLAT = f"""
 import asyncio, collections, hashlib, resource, sys
 from kie4o.batch import Batch, _items
 from kie4o.stores.memory import MemoryStore
-from kie4o.models import ImageResult, TaskDetails, TaskState
+from kie4o import ImageResult, TaskDetails, TaskState
 from kie4o.submission.resending import NO_RESUBMIT
 
 def resident():
