@@ -1,4 +1,4 @@
-"""Cancel submit, generate and wait at every suspension point: nothing leaks, no paid id is lost."""
+"""Law 6: cancel submit, generate and wait at every suspension; nothing leaks, and no paid id is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERBS = ["submit", "submit, keyed", "generate", "wait", "details"]
 
 
 async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
-    """One client, one call, one cancel; then every promise is checked. Returns how the call ended."""
+    """One client, one call, one cancel; check every promise, and return how the call ended."""
     before = open_sockets()
     async with Emulator(duration=0.0, latency=0.002, credits=600) as kie:
         store = MemoryStore()
@@ -34,7 +34,7 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
             max_in_flight=1,
             rate_limit=RateLimit(1, per=0.2),
         )
-        if busy:  # the slot is taken: the call waits in the limiter first
+        if busy:  # take the slot, so that the call first waits in the limiter
             await client.submit("other")
         paid_before = set(kie.tasks)
         task_id = (await client.submit("x")).id if verb in ("wait", "details") else ""
@@ -56,12 +56,11 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
         known = {entry.task_id async for entry in store.unfinished()}
         new = set(kie.tasks) - paid_before
         if ended == "cancelled":
-            assert new <= known  # paid, therefore known
-        assert kie.posts == len(kie.tasks)  # and never twice
+            assert new <= known
+        assert kie.posts == len(kie.tasks)
         assert all(task.submits == 1 for task in kie.tasks.values())
 
-        again = await client.generate("y")  # the only place and the only slot are free again
-        assert again.urls
+        assert (await client.generate("y")).urls  # the only permit and the only slot are free again
         await client.aclose()
         await asyncio.sleep(0)
         others = [task for task in asyncio.all_tasks() if "kie4o" in task.get_name()]
@@ -75,8 +74,10 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.sweep
 def test_cancel_at_every_suspension(verb: str, mode) -> None:
-    """At each suspension of the caller, pending or just done: the cancel is not swallowed unless the
-    call was complete, and nothing is left behind."""
+    """At each suspension of the caller, pending or just done, the cancel is not swallowed.
+
+    Only a call that was complete returns, and nothing is left behind.
+    """
 
     async def sweep(*, busy: bool) -> int:
         cancelled = 0
@@ -85,7 +86,7 @@ def test_cancel_at_every_suspension(verb: str, mode) -> None:
             cancelled += ended == "cancelled"
             if ended == "over":
                 return cancelled
-        pytest.fail("the sweep never came to its end")
+        pytest.fail("the sweep did not end")
 
     assert run_scaled(sweep(busy=False), SPEED) >= 1
     assert run_scaled(sweep(busy=True), SPEED) >= 1
@@ -94,13 +95,15 @@ def test_cancel_at_every_suspension(verb: str, mode) -> None:
 @pytest.mark.parametrize("verb", ["submit", "submit, keyed", "generate", "wait"])
 @pytest.mark.sweep
 def test_cancel_after_every_tick(verb: str) -> None:
-    """After each turn of the loop, through and beyond the answer of the submit: this reaches the
-    inside of the owned submit, where connecting, sending and reading happen."""
+    """After each turn of the loop, until after the answer of the submit.
+
+    This reaches the inside of the submit's own task: connecting, sending and reading.
+    """
 
     async def sweep() -> list[str]:
         ends = []
         for ticks in range(120):
-            cancel = lambda call, ticks=ticks: cancelled_after(call, ticks)  # noqa: E731  # bound here
+            cancel = lambda call, ticks=ticks: cancelled_after(call, ticks)  # noqa: E731  # binds `ticks`
             ends.append(await one_cancel(verb, cancel, busy=False))
             if ends[-1] == "over":
                 break
@@ -110,7 +113,7 @@ def test_cancel_after_every_tick(verb: str) -> None:
 
 
 async def naive_submit(session: aiohttp.ClientSession, url: str, kept: list[str]) -> None:
-    """What one writes first: the caller's own coroutine posts and then remembers."""
+    """What people write first: the caller's own coroutine posts, then remembers the id."""
     async with session.post(
         f"{url}/api/v1/gpt4o-image/generate",
         json={"prompt": "x", "size": "1:1"},
@@ -120,7 +123,7 @@ async def naive_submit(session: aiohttp.ClientSession, url: str, kept: list[str]
 
 
 async def test_control_a_naive_client_loses_paid_ids() -> None:
-    """Control: the same sweep over a hand-written submit finds ids that were paid and are not known."""
+    """Control: the same sweep over a naive submit finds ids that were paid and are not known."""
     lost = 0
     async with Emulator(duration=0.0, latency=0.002, credits=6000, limit=10_000) as kie:
         async with aiohttp.ClientSession() as session:
@@ -132,8 +135,8 @@ async def test_control_a_naive_client_loses_paid_ids() -> None:
     assert lost > 0
 
 
-async def test_cancelled_generate_keeps_its_place_until_the_answer_is_back() -> None:
-    """`max_in_flight` counts a detached POST: the next one starts only when it is through."""
+async def test_a_cancelled_generate_keeps_its_permit_until_it_is_answered() -> None:
+    """`max_in_flight` counts a POST whose caller is gone: the next one starts when it is answered."""
     async with Emulator(duration=0.0, latency=0.1) as kie:
         async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK, max_in_flight=1) as client:
             first = asyncio.create_task(client.generate("a"))
@@ -148,7 +151,7 @@ async def test_cancelled_generate_keeps_its_place_until_the_answer_is_back() -> 
 
 
 async def test_one_of_two_callers_of_a_key_leaves() -> None:
-    """A submit shared by one key is called off only by its last listener."""
+    """A submit that two callers share by its key goes on when one of them is cancelled."""
     async with Emulator(duration=0.0) as kie:
         limit = RateLimit(1, per=0.2)
         async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK, rate_limit=limit) as client:
@@ -163,7 +166,7 @@ async def test_one_of_two_callers_of_a_key_leaves() -> None:
 
 
 async def test_asyncio_timeout_around_generate_is_clean() -> None:
-    """`asyncio.timeout` around a call ends it in time with `TimeoutError`, the standard way."""
+    """`asyncio.timeout` around a call ends it with `TimeoutError` and leaves nothing behind."""
     async with Emulator(duration=60.0) as kie:
         async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK) as client:
             with pytest.raises(TimeoutError):

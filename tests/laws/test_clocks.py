@@ -1,4 +1,4 @@
-"""The clocks of the tests keep time, or the tests of time prove nothing."""
+"""The clocks of the tests are right; tests of time rely on them."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from clocks import TimelapseLoop, VirtualLoop, run_scaled, run_virtual
 
 
 def test_a_virtual_day_passes_at_once() -> None:
-    """Sleeping a virtual day moves the loop's clock by a day and the wall by next to nothing."""
+    """A virtual day of sleep moves the loop's clock by a day and takes almost no time."""
 
     async def main() -> float:
         loop = asyncio.get_running_loop()
@@ -23,7 +23,7 @@ def test_a_virtual_day_passes_at_once() -> None:
 
 
 def test_virtual_timers_fire_in_order_at_their_times() -> None:
-    """Timers fire in the order of their times, each at its own, whoever set them first."""
+    """Timers fire in the order of their times, each at its own time."""
 
     async def main() -> list[tuple[float, str]]:
         loop = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ def test_virtual_time_stands_still_while_there_is_work() -> None:
 
 
 def test_a_virtual_timeout_ends_what_never_ends() -> None:
-    """asyncio.timeout goes by the virtual clock."""
+    """`asyncio.timeout` follows the virtual clock."""
 
     async def main() -> None:
         async with asyncio.timeout(900):
@@ -63,18 +63,18 @@ def test_a_virtual_timeout_ends_what_never_ends() -> None:
         run_virtual(main())
 
 
-def test_waiting_for_ever_is_seen() -> None:
-    """A program that nothing can wake fails at once instead of hanging the tests."""
+def test_waiting_forever_is_seen() -> None:
+    """A program that nothing can wake fails at once instead of hanging."""
 
     async def main() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(RuntimeError, match="for ever"):
+    with pytest.raises(RuntimeError, match="forever"):
         run_virtual(main())
 
 
-def test_scaled_time_runs_faster_than_the_wall() -> None:
-    """At speed 50 five seconds of the loop take a tenth of a second of the wall."""
+def test_scaled_time_is_faster_than_the_wall_clock() -> None:
+    """At speed 50, five seconds of the loop take a tenth of a second."""
 
     async def main() -> float:
         loop = asyncio.get_running_loop()
@@ -91,7 +91,7 @@ def test_scaled_time_runs_faster_than_the_wall() -> None:
 
 
 def test_sockets_work_in_scaled_time() -> None:
-    """A real connection works, and a time-out on it goes by the scaled clock."""
+    """A real connection works, and a timeout on it follows the scaled clock."""
 
     async def main() -> tuple[bytes, float]:
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Closing: nothing paid is lost by it, nobody hangs on it, and nobody else's store is closed."""
+"""Closing: nothing paid is lost, no caller hangs, and another client's store stays open."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def client_of(url: str, **more: Any) -> AsyncKieClient:
 
 
 async def outcome_of(awaitable: Awaitable[Any]) -> Any:
-    """What it gives, or the error it raises; in time."""
+    """What the awaitable returns, or the error it raises, within 10 s."""
     [outcome] = await asyncio.wait_for(asyncio.gather(awaitable, return_exceptions=True), 10)
     return outcome
 
@@ -48,13 +48,15 @@ class LateServer(FaultServer):
             await connection.send(http(GOOD_BODY))
 
 
-# -- somebody else's store -------------------------------------------------------------------------------
+# -- a store that another client has open ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_a_client_that_found_the_store_taken_leaves_it_open(kind: str, tmp_path: Path) -> None:
-    """Closing it must not close the store under the one that has it: a third could open it, and both
-    would pay for one key."""
+async def test_a_client_that_was_locked_out_leaves_the_store_open(kind: str, tmp_path: Path) -> None:
+    """A client that got `StoreLockedError` does not close the store of the one that has it.
+
+    Otherwise a third client could open it, and two would pay for one key.
+    """
     store: Store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "run.db")
     async with LateServer() as kie, client_of(kie.url, store=store) as client:
         running = asyncio.create_task(client.submit("x", key="k"))
@@ -73,7 +75,7 @@ async def test_a_client_that_found_the_store_taken_leaves_it_open(kind: str, tmp
 
 
 async def test_a_closed_client_leaves_the_store_to_the_next(tmp_path: Path) -> None:
-    """Closing it again does not close what another has opened since."""
+    """A second close does not close a store that another client has opened since."""
     store = SQLiteStore(tmp_path / "run.db")
     async with LateServer() as kie:
         kie.go.set()
@@ -86,13 +88,12 @@ async def test_a_closed_client_leaves_the_store_to_the_next(tmp_path: Path) -> N
             assert (await second.submit("x")).id == TASK_ID
 
 
-# -- what was paid keeps its id --------------------------------------------------------------------------
+# -- what was paid keeps its id --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["generate", "generate_many"])
-async def test_an_answer_that_closing_waits_for_is_named(verb: str) -> None:
-    """The task id arrives while the client is closing: nobody waits for the images any more, and the
-    error says for which task."""
+async def test_a_task_id_that_arrives_while_closing_is_on_the_error(verb: str) -> None:
+    """A task id that arrives while the client closes is on the error that `generate` raises."""
     async with LateServer() as kie:
         client = client_of(kie.url)
 
@@ -112,7 +113,7 @@ async def test_an_answer_that_closing_waits_for_is_named(verb: str) -> None:
 
 
 class Failing(MemoryStore):
-    """A store whose named method fails, once it is told to."""
+    """A store with one method that fails while `fails` is set."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -129,6 +130,7 @@ class Failing(MemoryStore):
 
 
 async def test_a_store_that_fails_after_the_answer_does_not_hide_the_id() -> None:
+    """A `StoreError` after the answer carries the task id."""
     store = Failing("find")
     async with LateServer() as kie, client_of(kie.url, store=store) as client:
         running = asyncio.create_task(client.generate("x", callback_url="https://example.com/kie"))
@@ -141,6 +143,7 @@ async def test_a_store_that_fails_after_the_answer_does_not_hide_the_id() -> Non
 
 
 async def test_a_store_that_fails_after_a_lost_answer_does_not_hide_the_ref() -> None:
+    """A store that fails after a lost answer still lets `SubmissionUnknownError` carry key and ref."""
     store = Failing("callbacks_of")
     store.fails = True
     async with FaultServer(raw(b"")) as kie, client_of(kie.url, store=store) as client:
@@ -152,10 +155,10 @@ async def test_a_store_that_fails_after_a_lost_answer_does_not_hide_the_ref() ->
         assert kie.posts == 1
 
 
-async def test_an_id_that_was_being_written_when_all_was_cancelled(
+async def test_an_id_that_was_being_saved_when_all_was_cancelled_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The disk is slow and then full, and whoever closes loses patience: the id is at least told."""
+    """A task id whose save fails after both submit and close were cancelled is in the log."""
 
     class Slow(MemoryStore):
         async def save(self, entry: Entry) -> None:
@@ -178,11 +181,13 @@ async def test_an_id_that_was_being_written_when_all_was_cancelled(
         assert TASK_ID in caplog.text
 
 
-# -- nobody hangs, and nobody is cancelled by us ---------------------------------------------------------
+# -- no caller hangs or is cancelled ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lost", ["before", "meanwhile"])
 async def test_waiting_for_the_callback_of_a_lost_answer_ends_with_the_client(lost: str) -> None:
+    """Closing ends the wait for a callback with `SubmissionUnknownError`, even without a timeout."""
+
     async def hang_up(connection: Connection) -> None:
         await connection.request()
         await go.wait()
@@ -206,7 +211,7 @@ async def test_waiting_for_the_callback_of_a_lost_answer_ends_with_the_client(lo
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_closing_in_the_tick_of_a_submit(turns: int) -> None:
-    """Its task may not have begun: the caller hears that nothing was charged, and is not cancelled."""
+    """A submit whose task has not started yet gets a `KieError`, is not cancelled, and sends nothing."""
     async with FaultServer(raw(http(GOOD_BODY))) as kie:
         client = client_of(kie.url, rate_limit=NEXT_SLOT)
         await client.submit("takes the slot")
@@ -220,10 +225,10 @@ async def test_closing_in_the_tick_of_a_submit(turns: int) -> None:
 
 
 @pytest.mark.parametrize("turns", range(5))
-async def test_closing_again_while_a_submit_is_taken_back(turns: int, tmp_path: Path) -> None:
-    """The second one does not cut short what the first one began."""
+async def test_closing_again_while_a_submit_is_called_off(turns: int, tmp_path: Path) -> None:
+    """A second close does not cut short what the first one began."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
-        for _ in range(3):  # nobody accepts, so that a connect waits
+        for _ in range(3):  # fill the backlog, so that a connect waits
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
@@ -238,8 +243,8 @@ async def test_closing_again_while_a_submit_is_taken_back(turns: int, tmp_path: 
         assert "nothing was charged" in str(await outcome_of(running))
 
 
-async def test_nothing_is_sent_again_while_closing() -> None:
-    """A caller who waited for a place joins a submit that closing waits for, and which is then refused."""
+async def test_nothing_is_resent_while_closing() -> None:
+    """A refused submit is not resent while the client closes, though another caller joined it."""
     refusal = http(b'{"code":429,"msg":"too many","data":null}')
 
     async def refuse(connection: Connection) -> None:
@@ -252,7 +257,7 @@ async def test_nothing_is_sent_again_while_closing() -> None:
         client = client_of(kie.url, max_in_flight=2, rate_limit=RateLimit(1, per=0.5))
         first = asyncio.create_task(client.submit("x", key="k"))
         await until(lambda: kie.posts == 1)
-        other = asyncio.create_task(client.submit("y"))  # has the second place, and waits for a slot
+        other = asyncio.create_task(client.submit("y"))  # has the second permit, and waits for a slot
         await until(lambda: client._limiter.waiting == 1)
         second = asyncio.create_task(client.submit("x", key="k"))
         await asyncio.sleep(0.05)
@@ -267,7 +272,7 @@ async def test_nothing_is_sent_again_while_closing() -> None:
 
 @pytest.mark.parametrize("mode", ["pending", "done"])
 async def test_a_cancelled_close_still_closes_everything(mode: Any, tmp_path: Path) -> None:
-    """Wherever it is cancelled: sessions and store are closed, if not by it then by a second one."""
+    """Wherever the close is cancelled, the sessions are closed, and a second close closes the store."""
     for at in range(40):
         async with LateServer() as kie:
             kie.go.set()
@@ -287,7 +292,9 @@ async def test_a_cancelled_close_still_closes_everything(mode: Any, tmp_path: Pa
     assert ended == "over"
 
 
-async def test_two_closes_and_an_id_that_could_not_be_written() -> None:
+async def test_two_closes_save_an_id_that_could_not_be_saved() -> None:
+    """Two closes at once save a task id that could not be saved before."""
+
     class Full(MemoryStore):
         full = True
 
@@ -310,8 +317,8 @@ async def test_two_closes_and_an_id_that_could_not_be_written() -> None:
         assert entry.task_id == TASK_ID
 
 
-async def test_a_close_that_was_cancelled_is_gone_on_with() -> None:
-    """The store takes its time to close, and whoever closed lost patience: a second close waits for it."""
+async def test_a_second_close_continues_one_that_was_cancelled() -> None:
+    """A second close waits for the store that a cancelled one was closing."""
 
     class Slow(MemoryStore):
         async def aclose(self) -> None:
@@ -329,7 +336,8 @@ async def test_a_close_that_was_cancelled_is_gone_on_with() -> None:
             assert (await later.submit("x")).id == TASK_ID
 
 
-async def test_a_store_that_fails_in_passing_does_not_end_the_wait_for_a_callback() -> None:
+async def test_a_store_that_fails_temporarily_does_not_end_the_wait_for_a_callback() -> None:
+    """`generate` goes on waiting for a callback while the store fails temporarily."""
     store = Failing("callbacks_of")
     store.fails = True
     url = "https://example.com/kie/{ref}"
@@ -339,7 +347,7 @@ async def test_a_store_that_fails_in_passing_does_not_end_the_wait_for_a_callbac
         client_of(kie.url, store=store, callback_url=url, trust_callbacks=True) as client,
     ):
         running = asyncio.create_task(client.generate("x", key="k"))
-        await until(lambda: bool(client._delivery._unnamed))
+        await until(lambda: client._delivery._unnamed)
         await asyncio.sleep(0.05)
         assert not running.done()
         store.fails = False
@@ -351,9 +359,11 @@ async def test_a_store_that_fails_in_passing_does_not_end_the_wait_for_a_callbac
         assert (await outcome_of(running)).task_id == TASK_ID
 
 
-async def test_an_id_that_arrived_before_the_loop_was_torn_down_is_kept(monkeypatch) -> None:
-    """The answer is there but for its last bytes when the client stops waiting for it: the id is
-    recorded, and whoever waited gets the task."""
+async def test_an_id_in_a_partial_answer_is_kept(monkeypatch) -> None:
+    """An answer that has arrived except for its last bytes when the client stops waiting is used.
+
+    The id is saved, and the caller gets the task.
+    """
     monkeypatch.setattr("kie4o.submission.submissions.DRAIN", 0.2)
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(GOOD_BODY), GOOD_BODY)
 
@@ -366,8 +376,7 @@ async def test_an_id_that_arrived_before_the_loop_was_torn_down_is_kept(monkeypa
     async with FaultServer(almost) as server:
         client = AsyncKieClient("sk-test", base_url=server.url, timeout=60, store=store)
         submit = asyncio.create_task(client.submit("x"))
-        while not server.posts:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.posts)
         await asyncio.sleep(0.05)
         await client.aclose()
         assert (await submit).id == TASK_ID
@@ -376,8 +385,8 @@ async def test_an_id_that_arrived_before_the_loop_was_torn_down_is_kept(monkeypa
         ]
 
 
-async def test_closing_on_an_answer_that_never_comes_is_unknown_not_cancelled(monkeypatch) -> None:
-    """Whoever waits for a submit that closing cut short gets the unknown outcome with its ref."""
+async def test_closing_before_the_answer_is_unknown_not_cancelled(monkeypatch) -> None:
+    """A submit that closing cut short raises `SubmissionUnknownError` with its ref."""
     monkeypatch.setattr("kie4o.submission.submissions.DRAIN", 0.1)
 
     async def never(connection: Connection) -> None:
@@ -387,8 +396,7 @@ async def test_closing_on_an_answer_that_never_comes_is_unknown_not_cancelled(mo
     async with FaultServer(never) as server:
         client = AsyncKieClient("sk-test", base_url=server.url, timeout=60)
         submit = asyncio.create_task(client.submit("x"))
-        while not server.posts:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.posts)
         await client.aclose()
         with pytest.raises(kie4o.SubmissionUnknownError) as caught:
             await submit
@@ -396,12 +404,11 @@ async def test_closing_on_an_answer_that_never_comes_is_unknown_not_cancelled(mo
 
 
 async def test_free_calls_stop_with_the_client() -> None:
-    """A read that pauses before its next try does not open a new session on a closed client."""
+    """A free call that waits before its next try ends when the client closes."""
     async with FaultServer(raw(b"")) as server:
         client = AsyncKieClient("sk-test", base_url=server.url)
         call = asyncio.create_task(client.credits())
-        while not server.connections:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.connections)
         await client.aclose()
         with pytest.raises(kie4o.KieError, match="closed"):
             await call

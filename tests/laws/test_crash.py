@@ -1,8 +1,8 @@
-"""Laws 1 and 2 under `kill -9`: a batch is killed, run again until it ends, and judged by the server
-that took its money and by the files that it left.
+"""Laws 1 and 2 under `kill -9`: a batch is killed, run again until it ends, and judged by what the server
+counted and by the files that it left.
 
-The default run kills at every named step once and at 200 random moments; under
-HYPOTHESIS_PROFILE=deep every step is taken at every item.
+By default a batch is killed once at every named step and at 200 random moments. HYPOTHESIS_PROFILE=deep takes
+every step at every item.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from crashing import CHILD, DEEP, ITEMS, KILLED, TILL_STEPS, Case, Lane, Till, on_lanes
+from crashing import CHILD, DEEP, ITEMS, KILLED, SERVER_STEPS, Case, CountingServer, Lane, on_lanes
 
 from kie4o import AsyncKieClient, KieError, StoreLockedError
 
@@ -32,7 +32,7 @@ ONCE = ("open", "recent", "close")
 
 @attrs.frozen
 class Kill:
-    """Where one run is killed: `by` its own store or by the server, at the `at`-th `step`."""
+    """Where one run is killed: by its store or by the server, at the `at`-th occurrence of `step`."""
 
     by: str
     step: str
@@ -43,14 +43,14 @@ class Kill:
 
 
 def named_steps() -> list[Kill]:
-    """Every step; at one item, or under the deep profile at each."""
+    """Every step: at one item, or at each in the deep profile."""
     numbers = random.Random(3)
     kills = [Kill("store", f"{when} {what}", 1) for what in ONCE for when in ("before", "during", "after")]
-    for step in (*(f"{when} {what}" for what in SAVED for when in ("before", "during", "after")),):
+    for step in (f"{when} {what}" for what in SAVED for when in ("before", "during", "after")):
         kills += [Kill("store", step, at) for at in _items(numbers)]
-    for step in ("before find", "during find", "after find"):  # of the list, before a submit, at its end
+    for step in ("before find", "during find", "after find"):  # while listing, before a submit, after it
         kills += [Kill("store", step, at) for at in ((1, 25, 45) if not DEEP else range(1, 61, 3))]
-    for step in TILL_STEPS:
+    for step in SERVER_STEPS:
         kills += [Kill("server", step, at) for at in _items(numbers)]
     return kills
 
@@ -60,19 +60,23 @@ def _items(numbers: random.Random) -> list[int]:
 
 
 async def killed(folder: Path, lane: Lane, kill: Kill, *, naive: bool = False) -> tuple[Case, list[str]]:
-    """One batch killed there and run to its end, and what was wrong with it."""
+    """Run a batch that is killed there, then to its end; return its faults too."""
     by_server = kill.by == "server"
-    async with Case(folder, Till(kill.step, kill.at) if by_server else Till(), naive) as case:
+    server = CountingServer(kill.step, kill.at) if by_server else CountingServer()
+    async with Case(folder, server, naive) as case:
         code = await case.run(lane, *(() if by_server else (kill.step, kill.at)))
-        faults = [] if code == KILLED else [f"was never reached: code {code}, {case.stderr}"]
+        faults = [] if code == KILLED else [f"the step was not reached: code {code}, {case.stderr}"]
         return case, faults + await case.finish(lane)
 
 
 @pytest.mark.sweep
 async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(tmp_path: Path) -> None:
-    """Killed before, during and after every call of the store, and at every stage of an exchange:
-    each item has one outcome, at most one complete POST, no received task id is lost, and a
-    further run of the finished batch sends nothing."""
+    """Killed before, during or after any call of the store, or at any stage of an exchange, a batch still
+    completes.
+
+    Each item has one outcome and at most one complete POST, no task id that arrived is lost, and a further
+    run of the finished batch sends nothing.
+    """
 
     async def act(lane: Lane, kill: Kill) -> list[str]:
         return (await killed(tmp_path / str(kill), lane, kill))[1]
@@ -82,7 +86,7 @@ async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(tmp_
 
 @attrs.frozen
 class Moments:
-    """Up to three kills of one batch, as shares of the time that it takes."""
+    """Up to three kills of one batch, as fractions of its duration."""
 
     number: int
     shares: tuple[float, ...]
@@ -90,8 +94,11 @@ class Moments:
 
 @pytest.mark.sweep
 async def test_a_batch_killed_at_random_moments_pays_once_and_loses_nothing(tmp_path: Path) -> None:
-    """The same for 200 batches killed at random moments; every third is killed twice, every ninth
-    three times, also while it resumes. A kill that comes after the end does not count."""
+    """The same for 200 batches killed at random moments.
+
+    Every third is killed twice and every ninth three times, so some are killed while they resume. A kill
+    after the end does not count.
+    """
     undisturbed = await _duration(tmp_path)
     hits = 0
 
@@ -104,7 +111,7 @@ async def test_a_batch_killed_at_random_moments_pays_once_and_loses_nothing(tmp_
 
     async def act(lane: Lane, moments: Moments) -> list[str]:
         nonlocal hits
-        async with Case(tmp_path / str(moments.number), Till()) as case:
+        async with Case(tmp_path / str(moments.number), CountingServer()) as case:
             for share in moments.shares:
                 await case.run(lane, kill_after=share * undisturbed)
             hits += case.codes[0] == KILLED
@@ -115,22 +122,22 @@ async def test_a_batch_killed_at_random_moments_pays_once_and_loses_nothing(tmp_
 
 
 async def _duration(folder: Path) -> float:
-    """How long a batch takes that nobody kills."""
+    """The duration of a batch that is not killed."""
     async with Lane() as lane, Lane() as other:
 
         async def one(lane: Lane, name: str) -> float:
-            async with Case(folder / name, Till()) as case:
-                began = time.perf_counter()
+            async with Case(folder / name, CountingServer()) as case:
+                start = time.perf_counter()
                 assert await case.run(lane) == 0
-                return time.perf_counter() - began
+                return time.perf_counter() - start
 
         pairs = [await asyncio.gather(one(lane, f"a{n}"), one(other, f"b{n}")) for n in range(2)]
     return min(pairs[-1])
 
 
-async def test_the_same_kills_make_a_naive_client_pay_twice(tmp_path: Path) -> None:
-    """The control: a client that writes the task id down after the POST pays again for what it was
-    killed in; so the harness sees double payments."""
+async def test_control_a_naive_client_pays_twice(tmp_path: Path) -> None:
+    """Control: a client that saves the task id after the POST pays again, so the tests see double
+    payments."""
     kills = [Kill("server", step, at) for step in ("post", "half an answer") for at in (2, 9, 16)]
     twice: list[int] = []
 
@@ -143,10 +150,9 @@ async def test_the_same_kills_make_a_naive_client_pay_twice(tmp_path: Path) -> N
     assert min(twice) > 0
 
 
-async def test_a_lost_id_is_seen(tmp_path: Path) -> None:
-    """The control of the other promises: a store file that is taken back to an earlier state, or a
-    tampered one, is found out."""
-    async with Lane() as lane, Case(tmp_path / "case", Till()) as case:
+async def test_control_a_lost_id_is_seen(tmp_path: Path) -> None:
+    """Control of the other promises: a store that lost an entry, or holds another task id, is found out."""
+    async with Lane() as lane, Case(tmp_path / "case", CountingServer()) as case:
         assert await case.run(lane) == 0
         assert await case.finish(lane) == []
         entries = await case.entries()
@@ -155,40 +161,42 @@ async def test_a_lost_id_is_seen(tmp_path: Path) -> None:
         assert len(case.faults(lost)) >= 2
         changed = entries | {ITEMS[3]: attrs.evolve(entries[ITEMS[3]], task_id="another")}
         assert len(case.faults(changed)) >= 2
-        case.till.posts[ITEMS[0]] += 1
+        case.server.posts[ITEMS[0]] += 1
         assert case.faults(entries) == [f"paid 2 times: {ITEMS[0]}"]
 
 
-async def test_a_store_is_locked_while_its_process_lives(tmp_path: Path) -> None:
-    """A second process gets StoreLockedError and pays nothing, even if the first is frozen; after
-    `kill -9` of the first the store opens, and the batch goes on where it stopped."""
+async def test_a_store_is_locked_while_its_process_runs(tmp_path: Path) -> None:
+    """A second process gets `StoreLockedError` and pays nothing, even if the first one is frozen.
+
+    After `kill -9` of the first the store opens, and the batch continues.
+    """
     frozen = asyncio.Event()
-    async with Lane() as first, Lane() as second, Case(tmp_path / "case", Till("post", 5)) as case:
+    async with Lane() as first, Lane() as second, Case(tmp_path / "case", CountingServer("post", 5)) as case:
 
         def freeze() -> None:
             first.kill(signal.SIGSTOP)
             frozen.set()
 
-        case.till.kill = freeze
+        case.server.kill = freeze
         await first.start(case.run_of())
         await frozen.wait()
         await second.start(case.run_of())
-        assert await second.ended() == 0
+        assert await second.wait() == 0
         of_second = [line for line in case.lines("outcomes") if line["run"] == second.pid]
         assert of_second == [{"run": second.pid, "ended": "StoreLockedError"}]
         assert second.pid not in {line["run"] for line in case.lines("evidence")}
         with pytest.raises(StoreLockedError):
-            async with AsyncKieClient("sk-test", base_url=case.till.url, store=case.folder / "run.db"):
+            async with AsyncKieClient("sk-test", base_url=case.server.url, store=case.folder / "run.db"):
                 pass
         first.kill()
-        case.codes.append(await first.ended())
+        case.codes.append(await first.wait())
         assert case.codes == [KILLED]
         assert await case.finish(second) == []
 
 
-async def test_a_fresh_interpreter_goes_on_as_a_forked_one_does(tmp_path: Path) -> None:
-    """The forked runs stand for real ones: killed, and continued by a process of its own."""
-    async with Lane() as lane, Case(tmp_path / "case", Till("a whole answer", 7)) as case:
+async def test_a_fresh_interpreter_continues_a_killed_batch(tmp_path: Path) -> None:
+    """A batch that was killed in a forked process continues in a fresh interpreter."""
+    async with Lane() as lane, Case(tmp_path / "case", CountingServer("a whole answer", 7)) as case:
         assert await case.run(lane) == KILLED
         run = json.dumps(attrs.asdict(case.run_of()))
         process = await asyncio.create_subprocess_exec(sys.executable, CHILD, run)
@@ -196,17 +204,19 @@ async def test_a_fresh_interpreter_goes_on_as_a_forked_one_does(tmp_path: Path) 
         assert await case.finish(lane) == []
 
 
-async def test_an_unknown_outcome_is_told_and_held(tmp_path: Path) -> None:
-    """An item whose POST left the process before it died completes with SubmissionUnknownError in
-    every later run, and is not sent again."""
-    async with Lane() as lane, Case(tmp_path / "case", Till("post", 5)) as case:
+async def test_an_unknown_outcome_is_reported_and_not_sent_again(tmp_path: Path) -> None:
+    """An item whose POST was sent before the process died is unknown in every later run, and is not sent
+    again."""
+    async with Lane() as lane, Case(tmp_path / "case", CountingServer("post", 5)) as case:
         assert await case.run(lane) == KILLED
         assert await case.finish(lane) == []
         errors = [line["error"] for line in case.lines("outcomes") if "key" in line]
         assert 2 <= errors.count("SubmissionUnknownError") <= 2 * 8
-        async with AsyncKieClient("sk-test", base_url=case.till.url, store=case.folder / "run.db") as client:
+        async with AsyncKieClient(
+            "sk-test", base_url=case.server.url, store=case.folder / "run.db"
+        ) as client:
             unknown = [entry async for entry in client.unfinished()]
             assert {entry.state.value for entry in unknown} == {"unknown"}
             with pytest.raises(KieError, match="may have been charged"):
                 await client.submit(unknown[0].request, key=unknown[0].key)
-        assert max(case.till.posts.values()) == 1
+        assert max(case.server.posts.values()) == 1

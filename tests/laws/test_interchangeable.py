@@ -1,4 +1,4 @@
-"""Webhook or poll, the same answer: whenever callbacks come, how often, and whatever they say."""
+"""Law 4: webhook or poll, the same answer, whenever callbacks arrive, how often, and whatever they say."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Receiving:
         await site.start()
         port = site._server.sockets[0].getsockname()[1]
         self.arguments["callback_url"] = f"http://127.0.0.1:{port}/kie/{{ref}}"
-        self.client = self.another()
+        self.client = self.new_client()
         return self
 
-    def another(self, **more) -> AsyncKieClient:
-        """A further life of the client; callbacks go to the last one."""
+    def new_client(self, **more) -> AsyncKieClient:
+        """The client after a restart; callbacks go to the last one."""
         self.clients.append(AsyncKieClient("sk-test", base_url=self.kie.url, **(self.arguments | more)))
         return self.clients[-1]
 
@@ -62,8 +62,10 @@ class Receiving:
 @pytest.mark.parametrize("trusting", [False])
 @pytest.mark.parametrize("when", WHEN)
 def test_the_grid(when: str, trusting: bool) -> None:
-    """Arrival x copies x content: the result is the one that polling alone gives, and no URL is ever
-    delivered that record-info did not return."""
+    """Arrival, copies and content: the result equals the one that polling alone gives.
+
+    No URL is delivered that record-info did not return.
+    """
 
     async def run() -> None:
         async with Receiving() as here:
@@ -84,8 +86,8 @@ def test_the_grid(when: str, trusting: bool) -> None:
     run_scaled(run(), 20)
 
 
-def test_a_true_callback_is_faster_than_the_net() -> None:
-    """With callbacks a task of 10 s is known after 10 s and one look; without them after 60 s."""
+def test_a_true_callback_is_faster_than_polling() -> None:
+    """With a callback a task of 10 s is known after 10 s and one look; without it after 60 s."""
 
     async def run() -> None:
         async with Receiving() as here:
@@ -104,8 +106,7 @@ def test_a_true_callback_is_faster_than_the_net() -> None:
 
 
 def test_silent_callbacks_are_no_longer_relied_on() -> None:
-    """After three ends that no callback told, polling is back at its usual pace; a callback restores
-    the net."""
+    """After three tasks without a callback the client polls at its usual pace again."""
 
     async def run() -> None:
         async with Receiving() as here:
@@ -124,8 +125,7 @@ def test_silent_callbacks_are_no_longer_relied_on() -> None:
 
 @pytest.mark.parametrize("answer", ["dropped", "html"])
 def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
-    """The POST was paid and its answer lost: `generate` goes on when the callback names the task;
-    nothing is sent twice."""
+    """When the answer of a paid POST is lost, `generate` goes on once a callback names the task."""
 
     async def run() -> None:
         async with Receiving() as here:
@@ -144,8 +144,8 @@ def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["generate", "resume", "resubmit", "batch"])
-def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how: str) -> None:
-    """Killed between keeping a callback and confirming it: the next life finds the task in the inbox."""
+def test_a_callback_that_was_kept_before_a_crash_is_used(tmp_path, how: str) -> None:
+    """Killed between keeping a callback and confirming it: after the restart the task is found."""
 
     async def run() -> None:
         async with Receiving(store=tmp_path / "run.db") as here:
@@ -155,10 +155,10 @@ def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how:
             [task_id] = here.kie.tasks
             await here.client._store.keep_callback(caught.value.ref, task_id)
             await here.client.aclose()
-            later = here.another()
+            later = here.new_client()
             if how == "generate":
                 assert (await later.generate("x", key="k")).task_id == task_id
-            elif how == "resubmit":  # it need not be paid anew
+            elif how == "resubmit":  # no second payment is needed
                 task = await later.submit("x", key="k", on_unknown="resubmit")
                 assert task.id == task_id
                 await task
@@ -173,8 +173,8 @@ def test_a_callback_that_was_kept_before_a_crash_is_not_forgotten(tmp_path, how:
     run_scaled(run(), 20)
 
 
-def test_a_callback_that_comes_while_a_resubmit_waits_is_taken() -> None:
-    """It waits for a slot to pay anew; meanwhile the task of the first submit is named: that one it is."""
+def test_a_callback_during_a_resubmit_that_waits_is_used() -> None:
+    """A resubmit that waits for a slot is not sent if a callback names the first task meanwhile."""
 
     async def run() -> None:
         async with Receiving(rate_limit=kie4o.RateLimit(1, per=60.0)) as here:
@@ -190,7 +190,7 @@ def test_a_callback_that_comes_while_a_resubmit_waits_is_taken() -> None:
 
 
 def test_a_failing_look_does_not_lose_what_a_callback_named() -> None:
-    """The look that confirms meets a passing fault: it is made again, and `generate` goes on."""
+    """If the look that confirms a callback fails temporarily, it is repeated and `generate` goes on."""
 
     async def run() -> None:
         async with Receiving() as here:
@@ -202,8 +202,8 @@ def test_a_failing_look_does_not_lose_what_a_callback_named() -> None:
     run_scaled(run(), 20)
 
 
-def test_looks_that_fail_for_long_do_not_lose_what_a_callback_named() -> None:
-    """The callback comes while Kie answers no look at all: `generate` asks again later."""
+def test_many_failing_looks_do_not_lose_what_a_callback_named() -> None:
+    """If every look fails when the callback arrives, `generate` tries again later."""
 
     async def run() -> None:
         async with Receiving() as here:
@@ -216,7 +216,7 @@ def test_looks_that_fail_for_long_do_not_lose_what_a_callback_named() -> None:
 
 
 def test_a_callback_that_names_another_requests_task_settles_nothing() -> None:
-    """The right ref with the id of a task that belongs to another request: that task stays its own."""
+    """The right ref with the task id of another request: each request keeps its own task."""
 
     async def run() -> None:
         async with Receiving() as here:
@@ -235,7 +235,7 @@ def test_a_callback_that_names_another_requests_task_settles_nothing() -> None:
 
 
 def test_without_a_callback_the_lost_answer_stays_unknown() -> None:
-    """`generate` waits until its deadline for the callback; a bare `submit` raises at once."""
+    """`generate` waits for the callback until its deadline; a bare `submit` raises at once."""
 
     async def run() -> None:
         async with Receiving() as here:
@@ -255,8 +255,8 @@ def test_without_a_callback_the_lost_answer_stays_unknown() -> None:
     run_scaled(run(), 40)
 
 
-def test_what_is_found_again_has_the_rest_of_the_time() -> None:
-    """60 of 100 seconds went by until a callback named the task: the wait for its end has 40."""
+def test_a_task_that_is_found_late_has_the_rest_of_the_time() -> None:
+    """When a callback names the task after 60 of 100 seconds, the wait has the other 40."""
 
     async def run() -> None:
         async with Receiving(duration=1000.0) as here:
@@ -278,9 +278,8 @@ def test_what_is_found_again_has_the_rest_of_the_time() -> None:
     run_scaled(run(), 40)
 
 
-def test_a_callback_settles_an_unknown_of_an_earlier_life(tmp_path) -> None:
-    """A client dies with an unknown submit; the next life on its store gets the callback, and the key
-    has its task."""
+def test_a_callback_settles_an_unknown_after_a_restart(tmp_path) -> None:
+    """After a restart a callback for an unknown submit gives its key the task."""
 
     async def run() -> None:
         async with Receiving(store=tmp_path / "run.db") as here:
@@ -288,7 +287,7 @@ def test_a_callback_settles_an_unknown_of_an_earlier_life(tmp_path) -> None:
             with pytest.raises(kie4o.SubmissionUnknownError):
                 await here.client.submit("x", key="k")
             await here.client.aclose()
-            second = here.another()
+            second = here.new_client()
             with pytest.raises(kie4o.SubmissionUnknownError):
                 await second.submit("x", key="k")
             while not any(sent.status == 200 for sent in here.kie.callbacks):
@@ -301,7 +300,7 @@ def test_a_callback_settles_an_unknown_of_an_earlier_life(tmp_path) -> None:
 
 
 def test_delivering_by_hand() -> None:
-    """`deliver` confirms and gives the details; a stranger's callback is refused without a look."""
+    """`deliver` confirms a callback and returns the details; an unknown ref is refused without a look."""
 
     async def run() -> None:
         async with Receiving() as here:
@@ -315,7 +314,7 @@ def test_delivering_by_hand() -> None:
             assert details.state is kie4o.TaskState.SUCCEEDED
             looks = len(here.kie.tasks[task.id].looks)
             with pytest.raises(kie4o.CallbackError):
-                await here.client.deliver(here.client.parse_callback(body, headers, ref="somebody else's"))
+                await here.client.deliver(here.client.parse_callback(body, headers, ref="unknown"))
             await here.client.deliver(here.client.parse_callback(body, headers, ref=ref))
             assert len(here.kie.tasks[task.id].looks) == looks
             assert (await task).source == "store"
@@ -324,7 +323,7 @@ def test_delivering_by_hand() -> None:
 
 
 def test_trusted_callbacks_need_no_look() -> None:
-    """With `trust_callbacks=True` a recognised callback's word is taken, and results are equal still."""
+    """With `trust_callbacks=True` a callback with a known ref needs no look, and the results are equal."""
 
     async def run() -> None:
         async with Receiving(trust_callbacks=True) as here:

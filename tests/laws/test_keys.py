@@ -1,4 +1,4 @@
-"""Idempotency keys through the client: one payment for a key, across callers, clients and restarts."""
+"""Idempotency keys: one payment per key, across callers, clients and restarts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from kie4o.stores.store import EntryState, Store
 
 SPEED = 20  # loop seconds per second
 
-# -- the same key, the same request ---------------------------------------------------------------------
+# -- the same key, the same request ----------------------------------------------------------------
 
 
-def test_a_key_is_paid_once_for_ever(store: MakeStore) -> None:
-    """Submitted, waited for, ended, in this client and in later ones: one POST, one task, one result."""
+def test_a_key_is_paid_once(store: MakeStore) -> None:
+    """Submitted, waited for or finished, in this client and in later ones: one POST, one task, one result."""
 
     async def run() -> None:
         async with Emulator(duration=1.0) as kie:
@@ -50,7 +50,7 @@ def test_a_key_is_paid_once_for_ever(store: MakeStore) -> None:
 
 
 def test_a_later_client_waits_for_what_an_earlier_one_submitted(store: MakeStore) -> None:
-    """A key that was submitted in an earlier life is waited for, not submitted."""
+    """A key that an earlier process submitted is waited for, not submitted."""
 
     async def run() -> None:
         async with Emulator(duration=5.0) as kie:
@@ -66,7 +66,7 @@ def test_a_later_client_waits_for_what_an_earlier_one_submitted(store: MakeStore
 
 @pytest.mark.parametrize("verbs", [["generate"] * 5, ["submit"] * 5, ["submit", "generate", "submit"]])
 def test_callers_at_the_same_moment_share_one_post(store: MakeStore, verbs: list[str]) -> None:
-    """However many ask for one key at once, and by whichever verb: one POST and one task for all."""
+    """Any number of concurrent calls with one key, by either verb, share one POST and one task."""
 
     async def run() -> None:
         async with Emulator(duration=1.0, latency=1.0) as kie, client_of(kie.url, store()) as client:
@@ -81,8 +81,8 @@ def test_callers_at_the_same_moment_share_one_post(store: MakeStore, verbs: list
     run_scaled(run(), SPEED)
 
 
-def test_a_shared_failure_is_each_callers_own() -> None:
-    """Callers who share one POST each get its refusal, as errors of their own."""
+def test_each_caller_gets_its_own_error() -> None:
+    """Callers that share a POST each get its refusal as an error object of their own."""
 
     async def run() -> None:
         async with Emulator(latency=1.0) as kie, client_of(kie.url) as client:
@@ -98,7 +98,7 @@ def test_a_shared_failure_is_each_callers_own() -> None:
 
 
 def test_without_a_key_every_call_is_paid(store: MakeStore) -> None:
-    """Equal requests without a key are different wishes: each is submitted."""
+    """Equal requests without a key are submitted each."""
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie, client_of(kie.url, store()) as client:
@@ -109,9 +109,11 @@ def test_without_a_key_every_call_is_paid(store: MakeStore) -> None:
     run_scaled(run(), SPEED)
 
 
-def test_a_call_after_a_cancelled_one_submits_anew(store: MakeStore) -> None:
-    """A caller who comes when the submit of its key is just being called off is not called off with
-    it: a time-out and a second try are the commonest pair of calls."""
+def test_a_call_after_a_cancelled_one_submits_again(store: MakeStore) -> None:
+    """A call that arrives while the submit of its key is being called off is not called off with it.
+
+    A timeout followed by a second try is the most common case.
+    """
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -130,7 +132,7 @@ def test_a_call_after_a_cancelled_one_submits_anew(store: MakeStore) -> None:
 
 
 def test_a_first_call_that_is_cancelled_leaves_a_working_client(tmp_path: Path) -> None:
-    """Cancelled while the store is being opened: the next call opens it and works."""
+    """After a cancel while the store is being opened, the next call opens it and works."""
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -144,12 +146,14 @@ def test_a_first_call_that_is_cancelled_leaves_a_working_client(tmp_path: Path) 
     run_scaled(run(), SPEED)
 
 
-@pytest.mark.parametrize("make", [lambda place: MemoryStore(), SQLiteStore], ids=["memory", "sqlite"])
+@pytest.mark.parametrize("make", [lambda path: MemoryStore(), SQLiteStore], ids=["memory", "sqlite"])
 def test_callers_cancelled_in_one_tick_leave_every_slot_free(
     make: Callable[[Path], Store], tmp_path: Path
 ) -> None:
-    """One submit on its way and three behind it in the queue for slots, all cancelled in the same turn of
-    the loop: each ends as cancelled or submitted, no slot is lost, nothing unsent is taken for unknown."""
+    """One submit under way and three waiting for slots, all cancelled in the same turn of the loop.
+
+    Each ends as cancelled or submitted, no slot is lost, and nothing unsent becomes unknown.
+    """
 
     async def run() -> None:
         for ticks in range(0, 60, 3):
@@ -170,9 +174,9 @@ def test_callers_cancelled_in_one_tick_leave_every_slot_free(
                     assert kinds <= {asyncio.CancelledError, kie4o.ImageTask}, ends
                     await until(lambda client=client: client._submissions.live == 0)
                     assert (client._limiter.open, client._limiter.waiting) == (0, 0)
-                    owed = [entry async for entry in kept.unfinished()]
-                    assert {entry.task_id for entry in owed} >= set(kie.tasks)
-                    assert {entry.state for entry in owed} <= {EntryState.SUBMITTED}
+                    unfinished = [entry async for entry in kept.unfinished()]
+                    assert {entry.task_id for entry in unfinished} >= set(kie.tasks)
+                    assert {entry.state for entry in unfinished} <= {EntryState.SUBMITTED}
                     for caller in range(4):
                         assert await state_of(kept, f"{ticks}.{caller}") is not EntryState.INTENT
                     await asyncio.wait_for(client.submit("after"), 50.0)
@@ -180,12 +184,14 @@ def test_callers_cancelled_in_one_tick_leave_every_slot_free(
     run_scaled(run(), SPEED)
 
 
-# -- the same key, another request ----------------------------------------------------------------------
+# -- the same key, another request -----------------------------------------------------------------
 
 
 def test_another_request_under_a_key_is_a_conflict(store: MakeStore) -> None:
-    """Whether the first one is under way, submitted, ended or of an earlier life: `KeyConflictError`
-    with the key, before anything is sent; the first one is not disturbed."""
+    """`KeyConflictError` before anything is sent, whatever the state of the first request.
+
+    The first request goes on undisturbed.
+    """
 
     async def run() -> None:
         async def conflicts(client: AsyncKieClient) -> None:
@@ -219,9 +225,11 @@ BAD_KEYS = [
 
 
 @pytest.mark.parametrize("key", BAD_KEYS, ids=lambda key: ascii(key)[:12])
-async def test_a_key_that_cannot_be_kept_is_refused(key: object, tmp_path: Path) -> None:
-    """Blank, too long, unprintable, half a pair, or no text at all: refused before the store is opened
-    or anything is sent."""
+async def test_an_unusable_key_is_refused(key: object, tmp_path: Path) -> None:
+    """A key that is blank, too long, unprintable, not UTF-8 or not text is refused.
+
+    That happens before the store is opened or anything is sent.
+    """
     async with Emulator() as kie:
         client = client_of(kie.url, SQLiteStore(tmp_path / "run.db"))
         for verb in (client.submit, client.generate):
@@ -234,7 +242,7 @@ async def test_a_key_that_cannot_be_kept_is_refused(key: object, tmp_path: Path)
 
 @pytest.mark.parametrize("key", ["k" * 512, "Auftrag № 5 / süß", "🎨", "a'b\"c\\d%_", "INF", "0"])
 async def test_any_printable_text_is_a_key(key: str, store: MakeStore) -> None:
-    """Up to 512 printable characters of any script, and each is itself only."""
+    """Up to 512 printable characters of any script are a key, and differ from any other."""
     async with Emulator() as kie, client_of(kie.url, store()) as client:
         task = await client.submit("x", key=key)
         assert (await client.submit("x", key=key)).id == task.id
@@ -242,12 +250,14 @@ async def test_any_printable_text_is_a_key(key: str, store: MakeStore) -> None:
         assert kie.posts == 2
 
 
-# -- failed tasks -----------------------------------------------------------------------------------------
+# -- failed tasks ----------------------------------------------------------------------------------
 
 
 def test_a_failed_task_is_final_for_its_key(store: MakeStore) -> None:
-    """The same failure, from the store and without a POST, until it is asked for with `retry_failed`;
-    then the new result stands, also in a later client and also if it is asked again."""
+    """The failure is raised again from the store, without a POST, until `retry_failed` is passed.
+
+    After that the new result is final, in later clients too.
+    """
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -278,9 +288,8 @@ def test_a_failed_task_is_final_for_its_key(store: MakeStore) -> None:
     run_scaled(run(), SPEED)
 
 
-def test_news_of_the_failed_task_does_not_touch_the_new_one(store: MakeStore) -> None:
-    """Whoever still waits for the failed task by its id learns that it failed; what the key stands
-    for now is the task that was submitted anew."""
+def test_waiting_for_the_failed_task_does_not_change_the_new_one(store: MakeStore) -> None:
+    """A wait for the failed task by its id raises its failure; the key keeps the task of the resubmit."""
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -302,8 +311,8 @@ def test_news_of_the_failed_task_does_not_touch_the_new_one(store: MakeStore) ->
 
 
 def test_a_retry_that_was_refused_leaves_the_failure_final(store: MakeStore) -> None:
-    """`retry_failed` opts in to one more payment. If Kie refuses it nothing has changed: a call
-    without it still gets the failure and pays nothing."""
+    """If Kie refuses the resubmit, a call without `retry_failed` still raises the failure and pays
+    nothing."""
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -323,12 +332,14 @@ def test_a_retry_that_was_refused_leaves_the_failure_final(store: MakeStore) -> 
     run_scaled(run(), SPEED)
 
 
-# -- unknown outcomes -----------------------------------------------------------------------------------
+# -- unknown outcomes ------------------------------------------------------------------------------
 
 
 def test_an_unknown_outcome_is_held_with_its_ref(store: MakeStore) -> None:
-    """By default the key is never sent again, in this life or a later one; every error carries the
-    key and the ref of the one submit."""
+    """By default the key is not sent again, before or after a restart.
+
+    Every error carries the key and the ref of the one submit.
+    """
 
     async def run() -> None:
         async with Emulator() as kie:
@@ -349,9 +360,11 @@ def test_an_unknown_outcome_is_held_with_its_ref(store: MakeStore) -> None:
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_resubmit_pays_again_because_it_was_asked_to(store: MakeStore, later: bool) -> None:
-    """`on_unknown="resubmit"` sends the request again, here paying twice as the README warns; the new
-    result stands afterwards and a further one is not sent."""
+def test_resubmit_pays_again(store: MakeStore, later: bool) -> None:
+    """`on_unknown="resubmit"` sends the request again and here pays twice, as documented.
+
+    The new result is final: a further call does not send it.
+    """
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -359,7 +372,7 @@ def test_resubmit_pays_again_because_it_was_asked_to(store: MakeStore, later: bo
             kept = store()
             client = client_of(kie.url, kept)
             with pytest.raises(kie4o.SubmissionUnknownError):
-                await client.generate("x", key="a", on_unknown="resubmit")  # asked for, but not unknown yet
+                await client.generate("x", key="a", on_unknown="resubmit")  # not unknown yet
             assert kie.posts == 1
             if later:
                 await client.aclose()
@@ -376,8 +389,7 @@ def test_resubmit_pays_again_because_it_was_asked_to(store: MakeStore, later: bo
 
 
 def test_a_resubmit_that_was_refused_leaves_the_outcome_unknown(store: MakeStore) -> None:
-    """The first submit is still perhaps paid when the second was refused: a call that does not opt
-    in must not send a third."""
+    """If Kie refuses the resubmit, the first may still be paid: a call that does not opt in sends nothing."""
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -398,7 +410,7 @@ def test_a_resubmit_that_was_refused_leaves_the_outcome_unknown(store: MakeStore
 
 @pytest.mark.parametrize("on_unknown", ["Hold", "", None, True, "resend"])
 async def test_other_words_for_on_unknown_are_refused(on_unknown: object) -> None:
-    """What may pay twice is spelled exactly or refused."""
+    """An option that may pay twice is spelled exactly or refused."""
     async with Emulator() as kie, client_of(kie.url) as client:
         for verb in (client.submit, client.generate):
             with pytest.raises(kie4o.InvalidRequestError, match="'hold' or 'resubmit'"):
@@ -406,12 +418,12 @@ async def test_other_words_for_on_unknown_are_refused(on_unknown: object) -> Non
         assert kie.posts == 0
 
 
-# -- refused and not sent ---------------------------------------------------------------------------------
+# -- refused and not sent --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [400, 401, 402, 403, 404, 422, 433, 451, 505])
 def test_a_refused_key_may_be_used_again(store: MakeStore, code: int) -> None:
-    """A refusal costs nothing and settles nothing: the same call is sent again, here and later."""
+    """A refusal costs nothing: the next call with the key sends the request, here and after a restart."""
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -430,7 +442,7 @@ def test_a_refused_key_may_be_used_again(store: MakeStore, code: int) -> None:
 
 
 def test_a_key_that_was_not_sent_may_be_used_again(store: MakeStore) -> None:
-    """Nobody listens, so nothing is paid: once somebody does, the same call is sent, once."""
+    """A call that could not connect paid nothing: the next call with its key sends the request once."""
 
     async def run() -> None:
         async with client_of(f"http://127.0.0.1:{unused_port()}", kept := store()) as client:
@@ -446,16 +458,18 @@ def test_a_key_that_was_not_sent_may_be_used_again(store: MakeStore) -> None:
 
 
 @pytest.mark.parametrize("key", ["a", None])
-def test_nothing_is_claimed_during_the_pause_before_a_resend(store: MakeStore, key: str | None) -> None:
-    """Between a 429 and the next attempt the key is PLANNED: a crash in that long pause leaves no
-    UNKNOWN behind, since nothing was paid. Without a key there is nothing to keep at all."""
+def test_nothing_is_claimed_during_the_delay_before_a_resend(store: MakeStore, key: str | None) -> None:
+    """Between a 429 and the next attempt the key is PLANNED and counts as not submitted.
+
+    So a crash in that long delay leaves no UNKNOWN behind. Without a key nothing is saved at all.
+    """
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie, client_of(kie.url, kept := store()) as client:
             kie.plan("x", answer=429)
             call = asyncio.create_task(client.submit("x", key=key))
             await until(lambda: kie.posts == 1)
-            await asyncio.sleep(4.0)  # of the ten that it pauses
+            await asyncio.sleep(4.0)  # of a delay of ten
             assert not call.done()
             if key is not None:
                 entry = await kept.find(key=key)

@@ -1,4 +1,4 @@
-"""Law 3 across restarts: the submits of an earlier process on the store count against the limit."""
+"""Law 3 across restarts: submits of earlier processes on the same store count against the limit."""
 
 from __future__ import annotations
 
@@ -17,51 +17,49 @@ from kie4o.emulator import Emulator
 from kie4o.stores.sqlite import SQLiteStore
 
 WINDOWS = [(20, 10.0), (1, 0.5)]  # loop seconds per second, and seconds of the limit's window
-LIVES = (12, 8, 15, 5)  # submits in each life of the process
+RUNS = (12, 8, 15, 5)  # submits in each run of the process
 
 
-async def lives(kie: Emulator, per: float, places: list[Path]) -> None:
+async def run_often(kie: Emulator, per: float, paths: list[Path]) -> None:
     """A process that is restarted several times and submits as fast as it may."""
-    for number, (submits, place) in enumerate(zip(LIVES, places, strict=True)):
+    for number, (submits, path) in enumerate(zip(RUNS, paths, strict=True)):
         limit = RateLimit(20, per=per)
-        async with client_of(kie.url, SQLiteStore(place), rate_limit=limit) as client:
+        async with client_of(kie.url, SQLiteStore(path), rate_limit=limit) as client:
             await asyncio.gather(*(client.submit(f"{number}.{n}") for n in range(submits)))
 
 
 @pytest.mark.parametrize(("speed", "per"), WINDOWS)
 @pytest.mark.parametrize("limit", [20, 1000])
 def test_a_restart_remembers_the_window(tmp_path: Path, speed: float, per: float, limit: int) -> None:
-    """Law 3 over several lives on one file: no window sees a 21st submit, and a server that admits
-    20 refuses none."""
+    """No window has a 21st submit, and a server that admits 20 refuses none."""
 
     async def run() -> None:
         async with Emulator(limit=limit, per=per) as kie:
-            await lives(kie, per, [tmp_path / "run.db"] * len(LIVES))
+            await run_often(kie, per, [tmp_path / "run.db"] * len(RUNS))
             assert kie.most_in_window() <= 20
-            assert (kie.refused, kie.accepted) == (0, sum(LIVES))
+            assert (kie.refused, kie.accepted) == (0, sum(RUNS))
 
     run_scaled(run(), speed)
 
 
 @pytest.mark.parametrize(("speed", "per"), WINDOWS)
 def test_control_a_restart_without_a_store_breaks_the_limit(tmp_path: Path, speed: float, per: float) -> None:
-    """Control: with a new file for each life the same server sees more than 20 in a window, and one
-    that admits 20 refuses some."""
+    """Control: with a new file for each run there are more than 20, and the server refuses some."""
 
     async def run() -> None:
-        fresh = [tmp_path / f"{n}.db" for n in range(2 * len(LIVES))]
+        fresh = [tmp_path / f"{n}.db" for n in range(2 * len(RUNS))]
         async with Emulator(limit=1000, per=per) as kie:
-            await lives(kie, per, fresh[: len(LIVES)])
+            await run_often(kie, per, fresh[: len(RUNS)])
             assert kie.most_in_window() > 20
         async with Emulator(limit=20, per=per) as kie:
-            await lives(kie, per, fresh[len(LIVES) :])
+            await run_often(kie, per, fresh[len(RUNS) :])
             assert kie.refused > 0
 
     run_scaled(run(), speed)
 
 
 async def test_a_restart_remembers_submits_whose_keys_were_used_again(tmp_path: Path) -> None:
-    """Two tasks under one key, the second after the first had failed, are two in the window."""
+    """Two tasks of one key, the second after the first had failed, count as two."""
     limit = RateLimit(20, per=2.0)
     async with Emulator(limit=1000, per=2.0, duration=0.0) as kie:
         for n in range(10):
@@ -78,8 +76,10 @@ async def test_a_restart_remembers_submits_whose_keys_were_used_again(tmp_path: 
 
 
 async def test_a_submit_that_was_given_up_counts_from_then(store: MakeStore) -> None:
-    """A request may reach Kie until its answer is given up on, so that is the time that a later life
-    has to count from; counted from its beginning, a 21st would fit into Kie's window."""
+    """A submit without an answer counts from the moment it was given up.
+
+    Its request may have reached Kie at any time until then.
+    """
     async with FaultServer(stall) as server:
         async with client_of(server.url, kept := store(), timeout=0.5) as client:
             with pytest.raises(kie4o.SubmissionUnknownError):

@@ -1,4 +1,4 @@
-"""What the client saves, and when: before anything is sent, after the answer, and when a save fails."""
+"""What the client saves and when: before it sends, after the answer, and what it does when a save fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPEED = 20  # loop seconds per second
 
 
 class Watched:
-    """A store that keeps the history of its saves, and in which saves of `broken` states fail."""
+    """A store that records the states it saves, and fails to save those in `broken`."""
 
     def __init__(self, store: Store, *broken: EntryState) -> None:
         self._store = store
@@ -42,8 +42,8 @@ class Watched:
 
 @pytest.mark.parametrize("key", ["a", None])
 @pytest.mark.parametrize("outcome", ["success", "failed"])
-def test_the_outcome_is_written_down(store: MakeStore, outcome: str, key: str | None) -> None:
-    """INTENT, SUBMITTED, then the end with its details: in this order and nothing else."""
+def test_the_outcome_is_saved(store: MakeStore, outcome: str, key: str | None) -> None:
+    """INTENT, SUBMITTED, then the outcome with its details, in this order and nothing else."""
 
     async def run() -> None:
         async with Emulator(duration=0.0, outcome=outcome) as kie:
@@ -66,8 +66,8 @@ def test_the_outcome_is_written_down(store: MakeStore, outcome: str, key: str | 
 
 
 @pytest.mark.parametrize("how", ["task", "wait", "resume"])
-def test_whoever_waits_writes_the_outcome_down(store: MakeStore, how: str) -> None:
-    """The end is written down also if it was learned from the handle, by the id, or by `resume`."""
+def test_every_way_of_waiting_saves_the_outcome(store: MakeStore, how: str) -> None:
+    """The outcome is saved whether it is learned from the handle, by the id or by `resume`."""
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie, client_of(kie.url, kept := store()) as client:
@@ -87,11 +87,13 @@ def test_whoever_waits_writes_the_outcome_down(store: MakeStore, how: str) -> No
 
 
 @pytest.mark.parametrize(("days", "end"), [(13, EntryState.SUBMITTED), (15, EntryState.FAILED)])
-def test_what_kie_has_forgotten_after_14_days_is_owed_no_more(
+def test_a_task_that_kie_does_not_know_fails_after_14_days(
     store: MakeStore, days: int, end: EntryState
 ) -> None:
-    """A task that Kie does not know has failed for good once its images would be gone; before that it
-    may be a wrong key's and stays owed."""
+    """A task that Kie does not know has failed once its images would have expired.
+
+    Before that the API key may be the wrong one, so the task stays unfinished.
+    """
 
     async def run() -> None:
         async with Emulator() as kie, client_of(kie.url, kept := store()) as client:
@@ -111,8 +113,10 @@ def test_what_kie_has_forgotten_after_14_days_is_owed_no_more(
 
 @pytest.mark.parametrize("key", ["a", None])
 def test_no_intent_no_post(store: MakeStore, key: str | None) -> None:
-    """When the INTENT cannot be written nothing is sent: `StoreError`, 0 POSTs; afterwards the same
-    call works, and no slot or place was lost."""
+    """If the INTENT cannot be saved, nothing is sent and `StoreError` is raised.
+
+    Later the same call works: no slot and no permit was lost.
+    """
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -135,7 +139,7 @@ def test_no_intent_no_post(store: MakeStore, key: str | None) -> None:
 
 
 def test_no_claim_no_post() -> None:
-    """The same when the key cannot even be claimed."""
+    """If the key cannot be claimed, nothing is sent."""
 
     class Broken(MemoryStore):
         async def claim(self, entry: Entry) -> Entry:
@@ -156,11 +160,13 @@ def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("key", ["a", None])
 @pytest.mark.parametrize("verb", ["submit", "generate"])
-def test_a_paid_id_that_cannot_be_written_is_not_lost(
+def test_a_paid_id_that_cannot_be_saved_is_not_lost(
     store: MakeStore, verb: str, key: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is on the error, in the log at ERROR, stands under its key, can be waited for, and is written
-    as soon as that is possible: soon at first, then more and more rarely."""
+    """The error and the log have the id, its key returns the task, and waiting for it works.
+
+    The save is repeated, at growing intervals, until it succeeds.
+    """
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -182,7 +188,7 @@ def test_a_paid_id_that_cannot_be_written_is_not_lost(
                 assert (await kept.find(task_id=task_id)).state is EntryState.SUBMITTED
                 tries = len(kept.history)
                 await asyncio.sleep(60.0)
-                assert len(kept.history) == tries  # once is enough
+                assert len(kept.history) == tries  # not saved again
                 assert (await client.wait(task_id)).urls
                 if key is not None:
                     assert (await client.generate("x", key=key)).source == "store"
@@ -191,8 +197,8 @@ def test_a_paid_id_that_cannot_be_written_is_not_lost(
     run_scaled(run(), 300)
 
 
-def test_closing_writes_what_could_not_be_written(store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
-    """The last try is made when the client closes; if that fails too, the log has the id."""
+def test_closing_saves_what_could_not_be_saved(store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Closing tries to save the id once more; if that fails too, the log has it."""
 
     async def run() -> None:
         async with Emulator(duration=0.0) as kie:
@@ -218,11 +224,13 @@ def test_closing_writes_what_could_not_be_written(store: MakeStore, caplog: pyte
 
 
 @pytest.mark.parametrize("outcome", ["success", "failed"])
-def test_an_end_that_cannot_be_written_is_still_handed_out(
+def test_an_outcome_that_cannot_be_saved_is_still_returned(
     store: MakeStore, outcome: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The caller gets the images or the failure, the log has a line, and the next call looks again,
-    which costs nothing."""
+    """The caller gets the images or the failure, and the log has a line.
+
+    The next call polls again, which is free.
+    """
 
     async def run() -> None:
         async with Emulator(duration=0.0, outcome=outcome) as kie:
@@ -242,8 +250,8 @@ def test_an_end_that_cannot_be_written_is_still_handed_out(
     run_scaled(run(), SPEED)
 
 
-def test_an_unknown_outcome_that_cannot_be_written_is_still_held(store: MakeStore) -> None:
-    """The INTENT that is there says the same: the key is not sent again."""
+def test_an_unknown_outcome_that_cannot_be_saved_is_not_sent_again(store: MakeStore) -> None:
+    """If UNKNOWN cannot be saved, the saved INTENT has the same effect: the key is not sent again."""
 
     async def run() -> None:
         async with FaultServer(raw(b"")) as server:

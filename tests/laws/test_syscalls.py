@@ -1,7 +1,7 @@
-"""Laws 1 and 2 when the system fails: `strace` makes the n-th write, sync, connect or send of a
-process kill it, or fail. Afterwards the batch is run again in peace and judged as after any crash.
+"""Laws 1 and 2 when the system fails: `strace` makes the n-th write, sync, connect or send of a process kill
+it, or fail. The batch is then run again undisturbed and judged as after any crash.
 
-The default run takes a few positions; HYPOTHESIS_PROFILE=deep takes at least 150.
+By default a few positions are tried; HYPOTHESIS_PROFILE=deep tries at least 150.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import attrs
 import pytest
-from crashing import CHILD, DEEP, ITEMS, KILLED, Case, Lane, Till, on_lanes
+from crashing import CHILD, DEEP, ITEMS, KILLED, Case, CountingServer, Lane, on_lanes
 
 STRACE = shutil.which("strace")
 KILL = "signal=SIGKILL"
-# How each of them can fail. "+" means from then on, as on a disk that stays full.
+# How each call can fail. "+" means this call and all later ones, as on a disk that stays full.
 WAYS = {
     "fdatasync": (KILL, "error=EIO", "error=ENOSPC", "error=EIO+"),
     "fsync": (KILL, "error=EIO"),
@@ -31,8 +31,8 @@ WAYS = {
     "sendto": (KILL, "error=EIO", "error=ECONNRESET"),
     "connect": (KILL, "error=EIO", "error=ECONNREFUSED", "error=ENETUNREACH+"),
 }
-POSITIONS = 16 if DEEP else 2  # of each syscall and way
-LEAST = 150 if DEEP else 15  # positions that were really reached
+POSITIONS = 16 if DEEP else 2  # for each call and way
+LEAST = 150 if DEEP else 15  # positions that have to be reached
 
 
 def why_not() -> str:
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "strace works")
 
 @attrs.frozen
 class Failure:
-    """The `at`-th call of `syscall` in any thread goes that `way`."""
+    """The `at`-th call of `syscall` in any thread fails in that way."""
 
     syscall: str
     way: str
@@ -66,7 +66,7 @@ class Failure:
 
 
 async def traced(case: Case, *options: str, strings: bool = False) -> tuple[int, str]:
-    """One run in an interpreter of its own under strace: its code, and what was traced."""
+    """One run in an interpreter of its own under strace; return its exit code and the trace."""
     log = case.folder / "trace"
     run = json.dumps(attrs.asdict(case.run_of()))
     assert STRACE is not None
@@ -77,17 +77,17 @@ async def traced(case: Case, *options: str, strings: bool = False) -> tuple[int,
         try:
             code = await asyncio.wait_for(process.wait(), 60)
         except TimeoutError:
-            process.terminate()  # strace, which lets go of the run and ends it
+            process.terminate()  # strace detaches from the run and ends it
             await process.wait()
             raise AssertionError("a traced run hung") from None
     case.codes.append(code)
-    await case.till.settled()
+    await case.server.settled()
     return code, log.read_text("utf-8", "replace")
 
 
 async def counted(folder: Path) -> Counter[str]:
-    """How often the busiest thread of an undisturbed run makes each call."""
-    async with Lane() as lane, Case(folder / "undisturbed", Till()) as case:
+    """The number of calls of each kind that the busiest thread of an undisturbed run makes."""
+    async with Lane() as lane, Case(folder / "undisturbed", CountingServer()) as case:
         code, trace = await traced(case, f"trace={','.join(WAYS)}")
         assert code == 0
         assert await case.finish(lane) == []
@@ -99,7 +99,7 @@ async def counted(folder: Path) -> Counter[str]:
 
 
 def failures(counts: Counter[str]) -> Iterator[Failure]:
-    """Positions spread over the run, its first and later ones, for every way."""
+    """For each way, positions spread over the run, first and later ones."""
     for syscall, ways in WAYS.items():
         most = counts[syscall]
         for number, way in enumerate(ways):
@@ -111,16 +111,18 @@ def failures(counts: Counter[str]) -> Iterator[Failure]:
 
 
 @pytest.mark.sweep
-async def test_any_system_call_may_kill_or_fail(tmp_path: Path) -> None:
-    """At every chosen position: at most one complete POST per item, one outcome each, errors of ours
-    only, no traceback from any thread, and a task id that could not be written was told."""
-    began = time.monotonic()
+async def test_any_system_call_may_fail(tmp_path: Path) -> None:
+    """Wherever it fails, each item has at most one complete POST and one outcome.
+
+    Only our errors are raised, no thread logs a traceback, and a task id that could not be saved is reported.
+    """
+    start = time.monotonic()
     counts = await counted(tmp_path)
     assert all(counts[syscall] for syscall in WAYS), counts
     reached: Counter[str] = Counter()
 
     async def act(lane: Lane, failure: Failure) -> list[str]:
-        async with Case(tmp_path / str(failure), Till()) as case:
+        async with Case(tmp_path / str(failure), CountingServer()) as case:
             code, trace = await traced(case, f"trace={failure.syscall}", failure.option)
             reached[failure.syscall] += code == KILLED or "(INJECTED)" in trace
             expected = (0, KILLED) if failure.way == KILL else (0,)
@@ -128,7 +130,7 @@ async def test_any_system_call_may_kill_or_fail(tmp_path: Path) -> None:
             return faults + await case.finish(lane)
 
     faults = await on_lanes(failures(counts), act)
-    print(f"{reached.total()} positions in {time.monotonic() - began:.0f} s: {dict(reached)}")
+    print(f"{reached.total()} positions in {time.monotonic() - start:.0f} s: {dict(reached)}")
     assert faults == []
     assert reached.total() >= LEAST
 
@@ -138,10 +140,10 @@ INTENT = re.compile(
 )
 
 
-async def test_an_intent_is_synced_before_its_request_leaves(tmp_path: Path) -> None:
-    """In the order of the calls that the kernel saw: the page with the intent of an item is written,
-    a sync that began later has returned, and only then the bytes of its POST are sent."""
-    async with Case(tmp_path / "case", Till()) as case:
+async def test_an_intent_is_synced_before_its_request_is_sent(tmp_path: Path) -> None:
+    """In the order that the kernel saw, the intent of an item is written and synced before its POST is
+    sent."""
+    async with Case(tmp_path / "case", CountingServer()) as case:
         code, trace = await traced(case, "trace=pwrite64,fdatasync,sendto", strings=True)
     assert code == 0
     written: set[str] = set()

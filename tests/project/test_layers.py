@@ -99,7 +99,7 @@ class Imports(ast.NodeVisitor):
             self.foreign.add(path[0])
 
 
-# -- the checks --------------------------------------------------------------------------------
+# -- the checks ------------------------------------------------------------------------------------
 
 
 def wrong_rooms(source: str, name: str) -> set[str]:
@@ -151,7 +151,7 @@ def rooms_on(page: str) -> set[str]:
     return set(re.findall(r"^ *(?:[-*] )?`?(\w+)(?:/|\.py)(?=[`:\s])", section[1], re.MULTILINE))
 
 
-# -- the package -------------------------------------------------------------------------------
+# -- the package -----------------------------------------------------------------------------------
 
 
 def test_every_room_has_a_floor() -> None:
@@ -197,7 +197,7 @@ def test_a_module_can_be_read_in_one_sitting(name: str) -> None:
     assert ast.get_docstring(ast.parse(source))
 
 
-# -- the controls ------------------------------------------------------------------------------
+# -- the controls ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ y/
     assert rooms_on(page) == {"wire", "urls", "cli"}
 
 
-# -- what an import loads ----------------------------------------------------------------------
+# -- what an import loads --------------------------------------------------------------------------
 
 MODULES = ["kie4o", *(f"kie4o.{name}".removesuffix(".__init__") for name in SOURCES)]
 LATE = {"cattrs", "cattr", "rich", "cyclopts"}  # loaded when they are first needed

@@ -1,9 +1,9 @@
-"""The store in memory: what it drops, and who may have it."""
+"""The store in memory: what it drops, and that it serves one client at a time."""
 
 from __future__ import annotations
 
 import pytest
-from entries import ended, keys_owed, submitted
+from entries import ended, submitted, unfinished_keys
 
 import kie4o.stores.memory
 from kie4o import AsyncKieClient
@@ -12,12 +12,16 @@ from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import EntryState
 
 
-async def test_memory_keeps_the_last_ended_and_all_that_is_owed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ended entries make room for newer ones, in the order in which they ended; what still owes an
-    outcome is never dropped, also if an earlier task under its key had failed."""
+async def test_memory_keeps_the_last_ended_and_all_unfinished_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ended entries make room for newer ones, in the order in which they ended.
+
+    Unfinished ones are never dropped, even if an earlier task of their key had failed.
+    """
     monkeypatch.setattr(kie4o.stores.memory, "KEPT", 100)
     store = MemoryStore()
-    await store.save(submitted("owed"))
+    await store.save(submitted("unfinished"))
     await store.save(ended(submitted("again", task_id="first"), EntryState.FAILED))
     await store.save(submitted("again", task_id="second"))
     for n in range(150):
@@ -25,11 +29,11 @@ async def test_memory_keeps_the_last_ended_and_all_that_is_owed(monkeypatch: pyt
     kept = [n for n in range(150) if await store.find(key=f"{n:03}") is not None]
     assert kept == list(range(50, 150))
     assert await store.find(task_id="task-of-049") is None
-    assert await keys_owed(store) == ["owed", "again"]
+    assert await unfinished_keys(store) == ["unfinished", "again"]
 
 
 async def test_one_store_object_serves_one_client_at_a_time() -> None:
-    """Two clients that do not know of each other would pay twice for a key."""
+    """Two clients that did not know of each other would pay twice for a key."""
     store = MemoryStore()
     async with Emulator() as kie, AsyncKieClient("sk-test", base_url=kie.url, store=store) as first:
         await first.submit("x", key="k")

@@ -1,4 +1,4 @@
-"""Entries as bytes with a checksum: any damage is noticed."""
+"""Entries as bytes with a checksum: any damage is detected."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from kie4o.stores.store import Entry
 
 @given(entry=ENTRIES, data=st.data())
 @example(entry=ended(submitted("k")), data=None)
-def test_any_flipped_bit_is_noticed(entry: Entry, data: Any) -> None:
-    """An entry that differs from what was packed in one bit, of its body or of its checksum, is an
-    error and never another entry."""
+def test_any_flipped_bit_is_detected(entry: Entry, data: Any) -> None:
+    """One flipped bit, in the body or in the checksum, is an error and never another entry."""
     body = packed(entry)
     check = checksum(body)
     assert plain(unpacked(body, check)) == plain(entry)
@@ -37,6 +36,6 @@ def test_any_flipped_bit_is_noticed(entry: Entry, data: Any) -> None:
     ids=lambda body: str(body[:12]),
 )
 def test_a_body_that_is_no_entry_is_an_error(body: bytes) -> None:
-    """A fitting checksum does not make an entry of anything."""
+    """A matching checksum alone does not make an entry."""
     with pytest.raises(StoreError, match="damaged"):
         unpacked(body, checksum(body))

@@ -1,4 +1,4 @@
-"""The store in a SQLite file: what a file can promise, one owner, and files that are no store."""
+"""The store in a SQLite file: durability, a single owner, and files that are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from cancelling import cancelled_at
-from entries import PATIENCE, ended, entry_of, keys_owed, plain, submitted
+from entries import PATIENCE, ended, entry_of, plain, submitted, unfinished_keys
 
 import kie4o
 from kie4o import AsyncKieClient, PollPolicy, StoreError, StoreLockedError
@@ -27,17 +27,17 @@ from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.sqlite_file import SCHEMA
 from kie4o.stores.store import EntryState, Store
 
-# -- what a file can promise --------------------------------------------------------------------
+# -- durability ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def path(tmp_path: Path) -> Path:
     return tmp_path / "run.db"
 
 
 @contextlib.asynccontextmanager
-async def opened(place: Path):
-    store = SQLiteStore(place)
+async def opened(path: Path):
+    store = SQLiteStore(path)
     await store.open()
     try:
         yield store
@@ -45,22 +45,25 @@ async def opened(place: Path):
         await store.aclose()
 
 
-async def test_everything_is_there_when_it_is_opened_again(place: Path) -> None:
-    """Each state comes back exactly, except that an INTENT has become UNKNOWN: nobody can know
-    whether a dead process paid. Its request and ref are kept, and it counts as submitted now."""
+async def test_entries_are_there_after_a_restart(path: Path) -> None:
+    """Each state is read back exactly, except that an INTENT has become UNKNOWN.
+
+    Its process may have paid before it died. The request and the ref are kept, and it counts as submitted
+    now.
+    """
     before = {state: entry_of(state.value, state=state, submitted_at=7.0) for state in EntryState}
     before[EntryState.SUBMITTED] = submitted("submitted")
     before[EntryState.SUCCEEDED] = ended(submitted("succeeded"))
     before[EntryState.FAILED] = ended(submitted("failed"), EntryState.FAILED)
-    async with opened(place) as store:
+    async with opened(path) as store:
         for entry in before.values():
             await store.save(entry)
         await store.keep_callback("ref of intent", "named")
     for _ in range(2):
         now = time.time()
-        async with opened(place) as store:
+        async with opened(path) as store:
             after = {state: await store.find(key=state.value) for state in EntryState}
-            assert sorted(await keys_owed(store)) == ["intent", "submitted", "unknown"]
+            assert sorted(await unfinished_keys(store)) == ["intent", "submitted", "unknown"]
             assert after.pop(EntryState.INTENT).state is EntryState.UNKNOWN
             intent = await store.find(key="intent")
             assert (intent.request, intent.ref) == (before[EntryState.INTENT].request, "ref of intent")
@@ -72,23 +75,25 @@ async def test_everything_is_there_when_it_is_opened_again(place: Path) -> None:
         }
 
 
-async def test_cancelled_writes_that_were_begun_are_on_the_disk(place: Path) -> None:
+async def test_cancelled_writes_are_on_the_disk(path: Path) -> None:
     """A write whose caller was cancelled while it was under way is there after a restart."""
-    async with opened(place) as store:
+    async with opened(path) as store:
         saves = [asyncio.create_task(store.save(submitted(f"{n:03}"))) for n in range(200)]
         await asyncio.sleep(0)
         for save in saves:
             save.cancel()
         ends = await asyncio.gather(*saves, return_exceptions=True)
         assert any(isinstance(end, asyncio.CancelledError) for end in ends)
-    async with opened(place) as store:
-        assert await keys_owed(store) == [f"{n:03}" for n in range(200)]
+    async with opened(path) as store:
+        assert await unfinished_keys(store) == [f"{n:03}" for n in range(200)]
 
 
-async def test_writes_that_wait_share_a_commit(place: Path) -> None:
-    """200 saves at once cause a few commits, each of which is an fsync; one after the other each
-    causes its own."""
-    async with opened(place) as store:
+async def test_writes_that_wait_share_a_commit(path: Path) -> None:
+    """200 concurrent saves cause a few commits, each of which is an fsync.
+
+    One after the other, each causes its own.
+    """
+    async with opened(path) as store:
         statements: list[str] = []
         await store._do(lambda connection: connection.set_trace_callback(statements.append))
         await asyncio.gather(*(store.save(entry_of(f"at once {n}")) for n in range(200)))
@@ -99,9 +104,9 @@ async def test_writes_that_wait_share_a_commit(place: Path) -> None:
         assert statements.count("COMMIT") == 20
 
 
-async def test_one_write_that_fails_harms_no_other_of_its_group(place: Path) -> None:
-    """A call that SQLite refuses fails alone, with `StoreError`; the rest of its group is kept."""
-    async with opened(place) as store:
+async def test_a_write_that_fails_does_not_affect_its_group(path: Path) -> None:
+    """A call that SQLite refuses raises `StoreError`; the others of its commit are kept."""
+    async with opened(path) as store:
         outcomes = await asyncio.gather(
             *(store.save(entry_of("\ud800" if n == 10 else f"{n}")) for n in range(20)),
             store.find(key="\udfff"),
@@ -113,32 +118,31 @@ async def test_one_write_that_fails_harms_no_other_of_its_group(place: Path) -> 
         assert all([await store.find(key=f"{n}") for n in range(20) if n != 10])
 
 
-async def test_a_full_disk_is_an_error_and_loses_nothing(place: Path) -> None:
-    """When nothing more fits a save raises `StoreError`, what was kept stays, and with room again it
-    goes on."""
-    async with opened(place) as store:
+async def test_a_full_disk_is_an_error_and_loses_nothing(path: Path) -> None:
+    """A save raises `StoreError`, earlier entries stay, and with room again the store works."""
+    async with opened(path) as store:
         await store.save(submitted("before"))
         await store._do(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
         with pytest.raises(StoreError, match="full"):
             for n in range(100):
                 await store.save(entry_of(f"{n}", "x" * 1000))
-        assert await keys_owed(store) == ["before"]
+        assert await unfinished_keys(store) == ["before"]
         await store._do(lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchall())
         await store.save(submitted("after"))
-    async with opened(place) as store:
-        assert await keys_owed(store) == ["before", "after"]
+    async with opened(path) as store:
+        assert await unfinished_keys(store) == ["before", "after"]
 
 
-async def test_what_was_committed_is_kept_though_the_checkpoint_after_it_fails(place: Path) -> None:
-    """The log can grow and the main file cannot: a save that is on the disk is not told as failed."""
-    async with opened(place) as store:
+async def test_what_was_committed_is_kept_though_the_checkpoint_after_it_fails(path: Path) -> None:
+    """If the log can grow and the main file cannot, a save that is on the disk does not fail."""
+    async with opened(path) as store:
         await asyncio.gather(*(store.save(entry_of(f"old {n}", "x" * 3000)) for n in range(60)))
-    for calls in range(6):  # the checkpoint comes after the 1st, 2nd, 4th and 8th
-        async with opened(place) as store:
+    for calls in range(6):  # the checkpoint follows the 1st, 2nd, 4th and 8th
+        async with opened(path) as store:
             for _ in range(calls):
                 await store.find(key="-")
             soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (place.stat().st_size // 4096 * 4096, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 4096 * 4096, hard))
             try:
                 [outcome] = await asyncio.gather(
                     store.save(entry_of(f"{calls}", "x" * 9000)), return_exceptions=True
@@ -149,41 +153,43 @@ async def test_what_was_committed_is_kept_though_the_checkpoint_after_it_fails(p
             assert kept == (outcome is None), outcome
 
 
-# -- one owner ----------------------------------------------------------------------------------
+# -- one owner -------------------------------------------------------------------------------------
 
 
-async def test_a_second_store_on_the_file_is_locked_out(place: Path) -> None:
-    """Two stores on one file would pay twice: the second fails at once, the first notices nothing,
-    and when it is closed the next one may."""
-    async with opened(place) as first:
+async def test_a_second_store_on_the_file_is_locked_out(path: Path) -> None:
+    """Two stores on one file would pay twice, so the second fails at once.
+
+    The first is not affected, and once it is closed the next one opens.
+    """
+    async with opened(path) as first:
         for _ in range(3):
             start = time.monotonic()
             with pytest.raises(StoreLockedError, match=r"run\.db"):
-                await SQLiteStore(place).open()
+                await SQLiteStore(path).open()
             assert time.monotonic() - start < 2
             await first.save(submitted("k"))
-    async with opened(place) as second:
-        assert await keys_owed(second) == ["k"]
+    async with opened(path) as second:
+        assert await unfinished_keys(second) == ["k"]
 
 
-async def test_a_store_object_that_is_open_is_not_opened_again(place: Path) -> None:
-    """One store given to two clients: the second is refused, and the first can still write."""
-    store = SQLiteStore(place)
+async def test_a_store_object_that_is_open_is_not_opened_again(path: Path) -> None:
+    """If one store is passed to two clients, the second is refused and the first can still write."""
+    store = SQLiteStore(path)
     await store.open()
     try:
         with pytest.raises(StoreError):
             await store.open()
         await store.save(submitted("k"))
-        assert await keys_owed(store) == ["k"]
+        assert await unfinished_keys(store) == ["k"]
     finally:
         await store.aclose()
-    async with opened(place) as again:  # it has let go
-        assert await keys_owed(again) == ["k"]
+    async with opened(path) as again:  # it was released
+        assert await unfinished_keys(again) == ["k"]
 
 
 @pytest.mark.parametrize("mode", ["pending", "done"])
-async def test_an_opening_that_was_cancelled_can_be_done_again(tmp_path: Path, mode) -> None:
-    """Cancelling the opening leaves no lock behind that would shut out the next try."""
+async def test_opening_again_after_a_cancel(tmp_path: Path, mode) -> None:
+    """A cancelled opening leaves no lock behind that would block the next one."""
     for at in range(20):
         store = SQLiteStore(tmp_path / f"{at}.db")
         how, value = await cancelled_at(store.open(), at, mode)
@@ -196,7 +202,7 @@ async def test_an_opening_that_was_cancelled_can_be_done_again(tmp_path: Path, m
             await store.save(submitted("k"))
         finally:
             await store.aclose()
-    pytest.fail("the sweep never came to its end")
+    pytest.fail("the sweep did not end")
 
 
 USES: dict[str, Callable[[Store], Any]] = {
@@ -207,14 +213,14 @@ USES: dict[str, Callable[[Store], Any]] = {
     "keep_callback": lambda store: store.keep_callback("ref of k", "task-of-k"),
     "callbacks_of": lambda store: store.callbacks_of("ref of k"),
     "recent": lambda store: store.recent(0.0),
-    "unfinished": keys_owed,
+    "unfinished": unfinished_keys,
 }
 
 
 @pytest.mark.parametrize("use", USES)
-async def test_a_store_that_is_not_open_says_so(place: Path, use: str) -> None:
-    """Before it was opened and after it was closed every call is a `StoreError`."""
-    store = SQLiteStore(place)
+async def test_a_closed_store_raises_store_error(path: Path, use: str) -> None:
+    """Before it is opened and after it is closed every call is a `StoreError`."""
+    store = SQLiteStore(path)
     with pytest.raises(StoreError, match="not open"):
         await USES[use](store)
     await store.open()
@@ -229,9 +235,9 @@ async def test_a_store_that_is_not_open_says_so(place: Path, use: str) -> None:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_store_belongs_to_one_loop(place: Path, use: str) -> None:
-    """In another loop every call is a `StoreError`, and in its own it still works."""
-    store = SQLiteStore(place)
+def test_a_store_belongs_to_one_loop(path: Path, use: str) -> None:
+    """In another loop every call is a `StoreError`; in its own it still works."""
+    store = SQLiteStore(path)
     with asyncio.Runner() as mine, asyncio.Runner() as other:
         mine.run(store.open())
         with pytest.raises(StoreError, match="not open here"):
@@ -241,9 +247,9 @@ def test_a_store_belongs_to_one_loop(place: Path, use: str) -> None:
 
 
 def in_child(use: Callable[[], Any]) -> int:
-    """Whether that raises `StoreError` in a forked process: 0 if it does."""
+    """Call it in a forked process; 0 if it raises `StoreError`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside a thread: that is the point
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside a thread is the point here
         pid = os.fork()
     if pid == 0:
         code = 1
@@ -260,68 +266,73 @@ def in_child(use: Callable[[], Any]) -> int:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("use", USES)
-def test_a_forked_child_cannot_use_it(place: Path, use: str) -> None:
-    """The thread and the lock stay with the parent: in a child every call is a `StoreError`, in the
-    loop that came with it and in a new one; the parent goes on."""
-    store = SQLiteStore(place)
+def test_a_forked_child_cannot_use_it(path: Path, use: str) -> None:
+    """Thread and lock stay with the parent, so in a child every call is a `StoreError`.
+
+    That holds in the inherited loop and in a new one. The parent goes on.
+    """
+    store = SQLiteStore(path)
     with asyncio.Runner() as runner:
         runner.run(store.open())
         assert in_child(lambda: runner.run(USES[use](store))) == 0
         assert in_child(lambda: asyncio.run(USES[use](store))) == 0
-        assert in_child(lambda: asyncio.run(SQLiteStore(place).open())) == 0
+        assert in_child(lambda: asyncio.run(SQLiteStore(path).open())) == 0
         runner.run(store.save(submitted("k")))
-        assert runner.run(keys_owed(store)) == ["k"]
+        assert runner.run(unfinished_keys(store)) == ["k"]
         runner.run(store.aclose())
 
 
-# -- the file -----------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
 async def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
-    """Prompts are private: the file and its log have mode 0600 from the start, and no draft is left."""
-    place = tmp_path / "new" / "run.db"
-    async with opened(place) as store:
+    """Prompts are private: the file and its log have mode 0600 from the start.
+
+    No temporary file is left.
+    """
+    path = tmp_path / "new" / "run.db"
+    async with opened(path) as store:
         await store.save(submitted("k"))
-        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in place.parent.iterdir()}
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     assert modes == {"run.db": 0o600, "run.db-wal": 0o600}
-    assert [file.name for file in place.parent.iterdir()] == ["run.db"]
+    assert [file.name for file in path.parent.iterdir()] == ["run.db"]
 
 
-async def test_the_api_key_is_never_in_the_file(place: Path, api_key: str) -> None:
+async def test_the_api_key_is_never_in_the_file(path: Path, api_key: str) -> None:
     """Law 7: after paid, refused and failed submits neither the file nor its log holds the key."""
     async with Emulator(duration=0.0) as kie:
         async with AsyncKieClient(
-            api_key, base_url=kie.url, store=place, poll=PollPolicy(first=0.34)
+            api_key, base_url=kie.url, store=path, poll=PollPolicy(first=0.34)
         ) as client:
             kie.plan("failed", outcome="failed")
             kie.plan("refused", answer=400)
             for prompt in ("fine", "failed", "refused"):
                 with contextlib.suppress(kie4o.KieError):
                     await client.generate(prompt, key=prompt)
-            log = place.with_name("run.db-wal").read_bytes()  # to read the file itself would lift its lock
+            log = path.with_name("run.db-wal").read_bytes()  # reading the file itself would release its lock
         assert kie.posts == 3
-    content = place.read_bytes() + log
+    content = path.read_bytes() + log
     assert b"refused" in content
     assert api_key.encode() not in content
 
 
-async def refused(place: Path) -> StoreError:
-    """The error of opening it, which comes soon, and twice the same."""
+async def refused(path: Path) -> StoreError:
+    """The error of opening it, which is raised in time and twice the same."""
     for _ in range(2):
-        store = SQLiteStore(place)
+        store = SQLiteStore(path)
         with pytest.raises(StoreError) as caught:
             await asyncio.wait_for(store.open(), PATIENCE)
     return caught.value
 
 
-async def filled(place: Path) -> None:
-    async with opened(place) as store:
+async def filled(path: Path) -> None:
+    async with opened(path) as store:
         for n in range(10):
             await store.save(ended(submitted(f"{n}")))
 
 
-def tampered(place: Path, *statements: str) -> None:
-    with contextlib.closing(sqlite3.connect(place)) as connection, connection:
+def tampered(path: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         for statement in statements:
             connection.execute(statement)
 
@@ -329,46 +340,46 @@ def tampered(place: Path, *statements: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 8192, b"hello", b"SQLite format 3\0" + b"\xff" * 4096], ids=lambda c: str(c[:8])
 )
-async def test_a_file_that_is_no_store_is_refused(place: Path, content: bytes) -> None:
-    """An empty or foreign file is an error, never a silent start from zero, and is left as it is."""
-    place.write_bytes(content)
-    await refused(place)
-    assert place.read_bytes() == content
+async def test_a_file_that_is_no_store_is_refused(path: Path, content: bytes) -> None:
+    """An empty or foreign file is an error, never a silent new start, and is left unchanged."""
+    path.write_bytes(content)
+    await refused(path)
+    assert path.read_bytes() == content
 
 
-async def test_another_database_is_refused(place: Path) -> None:
-    """A SQLite file of somebody else's is not taken over."""
-    tampered(place, "CREATE TABLE theirs (x)")
-    assert "not a store" in str(await refused(place))
+async def test_another_database_is_refused(path: Path) -> None:
+    """A SQLite file of another program is not taken over."""
+    tampered(path, "CREATE TABLE theirs (x)")
+    assert "not a store" in str(await refused(path))
 
 
-async def test_a_newer_store_is_refused(place: Path) -> None:
-    """A file of a later schema is refused with a sentence that says what to do."""
-    await filled(place)
-    tampered(place, f"PRAGMA user_version = {SCHEMA + 1}")
-    assert "upgrade kie4o" in str(await refused(place))
+async def test_a_newer_store_is_refused(path: Path) -> None:
+    """A file of a later schema is refused, and the error says what to do."""
+    await filled(path)
+    tampered(path, f"PRAGMA user_version = {SCHEMA + 1}")
+    assert "upgrade kie4o" in str(await refused(path))
 
 
-def test_a_place_that_cannot_be_a_file_is_refused(tmp_path: Path) -> None:
-    """A directory, a file as parent and a name with a null are errors, not tracebacks or silence."""
+def test_a_path_that_cannot_be_a_file_is_refused(tmp_path: Path) -> None:
+    """A directory, a file as parent and a name with a null character are a `StoreError`."""
     (tmp_path / "file").write_bytes(b"x")
-    for place in (tmp_path, tmp_path / "file" / "run.db", tmp_path / "null\0.db"):
-        assert "cannot be used" in str(asyncio.run(refused(place)))
+    for path in (tmp_path, tmp_path / "file" / "run.db", tmp_path / "null\0.db"):
+        assert "cannot be used" in str(asyncio.run(refused(path)))
 
 
 @pytest.mark.parametrize("part", ["body", "checksum"])
-async def test_a_flipped_byte_of_an_entry_is_noticed(place: Path, part: str) -> None:
-    """Damage that SQLite does not see fails the opening: a task id with a wrong letter is lost."""
-    await filled(place)
-    with contextlib.closing(sqlite3.connect(place)) as connection:
+async def test_a_flipped_byte_of_an_entry_is_detected(path: Path, part: str) -> None:
+    """Damage that SQLite does not see fails the opening: one wrong letter loses a task id."""
+    await filled(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         [content] = connection.execute(f"SELECT {part} FROM entry WHERE key = '7'").fetchone()
     for at in range(0, len(content), 1 + len(content) // 16):
         flipped = bytearray(content)
         flipped[at] ^= 0x01
-        tampered(place, f"UPDATE entry SET {part} = x'{flipped.hex()}' WHERE key = '7'")
-        assert "damaged" in str(await refused(place))
-    tampered(place, f"UPDATE entry SET {part} = x'{content.hex()}' WHERE key = '7'")
-    async with opened(place) as store:
+        tampered(path, f"UPDATE entry SET {part} = x'{flipped.hex()}' WHERE key = '7'")
+        assert "damaged" in str(await refused(path))
+    tampered(path, f"UPDATE entry SET {part} = x'{content.hex()}' WHERE key = '7'")
+    async with opened(path) as store:
         assert await store.find(key="7") == ended(submitted("7"))
 
 
@@ -381,9 +392,11 @@ COLUMNS = [
 
 
 @pytest.mark.parametrize("change", COLUMNS)
-async def test_a_column_that_does_not_fit_is_noticed(place: Path, change: str) -> None:
-    """Columns that say something else than the entry, or whose type one flipped bit has changed, fail
-    the opening."""
-    await filled(place)
-    tampered(place, f"UPDATE entry SET {change} WHERE key = '7'")
-    assert re.search("damaged|cannot be used", str(await refused(place)))
+async def test_a_column_that_does_not_fit_is_detected(path: Path, change: str) -> None:
+    """A column that differs from the entry fails the opening.
+
+    So does one whose type a single flipped bit has changed.
+    """
+    await filled(path)
+    tampered(path, f"UPDATE entry SET {change} WHERE key = '7'")
+    assert re.search("damaged|cannot be used", str(await refused(path)))

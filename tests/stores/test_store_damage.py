@@ -1,8 +1,8 @@
-"""A store file that was damaged, belongs to somebody else, or cannot be written.
+"""A store file that was damaged, belongs to another program, or cannot be written.
 
-Opening gives what was committed up to some point, entry for entry, or a `StoreError`: never an
-entry that nobody wrote, never an exception of another kind, and never nothing where there was
-something. Under HYPOTHESIS_PROFILE=deep files are cut at every 97th byte, by default at fewer.
+Opening returns what was committed up to some point, entry for entry, or raises `StoreError`: never an entry
+that was not written, never another exception, and never an empty store where there were entries.
+HYPOTHESIS_PROFILE=deep cuts files at every 97th byte; the default is fewer.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from kie4o.stores.store import Entry, EntryState
 State = frozenset[bytes]
 
 CUT = 97  # bytes between two truncations
-MOST = 10_000 if DEEP else 120  # damages of one kind to one file: all of them, or some from everywhere
-MOST_OLD = MOST // 4  # where the log has megabytes
+MOST = 10_000 if DEEP else 120  # damages of one kind to one file: all, or a sample of them
+MOST_OLD = MOST // 4  # for a log of megabytes
 PATIENCE = 10.0  # seconds for opening a file of a few hundred kilobytes
 FULL_DISK = SUPPORT / "full_disk.py"
 
-# -- a store with a known past -------------------------------------------------------------------
+# -- a store with a known past ---------------------------------------------------------------------
 
 
 @attrs.frozen
 class Past:
-    """The bytes of a store, and the states that it went through (after each commit)."""
+    """The bytes of a store, and its state after each commit."""
 
     main: bytes = attrs.field(repr=False)
     wal: bytes = attrs.field(repr=False)
@@ -55,7 +55,7 @@ class Past:
 
 
 def state_of(entries: Iterable[Entry]) -> State:
-    """What opening makes of these entries: an intent of a dead process is unknown."""
+    """What opening makes of these entries: the intent of a dead process is unknown."""
     return frozenset(packed(_as_opened(entry)) for entry in entries)
 
 
@@ -66,20 +66,20 @@ def _as_opened(entry: Entry) -> Entry:
 
 
 def commits(count: int) -> Iterator[Entry]:
-    """What batches write, in an order of their own: every item through its states, some stop early."""
+    """What batches write, in random order: each item passes through its states, some stop early."""
     numbers = random.Random(count)
     going: list[Iterator[Entry]] = []
     for number in range(count):
-        going.append(_life(number, numbers))
-        for life in numbers.sample(going, min(len(going), 5)):
-            entry = next(life, None)
+        going.append(_states_of(number, numbers))
+        for states in numbers.sample(going, min(len(going), 5)):
+            entry = next(states, None)
             if entry is None:
-                going.remove(life)
+                going.remove(states)
             else:
                 yield entry
 
 
-def _life(number: int, numbers: random.Random) -> Iterator[Entry]:
+def _states_of(number: int, numbers: random.Random) -> Iterator[Entry]:
     request = ImageRequest(f"picture {number} " + "é" * numbers.randint(0, 40), size="3:2")
     entry = Entry(f"item-{number}", request=request, ref=f"ref-{number}")
     yield entry
@@ -101,7 +101,7 @@ def _life(number: int, numbers: random.Random) -> Iterator[Entry]:
 
 
 def past_of(folder: Path, count: int, *, closed: bool) -> Past:
-    """Write the history one commit at a time, and take the bytes with the store open or closed."""
+    """Write the history one commit at a time; take the bytes with the store open or closed."""
 
     async def write() -> Past:
         path = folder / "past.db"
@@ -129,21 +129,21 @@ def past_of(folder: Path, count: int, *, closed: bool) -> Past:
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Past:
-    """Closed as it should be: everything is in the main file."""
+    """Closed normally: everything is in the main file."""
     return past_of(tmp_path_factory.mktemp("closed") / "p", 90, closed=True)
 
 
 @pytest.fixture(scope="module")
 def young(tmp_path_factory: pytest.TempPathFactory) -> Past:
-    """Killed early: the main file holds the first commits, the log about as many more."""
+    """Killed early: the main file has the first commits, the log about as many more."""
     folder = tmp_path_factory.mktemp("young")
     return _from_the_main_file(folder, past_of(folder / "p", 20, closed=False))
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Past:
-    """Killed late: the main file holds the beginning, the log the end, and behind it the frames of an
-    earlier round."""
+    """Killed late: the main file has the beginning, the log the end, followed by frames of an earlier
+    round."""
     folder = tmp_path_factory.mktemp("old")
     past = past_of(folder / "p", 110, closed=False)
     assert len(past.states) > 400
@@ -151,7 +151,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Past:
 
 
 def _from_the_main_file(folder: Path, past: Past) -> Past:
-    """What can be opened at worst is what the main file alone holds, which is never nothing."""
+    """Without the log the store has what the main file holds, which is never nothing."""
     (folder / "main").mkdir()
     beginning = Opener(folder / "main", past.keys)(past.main, b"")
     assert isinstance(beginning, frozenset)
@@ -160,11 +160,11 @@ def _from_the_main_file(folder: Path, past: Past) -> Past:
     return attrs.evolve(past, states=past.states[at:])
 
 
-# -- damage ------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 
 class Opener:
-    """Opens given bytes as a store: its state, or the `StoreError`. Anything else is raised."""
+    """Opens bytes as a store: its state, or the `StoreError`. Other errors are raised."""
 
     def __init__(self, folder: Path, keys: tuple[str, ...]) -> None:
         self._path = folder / "run.db"
@@ -196,20 +196,20 @@ class Opener:
         try:
             found = await asyncio.gather(*(store.find(key=key) for key in self._keys))
             entries = [entry for entry in found if entry is not None]
-            owed = {entry.key async for entry in store.unfinished()}
+            unfinished = {entry.key async for entry in store.unfinished()}
         except StoreError as error:
             return error
         finally:
             await store.aclose()
         open_ends = (EntryState.SUBMITTED, EntryState.UNKNOWN)
-        assert owed == {entry.key for entry in entries if entry.state in open_ends}
+        assert unfinished == {entry.key for entry in entries if entry.state in open_ends}
         assert all(entry.state is not EntryState.INTENT for entry in entries)
         return state_of(entries)
 
 
 def _reporting(loop: asyncio.AbstractEventLoop, died: asyncio.Future[None]) -> Callable[[Any], None]:
     def report(args: threading.ExceptHookArgs) -> None:
-        error = RuntimeError(f"the store's thread died of {args.exc_type.__name__}: {args.exc_value}")
+        error = RuntimeError(f"the thread of the store died: {args.exc_type.__name__}: {args.exc_value}")
         loop.call_soon_threadsafe(lambda: died.done() or died.set_exception(error))
 
     return report
@@ -230,7 +230,7 @@ async def _first_of(died: asyncio.Future[None], reading: Any) -> State | StoreEr
 
 
 Kind = Callable[[str, bytes], "Damages"]
-Damages = list[tuple[str, Callable[[], bytes]]]  # made when they are needed: there are thousands
+Damages = list[tuple[str, Callable[[], bytes]]]  # created when they are needed: there are thousands
 
 
 def cut(name: str, data: bytes) -> Damages:
@@ -240,7 +240,7 @@ def cut(name: str, data: bytes) -> Damages:
 
 
 def zeroed(name: str, data: bytes) -> Damages:
-    """The tail is zeroes, as after a crash of a file system that had grown the file already."""
+    """The tail is zeroes, as after a crash of a file system that had already grown the file."""
     return [
         (f"{name} zeroed from {start}", lambda start=start: data[:start] + bytes(len(data) - start))
         for start in range(0, len(data), 5 * CUT)
@@ -248,14 +248,14 @@ def zeroed(name: str, data: bytes) -> Damages:
 
 
 def flipped(name: str, data: bytes) -> Damages:
-    """One byte is another, everywhere."""
+    """One byte is different, anywhere."""
     numbers = random.Random(len(data))
-    places = (at + numbers.randrange(CUT) for at in range(0, len(data) - CUT, CUT))
-    return [_flip(name, data, at, numbers) for at in places]
+    positions = (at + numbers.randrange(CUT) for at in range(0, len(data) - CUT, CUT))
+    return [_flip(name, data, at, numbers) for at in positions]
 
 
 def flipped_head(name: str, data: bytes) -> Damages:
-    """One byte is another: each of the first 200 in several ways."""
+    """One byte is different: each of the first 200, in several ways."""
     numbers = random.Random(len(data))
     return [_flip(name, data, at, numbers) for at in range(200) for _ in range(8 if DEEP else 2)]
 
@@ -271,8 +271,7 @@ KINDS = (cut, zeroed, flipped, flipped_head)
 
 @attrs.frozen
 class Judged:
-    """How many damaged stores opened with a state that they had been in, how many were refused, and
-    what any did instead."""
+    """How many damaged stores opened in an earlier state, how many were refused, and all other outcomes."""
 
     opened: int
     refused: int
@@ -280,7 +279,7 @@ class Judged:
 
 
 def judged(folder: Path, past: Past, damages: Damages, *, file: str, may_be_empty: bool) -> Judged:
-    """Open every damaged store; `file` says which of the two is damaged."""
+    """Open every damaged store; `file` says which of the two files is damaged."""
     most = MOST if len(past.wal) < 2 * 2**20 else MOST_OLD
     allowed = set(past.states) if may_be_empty else set(past.states) - {frozenset()}
     opener = Opener(folder, past.keys)
@@ -300,7 +299,7 @@ def judged(folder: Path, past: Past, damages: Damages, *, file: str, may_be_empt
             elif state in allowed:
                 outcomes["opened"] += 1
             else:
-                faults.append(f"{name}: opened as nothing that it ever was ({len(state)} entries)")
+                faults.append(f"{name}: opened in a state that it never had ({len(state)} entries)")
 
     with asyncio.Runner() as runner:
         runner.run(run())
@@ -308,13 +307,13 @@ def judged(folder: Path, past: Past, damages: Damages, *, file: str, may_be_empt
 
 
 def test_the_undamaged_files_open_whole(tmp_path: Path, closed: Past, young: Past, old: Past) -> None:
-    """The control: without damage everything that was committed is there."""
+    """Control: without damage everything that was committed is there."""
     for past in (closed, young, old):
         assert Opener(tmp_path, past.keys)(past.main, past.wal) == past.states[-1]
 
 
 def changed(folder: Path, past: Past, statement: str) -> State | StoreError:
-    """How the store opens after SQLite itself changed something, so that the file is sound."""
+    """How the store opens after a change through SQLite, which leaves the file sound."""
     path = folder / "changed.db"
     path.write_bytes(past.main)
     with sqlite3.connect(path) as connection:
@@ -325,7 +324,7 @@ def changed(folder: Path, past: Past, statement: str) -> State | StoreError:
 
 
 def test_a_missing_entry_is_seen(tmp_path: Path, closed: Past) -> None:
-    """The control of the judge: without one row the store is in no state that it ever was in."""
+    """Control: without one row the store is in no state that it had."""
     state = changed(tmp_path, closed, "DELETE FROM entry WHERE key = 'item-1'")
     assert isinstance(state, frozenset)
     assert len(state) == len(closed.keys) - 1
@@ -349,15 +348,17 @@ def test_a_missing_entry_is_seen(tmp_path: Path, closed: Past) -> None:
     ],
 )
 def test_a_changed_entry_is_refused(tmp_path: Path, closed: Past, change: str) -> None:
-    """A row that is not as it was written is refused, whatever it is that changed, even if the file
-    is sound for SQLite. One flipped bit in its header makes the text of a row out of its bytes."""
+    """A row that differs from what was written is refused, even if the file is sound for SQLite.
+
+    One flipped bit in its header turns the bytes of a row into text.
+    """
     state = changed(tmp_path, closed, f"UPDATE entry SET {change} WHERE key = 'item-1'")
     assert isinstance(state, StoreError)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closed_store_that_was_damaged(tmp_path: Path, closed: Past, kind: Kind) -> None:
-    """Cut or with a tail of zeroes it is refused; a flipped byte is refused or lies where nothing is."""
+    """Cut or zeroed at the end, it is refused; with a flipped byte it is refused, or the byte is unused."""
     was = judged(tmp_path, closed, kind("main", closed.main), file="main", may_be_empty=False)
     assert was.faults == []
     assert was.refused
@@ -368,8 +369,10 @@ def test_a_closed_store_that_was_damaged(tmp_path: Path, closed: Past, kind: Kin
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("age", ["young", "old"])
 def test_a_damaged_log(tmp_path: Path, young: Past, old: Past, kind: Kind, age: str) -> None:
-    """It opens with a prefix of what was committed, never with less than the main file holds; where its
-    beginning is damaged and SQLite would skip all of it, it is refused."""
+    """It opens with a prefix of what was committed, never with less than the main file has.
+
+    If its beginning is damaged, so that SQLite would ignore all of it, it is refused.
+    """
     past = young if age == "young" else old
     was = judged(tmp_path, past, kind("log", past.wal), file="log", may_be_empty=False)
     assert was.faults == []
@@ -381,14 +384,14 @@ def test_a_damaged_log(tmp_path: Path, young: Past, old: Past, kind: Kind, age: 
 def test_a_damaged_main_file_beside_a_log(
     tmp_path: Path, young: Past, old: Past, kind: Kind, age: str
 ) -> None:
-    """The main file may be cut, zeroed or wrong while a log stands beside it."""
+    """It opens in an earlier state or is refused."""
     past = young if age == "young" else old
     was = judged(tmp_path, past, kind("main", past.main), file="main", may_be_empty=False)
     assert was.faults == []
     assert was.opened + was.refused
 
 
-# -- files that are not ours, or not for us ------------------------------------------------------
+# -- files of other programs, and without permission -----------------------------------------------
 
 
 async def refusal(path: Path) -> str:
@@ -399,16 +402,16 @@ async def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-async def made(path: Path) -> None:
+async def create(path: Path) -> None:
     store = SQLiteStore(path)
     await store.open()
     await store.aclose()
 
 
-async def test_a_newer_schema_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    """A file of a later kie4o says what to do, and is left as it is."""
+async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    """The error of a file of a later kie4o says what to do, and the file is left unchanged."""
     path = tmp_path / "run.db"
-    await made(path)
+    await create(path)
     with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA + 1}")
     connection.close()
@@ -417,8 +420,8 @@ async def test_a_newer_schema_is_refused_with_a_sentence(tmp_path: Path) -> None
     assert path.read_bytes() == before
 
 
-async def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    """A SQLite file that is not ours is refused, and none of its data is touched."""
+async def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    """Its data is left unchanged."""
     path = tmp_path / "run.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE entry (key TEXT)")
@@ -432,7 +435,7 @@ async def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no database at all\n" * 1000, bytes(8192), b"SQLite format 3\0"])
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
-    """Empty, text, zeroes or half a header: refused and left as it is, never begun anew."""
+    """Empty, text, zeroes or half a header: refused, left unchanged, and never started anew."""
     path = tmp_path / "run.db"
     path.write_bytes(content)
     await refusal(path)
@@ -440,7 +443,7 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: by
 
 
 async def test_a_directory_is_refused(tmp_path: Path) -> None:
-    """A path to a directory is no store."""
+    """A directory is not a store."""
     await refusal(tmp_path)
 
 
@@ -465,20 +468,20 @@ PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # linux/prctl.h, linux/capability.h
 
 
 def _without_privilege() -> None:
-    """Root may write anywhere; what it executes from here on may not."""
+    """Root may write anywhere; a process that it starts after this may not."""
     if os.geteuid() == 0:
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="root gives up its privilege by a call of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="uses prctl to drop a privilege of root")
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_read_only_directory_is_refused(tmp_path: Path, exists: bool) -> None:
-    """Where nothing can be written nothing is opened, be the file there or not."""
+    """Without permission to write nothing is opened, whether the file exists or not."""
     folder = tmp_path / "folder"
     folder.mkdir()
     path = folder / "run.db"
     if exists:
-        asyncio.run(made(path))
+        asyncio.run(create(path))
         path.chmod(0o400)
     folder.chmod(0o500)
     try:
@@ -493,12 +496,11 @@ def test_a_read_only_directory_is_refused(tmp_path: Path, exists: bool) -> None:
     assert [file.name for file in folder.iterdir()] == (["run.db"] if exists else [])
 
 
-# -- a full disk ---------------------------------------------------------------------------------
+# -- a full disk -----------------------------------------------------------------------------------
 
 
 def full_disk(path: Path, state: str) -> tuple[dict[str, Any], str]:
-    """One submit whose write of that state meets a full disk, and a second after there is room
-    again: what the process saw, and what it logged."""
+    """A submit whose save of that state meets a full disk, then another with room again: results and log."""
     ran = subprocess.run(
         [sys.executable, FULL_DISK, str(path), state], capture_output=True, text=True, timeout=60
     )
@@ -521,22 +523,24 @@ def kept_in(path: Path, key: str) -> Entry | None:
 
 @pytest.mark.parametrize("state", ["claim", "intent"])
 def test_without_an_intent_on_the_disk_nothing_is_sent(tmp_path: Path, state: str) -> None:
-    """A full disk before the POST: StoreError, no request, and the same key works when there is room."""
+    """A full disk before the POST: `StoreError`, no request, and the same key works once there is room."""
     path = tmp_path / "run.db"
     seen, _ = full_disk(path, state)
     assert seen["error"] == "StoreError"
     assert seen["task_id"] is None
     assert seen["posts"] == 0
     assert seen["again"] == "task-1"
-    assert seen["posts_in_the_end"] == 1
+    assert seen["posts_after"] == 1
     kept = kept_in(path, "order-1")
     assert kept is not None
     assert kept.task_id == "task-1"
 
 
-def test_a_task_id_that_cannot_be_written_is_told_kept_and_written_again(tmp_path: Path) -> None:
-    """A full disk after the POST: the StoreError carries the task id, a log record at ERROR names
-    it, the same key gives the task without a second POST, and once there is room it is written."""
+def test_a_task_id_that_cannot_be_saved_is_reported_and_saved_later(tmp_path: Path) -> None:
+    """A full disk after the POST: the `StoreError` and a log record at ERROR have the task id.
+
+    Its key returns the task without a second POST, and once there is room it is saved.
+    """
     path = tmp_path / "run.db"
     seen, log = full_disk(path, "submitted")
     assert seen["error"] == "StoreError"
@@ -545,18 +549,18 @@ def test_a_task_id_that_cannot_be_written_is_told_kept_and_written_again(tmp_pat
     assert "ERROR" in log
     assert "task-1" in log
     assert seen["while_full"] == "task-1"
-    assert seen["written"] == "task-1"
+    assert seen["saved"] == "task-1"
     assert seen["again"] == "task-1"
-    assert seen["posts_in_the_end"] == 1
+    assert seen["posts_after"] == 1
     kept = kept_in(path, "order-1")
     assert kept is not None
     assert (kept.state, kept.task_id) == (EntryState.SUBMITTED, "task-1")
 
 
-def test_a_task_id_that_is_never_written_is_unknown_in_the_next_life(tmp_path: Path) -> None:
-    """If there is no room until the end, the next life holds the key as unknown and sends nothing."""
+def test_a_task_id_that_was_never_saved_is_unknown_after_a_restart(tmp_path: Path) -> None:
+    """If there is never room, the key is unknown after a restart and nothing is sent."""
     path = tmp_path / "run.db"
-    seen, log = full_disk(path, "submitted for ever")
+    seen, log = full_disk(path, "submitted forever")
     assert seen["task_id"] == "task-1"
     assert "was never saved" in log
     kept = kept_in(path, "order-1")

@@ -1,6 +1,6 @@
-"""One suite for every store: what `kie4o.stores.store.Store` promises, whoever keeps it.
+"""One suite for every store: what `kie4o.stores.store.Store` promises.
 
-Another implementation adds one line to `KINDS`.
+Another implementation adds a line to `KINDS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import pytest
 from cancelling import cancelled_after, cancelled_at
-from entries import ENTRIES, PATIENCE, ended, entry_of, keys_owed, plain, submitted
+from entries import ENTRIES, PATIENCE, ended, entry_of, plain, submitted, unfinished_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -36,15 +36,15 @@ from kie4o.wire import decoding
 
 @attrs.frozen
 class Kind:
-    """How to make a store in a directory of its own; `durable` if another object finds it there."""
+    """How to create a store in a directory; `durable` if another object finds its contents there."""
 
     make: Callable[[Path], Store]
     durable: bool
 
 
 KINDS = {
-    "memory": Kind(lambda place: MemoryStore(), durable=False),
-    "sqlite": Kind(lambda place: SQLiteStore(place / "run.db"), durable=True),
+    "memory": Kind(lambda folder: MemoryStore(), durable=False),
+    "sqlite": Kind(lambda folder: SQLiteStore(folder / "run.db"), durable=True),
 }
 
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -65,11 +65,11 @@ async def store(kind: Kind, tmp_path: Path):
     await store.aclose()
 
 
-# -- claim, save, find, forget ------------------------------------------------------------------------
+# -- claim, save, find, forget ---------------------------------------------------------------------
 
 
 async def test_a_new_key_is_claimed_and_found(store: Store) -> None:
-    """Claiming a new key keeps the entry and gives it back."""
+    """Claiming a new key keeps the entry and returns it."""
     entry = entry_of()
     assert await store.find(key="k") is None
     assert await store.claim(entry) == entry
@@ -78,27 +78,27 @@ async def test_a_new_key_is_claimed_and_found(store: Store) -> None:
     assert await store.find(key="k ") is None
 
 
-async def test_a_standing_key_keeps_what_it_has(store: Store) -> None:
-    """Claiming a key that stands changes nothing and gives what stands, in whatever state it is."""
+async def test_a_stored_key_keeps_its_entry(store: Store) -> None:
+    """Claiming a stored key changes nothing and returns its entry, in any state."""
     first = entry_of()
     await store.claim(first)
-    for stands in (first, submitted("k"), ended(submitted("k"))):
-        await store.save(stands)
-        assert plain(await store.claim(entry_of(prompt="y", ref="another"))) == plain(stands)
-        assert plain(await store.find(key="k")) == plain(stands)
+    for stored in (first, submitted("k"), ended(submitted("k"))):
+        await store.save(stored)
+        assert plain(await store.claim(entry_of(prompt="y", ref="another"))) == plain(stored)
+        assert plain(await store.find(key="k")) == plain(stored)
 
 
 async def test_of_many_claims_at_once_exactly_one_wins(store: Store) -> None:
-    """However many claim a key at the same moment, all of them get the one entry that is kept."""
+    """Concurrent claims of one key all return the one entry that is kept."""
     claims = [entry_of(prompt=f"prompt {n}", ref=f"ref {n}") for n in range(50)]
-    stands = await asyncio.gather(*(store.claim(claim) for claim in claims))
-    assert {entry.ref for entry in stands} == {stands[0].ref}
-    assert stands[0] in claims
-    assert await store.find(key="k") == stands[0]
+    stored = await asyncio.gather(*(store.claim(claim) for claim in claims))
+    assert {entry.ref for entry in stored} == {stored[0].ref}
+    assert stored[0] in claims
+    assert await store.find(key="k") == stored[0]
 
 
 async def test_save_keeps_and_replaces(store: Store) -> None:
-    """A save needs no claim before it, and takes the place of all that stood under the key."""
+    """A save needs no claim before it, and replaces the entry of its key."""
     for entry in (entry_of(state=EntryState.INTENT, submitted_at=1.5), submitted("k"), ended(submitted("k"))):
         await store.save(entry)
         assert plain(await store.find(key="k")) == plain(entry)
@@ -107,7 +107,7 @@ async def test_save_keeps_and_replaces(store: Store) -> None:
 
 
 async def test_an_entry_is_found_by_its_task_id(store: Store) -> None:
-    """The task id finds the entry from SUBMITTED on, and also when the task has ended."""
+    """From SUBMITTED on, and after the task has finished."""
     assert await store.find(task_id="task-of-k") is None
     assert await store.find() is None
     await store.claim(entry_of())
@@ -118,7 +118,7 @@ async def test_an_entry_is_found_by_its_task_id(store: Store) -> None:
 
 
 async def test_an_entry_is_found_by_its_ref(store: Store) -> None:
-    """The ref finds the entry in every state; a submit anew under the key has another ref."""
+    """In every state. A resubmit under the key has another ref."""
     assert await store.find(ref="ref of k") is None
     await store.claim(entry_of())
     for entry in (entry_of(), submitted("k"), ended(submitted("k"))):
@@ -131,8 +131,10 @@ async def test_an_entry_is_found_by_its_ref(store: Store) -> None:
 
 
 async def test_a_task_id_never_finds_the_entry_of_another_task(store: Store) -> None:
-    """When a failed task was submitted again under its key, the old id does not lead to the new
-    entry: what is learned of the old task would be written over the new one."""
+    """After a resubmit under its key, the old id does not find the new entry.
+
+    Otherwise news of the old task would replace the new one.
+    """
     failed = ended(submitted("k", task_id="first"), EntryState.FAILED)
     again = submitted("k", task_id="second")
     for entry in (failed, entry_of(state=EntryState.INTENT), again):
@@ -141,22 +143,21 @@ async def test_a_task_id_never_finds_the_entry_of_another_task(store: Store) -> 
     assert await store.find(task_id="first") is None
 
 
-async def test_what_is_forgotten_is_gone(store: Store) -> None:
-    """A forgotten key is found by nothing and may stand for something else; forgetting what is not
-    there is no error."""
+async def test_a_forgotten_key_is_gone(store: Store) -> None:
+    """It is not found and may be claimed again. Forgetting an unknown key is no error."""
     await store.forget("k")
     await store.save(submitted("k"))
     await store.save(submitted("other"))
     await store.forget("k")
     assert await store.find(key="k") is None
     assert await store.find(task_id="task-of-k") is None
-    assert await keys_owed(store) == ["other"]
+    assert await unfinished_keys(store) == ["other"]
     other = entry_of(prompt="y")
     assert await store.claim(other) == other
 
 
-async def test_the_inbox_keeps_what_callbacks_named(store: Store) -> None:
-    """Task ids wait under a ref, each once and not without end, until the entry of that ref has ended."""
+async def test_callbacks_are_kept_until_their_entry_has_ended(store: Store) -> None:
+    """Task ids are kept per ref, each once and in a bounded number, until the entry of the ref has ended."""
     assert list(await store.callbacks_of("ref of k")) == []
     await store.save(entry_of(state=EntryState.UNKNOWN))
     for _ in range(2):
@@ -175,31 +176,36 @@ async def test_the_inbox_keeps_what_callbacks_named(store: Store) -> None:
     assert list(await store.callbacks_of("ref of other")) == ["third"]
 
 
-# -- what is unfinished, what is recent -----------------------------------------------------------------
+# -- what is unfinished, what is recent ------------------------------------------------------------
 
 
-async def test_unfinished_is_what_is_paid_or_perhaps_paid(store: Store) -> None:
-    """Of the six states exactly SUBMITTED and UNKNOWN are owed."""
+async def test_unfinished_is_what_is_or_may_be_paid(store: Store) -> None:
+    """Of the six states exactly SUBMITTED and UNKNOWN are unfinished."""
     for state in EntryState:
         await store.save(entry_of(state.value, state=state))
-    assert sorted(await keys_owed(store)) == ["submitted", "unknown"]
+    assert sorted(await unfinished_keys(store)) == ["submitted", "unknown"]
     await store.save(ended(submitted("submitted")))
     await store.forget("unknown")
-    assert await keys_owed(store) == []
+    assert await unfinished_keys(store) == []
 
 
-async def test_unfinished_gives_more_than_any_page_once_each(store: Store) -> None:
-    """1,200 entries come out whole and once each, among as many that are not owed."""
-    owed = [submitted(f"owed {n}") for n in range(1200)]
+async def test_unfinished_returns_every_entry_once(store: Store) -> None:
+    """1,200 entries are returned once each, among as many that are not unfinished."""
+    unfinished = [submitted(f"unfinished {n}") for n in range(1200)]
     others = [ended(submitted(f"ended {n}")) for n in range(600)] + [entry_of(f"new {n}") for n in range(600)]
-    await asyncio.gather(*(store.save(entry) for pair in zip(owed, others, strict=True) for entry in pair))
+    await asyncio.gather(
+        *(store.save(entry) for pair in zip(unfinished, others, strict=True) for entry in pair)
+    )
     found = [entry async for entry in store.unfinished()]
-    assert sorted(found, key=lambda entry: entry.key) == sorted(owed, key=lambda entry: entry.key)
+    assert sorted(found, key=lambda entry: entry.key) == sorted(unfinished, key=lambda entry: entry.key)
 
 
-async def test_unfinished_while_entries_come_and_go(store: Store) -> None:
-    """Writes during an iteration neither break it nor make it give one entry twice; what stands
-    throughout is given. A second iteration and one that is broken off disturb nobody."""
+async def test_unfinished_while_entries_are_written(store: Store) -> None:
+    """Writes during an iteration neither break it nor make it return an entry twice.
+
+    Entries that stay unfinished are all returned. Another iteration, even one that is abandoned, disturbs
+    nothing.
+    """
     await asyncio.gather(*(store.save(submitted(f"{n:04}")) for n in range(1200)))
     seen: list[str] = []
     async for entry in store.unfinished():
@@ -208,18 +214,20 @@ async def test_unfinished_while_entries_come_and_go(store: Store) -> None:
             await store.forget("1199")
         if len(seen) == 700:
             await store.save(submitted("new"))
-            await store.save(ended(submitted("0000")))  # given already
-            await store.save(submitted("0001"))  # written again as it is
+            await store.save(ended(submitted("0000")))  # already returned
+            await store.save(submitted("0001"))  # saved again unchanged
             async for _ in store.unfinished():
                 break
-            assert len(await keys_owed(store)) == 1199
+            assert len(await unfinished_keys(store)) == 1199
     assert len(seen) == len(set(seen))
     assert {f"{n:04}" for n in range(1199)} <= set(seen) <= {*(f"{n:04}" for n in range(1200)), "new"}
 
 
-async def test_recent_is_what_counts_against_the_limit(store: Store, kind: Kind) -> None:
-    """The times of submits after a moment, of those that left: a store that outlives its process
-    knows them all, whatever became of them."""
+async def test_recent_returns_the_submits_that_count_against_the_limit(store: Store, kind: Kind) -> None:
+    """The times of submits that were sent, after a given moment.
+
+    A durable store returns all of them, whatever their outcome.
+    """
     for number, state in enumerate(EntryState):
         stamp = None if state is EntryState.PLANNED else 100.0 + number
         await store.save(
@@ -234,45 +242,46 @@ async def test_recent_is_what_counts_against_the_limit(store: Store, kind: Kind)
         assert sorted(await store.recent(103.0)) == [104.0, 105.0]
 
 
-async def test_ended_without_a_key_is_owed_no_more(store: Store) -> None:
-    """An entry under no key of the caller's is nobody's once it has ended: it is not owed, and if
-    it is still found then as it ended."""
+async def test_an_ended_entry_without_a_key_is_not_unfinished(store: Store) -> None:
+    """It is not listed any more; if it is still found, then as it ended."""
     entry = submitted("ref", keyed=False)
     await store.save(entry)
     assert await store.find(task_id="task-of-ref") == entry
-    assert await keys_owed(store) == ["ref"]
+    assert await unfinished_keys(store) == ["ref"]
     await store.save(ended(entry))
-    assert await keys_owed(store) == []
+    assert await unfinished_keys(store) == []
     assert await store.find(task_id="task-of-ref") in (None, ended(entry))
 
 
-# -- every value comes back as it was -------------------------------------------------------------------
+# -- every value comes back as it was --------------------------------------------------------------
 
 
 @every_kind
 @given(entry=ENTRIES)
 def test_every_field_comes_back(kind: Kind, entry: Entry) -> None:
-    """Any request and any details, with odd Unicode, half pairs and raw JSON, come back equal, the
-    parts that equality leaves out included; from a durable store also after it was opened again."""
-    if entry.state.ended and not entry.keyed:
-        entry = attrs.evolve(entry, keyed=True)  # the other one may be dropped
+    """Any request and any details are read back equal, including the parts that equality ignores.
 
-    async def run(place: Path) -> None:
-        store = kind.make(place)
+    With odd Unicode, lone surrogates and raw JSON; from a durable store also after it is opened again.
+    """
+    if entry.state.ended and not entry.keyed:
+        entry = attrs.evolve(entry, keyed=True)  # without a key it may be dropped
+
+    async def run(folder: Path) -> None:
+        store = kind.make(folder)
         await store.open()
         await store.save(entry)
         assert plain(await store.find(key=entry.key)) == plain(entry)
         if kind.durable:
             await store.aclose()
-            store = kind.make(place)
+            store = kind.make(folder)
             await store.open()
         assert plain(await store.find(key=entry.key)) == plain(entry)
         assert await store.find(task_id=entry.task_id) == (entry if entry.task_id else None)
-        assert await keys_owed(store) == ([entry.key] if entry.state in UNFINISHED else [])
+        assert await unfinished_keys(store) == ([entry.key] if entry.state in UNFINISHED else [])
         await store.aclose()
 
-    with tempfile.TemporaryDirectory() as place:
-        asyncio.run(run(Path(place)))
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(run(Path(folder)))
 
 
 @pytest.mark.parametrize(
@@ -280,9 +289,11 @@ def test_every_field_comes_back(kind: Kind, entry: Entry) -> None:
     ["1e400", "-1e400", "1" * 4300, "0.1e-400", "[" * 300 + "]" * 300, '"\\ud800"'],
     ids=lambda n: n[:9],
 )
-async def test_whatever_kie_can_send_can_be_kept(kind: Kind, tmp_path: Path, number: str) -> None:
-    """A field of an answer that we do not know, with any JSON that we read, is kept and read again:
-    it neither fails the save nor makes the store look damaged."""
+async def test_any_json_from_kie_can_be_kept(kind: Kind, tmp_path: Path, number: str) -> None:
+    """An unknown field of an answer is kept, whatever JSON it holds.
+
+    It neither fails the save nor makes the store look damaged.
+    """
     raw = decoding.json_value(b'{"taskId":"t","new":%s}' % number.encode())
     details = TaskDetails("t", state=TaskState.SUCCEEDED, urls=("https://images.example/1.png",), raw=raw)
     entry = attrs.evolve(submitted("k", task_id="t"), state=EntryState.SUCCEEDED, details=details)
@@ -298,8 +309,10 @@ async def test_whatever_kie_can_send_can_be_kept(kind: Kind, tmp_path: Path, num
 
 
 async def test_what_cannot_be_kept_is_a_store_error(store: Store) -> None:
-    """An entry that a store cannot write, here one nested too deeply, is kept or is a `StoreError`: a
-    foreign error would hide a paid result. What stood before it still stands."""
+    """An entry that is nested too deeply is kept or raises `StoreError`, and the previous entry stays.
+
+    Another exception would hide a paid result.
+    """
     raw: dict[str, Any] = {}
     for _ in range(100_000):
         raw = {"a": raw}
@@ -314,7 +327,7 @@ async def test_what_cannot_be_kept_is_a_store_error(store: Store) -> None:
         assert await store.find(key="k") == entry
 
 
-# -- cancelling -----------------------------------------------------------------------------------------
+# -- cancelling ------------------------------------------------------------------------------------
 
 WRITES = {
     "claim": lambda store: store.claim(entry_of("new")),
@@ -323,10 +336,12 @@ WRITES = {
 }
 
 
-async def after_cancel(kind: Kind, place: Path, write: str, cancel: Callable[[Any], Any]) -> tuple[str, bool]:
-    """One write among others, cancelled: how it ended, and whether it was done."""
-    place.mkdir()
-    store = kind.make(place)
+async def after_cancel(
+    kind: Kind, folder: Path, write: str, cancel: Callable[[Any], Any]
+) -> tuple[str, bool]:
+    """Cancel one write among others; return how it ended, and whether it took effect."""
+    folder.mkdir()
+    store = kind.make(folder)
     await store.open()
     await store.save(entry_of("old"))
     done = {"claim": ("new", entry_of("new")), "save": ("old", submitted("old")), "forget": ("old", None)}
@@ -337,24 +352,26 @@ async def after_cancel(kind: Kind, place: Path, write: str, cancel: Callable[[An
     assert how != "raised", value
     others += [asyncio.create_task(store.save(submitted(f"other {n}"))) for n in range(10, 20)]
     await asyncio.wait_for(asyncio.gather(*others), PATIENCE)
-    stands = await store.find(key=key)
-    assert stands in (old, new)
-    if kind.durable:  # and so it stays
+    stored = await store.find(key=key)
+    assert stored in (old, new)
+    if kind.durable:
         await store.aclose()
-        store = kind.make(place)
+        store = kind.make(folder)
         await store.open()
-        assert await store.find(key=key) == stands
+        assert await store.find(key=key) == stored
     found = await asyncio.gather(*(store.find(key=f"other {n}") for n in range(20)))
     assert found == [submitted(f"other {n}") for n in range(20)]
     await store.aclose()
-    return how, stands == new
+    return how, stored == new
 
 
 @pytest.mark.parametrize("mode", ["pending", "done"])
 @pytest.mark.parametrize("write", WRITES)
 async def test_cancelling_a_write_does_not_undo_it(kind: Kind, tmp_path: Path, write: str, mode) -> None:
-    """At every suspension of a write: it is done or not begun, never half, the same after a restart,
-    and no other write is harmed."""
+    """At every suspension of a write: it takes effect or not, never half, and no other write is affected.
+
+    A durable store has the same after a restart.
+    """
     for at in range(50):
         how, done = await after_cancel(
             kind, tmp_path / str(at), write, lambda call, at=at: cancelled_at(call, at, mode)
@@ -362,7 +379,7 @@ async def test_cancelling_a_write_does_not_undo_it(kind: Kind, tmp_path: Path, w
         assert done or how == "cancelled"
         if how == "over":
             return
-    pytest.fail("the sweep never came to its end")
+    pytest.fail("the sweep did not end")
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -377,18 +394,18 @@ async def test_cancelling_a_write_after_any_tick(kind: Kind, tmp_path: Path, wri
             return
 
 
-# -- a model --------------------------------------------------------------------------------------------
+# -- a model ---------------------------------------------------------------------------------------
 
 MODEL_KEYS = st.sampled_from(["a", "b", "c", "d"])
 
 
 class Model(RuleBasedStateMachine):
-    """A store beside a dict that says what it should hold."""
+    """A store beside a dict of what it should hold."""
 
     def __init__(self, kind: Kind) -> None:
         super().__init__()
         self.kind = kind
-        self.place = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory()
         self.runner = asyncio.Runner()
         self.store: Store | None = None
         self.entries: dict[str, Entry] = {}
@@ -396,14 +413,14 @@ class Model(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.store = self.kind.make(Path(self.place.name))
+        self.store = self.kind.make(Path(self.folder.name))
         self.runner.run(self.store.open())
 
     @rule(key=MODEL_KEYS, prompt=st.sampled_from(["x", "y"]))
     def claim(self, key: str, prompt: str) -> None:
         entry = entry_of(key, prompt)
-        stands = self.entries.setdefault(key, entry)
-        assert plain(self.runner.run(self.store.claim(entry))) == plain(stands)
+        stored = self.entries.setdefault(key, entry)
+        assert plain(self.runner.run(self.store.claim(entry))) == plain(stored)
 
     @rule(key=MODEL_KEYS, state=st.sampled_from(EntryState), new_task=st.booleans())
     def save(self, key: str, state: EntryState, new_task: bool) -> None:
@@ -439,10 +456,10 @@ class Model(RuleBasedStateMachine):
         self.open()
         for key, entry in self.entries.items():
             if entry.state is EntryState.INTENT:
-                stands = self.runner.run(self.store.find(key=key))
-                assert abs(stands.submitted_at - time.time()) < 60
+                stored = self.runner.run(self.store.find(key=key))
+                assert abs(stored.submitted_at - time.time()) < 60
                 self.entries[key] = attrs.evolve(
-                    entry, state=EntryState.UNKNOWN, submitted_at=stands.submitted_at
+                    entry, state=EntryState.UNKNOWN, submitted_at=stored.submitted_at
                 )
 
     @invariant()
@@ -451,16 +468,16 @@ class Model(RuleBasedStateMachine):
             return
         for key in ("a", "b", "c", "d"):
             assert plain(self.runner.run(self.store.find(key=key))) == plain(self.entries.get(key))
-        owed = [key for key, entry in self.entries.items() if entry.state in UNFINISHED]
-        assert sorted(self.runner.run(keys_owed(self.store))) == sorted(owed)
+        unfinished = [key for key, entry in self.entries.items() if entry.state in UNFINISHED]
+        assert sorted(self.runner.run(unfinished_keys(self.store))) == sorted(unfinished)
 
     def teardown(self) -> None:
         if self.store is not None:
             self.runner.run(self.store.aclose())
         self.runner.close()
-        self.place.cleanup()
+        self.folder.cleanup()
 
 
 def test_a_store_is_a_dict_of_entries(kind: Kind) -> None:
-    """Any order of calls leaves what a dict would hold, and by task id only what has that id now."""
+    """Any order of calls leaves what a dict would hold; a task id finds only the entry that has it now."""
     run_state_machine_as_test(lambda: Model(kind), settings=settings(stateful_step_count=20))

@@ -18,7 +18,7 @@ LIMIT = RateLimit(20, per=10.0)
 
 
 class StrictServer:
-    """Admits `limit` in any window, counted on arrival, and counts what it refuses."""
+    """Admits `limit` requests in any window, counted on arrival, and counts those it refuses."""
 
     def __init__(self, limit: RateLimit = LIMIT) -> None:
         self.limit = limit
@@ -38,7 +38,7 @@ class StrictServer:
 
 
 def test_ideal_burst_and_pace() -> None:
-    """Without latency the first 20 go at once and every further 20 exactly one window later."""
+    """Without latency the first 20 go at once, and every further 20 exactly one window later."""
 
     async def run() -> list[float]:
         limiter, times = RateLimiter(LIMIT), []
@@ -67,9 +67,11 @@ def anything(rng: random.Random) -> float:
 
 @pytest.mark.parametrize(("latency", "least"), [(short_tail, 0.97), (anything, 0.88)])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_jitter_makes_a_21st(latency, least, seed) -> None:
-    """However the network delays requests and answers, a strict server never refuses one, and the
-    long-run rate stays near the ideal 2 per second."""
+def test_no_jitter_leads_to_a_21st_request(latency, least, seed) -> None:
+    """A strict server refuses none, however the network delays requests and answers.
+
+    The long-run rate stays near the ideal of 2 per second.
+    """
     total = 2000
 
     async def run() -> tuple[StrictServer, float]:
@@ -95,7 +97,7 @@ def test_no_jitter_makes_a_21st(latency, least, seed) -> None:
 
 
 def test_control_slots_counted_from_sending_are_refused() -> None:
-    """Control: the same server refuses a limiter that counts a slot from the moment of sending."""
+    """Control: the server refuses some if a slot counts from the moment of sending."""
 
     async def run() -> int:
         rng, server, limiter = random.Random(1), StrictServer(), RateLimiter(LIMIT)
@@ -119,8 +121,10 @@ def test_control_slots_counted_from_sending_are_refused() -> None:
     st.lists(st.tuples(st.floats(0, 5), st.floats(0, 3), st.booleans()), max_size=60),
 )
 def test_window_is_exact(limit: int, per: float, steps: list[tuple[float, float, bool]]) -> None:
-    """No window holds more than `limit` slots that were taken and counted, for any order of events;
-    and a free slot is never withheld."""
+    """No window has more than `limit` slots that were taken and counted, for any order of events.
+
+    A free slot is never withheld.
+    """
     window = SlidingWindow(RateLimit(limit, per=per))
     now, open_, stamps = 0.0, 0, []
     for wait, _, counted in steps:
@@ -140,8 +144,8 @@ def test_window_is_exact(limit: int, per: float, steps: list[tuple[float, float,
         assert window.open == open_
 
 
-def test_first_come_first_served_and_a_cancelled_waiter_leaves_no_trace() -> None:
-    """Order of arrival is order of service; whoever is cancelled in the queue costs nobody a slot."""
+def test_first_come_first_served_without_those_cancelled() -> None:
+    """Waiters are served in the order of their arrival, and a cancelled one takes no slot."""
 
     async def run() -> tuple[list[int], int, int]:
         limiter, order = RateLimiter(RateLimit(2, per=10.0)), []
@@ -162,7 +166,7 @@ def test_first_come_first_served_and_a_cancelled_waiter_leaves_no_trace() -> Non
 
 
 def test_cancelled_in_the_tick_of_the_grant_gives_the_slot_back() -> None:
-    """A waiter that is cancelled in the very tick in which it is served passes the slot on."""
+    """A waiter that is cancelled in the tick in which it is served passes the slot on."""
 
     async def run() -> tuple[bool, int]:
         limiter = RateLimiter(RateLimit(1, per=10.0))
@@ -170,7 +174,7 @@ def test_cancelled_in_the_tick_of_the_grant_gives_the_slot_back() -> None:
         unlucky = asyncio.create_task(limiter.acquire())
         next_one = asyncio.create_task(limiter.acquire())
         await asyncio.sleep(0)
-        limiter.release(counted=False)  # grants to `unlucky`, who has not run yet
+        limiter.release(counted=False)  # grants to `unlucky`, which has not run yet
         unlucky.cancel()
         await asyncio.wait([unlucky, next_one], timeout=1)
         return next_one.done() and not next_one.cancelled(), limiter.open
@@ -179,8 +183,10 @@ def test_cancelled_in_the_tick_of_the_grant_gives_the_slot_back() -> None:
 
 
 async def test_a_slot_that_is_freed_in_the_tick_of_a_cancel_is_not_lost() -> None:
-    """A waiter that was cancelled is not granted the slot that comes free before it has left the
-    queue: whoever frees it meets no error, the cancel stays a cancel, and the next waiter gets it."""
+    """A slot is not granted to a cancelled waiter that is still in the queue.
+
+    `release` raises nothing, the cancel is not swallowed, and the next waiter gets the slot.
+    """
     limiter = RateLimiter(RateLimit(1, per=10.0))
     await limiter.acquire()
     first, second = asyncio.create_task(limiter.acquire()), asyncio.create_task(limiter.acquire())
@@ -193,8 +199,8 @@ async def test_a_slot_that_is_freed_in_the_tick_of_a_cancel_is_not_lost() -> Non
     assert (limiter.open, limiter.waiting) == (1, 0)
 
 
-def test_given_back_slot_does_not_count() -> None:
-    """A request that never left costs no part of the window."""
+def test_a_slot_that_is_given_back_does_not_count() -> None:
+    """A request that was never sent takes no part of the window."""
 
     async def run() -> float:
         limiter, loop = RateLimiter(RateLimit(1, per=10.0)), asyncio.get_running_loop()
@@ -207,9 +213,9 @@ def test_given_back_slot_does_not_count() -> None:
     assert run_virtual(run()) < 0.01
 
 
-def test_pause_holds_everybody_for_a_window() -> None:
-    """After a refusal nobody is served for a whole window, though slots are free; and whoever asks
-    again stands in front."""
+def test_hold_all_delays_every_waiter_for_a_window() -> None:
+    """After `hold_all` no waiter is served for a whole window, though slots are free; `front=True` goes
+    first."""
 
     async def run() -> list[tuple[str, float]]:
         limiter, loop = RateLimiter(RateLimit(5, per=10.0)), asyncio.get_running_loop()
@@ -230,8 +236,8 @@ def test_pause_holds_everybody_for_a_window() -> None:
     assert run_virtual(run()) == [("again", 13.0), ("new", 13.0)]
 
 
-def test_earlier_life_is_remembered() -> None:
-    """Slots of an earlier life hold the first new one back until they have aged out."""
+def test_remembered_slots_count() -> None:
+    """Remembered slots delay the first new one until they have aged out of the window."""
 
     async def run() -> float:
         limiter, loop = RateLimiter(RateLimit(2, per=10.0)), asyncio.get_running_loop()
@@ -248,6 +254,6 @@ def test_earlier_life_is_remembered() -> None:
     [(0, 1.0), (-1, 1.0), (True, 1.0), (1.5, 1.0), (1, 0.0), (1, float("inf")), (1, float("nan"))],
 )
 def test_impossible_limits_are_refused(limit, per) -> None:
-    """A limit that cannot be kept is refused when it is made, by name."""
+    """A limit that cannot work is refused when it is created."""
     with pytest.raises(ConfigurationError):
         RateLimit(limit, per=per)

@@ -1,8 +1,8 @@
 """A canary for law 7: every error and log record of the test run is searched for the API key.
 
-`Watch` collects log records of every logger and every `KieError` that is made. After each test
-`leaks()` searches what it has: messages, reprs, the whole chain of causes and contexts, the local
-variables of our own frames (error reporters send those), and pickles.
+`Watch` collects the log records of every logger and every `KieError` that is created. After each test
+`leaks()` searches their messages, reprs and pickles, the whole chain of causes and contexts, and the local
+variables in frames of the package, which error reporters send.
 """
 
 import functools
@@ -18,13 +18,13 @@ from paths import PACKAGE
 from kie4o.errors import KieError
 
 CANARY_KEY = "sk-canary-0f7d3be59a1c4426"
-KEPT = 200  # of each test, the last ones: property tests make thousands
+KEPT = 200  # the last ones of each test: property tests create thousands
 _PACKAGE = str(PACKAGE)
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({})))
 
 
 class Watch(logging.Handler):
-    """Collects, and finds what should not be there."""
+    """Collects errors and log records, and finds those that hold the key."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -44,18 +44,18 @@ class Watch(logging.Handler):
             original(error, *args, **facts)
             errors.append(error)
 
-        KieError.__init__ = recorded  # type: ignore[method-assign]  # our own class, to see every error
+        KieError.__init__ = recorded  # type: ignore[method-assign]  # to see every error
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
 
     def leaks(self) -> list[str]:
-        """What is wrong with anything collected since the last call."""
+        """A sentence for each leak in what was collected since the last call."""
         records, errors = list(self.records), list(self.errors)
         found = [leak for record in records for leak in _leaks_of_record(record)]
         found += [leak for error in errors for leak in _leaks_of_error(error)]
         self.records.clear()
-        self.errors.clear()  # also what unpickling has made
+        self.errors.clear()  # unpickling has added more
         return found
 
 
@@ -72,12 +72,12 @@ def _leaks_of_error(error: KieError) -> Iterator[str]:
     for link in _chain(error):
         if CANARY_KEY in f"{link!s}\n{link!r}\n{link.args!r}\n{vars(link)!r}":
             yield f"{name}: {type(link).__name__} in its chain holds the key"
-        ours = [
+        frames = [
             (frame, line)
             for frame, line in traceback.walk_tb(link.__traceback__)
             if frame.f_code.co_filename.startswith(_PACKAGE)
         ]
-        for summary in traceback.StackSummary.extract(iter(ours), capture_locals=True, lookup_lines=False):
+        for summary in traceback.StackSummary.extract(iter(frames), capture_locals=True, lookup_lines=False):
             for variable, value in (summary.locals or {}).items():
                 if CANARY_KEY in value:
                     yield f"{name}: {variable} in {summary.name} ({summary.filename}) holds the key"
@@ -88,18 +88,18 @@ def _leaks_of_error(error: KieError) -> Iterator[str]:
         yield f"{name}: its pickle holds the key"
     again = pickle.loads(data)
     if (type(again), again.args, vars(again)) != (type(error), error.args, vars(error)):
-        yield f"{name}: comes out of its pickle changed"
+        yield f"{name}: is changed by a pickle round trip"
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error, its causes and its contexts, also those that `raise ... from None` hides."""
+    """The error with its causes and contexts, including those hidden by `raise ... from None`."""
     found: list[BaseException] = []
-    open_ends: list[BaseException | None] = [error]
-    while open_ends:
-        link = open_ends.pop()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        link = todo.pop()
         if link is not None and all(link is not one for one in found):
             found.append(link)
-            open_ends += [link.__cause__, link.__context__]
+            todo += [link.__cause__, link.__context__]
     return found
 
 

@@ -1,8 +1,8 @@
 """Cancel a coroutine at its n-th suspension, deterministically and without sleeping.
 
-Two moments matter for each suspension: while what is awaited is still pending, and in the very tick
-in which it is done. The coroutine is driven by hand, so that the n-th suspension is the n-th value
-that it yields, however deep it comes from.
+Each suspension has two moments that matter: while the awaited future is pending, and in the tick in which it
+is done. The coroutine is driven by hand: its n-th suspension is the n-th value that it yields, however deep
+that comes from.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ class _Driven:
 
 
 async def cancelled_at(coroutine: Coroutine[Any, Any, Any], at: int, mode: Mode) -> tuple[str, Any]:
-    """How it ended: ("cancelled", None), ("returned", value) or ("raised", error); "returned"
-    before the n-th suspension means that the sweep is over."""
+    """Cancel at the `at`-th suspension; return ("cancelled", None), ("returned", value) or ("raised", error).
+
+    ("over", value) says that the coroutine returned before that suspension: a sweep is complete.
+    """
     driven = _Driven(coroutine, at, mode)
 
     async def run() -> Any:
@@ -63,7 +65,7 @@ async def cancelled_at(coroutine: Coroutine[Any, Any, Any], at: int, mode: Mode)
 
 
 async def cancelled_after(coroutine: Coroutine[Any, Any, Any], ticks: int) -> tuple[str, Any]:
-    """The same, cancelled after so many turns of the loop."""
+    """The same, but cancelled after `ticks` turns of the loop."""
     task = asyncio.ensure_future(coroutine)
     for _ in range(ticks):
         if task.done():

@@ -1,4 +1,4 @@
-"""What the tests of the client share: settings for a short wait, and a factory of stores with one memory."""
+"""Shared by tests of the client: settings for a short wait, and helpers that wait or look into a store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def client_of(url: str, store: Store | None = None, **more: Any) -> AsyncKieClie
     return AsyncKieClient(store=store, **settings | more)
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Let the loop turn until the condition holds; fail the test if it never does."""
     start = time.monotonic()
     while not condition():

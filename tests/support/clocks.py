@@ -1,9 +1,8 @@
-"""Two event loops whose clocks are not the wall's: one jumps, one runs fast.
+"""Two event loops that do not follow the wall clock: one jumps, one runs fast.
 
-`VirtualLoop` is for code without sockets: whenever nothing is ready its clock jumps to the next
-timer, so that a day passes in milliseconds and two runs are alike. `TimelapseLoop` is for real
-sockets: its clock runs `speed` times faster than the wall, so that ten seconds of a rate limit
-last half a second.
+`VirtualLoop` is for code without sockets. Whenever nothing is ready its clock jumps to the next timer: a day
+takes milliseconds, and runs are repeatable. `TimelapseLoop` is for real sockets. Its clock runs `speed` times
+faster than the wall clock: at 20, ten seconds of a rate limit take half a second.
 """
 
 import asyncio
@@ -16,12 +15,12 @@ _T = TypeVar("_T")
 
 
 class _Jumping(selectors.DefaultSelector):
-    now = 1000.0  # not zero, so that "no time" and "time zero" cannot be confused
+    now = 1000.0  # not 0.0, which could be mistaken for "no time"
 
     def select(self, timeout: float | None = None) -> Any:
         events = super().select(0)
         if not events and timeout is None:
-            raise RuntimeError("nothing is ready and no timer is set: this would wait for ever")
+            raise RuntimeError("nothing is ready and no timer is set: this would wait forever")
         if not events and timeout is not None:
             self.now += max(timeout, 0)
         return events
@@ -46,7 +45,7 @@ class _Hurried(selectors.DefaultSelector):
 
 
 class TimelapseLoop(asyncio.SelectorEventLoop):
-    """Its clock and timers run `speed` times faster than the wall."""
+    """Its clock and timers run `speed` times faster than the wall clock."""
 
     def __init__(self, speed: float) -> None:
         selector = _Hurried()

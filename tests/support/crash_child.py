@@ -1,12 +1,12 @@
-"""The process that gets killed: one run of a batch, over a store that can kill it at a named step.
+"""The process that is killed: one run of a batch, over a store that can kill it at a named step.
 
-Started without arguments it is a fork server: it imports everything once, and then forks one run
-for each line of JSON on its input, which takes milliseconds instead of the half second of a fresh
-interpreter. With one argument it is that one run (for running under a tracer).
+Without arguments it is a fork server. It imports everything once, then forks one run for each line of JSON on
+its standard input, which takes milliseconds; a fresh interpreter takes half a second. With one argument it is
+that single run, for a tracer.
 
-What it lived to see it appends to files, one `write` per line (the kernel keeps it, so it outlives
-`kill -9`): `outcomes` (what the batch yielded) and `evidence` (which writes to the store were asked
-for, and which of them returned).
+A run appends what it sees to files, one `write` per line, which the kernel keeps after `kill -9`: `outcomes`
+(what the batch yielded) and `evidence` (which writes to the store were requested, and which of them
+returned).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from kie4o.errors import KieError
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import Entry
 
-SPEED = 20.0  # loop seconds per second: the shortest pause between two looks is 17 ms then
+SPEED = 20.0  # loop seconds per second: two looks are at least 17 ms apart
 IN_FLIGHT = 8
-NOBODY_ASKED = 70  # exit code of a run that ended by an exception that is not ours
+UNEXPECTED = 70  # exit code of a run that raised anything but a `KieError`
 PATH = "/api/v1/gpt4o-image/generate"
 
 
 @attrs.frozen
 class Run:
-    """What one run is told. `step` and `at`: where its store kills it, and at the how-manieth time."""
+    """The arguments of one run. Its store kills it at the `at`-th occurrence of `step`."""
 
     url: str
     folder: str
@@ -51,7 +51,7 @@ class Run:
 
 
 class Lines:
-    """A file to which whole lines are appended; with `sync` they outlive the machine too."""
+    """A file of JSON lines. With `sync` they survive a crash of the machine too."""
 
     def __init__(self, path: Path, *, sync: bool = False) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -64,10 +64,10 @@ class Lines:
 
 
 class DyingStore:
-    """A `Store` around another: it notes what it is asked, and kills its process at a named step.
+    """A `Store` around another: it logs the calls, and kills the process at a named step.
 
-    Steps are "before", "during" or "after" and a name: open, recent, find, claim, close, or the
-    state that is being saved.
+    A step is "before", "during" or "after" and a name: open, recent, find, claim, close, or the state that is
+    being saved.
     """
 
     def __init__(self, inner: SQLiteStore, evidence: Lines, step: str, at: int) -> None:
@@ -77,7 +77,7 @@ class DyingStore:
         self._at = at
         self._seen: Counter[str] = Counter()
         self._writes = 0
-        self._begun: asyncio.Future[Any] | None = None  # while the process lives
+        self._begun: asyncio.Future[Any] | None = None  # keeps a reference
 
     def _due(self, step: str) -> bool:
         self._seen[step] += 1
@@ -89,7 +89,7 @@ class DyingStore:
         if self._due(f"during {name}"):
             self._begun = asyncio.ensure_future(act())
             await asyncio.sleep(0)
-            time.sleep(0.0002 * (self._at % 5))  # the store's thread is somewhere in it
+            time.sleep(0.0002 * (self._at % 5))  # the store's thread is in the middle of it
             die()
         value = await act()
         if self._due(f"after {name}"):
@@ -110,7 +110,7 @@ class DyingStore:
         return value
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else a store can do is done as it is."""
+        """All other methods are those of the inner store."""
         return getattr(self._inner, name)
 
     async def open(self) -> None:
@@ -146,7 +146,7 @@ def die() -> NoReturn:
 
 
 async def batch(run: Run) -> None:
-    """The batch as a user writes it: a mapping of custom ids, a store, completions as they come."""
+    """The batch as a user writes it: a mapping of custom ids, a store, completions as they arrive."""
     folder = Path(run.folder)
     outcomes = Lines(folder / "outcomes")
     evidence = Lines(folder / "evidence")
@@ -182,7 +182,7 @@ def _kind(error: Exception | None) -> str | None:
 
 
 async def naive_batch(run: Run) -> None:
-    """What people write first: POST, then append the task id to a file; what is in it is skipped."""
+    """What people write first: POST, append the task id to a file, and skip the items in that file."""
     folder = Path(run.folder)
     book = folder / "book"
     done = {json.loads(line)["key"] for line in book.read_text().splitlines()} if book.exists() else set()
@@ -202,26 +202,31 @@ async def naive_batch(run: Run) -> None:
 
 
 def perform(run: Run) -> int:
-    """The exit code: 0 unless something escaped that is not ours."""
+    """Run it; the exit code is 0 unless it raised anything but a `KieError`."""
     try:
         with asyncio.Runner(loop_factory=lambda: TimelapseLoop(SPEED)) as runner:
             _beat(runner.get_loop())
             runner.run((naive_batch if run.naive else batch)(run))
     except BaseException:
         traceback.print_exc()
-        return NOBODY_ASKED
+        return UNEXPECTED
     return 0
 
 
 def _beat(loop: asyncio.AbstractEventLoop) -> None:
-    """Wake the loop now and then: a tracer may also fail the send by which a thread wakes it, which
-    no system does."""
+    """Wake the loop regularly.
+
+    The tracer may fail the send with which a thread wakes it; a real system never does.
+    """
     loop.call_later(1.0, _beat, loop)
 
 
 def serve() -> None:
-    """One forked run per line. A run that has ended stays a zombie until the next line, so that
-    its pid cannot come to mean another process while somebody may still want to kill it."""
+    """Fork one run per line.
+
+    A finished run stays a zombie until the next line, so that its pid is not reused while the tests may still
+    kill it.
+    """
     ended = 0
     while line := sys.stdin.readline():
         if ended:

@@ -1,8 +1,8 @@
-"""Batches that are killed and run again, and what must be true of them afterwards.
+"""Batches that are killed and run again, and the checks of what they leave behind.
 
-A `Till` is Kie reduced to what money depends on: it counts complete POSTs per item and remembers
-which task ids it handed out. A `Lane` runs `crash_child` processes one after the other. A `Case`
-is one store with everything that happened to it; `faults` says which promises it broke.
+A `CountingServer` is Kie reduced to what costs money: it counts complete POSTs per item and remembers the
+task ids that it returned. A `Lane` runs `crash_child` processes one after the other. A `Case` is one store
+and everything that happened to it; `faults` lists the promises that it broke.
 """
 
 from __future__ import annotations
@@ -33,28 +33,29 @@ ITEMS = [f"item-{number:02}" for number in range(20)]
 CHILD = SUPPORT / "crash_child.py"
 PATIENCE = 60.0  # seconds for one run, which takes a fraction of one
 KILLED = -signal.SIGKILL
-LOOKS = 2  # the how-manieth look shows that a task has ended
+LOOKS = 2  # a task has finished at its second look
 
-# What a caller may be told of an item that was not paid for: the next run tries it again.
+# The errors of items that were not paid for; the next run tries them again.
 UNPAID = {"StoreError", "StoreLockedError", "APIConnectionError", "APITimeoutError"}
 
-# -- the server --------------------------------------------------------------------------------
+# -- the server ------------------------------------------------------------------------------------
 
-TILL_STEPS = (
+SERVER_STEPS = (
     *("connect", "post", "half an answer", "a whole answer"),
     *("look", "half a last look", "a last look"),
 )
 
 
 @attrs.define(eq=False)
-class Till:
-    """`async with Till()`: counts. At the `at`-th `step` (of `TILL_STEPS`) it calls `kill`."""
+class CountingServer:
+    """`async with CountingServer()`. At the `at`-th occurrence of `step`, one of `SERVER_STEPS`, it calls
+    `kill`."""
 
     step: str = ""
     at: int = 0
     kill: Callable[[], None] = attrs.field(default=lambda: None)
     posts: Counter[str] = attrs.field(factory=Counter, init=False)  # complete ones, by item
-    task_of: dict[str, str] = attrs.field(factory=dict, init=False)  # item: the last id handed out
+    task_of: dict[str, str] = attrs.field(factory=dict, init=False)  # the last id returned for an item
     given: set[str] = attrs.field(factory=set, init=False)  # ids whose answer was sent in full
     looks: Counter[str] = attrs.field(factory=Counter, init=False)
     _seen: Counter[str] = attrs.field(factory=Counter, init=False)
@@ -66,7 +67,7 @@ class Till:
         assert self._server is not None
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
-    async def __aenter__(self) -> Till:
+    async def __aenter__(self) -> CountingServer:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=100)
         return self
 
@@ -78,7 +79,8 @@ class Till:
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def settled(self) -> None:
-        """Everything that was sent to us is counted: whoever was killed has closed its sockets."""
+        """Wait until every connection is served. Those of a killed process are closed, so all it sent is
+        counted."""
         while self._serving:
             await asyncio.wait(self._serving)
 
@@ -145,11 +147,11 @@ class Till:
         await writer.drain()
 
 
-# -- the processes -----------------------------------------------------------------------------
+# -- the processes ---------------------------------------------------------------------------------
 
 
 class Lane:
-    """`async with Lane()`: a fork server, that is one `crash_child` run at a time."""
+    """`async with Lane()`: a fork server that runs one `crash_child` at a time."""
 
     def __init__(self) -> None:
         self._server: asyncio.subprocess.Process | None = None
@@ -181,7 +183,7 @@ class Lane:
         self.pid = int(await self._line())
         self._running = True
 
-    async def ended(self) -> int:
+    async def wait(self) -> int:
         """The exit code of the run, negative if a signal ended it."""
         try:
             code = int(await asyncio.wait_for(self._line(), PATIENCE))
@@ -191,7 +193,7 @@ class Lane:
         return code
 
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
-        """Safe also just after the run has ended: its pid is not free before the next one."""
+        """Safe just after the run has ended too: its pid is not free before the next run."""
         os.kill(self.pid, with_signal)
 
     async def _line(self) -> bytes:
@@ -201,7 +203,7 @@ class Lane:
 
 
 async def on_lanes(cases: Iterable[_T], act: Callable[[Lane, _T], Awaitable[list[str]]]) -> list[str]:
-    """`act` for every case, some lanes side by side; what was wrong. Cases are taken one by one."""
+    """`act` for each case, on several lanes at once; return the faults. Cases are taken one by one."""
     following = iter(cases)
     faults: list[str] = []
 
@@ -216,60 +218,60 @@ async def on_lanes(cases: Iterable[_T], act: Callable[[Lane, _T], Awaitable[list
     return faults
 
 
-# -- one store and what happened to it ---------------------------------------------------------
+# -- one store and what happened to it -------------------------------------------------------------
 
 
 @attrs.define(eq=False)
 class Case:
-    """`async with Case(folder, Till(...))`."""
+    """`async with Case(folder, CountingServer(...))`: one store and its runs."""
 
     folder: Path
-    till: Till
+    server: CountingServer
     naive: bool = False
     codes: list[int] = attrs.field(factory=list, init=False)
 
     async def __aenter__(self) -> Case:
         self.folder.mkdir(parents=True)
-        await self.till.__aenter__()
+        await self.server.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.till.__aexit__()
+        await self.server.__aexit__()
 
     def run_of(self, step: str = "", at: int = 0) -> Run:
-        return Run(self.till.url, str(self.folder), ITEMS, self.naive, step, at)
+        return Run(self.server.url, str(self.folder), ITEMS, self.naive, step, at)
 
     async def run(self, lane: Lane, step: str = "", at: int = 0, *, kill_after: float | None = None) -> int:
-        """One run on this store; `kill_after` seconds it is killed, if it has not ended."""
-        self.till.kill = lane.kill
+        """One run on this store, killed after `kill_after` seconds unless it has ended."""
+        self.server.kill = lane.kill
         await lane.start(self.run_of(step, at))
         killer = None
         if kill_after is not None:
             killer = asyncio.get_running_loop().call_later(kill_after, lane.kill)
         try:
-            self.codes.append(await lane.ended())
+            self.codes.append(await lane.wait())
         finally:
             if killer is not None:
                 killer.cancel()
-        await self.till.settled()
+        await self.server.settled()
         return self.codes[-1]
 
     async def finish(self, lane: Lane) -> list[str]:
-        """Run it to its end, once more for nothing, and say what was wrong with any of it."""
+        """Run the batch to its end and once more; return what was wrong with any of its runs."""
         code = await self.run(lane)
         if self.naive:
             return [] if code == 0 else [f"ended with code {code}: {self.stderr}"]
-        posts, looks = self.till.posts.total(), self.till.looks.total()
+        posts, looks = self.server.posts.total(), self.server.looks.total()
         code_again = await self.run(lane)
         faults = self.faults(await self.entries())
         if (code, code_again) != (0, 0):
             faults.append(f"the last two runs ended with codes {code}, {code_again}: {self.stderr}")
-        if self.till.posts.total() != posts or self.till.looks.total() != looks:
+        if self.server.posts.total() != posts or self.server.looks.total() != looks:
             faults.append("a further run of the finished batch went to the network")
         return faults
 
     async def entries(self) -> dict[str, Entry]:
-        """What the store holds in the end."""
+        """The entries in the store now."""
         store = SQLiteStore(self.folder / "run.db")
         await store.open()
         try:
@@ -285,19 +287,19 @@ class Case:
 
     @property
     def double_payments(self) -> int:
-        return sum(count - 1 for count in self.till.posts.values() if count > 1)
+        return sum(count - 1 for count in self.server.posts.values() if count > 1)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         file = self.folder / name
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    # -- the promises ----------------------------------------------------------------------------
+    # -- the promises ------------------------------------------------------------------------------
 
     def faults(self, entries: dict[str, Entry]) -> list[str]:
         runs: dict[int, list[dict[str, Any]]] = {}
         for line in self.lines("outcomes"):
             runs.setdefault(line["run"], []).append(line)
-        faults = [f"paid {count} times: {item}" for item, count in self.till.posts.items() if count > 1]
+        faults = [f"paid {count} times: {item}" for item, count in self.server.posts.items() if count > 1]
         for item in ITEMS:
             if item not in entries:
                 faults.append(f"no entry in the end: {item}")
@@ -310,11 +312,11 @@ class Case:
         return faults
 
     def _last_runs(self, last: list[list[dict[str, Any]]]) -> list[str]:
-        """A run that ends yields every item once, and then so does the next, by replaying."""
+        """The last run but one yields every item once; the last one replays them."""
         faults = []
         for outcomes in last:
             if [line.get("ended") for line in outcomes[-1:]] != [""]:
-                faults.append(f"a last run did not end well: {outcomes[-1:]}")
+                faults.append(f"a last run failed: {outcomes[-1:]}")
             if sorted(line["key"] for line in outcomes if "key" in line) != ITEMS:
                 faults.append("a last run did not yield every item exactly once")
         if len(last) != 2:
@@ -324,7 +326,7 @@ class Case:
         return faults
 
     def _outcomes(self, outcomes: list[dict[str, Any]], entries: dict[str, Entry]) -> list[str]:
-        """What any run said of an item is what the store says in the end, or that nothing was paid."""
+        """What a run yielded agrees with the store, or says that nothing was paid."""
         faults = []
         seen = Counter(line["key"] for line in outcomes if "key" in line)
         faults += [f"yielded {count} times by one run: {item}" for item, count in seen.items() if count > 1]
@@ -337,7 +339,7 @@ class Case:
             final = {
                 None: entry is not None
                 and entry.state is EntryState.SUCCEEDED
-                and entry.task_id == line["task_id"] == self.till.task_of.get(line["key"]),
+                and entry.task_id == line["task_id"] == self.server.task_of.get(line["key"]),
                 "SubmissionUnknownError": entry is not None and entry.state is EntryState.UNKNOWN,
                 "TaskTimeoutError": entry is not None and entry.task_id == line["task_id"],
             }
@@ -346,8 +348,10 @@ class Case:
         return faults
 
     def _received(self, entries: dict[str, Entry]) -> list[str]:
-        """An id whose write returned, or was followed by a write that did, is in the store. One
-        that was handed out and is not there was overtaken by the kill, and its item says so."""
+        """An id whose save returned, or was followed by a save that did, is in the store.
+
+        An id that the server sent and the store does not have was overtaken by the kill; its item is unknown.
+        """
         faults = []
         evidence = self.lines("evidence")
         returned = {(line["run"], line["number"]) for line in evidence if "done" in line}
@@ -364,17 +368,17 @@ class Case:
                 continue
             if (run, number) in failed:
                 if task_id not in self.stderr:
-                    faults.append(f"{task_id} could not be written, and nobody was told")
+                    faults.append(f"{task_id} could not be saved, and was not logged")
             elif number <= latest.get(run, 0):
                 faults.append(f"{task_id} was received and is lost: {kept}")
-        for item, task_id in self.till.task_of.items():
+        for item, task_id in self.server.task_of.items():
             kept = entries.get(item)
             if kept is None or (kept.task_id != task_id and kept.state is not EntryState.UNKNOWN):
-                faults.append(f"{task_id} is paid, and the store does not know: {kept}")
-            elif kept.task_id is None and self._heard_of(task_id) and task_id not in self.stderr:
-                faults.append(f"{task_id} was answered to a process that lived on, and is lost")
+                faults.append(f"{task_id} is paid, and the store does not have it: {kept}")
+            elif kept.task_id is None and self._arrived(task_id) and task_id not in self.stderr:
+                faults.append(f"{task_id} was sent to a process that was not killed, and is lost")
         return faults
 
-    def _heard_of(self, task_id: str) -> bool:
-        """Whether the id certainly reached a process: its answer was sent, and nobody was killed."""
-        return task_id in self.till.given and not any(code < 0 for code in self.codes)
+    def _arrived(self, task_id: str) -> bool:
+        """Whether the id certainly reached a process: its answer was sent, and no run was killed."""
+        return task_id in self.server.given and not any(code < 0 for code in self.codes)

@@ -1,6 +1,6 @@
 """A server that misbehaves on purpose: raw sockets on loopback, one script per connection.
 
-It counts what matters for payment: requests that arrived complete, whatever became of the answer.
+It counts what matters for payment: the requests that arrived complete, answered or not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Script = Callable[["Connection"], Awaitable[None]]
 
 
 class Connection:
-    """One accepted connection: read what came, answer or not."""
+    """One accepted connection, which a script reads from and may answer."""
 
     def __init__(
         self, server: FaultServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -58,8 +58,8 @@ class Connection:
 
 
 class FaultServer:
-    """`async with FaultServer(script, script, ...)`: the n-th connection gets the n-th script, later
-    ones the last."""
+    """`async with FaultServer(script, ...)`: the n-th connection gets the n-th script, later ones the
+    last."""
 
     def __init__(self, *scripts: Script, tls: bool = False) -> None:
         self._scripts = scripts
@@ -115,7 +115,7 @@ class FaultServer:
 
 
 def answer(body: bytes = GOOD_BODY, status: str = "200 OK", *headers: str) -> Script:
-    """Read the request, answer like a server of the old school, close."""
+    """Read the request, send an answer with these headers, close."""
 
     async def script(connection: Connection) -> None:
         await connection.request()
@@ -130,7 +130,7 @@ def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
 
 
 def raw(data: bytes, *, reset: bool = False) -> Script:
-    """Read the request, send these very bytes, then FIN or RST."""
+    """Read the request, send exactly these bytes, then FIN or RST."""
 
     async def script(connection: Connection) -> None:
         await connection.request()
@@ -149,7 +149,7 @@ async def stall(connection: Connection) -> None:
 
 
 async def silent(connection: Connection) -> None:
-    """Read nothing, say nothing."""
+    """Read nothing and send nothing."""
     await asyncio.sleep(3600)
 
 
@@ -167,8 +167,10 @@ async def hang_up_in_handshake(connection: Connection) -> None:
 
 @contextlib.contextmanager
 def in_a_thread(body: bytes) -> Iterator[tuple[str, threading.Event]]:
-    """A server for one request, which goes on while the loop is blocked: its URL, and whether the request
-    has come. It answers a tenth of a second later."""
+    """A server for one request that works while the loop is blocked.
+
+    Yields its URL and an event for the arrival of the request, which it answers 0.1 s later.
+    """
     arrived = threading.Event()
 
     def serve() -> None:
@@ -188,14 +190,14 @@ def in_a_thread(body: bytes) -> Iterator[tuple[str, threading.Event]]:
 
 
 def unused_port() -> int:
-    """A port on loopback that nobody listens on."""
+    """A port on loopback without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def open_sockets() -> int:
-    """How many sockets this process holds."""
+    """The number of sockets that this process holds."""
     fds = Path("/proc/self/fd")
     count = 0
     for fd in fds.iterdir():

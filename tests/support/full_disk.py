@@ -1,6 +1,6 @@
-"""The process whose disk is full: a submit while its files may not grow, and another after that.
+"""The process whose disk is full: a submit while its files may not grow, and another one after that.
 
-A soft limit on the size of files stands for the disk: a write beyond it fails as it would there.
+A soft limit on the size of files stands in for the disk: a write beyond it fails in the same way.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FillingStore(SQLiteStore):
     def _fill(self, state: str) -> None:
         if state == self._state:
             self._state = ""
-            may_grow_to(0)  # nor may what is there be written anew: the log starts over now and then
+            may_grow_to(0)  # existing bytes too: the log is overwritten from its start now and then
 
 
 def may_grow_to(size: int) -> None:
@@ -73,24 +73,24 @@ async def outcome_of(client: AsyncKieClient) -> dict[str, Any]:
 
 
 async def main(path: Path, state: str) -> dict[str, Any]:
-    state, _, for_ever = state.partition(" ")
+    state, _, forever = state.partition(" ")
     store = FillingStore(path, state)
     async with FaultServer(pay) as server, client_of(server, store) as client:
         seen = await outcome_of(client)
         seen["posts"] = server.posts
         seen["while_full"] = (await outcome_of(client))["task_id"]
-        if for_ever:
+        if forever:
             return seen
         may_grow_to(resource.RLIM_INFINITY)
         if state == "submitted":
-            seen["written"] = await written(store)
+            seen["saved"] = await saved(store)
         seen["again"] = (await outcome_of(client))["task_id"]
-        seen["posts_in_the_end"] = server.posts
+        seen["posts_after"] = server.posts
     return seen
 
 
-async def written(store: FillingStore) -> str | None:
-    """The task id in the file, once it is there."""
+async def saved(store: FillingStore) -> str | None:
+    """Wait until the file holds the task id."""
     async with asyncio.timeout(60):
         while True:
             entry = await store.find(key="order-1")
@@ -100,6 +100,6 @@ async def written(store: FillingStore) -> str | None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does by itself: the write fails instead
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # Python's default: the write fails instead
     logging.basicConfig(format="%(levelname)s %(message)s")
     print(json.dumps(run_scaled(main(Path(sys.argv[1]), sys.argv[2]), SPEED)))
