@@ -1,4 +1,4 @@
-"""Callbacks: every shape of them, every way to forge one, and nothing but our errors from junk."""
+"""Callbacks: every shape of them, every way to forge one, and only our errors from junk."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def body(**data: Any) -> bytes:
     return json.dumps({"code": 200, "msg": "success", "data": data}).encode()
 
 
-# -- what is said ------------------------------------------------------------------------------
+# -- contents --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def body(**data: Any) -> bytes:
     ids=["bytes", "bytearray", "memoryview", "text", "object", "BOM"],
 )
 def test_any_form_of_the_body(given_: Any) -> None:
-    """Raw bytes, text or the decoded object give the same callback."""
+    """Bytes, text or the decoded object give the same callback."""
     callback = parse_callback(given_, ref="r")
     assert (callback.task_id, callback.code, callback.message) == (TASK_ID, 200, "success")
     assert callback.urls == callback.details.urls == (URL,)
@@ -65,7 +65,7 @@ def test_any_form_of_the_body(given_: Any) -> None:
 
 @pytest.mark.parametrize("code", [400, 451, 500, "500", 501, 0, -1])
 def test_a_failure(code: object) -> None:
-    """Every code but 200 is a failure with its reason, and URLs beside it are not taken."""
+    """Every code but 200 is a failure with its message; URLs beside it are ignored."""
     callback = parse_callback(json.dumps(MESSAGE | {"code": code, "msg": "flagged\n\x1b[31m"}))
     assert callback.urls == callback.details.urls == ()
     assert callback.details.state is TaskState.FAILED
@@ -76,8 +76,8 @@ def test_a_failure(code: object) -> None:
 
 
 @pytest.mark.parametrize("code", [None, "", "abc", True, 200.0, [200], {}], ids=repr)
-def test_an_unreadable_code_promises_no_images(code: object) -> None:
-    """What is not the number 200 is not a success."""
+def test_an_unreadable_code_is_not_a_success(code: object) -> None:
+    """Only the number 200 is a success."""
     callback = parse_callback(json.dumps(MESSAGE | {"code": code}))
     assert callback.code is None
     assert callback.details.state is not TaskState.SUCCEEDED
@@ -105,14 +105,15 @@ def test_an_unreadable_code_promises_no_images(code: object) -> None:
     ],
     ids=json.dumps,
 )
-def test_one_id_and_no_other(message: dict[str, Any]) -> None:
-    """No id, an unusable one (a dot would blur the signed text) or two that differ are refused."""
+def test_a_callback_has_exactly_one_id(message: dict[str, Any]) -> None:
+    """No id, an unusable one (a dot would make the signed text ambiguous) or two different ones are
+    refused."""
     with pytest.raises(MalformedCallbackError):
         parse_callback(json.dumps(message | {"code": 200}))
 
 
 def test_the_same_id_twice_is_one() -> None:
-    """Kie's own sample names the id at the root and in data."""
+    """The sample on Kie's page "callbacks" has the id at the root and in data."""
     message = {
         "code": 200,
         "taskId": "a",
@@ -132,31 +133,32 @@ JUNK: list[Any] = [
 
 @pytest.mark.parametrize("junk", JUNK, ids=lambda junk: ascii(junk)[:30])
 def test_junk_is_malformed(junk: Any) -> None:
-    """HTML, nothing, NaN, absurd depth, length and digits: one of our errors, made outside any other."""
+    """HTML, nothing, NaN, extreme depth, length and digits raise `MalformedCallbackError` without a
+    context."""
     with pytest.raises(MalformedCallbackError) as caught:
         parse_callback(junk)
     assert caught.value.__context__ is None
 
 
-# -- signatures --------------------------------------------------------------------------------
+# -- signatures ------------------------------------------------------------------------------------
 
 
 def test_a_signed_callback() -> None:
-    """The worked vector of the documentation verifies."""
+    """The worked example of Kie's page "webhook verification" verifies."""
     assert VECTORS["vectors"][0]["signature"] == signed()[SIGNATURE_HEADER]
     callback = parse_callback(BODY, signed(), key=KEY, now=NOW)
     assert callback.verified
     assert callback.urls == (URL,)
 
 
-def test_without_a_key_headers_are_not_asked() -> None:
-    """Unsigned callbacks pass without a key, and are not called verified."""
+def test_without_a_key_headers_are_ignored() -> None:
+    """Without a key unsigned callbacks pass, and are not called verified."""
     assert not parse_callback(BODY, signed(key="another"), now=NOW).verified
     assert not parse_callback(BODY).verified
 
 
 def test_the_body_is_not_signed() -> None:
-    """Why a callback is only a hint: Kie signs the id and the time, so altered URLs still verify."""
+    """Kie signs only the id and the time, so altered URLs still verify: a callback is only a hint."""
     altered = BODY.replace(URL.encode(), b"https://evil.example/x.png")
     assert altered != BODY
     assert parse_callback(altered, signed(), key=KEY, now=NOW).verified
@@ -164,42 +166,42 @@ def test_the_body_is_not_signed() -> None:
 
 @pytest.mark.parametrize("offset", [-299, -300, 0, 299, 300])
 def test_within_the_tolerance(offset: int) -> None:
-    """Five minutes early or late pass, by the wall clock handed in."""
+    """Five minutes early or late pass, compared with `now`."""
     assert TOLERANCE == 300
     assert parse_callback(BODY, signed(), key=KEY, now=NOW + offset).verified
 
 
 @pytest.mark.parametrize("offset", [-301, 301, -86_400, 86_400])
 def test_outside_the_tolerance(offset: int) -> None:
-    """A replay, or a clock from the future, is refused."""
+    """A replay, or a clock that is ahead, is refused."""
     with pytest.raises(InvalidSignatureError):
         parse_callback(BODY, signed(), key=KEY, now=NOW + offset)
     assert parse_callback(BODY, signed(), key=KEY, now=NOW + offset, tolerance=abs(offset)).verified
 
 
-def test_now_is_the_wall_clock() -> None:
-    """Without `now` a callback signed this moment verifies and an old one does not."""
+def test_the_default_of_now_is_the_wall_clock() -> None:
+    """Without `now`, a callback signed this moment verifies and an old one does not."""
     assert parse_callback(BODY, signed(timestamp=int(time.time())), key=KEY).verified
     with pytest.raises(InvalidSignatureError):
         parse_callback(BODY, signed(), key=KEY)
 
 
 @pytest.mark.parametrize("tolerance", [0, -1, float("nan")])
-def test_no_tolerance_is_refused(tolerance: float) -> None:
-    """A tolerance that would refuse everything is a mistake that is said."""
+def test_a_tolerance_is_above_zero(tolerance: float) -> None:
+    """One that would refuse every callback is a `ConfigurationError`."""
     with pytest.raises(ConfigurationError, match="tolerance"):
         parse_callback(BODY, signed(), key=KEY, now=NOW, tolerance=tolerance)
 
 
 TIMES = [
     *("", " ", "abc", "1769670760.0", "+1769670760", "-1", "1e9", "9" * 12),
-    *("١٧٦٩٦٧٠٧٦٠", "１７６９６７０７６０", "²"),  # digits to some, but not ASCII
+    *("١٧٦٩٦٧٠٧٦٠", "１７６９６７０７６０", "²"),  # digits, but not ASCII
 ]
 
 
 @pytest.mark.parametrize("timestamp", TIMES, ids=ascii)
 def test_a_timestamp_is_ascii_digits(timestamp: str) -> None:
-    """Also a rightly signed one: anything but at most eleven ASCII digits is refused."""
+    """Anything but at most eleven ASCII digits is refused, even with a valid signature."""
     with pytest.raises(InvalidSignatureError):
         parse_callback(BODY, signed(timestamp=timestamp), key=KEY, now=NOW)
 
@@ -214,7 +216,7 @@ def wrong_signatures() -> list[str]:
 
 @pytest.mark.parametrize("signature", wrong_signatures(), ids=ascii)
 def test_a_wrong_signature(signature: str) -> None:
-    """Only the very text that Kie's key gives is taken: no hex, no other padding, no list."""
+    """Only the exact text of the signature is accepted: no hex, no other padding, no list."""
     headers = {TIMESTAMP_HEADER: str(NOW), SIGNATURE_HEADER: signature}
     with pytest.raises(InvalidSignatureError) as caught:
         parse_callback(BODY, headers, key=KEY, now=NOW)
@@ -224,7 +226,7 @@ def test_a_wrong_signature(signature: str) -> None:
 
 
 def test_another_task_or_time() -> None:
-    """A signature belongs to one task and one time."""
+    """A signature is valid for one task and one time."""
     headers = signed()
     with pytest.raises(InvalidSignatureError):
         parse_callback(body(taskId="another"), headers, key=KEY, now=NOW)
@@ -235,7 +237,7 @@ def test_another_task_or_time() -> None:
 
 
 def test_rotation() -> None:
-    """While keys are rotated any of them verifies, in any order, and no other."""
+    """With several keys any of them verifies, in any order, and no other."""
     for keys in (["new", KEY], [KEY, "new"], (b"new", KEY.encode()), ["a", "b", KEY]):
         assert parse_callback(BODY, signed(), key=keys, now=NOW).verified
     with pytest.raises(InvalidSignatureError):
@@ -244,7 +246,7 @@ def test_rotation() -> None:
 
 @pytest.mark.parametrize("key", ["schlüssel-钥匙-🔑", b"\x00\xff\x80", "x" * 1000, " spaced "])
 def test_any_key_signs(key: str | bytes) -> None:
-    """A key is text in UTF-8, or bytes as they are."""
+    """A key is text, encoded as UTF-8, or bytes."""
     assert parse_callback(BODY, signed(key=key), key=key, now=NOW).verified
     if isinstance(key, str):
         assert signed(key=key) == signed(key=key.encode())
@@ -252,7 +254,7 @@ def test_any_key_signs(key: str | bytes) -> None:
 
 @pytest.mark.parametrize("key", ["", " ", b"", b"\n", [], (), [KEY, ""], [" "]], ids=repr)
 def test_a_blank_key_does_not_switch_checking_off(key: Any) -> None:
-    """An unset variable must not accept unsigned callbacks: a blank key is refused."""
+    """A blank key, as from an unset variable, is refused: it must not let unsigned callbacks pass."""
     with pytest.raises(InvalidSignatureError, match="blank"):
         parse_callback(BODY, signed(), key=key, now=NOW)
 
@@ -278,7 +280,7 @@ SHAPES: dict[str, Callable[[str, str], Any]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_shape_of_headers(shape: str) -> None:
-    """Whatever a framework calls headers."""
+    """The headers of any framework are accepted."""
     good = signed()
     headers = SHAPES[shape](good[T], good[S])
     assert parse_callback(BODY, headers, key=KEY, now=NOW).verified
@@ -309,18 +311,18 @@ NOT_ONCE: list[Any] = [
 
 @pytest.mark.parametrize("headers", NOT_ONCE, ids=lambda headers: ascii(headers)[:30])
 def test_each_header_once(headers: Any) -> None:
-    """A missing, mistyped or repeated header is refused: no one may choose which of two counts."""
+    """A missing, mistyped or repeated header is refused: of two values neither is trusted."""
     with pytest.raises(InvalidSignatureError):
         parse_callback(BODY, headers, key=KEY, now=NOW)
 
 
 def test_headers_that_can_be_read_once() -> None:
-    """An iterator of pairs is enough, though each of the two headers is searched in it."""
+    """An iterator of pairs is enough."""
     assert parse_callback(BODY, iter(signed().items()), key=KEY, now=NOW).verified
 
 
 def test_sign_callback_takes_any_time() -> None:
-    """Seconds as a number or as text; fractions are cut off."""
+    """Seconds as a number or as text; fractions are dropped."""
     assert signed() == signed(timestamp=str(NOW)) == sign_callback(TASK_ID, key=KEY, timestamp=NOW + 0.9)
 
 
@@ -355,7 +357,7 @@ BODIES = st.one_of(
 @example(MESSAGE, {T: str(NOW), S: "\ud800"}, KEY, False)
 @example(MESSAGE, {T: "\ud800", S: "\ud800"}, KEY, False)
 def test_anything_gives_a_callback_or_our_error(given_: Any, headers: Any, key: Any, as_json: bool) -> None:
-    """Any body, any headers, any key: a callback or a CallbackError; never verified by chance."""
+    """Any body, any headers, any key: a callback or a `CallbackError`, and never verified by chance."""
     if as_json and not isinstance(given_, bytes):
         given_ = json.dumps(given_)
     try:
@@ -372,7 +374,7 @@ IDS = st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True)
 
 @given(IDS, st.text(min_size=1).filter(str.strip), st.integers(0, 10**11 - 1))
 def test_what_is_signed_verifies(task_id: str, key: str, timestamp: int) -> None:
-    """Round trip for any id, key and time; one changed character of the signature does not verify."""
+    """Round trip for any id, key and time; with one changed character it does not verify."""
     headers = sign_callback(task_id, key=key.encode("utf-8", "surrogatepass"), timestamp=timestamp)
     assert parse_callback(body(taskId=task_id), headers, key=key, now=timestamp).verified
     flipped = headers[S].replace(headers[S][0], "A" if headers[S][0] != "A" else "B", 1)
@@ -380,7 +382,7 @@ def test_what_is_signed_verifies(task_id: str, key: str, timestamp: int) -> None
         parse_callback(body(taskId=task_id), headers | {S: flipped}, key=key, now=timestamp)
 
 
-# -- 100,000 pairs -------------------------------------------------------------------------------
+# -- 100,000 pairs ---------------------------------------------------------------------------------
 
 PAIRS = 100_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 20_000
 ODD = [b"", b"\x00", b"\xff", b"{", b"}", b'"', b"null", b"NaN", b"1e999", b"\\ud800", b"[" * 50, b"9" * 5000]
@@ -403,7 +405,7 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 def odd_headers(rng: random.Random, good: dict[str, str]) -> object:
-    """The true headers, altered, repeated, in other shapes, or nothing of the kind."""
+    """The true headers, altered, repeated or in other shapes, or no headers at all."""
     pairs: list[tuple[object, object]] = list(good.items())
     for _ in range(rng.randrange(3)):
         name = rng.choice(NAMES)
@@ -414,8 +416,10 @@ def odd_headers(rng: random.Random, good: dict[str, str]) -> object:
 
 
 def test_many_random_pairs_raise_our_errors_only() -> None:
-    """From 100,000 (deep profile; else 20,000) altered bodies and headers come callbacks or our errors,
-    and none passes as verified whose signature was not made for its id and time."""
+    """20,000 mutated bodies and headers (100,000 in the deep profile) give callbacks or our errors.
+
+    None verifies whose signature was not made for its id and time.
+    """
     rng, seen = random.Random(4), Counter()
     for number in range(PAIRS):
         body, good = mutated(rng, BODY), signed()
@@ -434,6 +438,6 @@ def test_many_random_pairs_raise_our_errors_only() -> None:
 
 @pytest.mark.parametrize("wrong", [{"key": 5}, {"tolerance": "x"}])
 def test_a_setting_of_the_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
-    """With a `ConfigurationError`, whatever the body holds."""
+    """It is a `ConfigurationError`, whatever the body holds."""
     with pytest.raises(ConfigurationError):
         parse_callback(b"{}", **wrong)

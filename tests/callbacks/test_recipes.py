@@ -1,4 +1,4 @@
-"""The README's receivers with the real frameworks: a callback of the emulator wakes a waiter."""
+"""The README's receivers in the real frameworks: a callback of the emulator wakes a waiter."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ SERVERS = {
 
 
 def recipe(mark: str) -> str:
+    """The one block with this text in it."""
     [block] = [block for block in BLOCKS if mark in block]
     return block
 
@@ -44,12 +45,15 @@ async def until_it_listens(port: int, process: subprocess.Popen[bytes]) -> None:
         else:
             writer.close()
             return
-    pytest.fail("the server did not come up")
+    pytest.fail("the server did not start")
 
 
 @pytest.mark.parametrize("name", SERVERS)
 async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path: Path) -> None:
-    """The safety net looks after a minute only: an answer within seconds is the callback's doing."""
+    """The image arrives within seconds.
+
+    Without the callback the first look would follow after a minute.
+    """
     mark, serve = SERVERS[name]
     port = unused_port()
     source = recipe(mark).replace("https://me.example", f"http://127.0.0.1:{port}")
@@ -80,5 +84,5 @@ async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path
         [task] = kie.tasks.values()
         assert urls == [url for url in urls if task.id in url]
         assert len(urls) == 1
-        assert len(task.looks) == 1  # the one that confirms
+        assert len(task.looks) == 1  # the one that confirms it
         assert [sent.status for sent in kie.callbacks] == [200]

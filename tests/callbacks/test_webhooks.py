@@ -1,4 +1,4 @@
-"""The receivers: what they answer, that they keep callbacks safely, and that floods do not hurt."""
+"""The receivers: what they answer, that they keep callbacks safely, and that they withstand floods."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ async def test_answers(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", HOWS)
-async def test_a_flood_is_put_off_when_the_queue_is_full(how: str, monkeypatch) -> None:
-    """More kept callbacks than may wait are answered 503, so that Kie sends them again."""
+async def test_a_full_queue_answers_503(how: str, monkeypatch) -> None:
+    """Above the limit of waiting callbacks the answer is 503, so Kie sends them again."""
     monkeypatch.setattr("kie4o.callbacks.receiving.PENDING", 2)
     async with Setting() as here:
         receiver = here.client.receiver(pending=0)
@@ -150,7 +150,7 @@ async def test_a_flood_is_put_off_when_the_queue_is_full(how: str, monkeypatch) 
 
 
 async def test_a_slow_body_is_cut_off(monkeypatch) -> None:
-    """A body that trickles is given up after its time, whatever arrives."""
+    """A body that trickles in is given up after its time limit."""
     monkeypatch.setattr("kie4o.callbacks.receiving.BODY_TIMEOUT", 0.05)
     async with Setting() as here:
         receiver = here.client.receiver()
@@ -164,8 +164,8 @@ async def test_a_slow_body_is_cut_off(monkeypatch) -> None:
         assert await receiver.receive(headers, trickle(), here.ref) == 408
 
 
-async def test_a_caller_that_hangs_up_raises_nothing() -> None:
-    """In the middle of the body: nothing is taken, and no traceback is logged."""
+async def test_a_sender_that_hangs_up_raises_nothing() -> None:
+    """If it hangs up in the middle of the body, nothing is kept and no traceback is logged."""
     async with Setting() as here:
 
         async def broken():
@@ -176,8 +176,8 @@ async def test_a_caller_that_hangs_up_raises_nothing() -> None:
         assert await here.client.receiver().receive(headers, broken(), here.ref) == 400
 
 
-async def test_without_a_key_the_choice_must_be_said() -> None:
-    """No webhook key: a receiver starts only with `allow_unsigned=True`, and then the ref decides."""
+async def test_without_a_key_unsigned_must_be_allowed() -> None:
+    """Without a webhook key a receiver needs `allow_unsigned=True`; then only the ref decides."""
     client = AsyncKieClient("sk-test")
     for make in (routes, asgi_app, AsyncKieClient.receiver):
         with pytest.raises(kie4o.ConfigurationError, match="allow_unsigned"):
@@ -189,7 +189,7 @@ async def test_without_a_key_the_choice_must_be_said() -> None:
 
 
 async def test_lifespan_and_other_scopes() -> None:
-    """Alone under an ASGI server the application starts and stops; websockets are left alone."""
+    """Alone under an ASGI server the application starts and stops; websockets are ignored."""
     app = asgi_app(AsyncKieClient("sk-test"), allow_unsigned=True)
     messages, sent = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}], []
 
@@ -204,8 +204,8 @@ async def test_lifespan_and_other_scopes() -> None:
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_repetitions_cost_nothing() -> None:
-    """The same signed callback again is answered 200 without another look."""
+async def test_repeated_callbacks_cost_nothing() -> None:
+    """The same signed callback is answered 200 without another look."""
     async with Setting() as here:
         headers = signed(here.task.id)
         for _ in range(5):
@@ -215,8 +215,10 @@ async def test_repetitions_cost_nothing() -> None:
 
 
 async def test_a_true_callback_gets_through_a_flood() -> None:
-    """Under 500 slow connections and badly signed callbacks without pause, true ones are answered
-    within 100 ms (99th percentile) and memory grows by less than 32 MB."""
+    """True callbacks are answered within 100 ms (99th percentile) during a flood.
+
+    500 slow connections and endless forged callbacks; memory grows by less than 32 MB.
+    """
     async with Setting() as here:
         port = int(here.url.rpartition(":")[2])
         head = (

@@ -1,4 +1,4 @@
-"""What the tests of batches share: ten letters to draw, and what must be true after a batch."""
+"""Shared by tests of batches: ten letters to draw, and what must be true after a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kie4o.emulator import Emulator
 from kie4o.stores.store import Store
 
 SPEED = 50  # loop seconds per second
-AMPLE = 10_000  # of a limit that should not matter
+AMPLE = 10_000  # a limit that is never reached
 LETTERS = list("abcdefghij")
 FEW = LETTERS[:5]
 
@@ -37,13 +37,13 @@ def batch_tasks() -> list[str]:
 
 
 async def at_rest(client: AsyncKieClient) -> None:
-    """Nothing of a batch is left: no task, no waiter, no slot, no place."""
+    """Wait until nothing of a batch is left: no task, waiter, slot or permit."""
     await until(lambda: not batch_tasks())
     await until(lambda: client._poller.waiting == client._submissions.live == 0)
     assert (client._limiter.open, client._limiter.waiting) == (0, 0)
-    places = client._life.in_flight
-    assert not places.locked()
-    assert places._value == client._max_in_flight
+    permits = client._life.in_flight
+    assert not permits.locked()
+    assert permits._value == client._max_in_flight
 
 
 async def paid_is_known(kie: Emulator, store: Store) -> None:
@@ -53,5 +53,5 @@ async def paid_is_known(kie: Emulator, store: Store) -> None:
 
 
 def paid_once(kie: Emulator, prompts: list[str]) -> None:
-    """Law 1: each prompt, all of which differ, has one task."""
+    """Law 1: each of these prompts, which all differ, has one task."""
     assert sorted(task.request["prompt"] for task in kie.tasks.values()) == sorted(prompts)

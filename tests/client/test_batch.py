@@ -1,4 +1,4 @@
-"""Batches: lazily taken, paid once over any number of runs, errors as values."""
+"""Batches: requests are taken lazily and paid once over any number of runs, and errors are values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def letters_arriving() -> AsyncIterator[str]:
 
 
 class Iterable:
-    """Something that can be iterated over, and nothing else."""
+    """An object that can be iterated over, and nothing else."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(LETTERS)
@@ -49,7 +49,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "requests": lambda: [ImageRequest(letter) for letter in LETTERS],
 }
 
-# -- where requests come from -----------------------------------------------------------------------------
+# -- sources ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -85,8 +85,8 @@ async def test_nothing_to_do(empty: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["a prompt", b"bytes", 5, None, ImageRequest("x"), object])
-async def test_what_is_no_collection_is_refused(wrong: Any) -> None:
-    """A single prompt is not a list of letters: `InvalidRequestError` says what to write."""
+async def test_a_source_that_is_no_collection_is_refused(wrong: Any) -> None:
+    """A single prompt is not a list of letters; the `InvalidRequestError` says what to pass."""
     async with kie_of() as kie, client_of(kie) as client:
         with pytest.raises(kie4o.InvalidRequestError, match="list"):
             await all_of(client.generate_many(wrong))
@@ -94,8 +94,8 @@ async def test_what_is_no_collection_is_refused(wrong: Any) -> None:
         await at_rest(client)
 
 
-def test_completions_come_while_the_source_still_waits() -> None:
-    """A source that gives the next prompt only after the last one completed does not stand still."""
+def test_completions_arrive_while_the_source_waits() -> None:
+    """A source may wait for one completion before it gives the next prompt."""
 
     async def run() -> None:
         completed = asyncio.Event()
@@ -119,8 +119,10 @@ def test_completions_come_while_the_source_still_waits() -> None:
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("most", [1, 3])
 def test_requests_are_taken_lazily(most: int, asynchronous: bool) -> None:
-    """What was taken never exceeds what was completed by more than `max_in_flight` and the one that
-    is being fetched, also while the consumer is slow."""
+    """At most `max_in_flight` requests, and the one being fetched, are taken and not completed.
+
+    That holds while the consumer is slow, too.
+    """
 
     async def run() -> None:
         taken = yielded = 0
@@ -141,7 +143,7 @@ def test_requests_are_taken_lazily(most: int, asynchronous: bool) -> None:
             async for _ in client.generate_many(requests, max_in_flight=most):
                 yielded += 1
                 if yielded % 5 == 0:
-                    await asyncio.sleep(3.0)  # all that are under way complete meanwhile
+                    await asyncio.sleep(3.0)  # those in flight complete meanwhile
                 assert taken <= yielded + most + 1
             assert (taken, yielded) == (20, 20)
 
@@ -149,7 +151,7 @@ def test_requests_are_taken_lazily(most: int, asynchronous: bool) -> None:
 
 
 def most_unfinished(kie: Emulator) -> int:
-    """How many tasks Kie was working on at once, at the most."""
+    """The largest number of tasks that Kie worked on at once."""
     moments = [(task.created, 1) for task in kie.tasks.values()]
     moments += [(task.created + task.duration, -1) for task in kie.tasks.values()]
     most = now = 0
@@ -160,9 +162,11 @@ def most_unfinished(kie: Emulator) -> int:
 
 
 @pytest.mark.parametrize(("most", "of_client"), [(1, 100), (4, 100), (100, 4), (None, 4)])
-def test_at_most_so_many_are_unfinished(most: int | None, of_client: int) -> None:
-    """Kie never works on more than `max_in_flight` of the batch, nor than the client allows; with a
-    wide limit the same batch has many more at once."""
+def test_max_in_flight_bounds_unfinished_tasks(most: int | None, of_client: int) -> None:
+    """Kie never works on more than `max_in_flight` of the batch, nor of the client.
+
+    Control: with a wide limit the same batch has more at once.
+    """
 
     prompts = [f"{n}" for n in range(10)]
 
@@ -180,20 +184,22 @@ def test_at_most_so_many_are_unfinished(most: int | None, of_client: int) -> Non
 
 
 @pytest.mark.parametrize("most", [0, -1, True, 2.5, "5"])
-async def test_an_impossible_width_is_refused(most: Any) -> None:
-    """`max_in_flight` is a whole number from 1 on."""
+async def test_an_invalid_max_in_flight_is_refused(most: Any) -> None:
+    """`max_in_flight` is a whole number from 1."""
     async with kie_of() as kie, client_of(kie) as client:
         with pytest.raises(kie4o.KieError, match="max_in_flight"):
             await all_of(client.generate_many(["x"], max_in_flight=most))
         assert kie.posts == 0
 
 
-# -- keys -------------------------------------------------------------------------------------------------
+# -- keys ------------------------------------------------------------------------------------------
 
 
 def test_equal_prompts_are_separate_items_with_stable_keys() -> None:
-    """The same prompt three times is three tasks under three keys; another run, be it from a list or
-    a generator, has the same keys in the same places."""
+    """The same prompt three times is three tasks under three keys.
+
+    Another run, from a list or a generator, has the same keys in the same order.
+    """
 
     async def run() -> None:
         prompts = ["x", "y", "x", "x", "y"]
@@ -211,7 +217,7 @@ def test_equal_prompts_are_separate_items_with_stable_keys() -> None:
 
 
 def test_the_key_of_a_request_never_changes() -> None:
-    """A store of an older kie4o knows a batch by these keys: others would pay for it again."""
+    """An older store knows the items of a batch by these keys; with others they would be paid again."""
 
     async def run() -> None:
         async with kie_of() as kie, client_of(kie) as client:
@@ -238,12 +244,12 @@ def test_another_name_is_another_batch(store: MakeStore) -> None:
     run_scaled(run(), SPEED)
 
 
-# -- running it again ---------------------------------------------------------------------------------------
+# -- running it again ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_second_run_is_replayed(store: MakeStore, source: str) -> None:
-    """In a new client on the same store: every item again, replayed, with equal results, 0 POSTs."""
+    """A new client on the same store replays every item, with equal results and without a POST."""
 
     async def run() -> None:
         async with kie_of() as kie:
@@ -278,9 +284,11 @@ def test_a_second_run_is_replayed(store: MakeStore, source: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["list", "mapping", "generator"])
-def test_what_has_ended_comes_before_anything_is_submitted(store: MakeStore, source: str) -> None:
-    """Of a list or a mapping the finished items come first, wherever they stand, and before the first
-    POST; a generator is not read ahead, but what has ended costs no POST there either."""
+def test_finished_items_come_first(store: MakeStore, source: str) -> None:
+    """In a list or a mapping they come first, wherever they are, and before the first POST.
+
+    A generator is not read ahead, but finished items cost no POST there either.
+    """
 
     async def run() -> None:
         async with kie_of() as kie:
@@ -302,8 +310,8 @@ def test_what_has_ended_comes_before_anything_is_submitted(store: MakeStore, sou
     run_scaled(run(), SPEED)
 
 
-def test_what_was_submitted_is_waited_for(store: MakeStore) -> None:
-    """Items that an earlier run had submitted, and no more, are not submitted again and not replayed."""
+def test_submitted_items_are_waited_for(store: MakeStore) -> None:
+    """Items that an earlier run only submitted are neither submitted again nor replayed."""
 
     async def run() -> None:
         async with kie_of(duration=3.0) as kie:
@@ -322,7 +330,7 @@ def test_what_was_submitted_is_waited_for(store: MakeStore) -> None:
 
 
 def test_two_runs_at_once_share_their_posts() -> None:
-    """The same batch twice at the same moment in one client: one task for each item."""
+    """The same batch twice at once in one client has one task per item."""
 
     async def run() -> None:
         async with kie_of(latency=0.5) as kie, client_of(kie) as client:
@@ -335,8 +343,8 @@ def test_two_runs_at_once_share_their_posts() -> None:
     run_scaled(run(), SPEED)
 
 
-def test_only_the_failed_are_retried(store: MakeStore) -> None:
-    """`retry_failed` sends those whose task failed again, and nothing else."""
+def test_retry_failed_resubmits_only_failed_tasks(store: MakeStore) -> None:
+    """`retry_failed` submits the items whose task failed, and nothing else."""
 
     async def run() -> None:
         async with kie_of() as kie:
@@ -354,13 +362,12 @@ def test_only_the_failed_are_retried(store: MakeStore) -> None:
     run_scaled(run(), SPEED)
 
 
-# -- errors are values --------------------------------------------------------------------------------------
+# -- errors are values -----------------------------------------------------------------------------
 
 
-def test_a_poisoned_item_harms_no_other() -> None:
-    """What is no request, be it of a wrong type or impossible, completes with its error, in its place,
-    and is not sent; all others complete."""
-    poison = ["", " ", 5, None, True, {"prompt": "x"}, b"x", "\ud800", ["x"], object(), ImageRequest, 1.5]
+def test_an_invalid_item_does_not_affect_others() -> None:
+    """An item of a wrong type or an invalid request completes with its error and is not sent."""
+    invalid = ["", " ", 5, None, True, {"prompt": "x"}, b"x", "\ud800", ["x"], object(), ImageRequest, 1.5]
     fine = [
         "fine",
         ImageRequest("with a file", files_url=["https://a.example/1.png"]),
@@ -368,13 +375,13 @@ def test_a_poisoned_item_harms_no_other() -> None:
     ]
 
     async def run() -> None:
-        for source in ([*poison, *fine], iter([*poison, *fine])):
+        for source in ([*invalid, *fine], iter([*invalid, *fine])):
             async with kie_of() as kie, client_of(kie) as client:
                 completions = await all_of(client.generate_many(source, max_in_flight=3))
-                assert sorted(each.index for each in completions) == list(range(len(poison) + len(fine)))
+                assert sorted(each.index for each in completions) == list(range(len(invalid) + len(fine)))
                 assert len({each.key for each in completions}) == len(completions)
                 for completion in completions:
-                    if completion.index >= len(poison):
+                    if completion.index >= len(invalid):
                         assert completion.ok
                         continue
                     assert isinstance(completion.error, kie4o.InvalidRequestError)
@@ -387,8 +394,8 @@ def test_a_poisoned_item_harms_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "spring"])
-def test_an_impossible_custom_id_is_a_value_too(name: str) -> None:
-    """An id that cannot be a key fails its item only."""
+def test_an_invalid_custom_id_is_a_value(name: str) -> None:
+    """An id that cannot be a key fails only its item."""
 
     async def run() -> None:
         requests: dict[Any, str] = {5: "x", ("a",): "x", "k" * 513: "x", "a\nb": "x", "\ud800": "x"}
@@ -404,7 +411,7 @@ def test_an_impossible_custom_id_is_a_value_too(name: str) -> None:
 
 
 def test_failed_tasks_and_refusals_are_values() -> None:
-    """A failed task completes with its error and task id, a refused one with its error and key."""
+    """A failed task completes with its error and task id, a refusal with its error and key."""
 
     async def run() -> None:
         async with kie_of() as kie, client_of(kie) as client:
@@ -437,7 +444,7 @@ def test_failed_tasks_and_refusals_are_values() -> None:
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_custom_id_used_for_another_request_is_a_value(store: MakeStore, ended: bool) -> None:
-    """Whether the first request under an id has ended or not: `KeyConflictError` for this item only."""
+    """Whether or not the first request under an id has ended: `KeyConflictError` for this item only."""
 
     async def run() -> None:
         async with kie_of(duration=0.0 if ended else 5.0) as kie:
@@ -452,9 +459,9 @@ def test_a_custom_id_used_for_another_request_is_a_value(store: MakeStore, ended
     run_scaled(run(), SPEED)
 
 
-# -- any length ---------------------------------------------------------------------------------------------
+# -- any length ------------------------------------------------------------------------------------
 
-PROMPTS = 200_000  # a million take half a minute and show the same
+PROMPTS = 200_000  # a million take half a minute with the same result
 FLAT = f"""
 import asyncio, collections, hashlib, resource, sys
 from kie4o.batch import Batch, _items
@@ -503,9 +510,11 @@ asyncio.run(main())
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of a process from /proc")
 @pytest.mark.sweep
 def test_a_batch_of_any_length_runs_in_flat_memory() -> None:
-    """Measured in a process of its own: the resident memory that it gains from the 1,000th item on, in
-    MiB, over 10,000 items of a whole batch with an instant `generate`, and over 200,000 through the
-    part that makes keys and counts equal requests. Control: counting them in a dict takes more."""
+    """Memory does not grow from the 1,000th item on, over 10,000 items with an instant `generate`.
+
+    Neither does it over 200,000 items in the part that makes keys and counts equal requests. Measured as
+    resident memory, in MiB, of a process of its own. Control: counting the items in a dict takes more.
+    """
     run = subprocess.run(
         [sys.executable, "-c", FLAT], check=True, capture_output=True, text=True, timeout=120
     )

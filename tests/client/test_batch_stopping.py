@@ -1,4 +1,4 @@
-"""How a batch ends before its last item: errors that stop it, leaving early, cancelling, closing."""
+"""How a batch ends early: errors that stop it, leaving the loop, cancelling, closing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import EntryState, Store
 
-# -- what stops a batch -------------------------------------------------------------------------------------
+# -- what stops a batch ----------------------------------------------------------------------------
 
 STOPPING = {
     401: kie4o.AuthenticationError,
@@ -43,9 +43,12 @@ STOPPING = {
 
 @pytest.mark.parametrize("code", STOPPING)
 @pytest.mark.parametrize("lazy", [False, True])
-def test_what_every_item_would_meet_stops_the_batch(store: MakeStore, code: int, lazy: bool) -> None:
-    """A wrong key, an empty balance or a used-up cap: no more than those under way are sent, what is
-    in flight completes, then the error is raised with its note; the next run goes on with the rest."""
+def test_an_error_of_every_item_stops_the_batch(store: MakeStore, code: int, lazy: bool) -> None:
+    """A wrong key, an empty balance or a reached cap stops the batch.
+
+    Nothing more is sent, items in flight complete, then the error is raised with a note. The next run does
+    the rest.
+    """
     prompts = [f"{n}" for n in range(60)]
 
     async def run() -> None:
@@ -80,7 +83,7 @@ def test_what_every_item_would_meet_stops_the_batch(store: MakeStore, code: int,
 
 
 def test_a_batch_goes_on_after_a_top_up(store: MakeStore) -> None:
-    """With credits for three of ten: three, the error; after topping up the other seven."""
+    """With credits for three of ten: three, the error, and after a top-up the other seven."""
 
     async def run() -> None:
         async with kie_of(credits=18) as kie:
@@ -97,8 +100,7 @@ def test_a_batch_goes_on_after_a_top_up(store: MakeStore) -> None:
 
 
 def test_items_that_wait_for_a_slot_are_not_sent_after_the_stop() -> None:
-    """With a window of two, the items behind the refused ones never leave, and none of them is
-    reported as failed."""
+    """Items that wait behind the refused ones are never sent, and not reported as failed."""
 
     async def run() -> None:
         async with kie_of(credits=0) as kie:
@@ -116,8 +118,7 @@ def test_items_that_wait_for_a_slot_are_not_sent_after_the_stop() -> None:
 
 
 def test_a_stop_does_not_wait_for_the_source() -> None:
-    """A source that gives nothing more for hours does not keep the error back: what is in flight
-    completes, then it is raised."""
+    """A source that gives nothing for hours does not delay the error."""
 
     async def run() -> None:
         closed = []
@@ -144,9 +145,8 @@ def test_a_stop_does_not_wait_for_the_source() -> None:
     run_scaled(run(), SPEED)
 
 
-def test_a_stop_does_not_call_off_what_others_wait_for() -> None:
-    """A submit that a caller outside the batch shares by its key is called off only by its last
-    waiter: a batch that stops leaves it alone."""
+def test_a_stop_does_not_call_off_a_shared_submit() -> None:
+    """A submit that a caller outside the batch shares by its key goes on."""
 
     async def run() -> None:
         async with kie_of(latency=1.0) as kie, client_of(kie, rate_limit=RateLimit(1, per=2.0)) as client:
@@ -167,8 +167,10 @@ def lost(kie: Emulator, prompts: str) -> None:
 
 
 def test_five_unknown_in_a_row_stop_the_batch(store: MakeStore) -> None:
-    """Then something is wrong at large, and every further submit may be paid for nothing: each of the
-    five is a value with its ref, then `SubmissionUnknownError` says so."""
+    """Then something is wrong, and further submits might be paid for nothing.
+
+    Each of the five is a value with its ref; after them `SubmissionUnknownError` is raised.
+    """
 
     async def run() -> None:
         async with kie_of() as kie, client_of(kie, store()) as client:
@@ -186,8 +188,8 @@ def test_five_unknown_in_a_row_stop_the_batch(store: MakeStore) -> None:
     run_scaled(run(), SPEED)
 
 
-def test_four_unknown_and_a_success_do_not_stop_it() -> None:
-    """The run is broken by any other outcome of a submit."""
+def test_four_unknown_in_a_row_do_not_stop_the_batch() -> None:
+    """Any other outcome of a submit starts the count anew."""
 
     async def run() -> None:
         async with kie_of() as kie, client_of(kie) as client:
@@ -206,8 +208,7 @@ def test_four_unknown_and_a_success_do_not_stop_it() -> None:
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_replayed_unknowns_do_not_count(store: MakeStore, lazy: bool) -> None:
-    """Those of an earlier run are held and reported again, and say nothing about this one: it goes
-    on, even with four new ones after them."""
+    """Unknown outcomes of an earlier run are reported again but not counted."""
 
     async def run() -> None:
         async with kie_of() as kie:
@@ -232,12 +233,15 @@ def test_replayed_unknowns_do_not_count(store: MakeStore, lazy: bool) -> None:
     run_scaled(run(), SPEED)
 
 
-# -- leaving early ------------------------------------------------------------------------------------------
+# -- leaving early ---------------------------------------------------------------------------------
 
 
-async def and_once_more(kie: Emulator, client: AsyncKieClient, store: Store) -> None:
-    """After a batch over `FEW` was left: nothing leaks, everything paid is known, and running it again
-    completes it without a second payment."""
+async def resumes(kie: Emulator, client: AsyncKieClient, store: Store) -> None:
+    """After a batch over `FEW` was left: nothing leaks, everything paid is known, and the batch can be
+    completed.
+
+    Nothing is paid twice.
+    """
     await at_rest(client)
     await paid_is_known(kie, store)
     async for entry in store.unfinished():
@@ -251,7 +255,7 @@ async def and_once_more(kie: Emulator, client: AsyncKieClient, store: Store) -> 
 @pytest.mark.parametrize("closing", [False, True])
 @pytest.mark.parametrize("after", range(1, len(FEW) + 1))
 def test_breaking_out_of_the_loop(store: MakeStore, after: int, closing: bool) -> None:
-    """After any completion, with and without `aclosing`: what is under way stops, nothing is lost."""
+    """After any completion, with and without `aclosing`: what is in flight stops and nothing is lost."""
 
     async def run() -> None:
         async with kie_of(latency=0.3) as kie, client_of(kie, kept := store(), max_in_flight=2) as client:
@@ -268,13 +272,13 @@ def test_breaking_out_of_the_loop(store: MakeStore, after: int, closing: bool) -
                     count += 1
                     if count == after:
                         break
-            await and_once_more(kie, client, kept)
+            await resumes(kie, client, kept)
 
     run_scaled(run(), SPEED)
 
 
 async def one_cancel(kept: Store, cancel: Callable[[Any], Any]) -> str:
-    """A batch that is cancelled somewhere; then every promise is checked."""
+    """A batch that is cancelled somewhere; check every promise."""
     limits: dict[str, Any] = {"rate_limit": RateLimit(2, per=0.5), "max_in_flight": 2}
     async with kie_of(latency=0.1) as kie, client_of(kie, kept, **limits) as client:
 
@@ -285,13 +289,13 @@ async def one_cancel(kept: Store, cancel: Callable[[Any], Any]) -> str:
 
         how, value = await cancel(all_of(client.generate_many(arriving(), max_in_flight=3)))
         assert how != "raised", value
-        await and_once_more(kie, client, kept)
+        await resumes(kie, client, kept)
         return how
 
 
 @pytest.mark.parametrize("mode", ["pending", "done"])
 def test_cancelling_at_every_suspension(mode) -> None:
-    """Wherever the consumer is suspended: the cancel is not swallowed and leaves nothing behind."""
+    """Wherever the consumer is suspended, the cancel is not swallowed and leaves nothing behind."""
 
     async def run() -> None:
         for at in range(200):
@@ -300,13 +304,13 @@ def test_cancelling_at_every_suspension(mode) -> None:
                 assert at > 5
                 return
             assert how == "cancelled" or mode == "done"
-        pytest.fail("the sweep never came to its end")
+        pytest.fail("the sweep did not end")
 
     run_scaled(run(), SPEED)
 
 
 def test_cancelling_at_many_moments(store: MakeStore, tmp_path: Path) -> None:
-    """At moments all over the run, which reach the inside of the tasks that the batch owns."""
+    """Moments all over the run reach the inside of the tasks that the batch owns."""
 
     async def run() -> None:
         for moment in range(24):
@@ -330,8 +334,7 @@ def test_cancelling_at_many_moments(store: MakeStore, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_source_that_raises(store: MakeStore, asynchronous: bool) -> None:
-    """Its error comes out as it is, after what was under way has been stopped; nothing leaks, and what
-    was paid is known."""
+    """Its error is raised after what was in flight has stopped; what was paid is known."""
 
     class Broken(Exception):
         pass
@@ -349,14 +352,14 @@ def test_a_source_that_raises(store: MakeStore, asynchronous: bool) -> None:
         async with kie_of(latency=0.3) as kie, client_of(kie, kept := store()) as client:
             with pytest.raises(Broken, match="no more"):
                 await all_of(client.generate_many(arriving() if asynchronous else source()))
-            await and_once_more(kie, client, kept)
+            await resumes(kie, client, kept)
 
     run_scaled(run(), SPEED)
 
 
 @pytest.mark.parametrize("failing", ["iter", "first", "items"])
 async def test_a_source_that_raises_at_once(failing: str) -> None:
-    """Also if it cannot even be iterated over."""
+    """Even one that cannot be iterated over."""
 
     class Source(dict[str, str]):
         def items(self) -> Any:
@@ -379,7 +382,7 @@ async def test_a_source_that_raises_at_once(failing: str) -> None:
 
 
 def test_closing_the_client_ends_a_batch() -> None:
-    """A batch whose client is closed comes to its end, without further POSTs and without a leak."""
+    """A batch whose client is closed ends without further POSTs and without a leak."""
 
     async def run() -> None:
         async with kie_of(duration=5.0) as kie:
@@ -397,7 +400,7 @@ def test_closing_the_client_ends_a_batch() -> None:
 
 
 async def test_a_batch_delivers_what_is_in_flight_when_its_source_breaks() -> None:
-    """The source raises: what was paid completes and is yielded, then the source's error is raised."""
+    """What was paid completes and is yielded, then the error of the source is raised."""
 
     def source():
         yield "a"

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import aiohttp
 import pytest
-from clients import QUICK
+from clients import QUICK, until
 from clocks import run_scaled
 from faults import FaultServer, answer, in_a_thread, raw, stall, unused_port
 
@@ -25,7 +25,7 @@ def client_of(kie: Emulator | FaultServer, **more) -> AsyncKieClient:
     return AsyncKieClient(**{"api_key": "sk-test", "base_url": kie.url, "poll": QUICK, "timeout": 5.0} | more)
 
 
-# -- the account limit --------------------------------------------------------------------------------
+# -- the account limit -----------------------------------------------------------------------------
 
 
 def short_tail(rng: random.Random) -> float:
@@ -39,8 +39,10 @@ def anything(rng: random.Random) -> float:
 @pytest.mark.parametrize(("latency", "least", "speed"), [(short_tail, 0.97, 3), (anything, 0.88, 5)])
 @pytest.mark.sweep
 def test_two_hundred_tasks_through_a_strict_window(latency, least, speed) -> None:
-    """200 generates against a server that counts: no 429, near the ideal 2 per second, and no task
-    is looked at more than 3 times in any second."""
+    """200 generates get no 429, at nearly the ideal rate of 2 per second.
+
+    No task is looked at more than 3 times in any second.
+    """
     rng = random.Random(7)
 
     async def run() -> None:
@@ -63,8 +65,7 @@ def test_two_hundred_tasks_through_a_strict_window(latency, least, speed) -> Non
 
 
 async def test_max_in_flight_bounds_unfinished_generates() -> None:
-    """No more than `max_in_flight` tasks are between submit and end, and a bare submit does not wait
-    for an end."""
+    """At most `max_in_flight` tasks are unfinished; a bare submit does not wait for one to finish."""
     async with Emulator(duration=0.3, limit=1000) as kie:
         async with client_of(kie, max_in_flight=3, rate_limit=RateLimit(1000, per=10)) as client:
             running = [asyncio.create_task(client.generate(f"{number}")) for number in range(9)]
@@ -78,30 +79,30 @@ async def test_max_in_flight_bounds_unfinished_generates() -> None:
             assert len(tasks) == 9
 
 
-# -- values and handles -------------------------------------------------------------------------------
+# -- values and handles ----------------------------------------------------------------------------
 
 
 async def test_generate_gives_images_and_updates() -> None:
-    """One await from prompt to URLs; each look is heard; asked-for variants all came."""
+    """One await from prompt to URLs; `on_update` sees each look, and all variants are there."""
     async with Emulator(duration=0.5, progress="linear") as kie, client_of(kie) as client:
-        heard = []
-        result = await client.generate("x", n_variants=2, on_update=heard.append)
+        seen = []
+        result = await client.generate("x", n_variants=2, on_update=seen.append)
         assert len(result) == 2
         assert list(result) == list(result.urls)
         assert not result.partial
-        assert [details.state for details in heard][-1] is TaskState.SUCCEEDED
+        assert [details.state for details in seen][-1] is TaskState.SUCCEEDED
         assert result.details.params["prompt"] == "x"
 
 
 async def test_partial_results_are_delivered_and_say_so() -> None:
-    """Fewer images than asked for are still delivered."""
+    """Fewer images than requested are still returned, and `partial` is true."""
     async with Emulator(duration=0.0, outcome="partial") as kie, client_of(kie) as client:
         result = await client.generate("x", n_variants=4)
         assert (len(result), result.partial) == (3, True)
 
 
-async def test_a_task_is_a_handle_that_can_be_awaited_again_and_found_by_id() -> None:
-    """`submit` gives a handle; awaiting it twice, or its id later, gives an equal result."""
+async def test_a_task_is_a_handle() -> None:
+    """Awaiting a task twice, or waiting for its id later, gives equal results."""
     async with Emulator(duration=0.0) as kie, client_of(kie) as client:
         task = await client.submit(ImageRequest("x"))
         assert task.request == ImageRequest("x")
@@ -123,7 +124,7 @@ async def test_a_task_is_a_handle_that_can_be_awaited_again_and_found_by_id() ->
     ],
 )
 async def test_outcomes_are_typed(outcome, kind) -> None:
-    """Each way in which a task can end without images has its error, with the paid id on it."""
+    """Each way a task can end without images has its own error, with the paid task id."""
     async with Emulator(duration=0.0, outcome=outcome) as kie, client_of(kie) as client:
         with pytest.raises(kind) as caught:
             await client.generate("x")
@@ -131,13 +132,14 @@ async def test_outcomes_are_typed(outcome, kind) -> None:
 
 
 async def test_the_prompt_may_be_a_keyword_like_all_other_fields() -> None:
+    """`generate(prompt=...)` is the same as passing it first."""
     async with Emulator(duration=0.0) as kie, client_of(kie) as client:
         result = await client.generate(prompt="a lake", size="3:2")
         assert kie.tasks[result.task_id].request == {"prompt": "a lake", "size": "3:2"}
 
 
-async def test_whatever_ends_a_generate_names_what_was_paid() -> None:
-    """An `on_update` that raises, or a cancel: no error of ours, so the id is a note on it."""
+async def test_any_exception_of_generate_names_the_paid_task() -> None:
+    """An exception of `on_update`, or a cancel, gets the task id as a note."""
     async with Emulator(duration=60.0) as kie, client_of(kie) as client:
 
         def broken(details: object) -> None:
@@ -148,23 +150,26 @@ async def test_whatever_ends_a_generate_names_what_was_paid() -> None:
         [task_id] = kie.tasks
         assert task_id in caught.value.__notes__[0]
         running = asyncio.create_task(client.generate("y"))
-        while client._poller.waiting == 0:
-            await asyncio.sleep(0.001)
+        await until(lambda: client._poller.waiting)
         running.cancel()
         with pytest.raises(asyncio.CancelledError) as cancelled:
             await running
         assert list(kie.tasks)[-1] in cancelled.value.__notes__[0]
 
 
-async def test_the_timeout_is_for_looks_too() -> None:
+async def test_the_timeout_applies_to_looks() -> None:
+    """`timeout` ends a look that is not answered."""
     async with FaultServer(stall) as server, client_of(server, timeout=0.2) as client:
         async with asyncio.timeout(5):
             with pytest.raises(kie4o.APITimeoutError):
                 await client.details("a" * 32)
 
 
-async def test_an_answer_that_came_while_the_loop_was_blocked_is_no_timeout() -> None:
-    """The answer of the look is there before the deadline, and the loop gets to both at once."""
+async def test_an_answer_that_arrives_while_the_loop_is_blocked_is_no_timeout() -> None:
+    """A look whose answer was there before the deadline succeeds.
+
+    The loop is blocked meanwhile, and gets to the answer and the deadline at once.
+    """
     record = {"taskId": "a" * 32, "status": "SUCCESS", "successFlag": 1, "errorCode": None}
     record |= {"response": {"resultUrls": ["https://x.example/a.png"]}, "errorMessage": None}
     body = json.dumps({"code": 200, "msg": "", "data": record}).encode()
@@ -177,8 +182,8 @@ async def test_an_answer_that_came_while_the_loop_was_blocked_is_no_timeout() ->
             assert (await running).urls == ("https://x.example/a.png",)
 
 
-async def test_timeout_keeps_the_task_which_can_be_taken_up_again() -> None:
-    """The wait ends, the task does not: its id is on the error and a later wait gets the images."""
+async def test_a_timeout_keeps_the_task() -> None:
+    """The wait ends and the task goes on: its id is on the error, and a later wait returns the images."""
     async with Emulator(duration=0.8) as kie, client_of(kie) as client:
         with pytest.raises(kie4o.TaskTimeoutError) as caught:
             await client.generate("x", timeout=0.1)
@@ -188,7 +193,7 @@ async def test_timeout_keeps_the_task_which_can_be_taken_up_again() -> None:
 
 
 async def test_credits_and_links() -> None:
-    """The balance is a Decimal, fractions included; a signed link is text."""
+    """The balance is a Decimal with its fraction; a signed link is text."""
     async with Emulator(duration=0.0, credits=60.62) as kie, client_of(kie) as client:
         assert await client.credits() == Decimal("60.62")
         result = await client.generate("x")
@@ -199,7 +204,7 @@ async def test_credits_and_links() -> None:
 
 
 async def test_upload_generate_download(tmp_path) -> None:
-    """A local file goes up, is used, and the images come down under the task's name, key unseen."""
+    """A file is uploaded and used; images are saved under the task id, and no host but Kie gets the key."""
     picture = tmp_path / "in.png"
     async with Emulator(duration=0.0) as kie, client_of(kie) as client:
         [first] = await client.download(await client.generate("x"), tmp_path, name="in")
@@ -212,8 +217,8 @@ async def test_upload_generate_download(tmp_path) -> None:
         assert list(kie.leaked_keys) == []
 
 
-async def test_downloading_what_is_not_there_says_so() -> None:
-    """A task without images, an unknown one and a typo get a sentence each, before any file."""
+async def test_downloading_a_task_without_images_is_refused() -> None:
+    """Unfinished, unknown, without images or no id at all: each has its error, before any file is written."""
     async with Emulator(duration=60.0) as kie, client_of(kie) as client:
         task = await client.submit("x")
         with pytest.raises(kie4o.DownloadError, match="wait for it first"):
@@ -227,11 +232,11 @@ async def test_downloading_what_is_not_there_says_so() -> None:
             await client.download("no such id!", "nowhere")
 
 
-# -- errors of reads ----------------------------------------------------------------------------------
+# -- errors of free calls --------------------------------------------------------------------------
 
 
-async def test_free_reads_are_made_again_and_then_typed() -> None:
-    """A free call rides out a passing fault; a lasting one is typed; a refusal is not repeated."""
+async def test_free_calls_are_retried() -> None:
+    """A temporary failure is retried, a lasting one is typed, and a refusal is not retried."""
     good = answer(b'{"code":200,"msg":"success","data":5916.25}')
     async with (
         FaultServer(raw(b""), answer(b"<html>", "502 Bad"), good) as server,
@@ -262,18 +267,18 @@ async def test_free_reads_are_made_again_and_then_typed() -> None:
     ],
 )
 async def test_unreadable_answers_are_our_errors(body) -> None:
-    """Empty, HTML, mistyped, NaN-bearing or huge answers of a read end in one of our errors."""
+    """Empty, HTML, mistyped, NaN or huge answers of a free call raise a `KieError`."""
     async with FaultServer(answer(body)) as server, client_of(server) as client:
         for call in (client.credits(), client.details("t")):
             try:
                 outcome = await call
             except kie4o.KieError:
                 continue
-            assert outcome.state is TaskState.MISSING  # only `{"code":200}`: no data, no record
+            assert outcome.state is TaskState.MISSING  # for `{"code":200}`, which has no record
 
 
-async def test_a_look_is_sent_once_although_aiohttp_would_repeat_it() -> None:
-    """aiohttp re-sends a broken GET by itself; a look does not, for three a second are allowed."""
+async def test_a_look_is_sent_once() -> None:
+    """aiohttp repeats a broken GET on its own; a look does not, since only three a second are allowed."""
     async with FaultServer(raw(b"")) as server, client_of(server) as client:
         with pytest.raises(kie4o.APIConnectionError):
             await client.details("t")
@@ -281,7 +286,7 @@ async def test_a_look_is_sent_once_although_aiohttp_would_repeat_it() -> None:
 
 
 async def test_control_aiohttp_repeats_a_get() -> None:
-    """Control: a plain session does send it twice."""
+    """Control: a plain session sends it twice."""
     async with FaultServer(raw(b"")) as server, aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.ClientError):
             await session.get(server.url)
@@ -289,18 +294,18 @@ async def test_control_aiohttp_repeats_a_get() -> None:
 
 
 async def test_another_tasks_record_is_refused() -> None:
-    """An answer about another task than the one asked for is not taken for it."""
+    """An answer about another task is an error."""
     body = b'{"code":200,"data":{"taskId":"other","status":"SUCCESS","response":["https://x.example/a"]}}'
     async with FaultServer(answer(body)) as server, client_of(server) as client:
         with pytest.raises(kie4o.UnexpectedResponseError, match="another task"):
             await client.details("mine")
 
 
-# -- life ---------------------------------------------------------------------------------------------
+# -- arguments, sessions, closing ------------------------------------------------------------------
 
 
 async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
-    """Bad requests, keys, ids and unknown fields name themselves; no connection is made."""
+    """Invalid requests, keys, ids and unknown fields raise `InvalidRequestError` without a connection."""
     async with FaultServer(answer()) as server, client_of(server) as client:
         for call in (
             lambda: client.submit(""),
@@ -353,14 +358,14 @@ async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
         {"base_url": "https://" + "ü" * 70 + ".example"},
     ],
 )
-def test_impossible_settings_are_named(bad) -> None:
-    """The constructor refuses what cannot work and names the argument."""
+def test_invalid_settings_are_named(bad) -> None:
+    """The constructor refuses what cannot work, and names the argument."""
     with pytest.raises(kie4o.ConfigurationError, match=next(iter(bad))):
         AsyncKieClient("sk-test", **bad)
 
 
 async def test_a_lent_session_is_used_and_stays_open() -> None:
-    """A session of the caller's is used for reads, its connector for the POST, and is not closed."""
+    """The caller's session serves free calls, its connector the POST, and it is not closed."""
     async with Emulator(duration=0.0) as kie, aiohttp.ClientSession() as session:
         async with client_of(kie, session=session) as client:
             assert (await client.generate("x")).urls
@@ -374,7 +379,7 @@ async def test_a_lent_session_is_used_and_stays_open() -> None:
 
 
 def test_a_client_belongs_to_one_loop() -> None:
-    """Used in a second `asyncio.run` it says what to do, instead of «Event loop is closed»."""
+    """In a second `asyncio.run` its error says what to do, instead of «Event loop is closed»."""
 
     async def use(sentence: str) -> None:
         with pytest.raises(kie4o.KieError, match=sentence):
@@ -390,7 +395,7 @@ def test_a_client_belongs_to_one_loop() -> None:
 
 
 async def test_an_unclosed_client_warns_with_the_remedy() -> None:
-    """Forgetting to close is a ResourceWarning that names `async with`."""
+    """A client that was not closed gives a ResourceWarning that names `async with`."""
     client = AsyncKieClient("sk-test")
     await client._ready()
     with pytest.warns(ResourceWarning, match="async with"):
@@ -399,22 +404,21 @@ async def test_an_unclosed_client_warns_with_the_remedy() -> None:
 
 
 async def test_closing_ends_waits_with_the_task_id() -> None:
-    """Whoever waits when the client is closed learns which task lives on."""
+    """Waiters get an error with the id of the task that is still running."""
     async with Emulator(duration=60.0) as kie:
         client = client_of(kie)
         waiting = asyncio.create_task(client.generate("x"))
-        while not kie.tasks:
-            await asyncio.sleep(0.01)
+        await until(lambda: kie.tasks)
         await asyncio.sleep(0.05)
         await client.aclose()
         with pytest.raises(kie4o.KieError) as caught:
             await waiting
         assert caught.value.task_id in kie.tasks
-        await client.aclose()  # twice is once
+        await client.aclose()  # closing twice is harmless
 
 
 def test_the_repr_shows_no_key() -> None:
-    """Neither repr nor vars of the client show the key."""
+    """Neither repr nor vars of the client show the key, and it does not pickle."""
     client = AsyncKieClient("sk-0123456789abcdef-canary")
     assert "canary" not in repr(client)
     assert "canary" not in repr(vars(client))
@@ -422,8 +426,8 @@ def test_the_repr_shows_no_key() -> None:
         pickle.dumps(client)
 
 
-async def test_a_look_at_a_task_that_has_just_ended_is_served() -> None:
-    """Inside the last update of a task it can be looked at, waited for and downloaded."""
+async def test_a_task_that_has_just_ended_can_be_looked_at() -> None:
+    """During the last update of a task it can be looked at and waited for."""
     async with Emulator(duration=0.0) as kie:
         async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK) as client, asyncio.timeout(5):
             task = await client.submit("x")

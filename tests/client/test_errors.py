@@ -1,4 +1,4 @@
-"""The tree of errors: as drawn, one sentence each, and whole after a pickle."""
+"""The tree of errors: as drawn, with remedies, and whole after a pickle."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ from kie4o.details import TaskDetails, TaskState
 from kie4o.errors import ERROR_OF_CODE, APIStatusError, KieError, TaskFailedError, UnexpectedResponseError
 from kie4o.wire.envelope import status_error, unreadable
 
-# Written out: each class under its parent.
+# Each class and its parent, independent of the module.
 TREE = {
     "KieError": None,
     "ConfigurationError": "KieError",
@@ -78,7 +78,7 @@ def drawn_tree(drawing: str) -> dict[str, str | None]:
         if not names:
             continue
         column = line.index(names[0])
-        above = {place: name for place, name in above.items() if place < column}
+        above = {at: name for at, name in above.items() if at < column}
         for name in names:
             tree[name] = above[max(above)] if above else None
         above[column] = names[-1]
@@ -86,7 +86,7 @@ def drawn_tree(drawing: str) -> dict[str, str | None]:
 
 
 def test_the_tree_is_as_drawn() -> None:
-    """The classes, the drawing at the top of the module and the design are the same tree."""
+    """The classes, the drawing at the top of the module and `TREE` are the same."""
     assert {name: kind.__bases__[0].__name__ for name, kind in CLASSES.items()} == {
         name: parent or "Exception" for name, parent in TREE.items()
     }
@@ -94,8 +94,8 @@ def test_the_tree_is_as_drawn() -> None:
     assert drawn_tree(drawing[1] + drawing[2].partition("\n\n")[0]) == TREE
 
 
-def test_the_drawing_is_read() -> None:
-    """The control of the test above: a class drawn elsewhere is seen."""
+def test_control_the_drawing_is_read() -> None:
+    """Control: a class that is drawn elsewhere is seen."""
     drawing = "KieError\n├─ AError\n│  └─ BError · CError\n└─ DError (ValueError)\n   └─ EError"
     tree = drawn_tree(drawing.replace("Kie", "Root"))
     expected = {"AError": "RootError", "BError": "AError", "CError": "AError", "DError": "RootError"}
@@ -104,7 +104,7 @@ def test_the_drawing_is_read() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_bases_that_programs_know(name: str) -> None:
-    """Bad arguments are ValueErrors, time-outs are TimeoutErrors, and nothing else is either."""
+    """Invalid arguments are ValueErrors, timeouts are TimeoutErrors, and nothing else is either."""
     for base in (ValueError, TimeoutError, OSError):
         expected = name in ALSO and issubclass(ALSO[name], base)
         assert issubclass(CLASSES[name], base) is expected
@@ -120,8 +120,8 @@ def test_every_error_is_public_and_described(name: str) -> None:
     assert kind.__doc__.rstrip().endswith((".", "`"))
 
 
-def made(kind: type[KieError]) -> KieError:
-    """One with every fact it can carry."""
+def full(kind: type[KieError]) -> KieError:
+    """An error with every fact that it can carry."""
     names = set(inspect.signature(kind).parameters) - {"message"}
     assert names <= set(FACTS)
     return kind("what happened", **{name: FACTS[name] for name in names})
@@ -129,8 +129,8 @@ def made(kind: type[KieError]) -> KieError:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_errors_pickle_as_they_are(name: str) -> None:
-    """Class, sentence and every fact survive a pickle and a copy, also facts that were set later."""
-    error = made(CLASSES[name])
+    """Class, message and every fact survive a pickle and a copy, including facts set later."""
+    error = full(CLASSES[name])
     error.task_id, error.ref, error.key = "later", "ref", "order-1"
     copies = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for again in [*copies, copy.copy(error), copy.deepcopy(error)]:
@@ -141,12 +141,12 @@ def test_errors_pickle_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_facts_are_optional(name: str) -> None:
-    """Made without anything, every fact is there and says nothing; the sentence is one line."""
+    """Created without arguments, an error has every fact, empty, and a message of at most one line."""
     error = CLASSES[name]()
     assert (error.task_id, error.ref, error.key) == (None, None, None)
     for fact in set(inspect.signature(CLASSES[name]).parameters) - {"message"}:
         assert not getattr(error, fact)
-        assert getattr(made(CLASSES[name]), fact) == FACTS[fact]
+        assert getattr(full(CLASSES[name]), fact) == FACTS[fact]
     assert len(str(error).splitlines()) <= 1
 
 
@@ -169,7 +169,7 @@ REMEDIES = {
 
 @pytest.mark.parametrize("code", REMEDIES)
 def test_a_refusal_names_a_remedy(code: int) -> None:
-    """One line: the code, Kie's own words, and what to do about it."""
+    """One line: the code, Kie's message, and what to do."""
     error = status_error(code, "some reason", http_status=200)
     text = str(error)
     assert text.startswith(f"Kie answered {code}: some reason. ")
@@ -180,28 +180,30 @@ def test_a_refusal_names_a_remedy(code: int) -> None:
 
 
 def test_every_refusal_has_its_own_remedy() -> None:
-    """All classes of refusals are reached by a code, and none has only the general remedy."""
+    """Some code leads to every class of refusals, and each class has a remedy of its own."""
     leaves = {CLASSES[name] for name, parent in TREE.items() if parent == "APIStatusError"}
     assert leaves == {type(status_error(code, "")) for code in REMEDIES}
     assert leaves - {errors.InternalServerError} == set(ERROR_OF_CODE.values())
 
 
 @pytest.mark.parametrize("code", range(-1, 700))
-def test_only_what_waiting_mends_is_retryable(code: int) -> None:
-    """429, 430, 455, 550, what may work later by Kie's word (408, 451) and the server's own failures;
-    505 is a decision, not a failure."""
+def test_only_what_may_work_later_is_retryable(code: int) -> None:
+    """429, 430, 455, 550, what may work later (408, 451), and failures of the server.
+
+    505 is a decision, not a failure.
+    """
     retryable = status_error(code, "").retryable
     assert retryable is (code in (408, 429, 430, 451, 455) or (500 <= code < 600 and code != 505))
 
 
 def test_facts_of_a_failed_task() -> None:
-    """A task's failure knows the task, the code and the last look."""
+    """The error has the task id, the code and the last details."""
     error = TaskFailedError("task t failed", task_id="t", error_code=400, details=DETAILS)
     assert (error.task_id, error.error_code, error.details) == ("t", 400, DETAILS)
 
 
 def test_facts_of_an_unreadable_answer() -> None:
-    """The path to the wrong value, the HTTP status and an excerpt, one line long."""
+    """The path to the wrong value, the HTTP status and an excerpt of one line."""
     error = unreadable(502, b"<html>\r\n" + b"x" * 5000, "data.status")
     assert isinstance(error, UnexpectedResponseError)
     assert (error.path, error.http_status) == ("data.status", 502)

@@ -1,4 +1,4 @@
-"""Values say what is wrong with them when they are made, and never change afterwards."""
+"""Values are checked when they are created, and never change."""
 
 import pickle
 import re
@@ -39,7 +39,7 @@ FLAGS = ["is_enhance", "upload_cn", "enable_fallback"]
 
 
 class Ratio(StrEnum):
-    """A text that is not exactly a str."""
+    """A subclass of str."""
 
     SQUARE = "1:1"
 
@@ -66,7 +66,7 @@ def bad_values() -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize(("name", "value"), list(bad_values()), ids=lambda value: ascii(value)[:40])
 def test_a_bad_value_is_named(name: str, value: Any) -> None:
-    """The sentence names the field, shows the value and says what is allowed, on one line."""
+    """The error names the field, shows the value and says what is expected, on one line."""
     good: dict[str, Any] = {"prompt": "A calm lake"}
     with pytest.raises(InvalidRequestError) as caught:
         ImageRequest(**(good | {name: value}))
@@ -86,8 +86,8 @@ def test_a_bad_value_is_named(name: str, value: Any) -> None:
         assert shown == repr(value)
 
 
-def test_what_is_allowed_is_said() -> None:
-    """All choices of a field are in its sentence."""
+def test_the_choices_are_listed() -> None:
+    """The error of a field lists all its choices."""
     for name, kind in (("size", Size), ("n_variants", Variants), ("fallback_model", FallbackModel)):
         with pytest.raises(InvalidRequestError) as caught:
             ImageRequest("A", **{name: "none of them"})  # type: ignore[arg-type]  # wrong on purpose
@@ -97,7 +97,7 @@ def test_what_is_allowed_is_said() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"mask_url": URL}, {"files_url": []}, {"files_url": None}])
 def test_a_request_needs_a_prompt_or_a_file(fields: dict[str, Any]) -> None:
-    """Without either it is refused; each file field is enough."""
+    """Without either it is refused; any file field is enough."""
     with pytest.raises(InvalidRequestError, match="prompt"):
         ImageRequest(**fields)
     assert ImageRequest(files_url=[URL]).prompt is None
@@ -107,7 +107,7 @@ def test_a_request_needs_a_prompt_or_a_file(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("prompt", ["A", "a\nb\tc", "\x00", "日本語", "👩‍🎨" * 1000, "x" * 100_000])
 def test_any_text_is_a_prompt(prompt: str) -> None:
-    """Control characters and any length pass: Kie names no limit."""
+    """Control characters and any length are accepted: Kie documents no limit."""
     assert ImageRequest(prompt).prompt == prompt
 
 
@@ -119,13 +119,13 @@ def test_any_text_is_a_prompt(prompt: str) -> None:
     ],
 )
 def test_any_http_url_passes(url: str) -> None:
-    """Every complete http or https URL is taken as it is."""
+    """Every complete http or https URL is kept unchanged."""
     request = ImageRequest("A", files_url=[url], mask_url=url, callback_url=url)
     assert (request.files_url, request.mask_url, request.callback_url) == ((url,), url, url)
 
 
 def test_every_choice_passes() -> None:
-    """All sizes, counts, models and flags that Kie's page lists."""
+    """All sizes, counts, models and flags of Kie's page "generate"."""
     for size in get_args(Size):
         for count in get_args(Variants):
             for model in get_args(FallbackModel):
@@ -140,14 +140,14 @@ def test_every_choice_passes() -> None:
 
 
 def test_files_url_takes_any_iterable() -> None:
-    """A list, a tuple or a generator becomes a tuple; five are the most."""
+    """A list, a tuple or an iterator of up to five URLs becomes a tuple."""
     urls = [f"{URL}?{index}" for index in range(5)]
     for given_ in (urls, tuple(urls), iter(urls), (url for url in urls)):
         assert ImageRequest(files_url=given_).files_url == tuple(urls)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_warnings_point_at_the_caller() -> None:
-    """A mask beside several files is ignored by Kie, fileUrl is deprecated: both are said at the call."""
+    """A mask beside several files, which Kie ignores, and the deprecated fileUrl warn at the call."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         ImageRequest("A", files_url=[URL, URL], mask_url=URL)
@@ -175,7 +175,7 @@ VALUES: list[Any] = [
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_values_are_frozen_and_compare(value: Any) -> None:
-    """No field can be set, equal ones are equal, and a pickle gives the same value back."""
+    """No field can be set, equal values are equal, and a pickle gives the same value back."""
     for field in attrs.fields(type(value)):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(value, field.name, None)
@@ -202,8 +202,8 @@ def test_all_but_the_first_are_keywords(kind: Any) -> None:
     assert positional == [attrs.fields(kind)[0].name]
 
 
-def test_what_takes_no_part_in_equality() -> None:
-    """`raw`, `source` and how a result was learned: the images are the same."""
+def test_equality_ignores_how_a_result_was_learned() -> None:
+    """`raw`, `source`, progress and `n_variants` do not matter: the images are the same."""
     assert attrs.evolve(DETAILS, raw={"a": 1}) == DETAILS
     one = ImageResult("t", urls=(URL,), details=DETAILS, source="poll", n_variants=1)
     other = ImageResult("t", urls=(URL,), details=attrs.evolve(DETAILS, progress=1.0), source="callback")
@@ -212,23 +212,23 @@ def test_what_takes_no_part_in_equality() -> None:
 
 
 def test_a_result_is_its_urls() -> None:
-    """Iterating and len are those of the URLs, in order."""
+    """Iteration and len are those of the URLs, in order."""
     urls = (URL, URL + "?2")
     result = ImageResult("t", urls=urls, details=DETAILS)
     assert (tuple(result), len(result)) == (urls, 2)
 
 
 @pytest.mark.parametrize(
-    ("asked", "came", "partial"),
+    ("requested", "received", "partial"),
     [(4, 4, False), (4, 3, True), (4, 0, True), (1, 1, False), (1, 2, False), (None, 0, False)],
 )
-def test_partial(asked: int | None, came: int, partial: bool) -> None:
-    """Fewer images than asked for; unknown if nobody knows how many were."""
-    assert ImageResult("t", urls=(URL,) * came, details=DETAILS, n_variants=asked).partial is partial
+def test_partial(requested: int | None, received: int, partial: bool) -> None:
+    """Fewer images than requested; unknown if the request is unknown."""
+    assert ImageResult("t", urls=(URL,) * received, details=DETAILS, n_variants=requested).partial is partial
 
 
 def test_states_end_or_not() -> None:
-    """Success and failure are ends; running and missing are not."""
+    """Succeeded and failed tasks have ended; running and missing ones have not."""
     assert [state for state in TaskState if state.ended] == [TaskState.SUCCEEDED, TaskState.FAILED]
     assert len(TaskState) == 4
 
@@ -240,7 +240,7 @@ def test_params_are_an_object_or_empty(text: Any) -> None:
 
 
 def test_params_are_decoded() -> None:
-    """The object that Kie stored, {} if there is none or it cannot be read."""
+    """The object that Kie stored; empty if there is none or it cannot be read."""
     assert attrs.evolve(DETAILS, raw={"paramJson": '{"size":"1:1"}'}).params == {"size": "1:1"}
     for text in ("", "[]", "null", "{", "[" * 100_000, "9" * 5000):
         assert attrs.evolve(DETAILS, raw={"paramJson": text}).params == {}
@@ -248,7 +248,7 @@ def test_params_are_decoded() -> None:
 
 
 def test_a_completion_is_unwrapped() -> None:
-    """The result if there is one, else its very error; `ok` says which."""
+    """The result if there is one, else the same error object; `ok` says which."""
     request, result = ImageRequest("A"), ImageResult("t", urls=(URL,), details=DETAILS)
     good = Completion("k", index=0, request=request, result=result)
     assert good.ok
@@ -271,7 +271,7 @@ def test_the_ref_is_not_shown() -> None:
 
 @pytest.mark.parametrize("limit", [0, -1, True, 1.5, "20", None, [20], float("nan")], ids=repr)
 def test_a_bad_limit_is_refused(limit: Any) -> None:
-    """`limit` is a whole number above zero; the error is ours and shows the value."""
+    """`limit` is a whole number above zero; the error shows the value."""
     with pytest.raises(KieError, match=re.escape(repr(limit))) as caught:
         RateLimit(limit, per=10.0)
     assert isinstance(caught.value, ValueError)
@@ -279,14 +279,14 @@ def test_a_bad_limit_is_refused(limit: Any) -> None:
 
 @pytest.mark.parametrize("per", [0, -1.0, True, "10", None, float("nan"), float("inf")], ids=repr)
 def test_a_bad_window_is_refused(per: Any) -> None:
-    """`per` is a finite number of seconds above zero; the error is ours and names it."""
+    """`per` is a finite number of seconds above zero; the error names it."""
     with pytest.raises(KieError, match=re.escape(f"per={per!r}")) as caught:
         RateLimit(20, per=per)
     assert isinstance(caught.value, ValueError)
 
 
 def test_the_keywords_are_the_fields() -> None:
-    """What type checkers know of `submit` and `generate` is what an `ImageRequest` has."""
+    """The keywords that type checkers accept in `submit` and `generate` are the fields of `ImageRequest`."""
     hints = get_type_hints(RequestFields)
     fields = {field.name: field.type for field in attrs.fields(attrs.resolve_types(ImageRequest))}
     assert hints.keys() == fields.keys()

@@ -1,4 +1,4 @@
-"""`unfinished` and `resume`: what a store holds that is paid, or may be, and has not finished."""
+"""`unfinished` and `resume`: tasks that are paid, or may be, and have not finished."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import contextlib
 
 import pytest
 from batches import FEW, SPEED, all_of, at_rest, client_of, kie_of
-from clients import LOST, MakeStore
+from clients import LOST, MakeStore, until
 from clocks import run_scaled
 
 import kie4o
 from kie4o.stores.memory import MemoryStore
 
 
-def test_resume_waits_for_everything_that_is_owed(store: MakeStore) -> None:
-    """`unfinished` lists exactly what is submitted or unknown, whoever submitted it; `resume` waits for
-    all of it without a POST, an unknown one completes with its error, and only that one is owed then."""
+def test_resume_waits_for_all_unfinished_tasks(store: MakeStore) -> None:
+    """`unfinished` lists exactly what is submitted or unknown; `resume` waits for all of it without a POST.
+
+    An unknown one completes with its error and is the only one left.
+    """
 
     async def run() -> None:
         async with kie_of(duration=4.0) as kie:
@@ -33,10 +35,13 @@ def test_resume_waits_for_everything_that_is_owed(store: MakeStore) -> None:
                         await client.submit(key, key=key)
             posts = kie.posts
             async with client_of(kie, store()) as client:
-                owed = {entry.request.prompt: entry async for entry in client.unfinished()}
-                assert {prompt: entry.task_id for prompt, entry in owed.items()} == {**ids, "lost": None}
+                unfinished = {entry.request.prompt: entry async for entry in client.unfinished()}
+                assert {prompt: entry.task_id for prompt, entry in unfinished.items()} == {
+                    **ids,
+                    "lost": None,
+                }
                 completions = {each.request.prompt: each async for each in client.resume()}
-                assert completions.keys() == owed.keys()
+                assert completions.keys() == unfinished.keys()
                 assert {completions[prompt].task_id for prompt in ids} == set(ids.values())
                 assert all(completions[prompt].ok for prompt in ("one", "two", "no key"))
                 assert len(completions["no key"].unwrap()) == 2
@@ -44,7 +49,7 @@ def test_resume_waits_for_everything_that_is_owed(store: MakeStore) -> None:
                 assert isinstance(completions["fails"].error, kie4o.ContentPolicyError)
                 unknown = completions["lost"].error
                 assert isinstance(unknown, kie4o.SubmissionUnknownError)
-                assert (unknown.key, unknown.ref) == ("lost", owed["lost"].ref)
+                assert (unknown.key, unknown.ref) == ("lost", unfinished["lost"].ref)
                 assert [name for name, each in completions.items() if each.replayed] == ["lost"]
                 assert [entry.key async for entry in client.unfinished()] == ["lost"]
                 again = await client.generate("one", key="one")
@@ -56,30 +61,29 @@ def test_resume_waits_for_everything_that_is_owed(store: MakeStore) -> None:
 
 
 async def test_nothing_to_resume(store: MakeStore) -> None:
-    """A store that owes nothing resumes to nothing."""
+    """An empty store has nothing to resume."""
     async with kie_of() as kie, client_of(kie, store()) as client:
         assert await all_of(client.resume()) == []
         assert [entry async for entry in client.unfinished()] == []
 
 
-async def test_what_is_unknown_waits_for_no_place() -> None:
-    """`resume` tells what it only reads from the store although all places are taken."""
+async def test_unknown_outcomes_need_no_permit() -> None:
+    """`resume` yields an unknown outcome while all permits are taken: it only reads the store."""
     async with kie_of(duration=3600.0) as kie:
         kie.plan("lost", answer=LOST)
         async with client_of(kie, MemoryStore(), max_in_flight=1) as client:
             with pytest.raises(kie4o.SubmissionUnknownError):
                 await client.submit("lost", key="lost")
             running = asyncio.create_task(client.generate("long"))
-            while len(kie.tasks) < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(kie.tasks) == 2)
             async with contextlib.aclosing(client.resume()) as completions:
                 first = await asyncio.wait_for(anext(completions), 5.0)
             assert isinstance(first.error, kie4o.SubmissionUnknownError)
             running.cancel()
 
 
-def test_resume_keeps_to_max_in_flight_and_may_be_left() -> None:
-    """Leaving after the first completion leaves nothing behind, and the rest is still owed."""
+def test_resume_respects_max_in_flight_and_can_be_left() -> None:
+    """Leaving after the first completion leaves nothing behind, and the rest can be resumed later."""
 
     async def run() -> None:
         async with kie_of(duration=3.0) as kie:

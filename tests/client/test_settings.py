@@ -23,12 +23,12 @@ def keys(found: Settings) -> list[str]:
     return [secret.reveal() for secret in found.webhook_key]
 
 
-# -- the key -----------------------------------------------------------------------------------
+# -- the key ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("around", ["{}", " {}", "{}\n", "{}\r\n", "\t{} ", "\u2003{}\u00a0"])
 def test_a_key_is_stripped(around: str, api_key: str) -> None:
-    """Blanks and line ends around a key, as files and shells leave them, do no harm."""
+    """Whitespace around a key, as files and shells leave it, is removed."""
     assert settings(api_key=around.format(api_key)).api_key.reveal() == api_key
     assert settings({"KIE_API_KEY": around.format(api_key)}).api_key.reveal() == api_key
 
@@ -36,7 +36,7 @@ def test_a_key_is_stripped(around: str, api_key: str) -> None:
 @pytest.mark.parametrize("inside", ["\r\n", "\n", "\x00", " ", "\t", "é", "\ud800", "\u200b", "\x7f", "“"])
 @pytest.mark.parametrize("origin", ["api_key", "KIE_API_KEY", "KIE_AI_API_KEY"])
 def test_an_unusable_key_is_refused_without_an_echo(inside: str, origin: str, api_key: str) -> None:
-    """Controls, blanks and non-ASCII inside a key are refused; the sentence names only where it stood."""
+    """Control characters, blanks and non-ASCII are refused; the error names the source of the key only."""
     bad = api_key[:8] + inside + api_key
     with pytest.raises(ConfigurationError) as caught:
         settings(api_key=bad) if origin == "api_key" else settings({origin: bad})
@@ -48,7 +48,7 @@ def test_an_unusable_key_is_refused_without_an_echo(inside: str, origin: str, ap
 
 @pytest.mark.parametrize("blank", [None, "", " ", "\n", "\t \r\n"])
 def test_no_key(blank: str | None) -> None:
-    """Blank counts as unset; the sentence names the variable and where keys are made."""
+    """Blank counts as unset; the error names the variable and the page where keys are created."""
     for environment in ({}, {"KIE_API_KEY": blank or "", "KIE_AI_API_KEY": " "}):
         with pytest.raises(ConfigurationError, match="KIE_API_KEY") as caught:
             settings(environment, api_key=blank)
@@ -57,7 +57,7 @@ def test_no_key(blank: str | None) -> None:
 
 @pytest.mark.parametrize("key", [5, b"sk-bytes", ["sk-list"], True])
 def test_a_key_is_text(key: Any) -> None:
-    """Another type is refused by its name, not shown."""
+    """The error names the wrong type and does not show the value."""
     with pytest.raises(ConfigurationError, match=type(key).__name__) as caught:
         settings(api_key=key)
     assert "sk-" not in str(caught.value)
@@ -73,7 +73,7 @@ def test_where_the_key_comes_from() -> None:
 
 
 def test_a_secret_is_not_shown(api_key: str) -> None:
-    """Not by repr, str, format or the settings that hold it, and it does not pickle or copy out."""
+    """Not by repr, str, format or the settings that hold it; it cannot be pickled or copied."""
     found = settings(api_key=api_key, webhook_key=api_key)
     secret = found.api_key
     shown = f"{secret!r} {secret!s} {secret} {found!r} {found} {[secret]} {(secret,)!s}"
@@ -90,7 +90,7 @@ def test_a_secret_is_not_shown(api_key: str) -> None:
 
 @given(st.text(max_size=20))
 def test_any_text_as_a_key(text: str) -> None:
-    """A key is usable printable ASCII, or refused as ours."""
+    """A key is printable ASCII or refused with `ConfigurationError`."""
     try:
         key = settings(api_key=text).api_key.reveal()
     except ConfigurationError:
@@ -102,11 +102,11 @@ def test_any_text_as_a_key(text: str) -> None:
         assert " " not in key
 
 
-# -- the hosts ---------------------------------------------------------------------------------
+# -- the hosts -------------------------------------------------------------------------------------
 
 
 def test_the_hosts_by_default() -> None:
-    """Kie's two hosts, https."""
+    """Kie's two hosts, with https."""
     found = settings(api_key="k")
     assert (found.base_url, found.upload_url) == (API_URL, UPLOAD_URL)
     assert (API_URL, UPLOAD_URL) == ("https://api.kie.ai", "https://kieai.redpandaai.co")
@@ -125,7 +125,7 @@ def test_where_the_hosts_come_from() -> None:
 
 
 def test_an_emulator_serves_both() -> None:
-    """A loopback base URL is good for uploads too, unless another is named; another base URL is not."""
+    """A loopback base URL serves uploads too, unless another is set; another base URL does not."""
     found = settings(api_key="k", base_url="http://127.0.0.1:8080/")
     assert (found.base_url, found.upload_url) == ("http://127.0.0.1:8080",) * 2
     assert found.loopback
@@ -144,7 +144,7 @@ GOOD_HOSTS = [
 
 @pytest.mark.parametrize("url", GOOD_HOSTS)
 def test_a_usable_host(url: str) -> None:
-    """https anywhere, plain http on this machine; a slash at the end makes no difference."""
+    """https anywhere, plain http on this machine; a trailing slash makes no difference."""
     for name in ("base_url", "upload_url"):
         assert getattr(settings(api_key="k", **{name: url}), name) == url
         assert getattr(settings(api_key="k", **{name: url + "/"}), name) == url
@@ -162,7 +162,7 @@ BAD_HOSTS = [
 @pytest.mark.parametrize("url", BAD_HOSTS, ids=ascii)
 @pytest.mark.parametrize("name", ["base_url", "upload_url"])
 def test_an_unusable_host(name: str, url: str) -> None:
-    """Refused before anything is opened; the sentence names argument and variable, and shows an example."""
+    """Refused before any network use; the error names argument and variable, but no password."""
     for arguments, environment in (({name: url}, {}), ({}, {f"KIE_{name.upper()}": url})):
         with pytest.raises(ConfigurationError, match=name) as caught:
             settings(environment, api_key="k", **arguments)
@@ -186,7 +186,7 @@ PLAIN = [
 
 @pytest.mark.parametrize("url", PLAIN)
 def test_plain_http_is_for_loopback(url: str) -> None:
-    """The API key goes there: what only looks like this machine is not."""
+    """The API key goes there, so a host that only looks like this machine is refused."""
     assert not is_loopback(url)
     with pytest.raises(ConfigurationError, match="https"):
         settings(api_key="k", base_url=url)
@@ -194,23 +194,23 @@ def test_plain_http_is_for_loopback(url: str) -> None:
 
 @pytest.mark.parametrize("value", [5, b"https://a", ["https://a"], True])
 def test_a_host_is_text(value: Any) -> None:
-    """Another type is refused as ours, naming the argument."""
+    """The error of another type names the argument."""
     for name in ("base_url", "upload_url"):
         with pytest.raises(ConfigurationError, match=name):
             settings(api_key="k", **{name: value})
 
 
 def test_hosts_do_not_show_the_key_in_frames(api_key: str) -> None:
-    """A wrong host beside a right key: no local variable of the error's frames holds the key."""
+    """With an invalid host, no local variable in the frames of the error holds the key."""
     with pytest.raises(ConfigurationError):
         settings(api_key=api_key, base_url="http://api.kie.ai")
 
 
-# -- the webhook key ---------------------------------------------------------------------------
+# -- the webhook key -------------------------------------------------------------------------------
 
 
 def test_where_webhook_keys_come_from() -> None:
-    """One, several while rotating, or KIE_WEBHOOK_KEY; blank counts as unset."""
+    """One, several for rotation, or KIE_WEBHOOK_KEY; blank counts as unset."""
     environment = {"KIE_WEBHOOK_KEY": " env "}
     assert keys(settings(api_key="k")) == []
     assert keys(settings(environment, api_key="k")) == ["env"]
@@ -221,7 +221,7 @@ def test_where_webhook_keys_come_from() -> None:
     assert keys(settings(api_key="k", webhook_key="schlüssel")) == ["schlüssel"]
 
 
-# -- numbers -----------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_duration(value: Any) -> None:
 
 
 def test_a_usable_duration() -> None:
-    """Whole or not; None only where it means for ever."""
+    """An int or a float; None only where it means forever."""
     assert seconds("timeout", 5) == 5.0
     assert seconds("timeout", 0.001) == 0.001
     assert seconds("timeout", None, optional=True) is None
@@ -246,7 +246,7 @@ def test_a_usable_duration() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.0, "5", None, float("inf")], ids=repr)
 def test_a_count(value: Any) -> None:
-    """A whole number from 1 on."""
+    """A whole number from 1."""
     with pytest.raises(ConfigurationError, match="max_in_flight="):
         count("max_in_flight", value)
     assert count("max_in_flight", 1) == 1

@@ -1,4 +1,4 @@
-"""The whole public API as a program would use it: never run, only type-checked."""
+"""The whole public API as a program uses it: never run, only type-checked."""
 
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -139,7 +139,7 @@ async def wrapper(client: AsyncKieClient, town: str, **fields: Unpack[RequestFie
 
 
 async def refused(client: AsyncKieClient) -> None:
-    """What a type checker sees before anything runs; an ignore that is not needed is an error."""
+    """What type checkers refuse: an ignore that is not needed is an error."""
     await client.submit("A", size="16:9")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await client.submit("A", siez="3:2")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await client.submit("A", n_variants=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
