@@ -41,9 +41,7 @@ async def at_rest(client: AsyncKieClient) -> None:
     await until(lambda: not batch_tasks())
     await until(lambda: client._poller.waiting == client._submissions.live == 0)
     assert (client._limiter.open, client._limiter.waiting) == (0, 0)
-    permits = client._life.in_flight
-    assert not permits.locked()
-    assert permits._value == client._max_in_flight
+    assert client._lifecycle.permits.in_use == 0
 
 
 async def paid_is_known(kie: Emulator, store: Store) -> None:

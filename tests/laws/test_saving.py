@@ -33,6 +33,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
+    async def begin(self, entry: Entry) -> None:
+        await self.save(entry)
+
     async def save(self, entry: Entry) -> None:
         self.history.append(entry.state)
         if entry.state in self.broken:
@@ -142,7 +145,7 @@ def test_no_claim_no_post() -> None:
     """If the key cannot be claimed, nothing is sent."""
 
     class Broken(MemoryStore):
-        async def claim(self, entry: Entry) -> Entry:
+        async def claim(self, entry: Entry, **options: Any) -> Entry | None:
             raise StoreError("the disk is full")
 
     async def run() -> None:

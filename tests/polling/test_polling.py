@@ -700,8 +700,8 @@ def test_who_joins_later_gets_a_last_look_too() -> None:
     assert round(run_virtual(run()), 2) == 10.0
 
 
-def test_a_look_that_was_cancelled_by_itself_is_repeated() -> None:
-    """A user's own look may end in CancelledError; whoever waits is not forgotten."""
+def test_a_look_that_raises_cancelled_error_is_repeated() -> None:
+    """A `look` of the user may end in `CancelledError`; the waiter is still served."""
 
     async def run():
         looks = 0
@@ -718,8 +718,8 @@ def test_a_look_that_was_cancelled_by_itself_is_repeated() -> None:
     assert run_virtual(run()).urls == DONE.urls
 
 
-def test_looks_may_fail_for_ever() -> None:
-    """A thousand failures in a row do not end the waiting by an overflow."""
+def test_looks_may_fail_without_end() -> None:
+    """A thousand failures in a row do not overflow the delay and end the wait."""
 
     async def run() -> int:
         looks = 0

@@ -534,7 +534,7 @@ def test_closing_waits_for_looks_that_take_their_time_to_end() -> None:
 
 
 def test_abandoned_waits_leave_no_entries() -> None:
-    """Waits that come and go while another one stays do not pile up in the schedule."""
+    """Waits that end while another one of the task goes on do not pile up in the schedule."""
 
     async def run() -> int:
         async def look(task_id: str) -> TaskDetails:

@@ -32,7 +32,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 EMULATOR = "emulator"  # beside the map: it imports no other room, and only the command line imports it
 ROOMS = {*FLOOR_OF, EMULATOR}
 
-PURE = {"wire", "models", "settings", "errors", "details", "urls", "version"}
+PURE = {"wire", "models", "settings", "errors", "details", "urls", "version", "clock"}
 NETWORK = {"webhooks", "transport", "files", EMULATOR}
 # Which rooms import which foreign package at run time.
 FOREIGN = {
@@ -47,7 +47,7 @@ FOREIGN = {
     "rich": {"cli"},
     "PIL": {EMULATOR, "cli"},
 }
-LONGEST = 430  # lines of a module; what is longer should be two
+LONGEST = 400  # lines of a module without its docstrings; a longer one should be two
 
 # The source of every module by its name: "client", "stores.ledger", "callbacks.__init__".
 SOURCES = {

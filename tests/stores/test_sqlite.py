@@ -95,7 +95,7 @@ async def test_writes_that_wait_share_a_commit(path: Path) -> None:
     """
     async with opened(path) as store:
         statements: list[str] = []
-        await store._do(lambda connection: connection.set_trace_callback(statements.append))
+        await store._worker.run(lambda connection: connection.set_trace_callback(statements.append))
         await asyncio.gather(*(store.save(entry_of(f"at once {n}")) for n in range(200)))
         assert statements.count("COMMIT") <= 20
         statements.clear()
@@ -122,12 +122,14 @@ async def test_a_full_disk_is_an_error_and_loses_nothing(path: Path) -> None:
     """A save raises `StoreError`, earlier entries stay, and with room again the store works."""
     async with opened(path) as store:
         await store.save(submitted("before"))
-        await store._do(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
+        await store._worker.run(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
         with pytest.raises(StoreError, match="full"):
             for n in range(100):
                 await store.save(entry_of(f"{n}", "x" * 1000))
         assert await unfinished_keys(store) == ["before"]
-        await store._do(lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchall())
+        await store._worker.run(
+            lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchall()
+        )
         await store.save(submitted("after"))
     async with opened(path) as store:
         assert await unfinished_keys(store) == ["before", "after"]
@@ -240,7 +242,7 @@ def test_a_store_belongs_to_one_loop(path: Path, use: str) -> None:
     store = SQLiteStore(path)
     with asyncio.Runner() as mine, asyncio.Runner() as other:
         mine.run(store.open())
-        with pytest.raises(StoreError, match="not open here"):
+        with pytest.raises(StoreError, match="not open in this event loop"):
             other.run(USES[use](store))
         mine.run(USES[use](store))
         mine.run(store.aclose())
@@ -350,7 +352,7 @@ async def test_a_file_that_is_no_store_is_refused(path: Path, content: bytes) ->
 async def test_another_database_is_refused(path: Path) -> None:
     """A SQLite file of another program is not taken over."""
     tampered(path, "CREATE TABLE theirs (x)")
-    assert "not a store" in str(await refused(path))
+    assert "not a kie4o store" in str(await refused(path))
 
 
 async def test_a_newer_store_is_refused(path: Path) -> None:
@@ -385,7 +387,7 @@ async def test_a_flipped_byte_of_an_entry_is_detected(path: Path, part: str) -> 
 
 COLUMNS = [
     *("key = 'other'", "task_id = 'other'", "task_id = NULL", "state = 'planned'", "state = 'what'"),
-    *("submitted_at = 6.0", "submitted_at = NULL", "mark = x'00'", "mark = CAST(mark AS TEXT)"),
+    *("submitted_at = 6.0", "submitted_at = NULL", "ref_hash = x'00'", "ref_hash = CAST(ref_hash AS TEXT)"),
     *("key = CAST(key AS BLOB)", "checksum = CAST(checksum AS TEXT)", "body = CAST(body AS TEXT)"),
     *("checksum = ''", "body = ''", "body = 5"),
 ]

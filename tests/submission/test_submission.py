@@ -663,8 +663,8 @@ async def test_control_a_connection_that_is_kept_too_long_swallows_submits(
         assert (server.posts, server.swallowed) == (60, len(lost))
 
 
-def test_a_refused_submit_that_nobody_wants_any_more_is_not_sent_again() -> None:
-    """The caller leaves while the POST is under way; it is refused; that is the end of it."""
+def test_a_refused_submit_without_a_caller_is_not_resent() -> None:
+    """If its caller leaves, or the client closes, while the POST is under way, a refusal is final."""
 
     async def run(*, close: bool) -> int:
         later = answer(b'{"code":429,"msg":"later"}')
@@ -691,8 +691,8 @@ def test_a_refused_submit_that_nobody_wants_any_more_is_not_sent_again() -> None
     assert run_scaled(run(close=True), 50) == 1
 
 
-def test_after_a_429_nobody_slips_through_before_the_pause() -> None:
-    """A submit that waits for the very slot of the refused one waits for the whole window too."""
+def test_after_a_429_every_submit_waits_for_a_window() -> None:
+    """A submit that waits for the slot of the refused one waits for the whole window too."""
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
