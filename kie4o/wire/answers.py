@@ -1,4 +1,8 @@
-"""The answers that are not about a task: links, balance, uploads. Pure."""
+"""The answers that are not about a task: signed links, the balance, uploaded files.
+
+Each function takes the HTTP status, the body and the seconds of a Retry-After header. It returns a
+value, or raises `APIStatusError` or `UnexpectedResponseError`.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,18 @@ from urllib.parse import quote
 
 from ..models import UploadedFile
 from ..urls import is_web_url
-from .envelope import data_of, structured_data, unreadable
+from .envelope import data_of, unreadable
+from .structuring import StoredFile, structured
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
-
-_URL_SAFE = "!#$%&'()*+,/:;=?@[]~"  # a file name may have brought spaces into an upload's URL
-
-
-# -- the other answers -------------------------------------------------------------------------
+# Characters of an upload's URL that stay; a space in the file name does not.
+_URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
 def link_of(status: int, body: bytes, retry_after: float | None = None) -> str:
-    """A signed link (download-url). The reference sends text; a quickstart reads `downloadUrl`."""
+    """A signed link (download-url page). It is a string; a quickstart also shows `{"downloadUrl"}`."""
     data = data_of(status, body, retry_after)
     link = data.get("downloadUrl") if isinstance(data, dict) else data
     if not isinstance(link, str) or not is_web_url(link):
@@ -29,8 +31,8 @@ def link_of(status: int, body: bytes, retry_after: float | None = None) -> str:
 
 
 def credits_of(status: int, body: bytes, retry_after: float | None = None) -> Decimal:
-    """The balance (common API); whole by the documents, fractional on the wire."""
-    from decimal import Decimal, InvalidOperation  # not before somebody asks for the balance
+    """The balance (common API page: credits). It is an integer there, and a fraction in answers."""
+    from decimal import Decimal, InvalidOperation  # 2 ms of import that only this call needs
 
     data = data_of(status, body, retry_after)
     amount = None
@@ -45,13 +47,9 @@ def credits_of(status: int, body: bytes, retry_after: float | None = None) -> De
 
 
 def uploaded_of(status: int, body: bytes, retry_after: float | None = None) -> UploadedFile:
-    """A stored file (file upload). Use `downloadUrl`: other names are in a quickstart only."""
-    data = data_of(status, body, retry_after)
-    from .structuring import Stored
-
-    stored = structured_data(data, Stored, status, body)
-    url = stored.downloadUrl.encode(errors="replace").decode()
-    url = quote(url, safe=_URL_SAFE)
+    """An uploaded file (file upload page). `downloadUrl` is the URL in every answer seen so far."""
+    stored = structured(data_of(status, body, retry_after), StoredFile, status, body)
+    url = quote(stored.downloadUrl.encode(errors="replace"), safe=_URL_SAFE)
     if not is_web_url(url):
         raise unreadable(status, body, "data.downloadUrl")
     return UploadedFile(

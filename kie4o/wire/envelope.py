@@ -1,30 +1,35 @@
-"""The envelope of every answer, and the errors that it can hold. Pure."""
+"""The envelope around every answer, and the errors that it can hold.
+
+Every endpoint answers `{"code", "msg", "data"}`, mostly with HTTP status 200, so the code inside
+decides. Without an envelope the HTTP status does. `data_of` gives what a free call asked for or
+raises exactly one error; the paid call has its own table (`submission.verdict`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
 from ..errors import ERROR_OF_CODE, APIStatusError, InternalServerError, UnexpectedResponseError
 from . import decoding
 
-_T = TypeVar("_T")
+# Codes without an error class that are still worth retrying (generate and download-url pages): an
+# upstream server was slow, an image could not be fetched.
+_RETRYABLE_CODES = frozenset({408, 451})
 
 
-# -- the envelope ------------------------------------------------------------------------------
-
-
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Envelope:
-    """`{"code", "msg", "data"}` of an answer; every endpoint speaks so, mostly under HTTP 200."""
+    """A JSON object with a numeric `code`; `root` is the whole object."""
 
     code: int
     root: Mapping[str, Any] = attrs.field(repr=False)
 
     @property
     def message(self) -> str:
+        """Kie's words, safe to show; "" if there are none."""
         message = self.root.get("msg")
         return decoding.shown(message) if isinstance(message, str) else ""
 
@@ -34,30 +39,34 @@ class Envelope:
 
     @property
     def task_id(self) -> str | None:
-        """In `data`, or at the root as some pages of Kie's have it."""
-        for home in (self.data, self.root):
+        """The task id in `data`, or at the root as on the webhook verification page."""
+        for fields in (self.data, self.root):
             for name in ("taskId", "task_id"):
-                if isinstance(home, dict) and (task_id := decoding.task_id(home.get(name))):
+                if isinstance(fields, dict) and (task_id := decoding.task_id(fields.get(name))):
                     return task_id
         return None
 
 
 def envelope_of(body: bytes) -> Envelope | None:
-    """The envelope, or None if the body has none; the Content-Type is not asked."""
+    """The envelope, or None if the body has none, whatever its Content-Type says."""
     try:
         answer = decoding.json_value(body)
     except ValueError:
         return None
     code = decoding.whole_number(answer.get("code")) if isinstance(answer, dict) else None
-    return None if code is None else Envelope(code, answer)
-
-
-_MAYBE_LATER = frozenset({408, 451})  # no class of their own: upstream was slow, an image out of reach
+    return None if code is None else Envelope(code=code, root=answer)
 
 
 def data_of(status: int, body: bytes, retry_after: float | None = None) -> Any:
-    """The `data` of an answer to a call that costs nothing, or exactly one error."""
-    envelope = envelope_of(body)
+    """The `data` of an answer to a free call.
+
+    Raises `APIStatusError` if Kie refused, `UnexpectedResponseError` if the answer cannot be read.
+    """
+    return data_in(envelope_of(body), status, body, retry_after)
+
+
+def data_in(envelope: Envelope | None, status: int, body: bytes, retry_after: float | None = None) -> Any:
+    """The same for an answer whose envelope is known."""
     if envelope is None:
         if status >= 400:
             raise status_error(status, decoding.shown(body), http_status=status, retry_after=retry_after)
@@ -70,18 +79,19 @@ def data_of(status: int, body: bytes, retry_after: float | None = None) -> Any:
 def status_error(
     code: int, message: str, *, http_status: int | None = None, retry_after: float | None = None
 ) -> APIStatusError:
-    """The error of a code, by the table."""
+    """The error for a code, by the table `ERROR_OF_CODE`."""
     kind = ERROR_OF_CODE.get(code, InternalServerError if 500 <= code < 600 else APIStatusError)
     error = kind(message, code=code, http_status=http_status, retry_after=retry_after)
-    error.retryable = kind.retryable or code in _MAYBE_LATER
+    error.retryable = kind.retryable or code in _RETRYABLE_CODES
     return error
 
 
 def unreadable(status: int, body: bytes, path: str | None = None) -> UnexpectedResponseError:
+    """The error for an answer of another form than documented; `path` leads to what is wrong."""
     where = f" at {path}" if path else ""
     excerpt = decoding.shown(body)
     return UnexpectedResponseError(
-        f"an answer with HTTP status {status} that cannot be read{where}: {excerpt!r}",
+        f"cannot read the answer with HTTP status {status}{where}: {excerpt!r}",
         path=path,
         http_status=status,
         excerpt=excerpt,
@@ -89,16 +99,6 @@ def unreadable(status: int, body: bytes, path: str | None = None) -> UnexpectedR
 
 
 def retry_after_of(header: str | None) -> float | None:
-    """Seconds of a Retry-After header; a date or anything else is ignored."""
+    """The seconds of a Retry-After header. A date or anything else is ignored."""
     seconds = decoding.whole_number(header)
     return float(seconds) if seconds is not None and seconds >= 0 else None
-
-
-def structured_data(data: object, kind: Callable[..., _T], status: int, body: bytes) -> _T:
-    from .structuring import WrongShape, structured
-
-    try:
-        return structured(data, kind)
-    except WrongShape as error:
-        path = str(error)
-    raise unreadable(status, body, path)

@@ -1,8 +1,11 @@
-"""`data` of an answer to a value, by cattrs with strict readers.
+"""The `data` of an answer as a value of one class, by cattrs with hooks of our own.
 
-Out of the box cattrs turns null into "None", "false" into True and "abc" into a list of letters;
-here a value has its type or the answer is refused, with the path to what is wrong. Pure, and knows
-nothing of envelopes or codes.
+Out of the box cattrs turns null into "None", "false" into True and "abc" into a list of letters.
+Here every field has its type or the answer is refused, with the path to each wrong value. Some
+hooks are lenient on purpose, because Kie's pages and answers differ there: numbers may be digits in
+a string, and progress, times and image URLs that cannot be read are left out.
+
+The classes carry Kie's own names; they are the only ones that do.
 """
 
 from __future__ import annotations
@@ -11,27 +14,30 @@ import functools
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 import attrs
 
 from . import decoding
+from .envelope import unreadable
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 _T = TypeVar("_T")
 
-
-class WrongShape(ValueError):
-    """The paths to the wrong values, without the values."""
+TaskId = NewType("TaskId", str)
+ImageUrls = NewType("ImageUrls", tuple[str, ...])
 
 
 @attrs.define
 class RecordInfo:
-    """`data` of record-info, under Kie's names."""
+    """`data` of an answer (record-info page)."""
 
-    taskId: str | None = None
+    taskId: TaskId | None = None
     status: str | None = None
     successFlag: int | None = None
-    response: tuple[str, ...] = ()
+    response: ImageUrls = ImageUrls(())
     progress: float | None = None
     errorCode: int | None = None
     errorMessage: str | None = None
@@ -40,8 +46,8 @@ class RecordInfo:
 
 
 @attrs.define
-class Stored:
-    """`data` of an upload."""
+class StoredFile:
+    """`data` of an answer (file upload page)."""
 
     downloadUrl: str
     fileName: str = ""
@@ -51,97 +57,87 @@ class Stored:
     uploadedAt: datetime | None = None
 
 
-_Hook = Callable[[object, object], Any]  # what cattrs calls for a field: the value, and its type
+# -- hooks: cattrs calls them with the value and the type of its field ---------------------------
 
 
-def _task_id(value: object, _: object) -> str | None:
-    return None if value is None else _not_none(decoding.task_id(value), "task id")
+def _string(value: object, _: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError("expected a string")
 
 
-def _number_or_none(value: object, _: object) -> int | None:
-    return None if value is None else _number(value, _)
+def _string_or_none(value: object, _: object) -> str | None:
+    return None if value is None else _string(value, _)
 
 
-def _number(value: object, _: object) -> int:
-    return value if type(value) is int else _not_none(decoding.whole_number(value), "int")
+def _integer(value: object, _: object) -> int:
+    number = decoding.whole_number(value)
+    if number is None:
+        raise TypeError("expected an integer")
+    return number
 
 
-def _text_or_none(value: object, _: object) -> str | None:
-    return None if value is None else _text(value, _)
+def _integer_or_none(value: object, _: object) -> int | None:
+    return None if value is None else _integer(value, _)
 
 
-def _text(value: object, _: object) -> str:
-    return value if isinstance(value, str) else _not_none(None, "str")
+def _task_id_or_none(value: object, _: object) -> str | None:
+    task_id = decoding.task_id(value)
+    if task_id is None and value is not None:
+        raise TypeError("expected a task id")
+    return task_id
 
 
-def _urls(value: object, _: object) -> tuple[str, ...]:
-    return () if value is None else decoding.image_urls(value)
+def _image_urls(value: object, _: object) -> tuple[str, ...]:
+    return decoding.image_urls(value)
 
 
-def _fraction(value: object, _: object) -> float | None:
+def _fraction_or_none(value: object, _: object) -> float | None:
     return decoding.fraction(value)
 
 
-def _moment(value: object, _: object) -> datetime | None:
+def _moment_or_none(value: object, _: object) -> datetime | None:
     return None if value is None else decoding.moment(value)
 
 
-def _not_none(value: _T | None, kind: str) -> _T:
-    if value is None:
-        raise TypeError(f"{kind} expected")
-    return value
-
-
-# How each field is read. Tolerant on purpose, since the pages and the wire differ there: digits in
-# a text, progress, times, and the spellings of the URLs. All others must have their type.
-_HOOKS: Mapping[type, Mapping[str, _Hook]] = MappingProxyType(
+_HOOKS: Mapping[Any, Callable[[object, object], object]] = MappingProxyType(
     {
-        RecordInfo: {
-            "taskId": _task_id,
-            "status": _text_or_none,
-            "successFlag": _number_or_none,
-            "response": _urls,
-            "progress": _fraction,
-            "errorCode": _number_or_none,
-            "errorMessage": _text_or_none,
-            "createTime": _moment,
-            "completeTime": _moment,
-        },
-        Stored: {"fileSize": _number, "uploadedAt": _moment},
+        str: _string,
+        int: _integer,
+        str | None: _string_or_none,
+        int | None: _integer_or_none,
+        TaskId | None: _task_id_or_none,
+        ImageUrls: _image_urls,  # lenient, like the two below
+        float | None: _fraction_or_none,
+        datetime | None: _moment_or_none,
     }
 )
 
 
 @functools.cache
-def _structure(kind: Any, detailed: bool = False) -> Callable[[Any, Any], Any]:
-    """cattrs' function for one class, made on first use because it compiles code. The plain one is
-    fast, the detailed one knows the path to a wrong value."""
+def _converter() -> Converter:
+    """Created on first use: importing cattrs and compiling the classes takes about 10 ms."""
     from cattrs import Converter
-    from cattrs.gen import make_dict_structure_fn, override
 
-    converter = Converter(detailed_validation=detailed)
-    converter.register_structure_hook(str, _text)
-    overrides = {name: override(struct_hook=hook) for name, hook in _HOOKS[kind].items()}
-    return make_dict_structure_fn(kind, converter, **overrides)  # type: ignore[arg-type]  # its own options
-
-
-def structured(data: object, kind: Callable[..., _T]) -> _T:
-    """`data` as a `kind`. Raises `WrongShape` and nothing else."""
-    if not isinstance(data, dict):
-        raise WrongShape("data")
-    try:
-        value: _T = _structure(kind)(data, kind)
-        return value
-    except Exception:  # cattrs lets through whatever the value made its generated code raise
-        path = _path_to_wrong_value(data, kind)
-    raise WrongShape(path)
+    converter = Converter(detailed_validation=True)  # it knows the paths, for 0.1 us an answer
+    for kind, hook in _HOOKS.items():
+        converter.register_structure_hook(kind, hook)
+    return converter
 
 
-def _path_to_wrong_value(data: object, kind: Callable[..., object]) -> str:
+def structured(data: object, kind: type[_T], status: int, body: bytes) -> _T:
+    """`data` as a `kind`. Raises `UnexpectedResponseError` and nothing else."""
+    path = "data"
+    if isinstance(data, dict):
+        try:
+            return _converter().structure(data, kind)
+        except Exception as error:  # an exception group of whatever the hooks and the constructor raise
+            path = _paths_of(error)
+    raise unreadable(status, body, path)
+
+
+def _paths_of(error: Exception) -> str:
+    """Where the wrong values are, without the values."""
     from cattrs import transform_error
 
-    try:
-        _structure(kind, detailed=True)(data, kind)
-    except Exception as error:
-        return ", ".join(line.rpartition(" @ ")[2] for line in transform_error(error, path="data"))
-    return "data"
+    return ", ".join(line.rpartition(" @ ")[2] for line in transform_error(error, path="data"))
