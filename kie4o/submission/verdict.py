@@ -1,4 +1,8 @@
-"""What came back from one paid POST, and what that means: the table of verdicts. Pure."""
+"""What one attempt to submit came to: the table that decides whether it may be sent again. Pure.
+
+The rule is that a request counts as paid unless the opposite is certain. Only a request that was
+never sent, or that Kie refused with a code from the table, may be sent again.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,15 @@ import attrs
 from ..wire import decoding
 from ..wire.envelope import envelope_of
 
-# -- the paid call -----------------------------------------------------------------------------
+# Codes that mean that no task was started and nothing was charged (generate page; 405: file upload
+# page; 451: download-url page; 409, 413, 430, 433: pages of sibling endpoints; 403: Cloudflare). With
+# any other code, or with a 5xx of a proxy, the request may have been charged.
+REFUSING_CODES = frozenset({400, 401, 402, 403, 404, 405, 409, 413, 422, 429, 430, 433, 451, 455, 505, 550})
+_REQUEST_TIMEOUT = 408  # the one HTTP 4xx that refuses nothing: the server behind may have done the work
 
 
 class Verdict(enum.Enum):
-    """What a submit attempt came to."""
+    """What an attempt to submit came to."""
 
     NOT_SENT = "not sent"
     REFUSED = "refused"
@@ -21,27 +29,24 @@ class Verdict(enum.Enum):
     UNKNOWN = "unknown"
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Judgement:
-    """The verdict on one attempt, with what it rests on."""
+    """The verdict on one attempt, and what it is based on."""
 
-    verdict: Verdict
+    verdict: Verdict = attrs.field(kw_only=False)
     task_id: str | None = None
     code: int | None = None
     message: str = ""
 
 
-# Codes that say for certain that nothing was started and nothing is charged (Kie's code
-# lists). Everything that is not here, and every 5xx of a proxy, may have been paid.
-REFUSING_CODES = frozenset({400, 401, 402, 403, 404, 405, 409, 413, 422, 429, 430, 433, 451, 455, 505, 550})
-_AMBIGUOUS_4XX = 408  # upstream timed out: it may have worked
-
-
 def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: str = "") -> Judgement:
-    """The verdict on one attempt of the paid call.
+    """The verdict on one attempt.
 
-    `sent` is the latch: whether the request's body can have begun to leave. `status` is None if no
-    answer came; `body` is whatever of it arrived, also of one that broke off.
+    Args:
+        sent: Whether any part of the request's body may have been sent.
+        status: The HTTP status; None without an answer.
+        body: What arrived of the answer, even if it broke off.
+        fault: Why the answer is missing or incomplete; "" if it is complete.
     """
     if not sent:
         return Judgement(Verdict.NOT_SENT, message=fault)
@@ -52,6 +57,6 @@ def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: st
     if envelope is not None:
         verdict = Verdict.REFUSED if envelope.code in REFUSING_CODES else Verdict.UNKNOWN
         return Judgement(verdict, code=envelope.code, message=envelope.message)
-    message = fault or decoding.shown(body) or "an empty answer"
-    refused = status is not None and not fault and 400 <= status < 500 and status != _AMBIGUOUS_4XX
+    message = fault or decoding.shown(body) or "the answer is empty"
+    refused = status is not None and not fault and 400 <= status < 500 and status != _REQUEST_TIMEOUT
     return Judgement(Verdict.REFUSED if refused else Verdict.UNKNOWN, code=status, message=message)

@@ -1,8 +1,7 @@
 """From untrusted bytes to plain values: the reading rules that answers and callbacks share.
 
-JSON is not trusted to have the right type. Every function here either gives a value of exactly
-the promised type or says so (`None`, or `ValueError` where there is nothing to go on with), and
-knows nothing of endpoints, errors or models.
+JSON is not trusted to have the right type. Every function here returns a value of exactly the
+promised type, or `None`, or raises `ValueError`. Nothing here knows endpoints, errors or models.
 """
 
 from __future__ import annotations
@@ -13,29 +12,29 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-# Kie's ids are 32 hex digits in practice and opaque by the documents. No dot: the signed text of
-# a callback joins id and timestamp with one.
+# Kie documents ids as opaque; real ones are 32 hex digits. A dot is not allowed, because the signed
+# text of a callback joins id and timestamp with one (webhook verification page).
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _TASK_ID_IN_TEXT = re.compile(rb'"task(?:Id|_id)"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
-_EXCERPT = 200  # characters of an unreadable answer that are shown
+# Where image URLs are found: in answers (record-info page), in callbacks (callbacks page), and two
+# names that public clients have met.
+_URL_FIELDS = ("resultUrls", "result_urls", "resultUrl", "url")
+_EXCERPT = 200  # characters
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def json_value(body: bytes | bytearray | memoryview | str) -> Any:
-    """The value of a JSON text; `ValueError` for anything else, also for NaN and absurd nesting."""
+    """The value of a JSON text. Raises `ValueError` for anything else, also NaN and absurd nesting."""
     try:
         text = body if isinstance(body, str) else bytes(body).decode().removeprefix("\ufeff")
-        if text[:1] != "{":
-            return _DECODER.decode(text)
-        value, end = _DECODER.raw_decode(text)  # spares two searches for white space
-        return value if end == len(text) else _DECODER.decode(text)
+        return _DECODER.decode(text)
     except RecursionError:
         problem = "nested too deeply"
     raise ValueError(problem)
@@ -47,13 +46,13 @@ def task_id(value: object) -> str | None:
 
 
 def salvaged_task_id(body: bytes) -> str | None:
-    """The task id in an answer that was cut off after it: what reached us is not lost."""
+    """The task id in an answer that broke off after it; None if there are several."""
     found = set(_TASK_ID_IN_TEXT.findall(body))
     return found.pop().decode("ascii") if len(found) == 1 else None
 
 
 def whole_number(value: object) -> int | None:
-    """An integer, or one written as text; a bool is not a number."""
+    """An integer, or one written as a string. A bool is not a number."""
     if type(value) is int:
         return value
     if isinstance(value, str) and _DIGITS.fullmatch(value.strip()):
@@ -62,7 +61,7 @@ def whole_number(value: object) -> int | None:
 
 
 def fraction(value: object) -> float | None:
-    """Progress: a number or a numeric text from 0 to 1."""
+    """A progress: a number, or one written as a string, from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     try:
@@ -73,7 +72,7 @@ def fraction(value: object) -> float | None:
 
 
 def moment(value: object) -> datetime | None:
-    """Epoch milliseconds, ISO 8601, or Kie's zoneless text (read as UTC), as an aware datetime."""
+    """An aware datetime from epoch milliseconds, ISO 8601, or Kie's text without a zone (taken as UTC)."""
     try:
         milliseconds = whole_number(value)
         if milliseconds is not None:
@@ -87,7 +86,7 @@ def moment(value: object) -> datetime | None:
 
 
 def image_urls(response: object) -> tuple[str, ...]:
-    """The URLs of a `response` or `info`: an object, a list, or JSON text of either: all were met."""
+    """The URLs in a `response` or `info`, which may be an object, a list, or either as JSON text."""
     if response is None:
         return ()
     if isinstance(response, str):
@@ -96,14 +95,15 @@ def image_urls(response: object) -> tuple[str, ...]:
         except ValueError:
             return ()
     if isinstance(response, Mapping):
-        for name in ("resultUrls", "result_urls", "resultUrl", "url"):
-            if urls := _strings(response.get(name)):
+        for name in _URL_FIELDS:
+            if urls := _urls_in(response.get(name)):
                 return urls
         return ()
-    return _strings(response) if isinstance(response, list) else ()
+    return _urls_in(response) if isinstance(response, list) else ()
 
 
-def _strings(value: object) -> tuple[str, ...]:
+def _urls_in(value: object) -> tuple[str, ...]:
+    """The strings of a list, of its JSON text, or a single one; blank ones are left out."""
     if isinstance(value, str):
         if not value.startswith("["):
             value = [value]
@@ -118,10 +118,10 @@ def _strings(value: object) -> tuple[str, ...]:
 
 
 def shown(text: object, limit: int = _EXCERPT) -> str:
-    """Foreign text made safe for a message or a log: one line, short, nothing that controls."""
+    """Untrusted text made safe for a message or a log: one short line without control characters."""
     if isinstance(text, (bytes, bytearray)):
         text = bytes(text[: 4 * limit]).decode("utf-8", "replace")
-    words = " ".join(str(text)[: 4 * limit].split())
-    if not words.isprintable():
-        words = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
-    return words if len(words) <= limit else words[: limit - 1] + "…"
+    line = " ".join(str(text)[: 4 * limit].split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return line if len(line) <= limit else line[: limit - 1] + "…"

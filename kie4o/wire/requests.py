@@ -1,4 +1,4 @@
-"""What we send: one row per endpoint, and the bodies. Pure."""
+"""What kie4o sends: one row per endpoint, and the bodies as bytes that can be printed."""
 
 from __future__ import annotations
 
@@ -10,34 +10,44 @@ import attrs
 from ..models import ImageRequest
 from . import decoding
 
-# -- endpoints ---------------------------------------------------------------------------------
-
 
 @attrs.frozen(eq=False)
 class Endpoint:
-    """One row: how to call it. `uploads` says that it lives on the upload host."""
+    """How to call an endpoint; `uploads` if it is on the upload host."""
 
     method: str
     path: str
     uploads: bool = False
 
 
-SUBMIT = Endpoint("POST", "/api/v1/gpt4o-image/generate")
-DETAILS = Endpoint("GET", "/api/v1/gpt4o-image/record-info")
-DOWNLOAD_URL = Endpoint("POST", "/api/v1/gpt4o-image/download-url")
-CREDITS = Endpoint("GET", "/api/v1/chat/credit")
+SUBMIT = Endpoint("POST", "/api/v1/gpt4o-image/generate")  # generate page
+DETAILS = Endpoint("GET", "/api/v1/gpt4o-image/record-info")  # record-info page
+DOWNLOAD_URL = Endpoint("POST", "/api/v1/gpt4o-image/download-url")  # download-url page
+CREDITS = Endpoint("GET", "/api/v1/chat/credit")  # common API page: credits
+# file upload page
 UPLOAD_STREAM = Endpoint("POST", "/api/file-stream-upload", uploads=True)
 UPLOAD_BASE64 = Endpoint("POST", "/api/file-base64-upload", uploads=True)
 UPLOAD_FROM_URL = Endpoint("POST", "/api/file-url-upload", uploads=True)
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-_CALLBACK_URL = "callBackUrl"  # the one name that is not plain camelCase
+_CALLBACK_URL = "callBackUrl"  # the only name of the generate page that is not plain camelCase
+
+
+def _kies_name(name: str) -> str:
+    if name == "callback_url":
+        return _CALLBACK_URL
+    first, *others = name.split("_")
+    return first + "".join(map(str.capitalize, others))
+
+
+# Our name, Kie's name and the default of every field (generate page).
+_FIELDS = [(field.name, _kies_name(field.name), field.default) for field in attrs.fields(ImageRequest)]
 
 
 def body_of(request: ImageRequest, *, callback_url: str | None = None) -> bytes:
     """The JSON body of a submit. A field left at its default is not sent, except `size`.
 
-    `callback_url` stands in for the request's own (it carries the ref).
+    `callback_url` replaces the request's own; it carries the ref.
     """
     fields: dict[str, object] = {}
     for name, kies_name, default in _FIELDS:
@@ -49,8 +59,13 @@ def body_of(request: ImageRequest, *, callback_url: str | None = None) -> bytes:
     return json_body(fields)
 
 
+def json_body(fields: Mapping[str, object]) -> bytes:
+    """Compact JSON in UTF-8. Raises `ValueError` for NaN."""
+    return _ENCODER.encode(fields).encode()
+
+
 def with_ref(callback_url: str, ref: str) -> str:
-    """The callback URL of one submit: the ref stands at `{ref}`, or else as a query parameter."""
+    """The callback URL of one submit, with the ref at `{ref}` or else as a query parameter."""
     if "{ref}" in callback_url:
         return callback_url.replace("{ref}", ref)
     address, hash_, fragment = callback_url.partition("#")
@@ -58,19 +73,5 @@ def with_ref(callback_url: str, ref: str) -> str:
 
 
 def is_task_id(value: object) -> bool:
-    """Whether Kie can have given this id."""
+    """Whether the value can be an id of Kie's."""
     return decoding.task_id(value) is not None
-
-
-def json_body(fields: Mapping[str, object]) -> bytes:
-    return _ENCODER.encode(fields).encode()
-
-
-def _kies_name(name: str) -> str:
-    if name == "callback_url":
-        return _CALLBACK_URL
-    first, *others = name.split("_")
-    return first + "".join(map(str.capitalize, others))
-
-
-_FIELDS = [(field.name, _kies_name(field.name), field.default) for field in attrs.fields(ImageRequest)]
