@@ -1,43 +1,38 @@
 """Entries as text and back, for the stores that outlive a process.
 
-One JSON object per entry, in our own names, with a checksum over it: a store file may be damaged
-in ways that its database does not notice, and a task id with a wrong letter is a lost one. Pure.
+An entry is one JSON object under our own names, written and read by cattrs; fields at their default
+are left out. A checksum goes with it, because a store file may be damaged in ways that its database
+does not notice, and a task id with a wrong letter is a lost task. Pure.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
-import attrs
-
-from ..details import TaskDetails, TaskState
-from ..errors import KieError, StoreError
+from ..errors import StoreError
 from ..models import ImageRequest, remembering
-from ..wire import decoding
-from .store import Entry, EntryState
+from .store import Entry
 
-_CHECKSUM = 8  # bytes; against accidents, not against people
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+_CHECKSUM = 8  # bytes; it protects against accidents, not against people
 
 
 def packed(entry: Entry) -> bytes:
-    """Plain ASCII, so that half pairs in what Kie sent cannot break a database."""
-    fields: dict[str, Any] = {
-        "key": entry.key,
-        "ref": entry.ref,
-        "keyed": entry.keyed,
-        "state": entry.state.value,
-        "task_id": entry.task_id,
-        "submitted_at": entry.submitted_at,
-        "request": _changed(entry.request),
-        "details": None if entry.details is None else _details(entry.details),
-    }
+    """The entry as plain ASCII, so that a lone surrogate from Kie cannot break a database."""
+    fields = _converter().unstructure(entry)
     try:
         return _text(fields)
-    except (ValueError, RecursionError):  # of what Kie sent beside what we read
-        fields["details"]["raw"] = {}
+    except (ValueError, TypeError, RecursionError):
+        # `raw` is whatever Kie sent or the caller passed to `parse_callback`; nothing depends on it.
+        fields.get("details", {}).pop("raw", None)
     return _text(fields)
 
 
@@ -46,57 +41,75 @@ def _text(fields: Mapping[str, Any]) -> bytes:
 
 
 def checksum(body: bytes) -> bytes:
+    """What `unpacked` compares."""
     return hashlib.blake2b(body, digest_size=_CHECKSUM).digest()
 
 
 def unpacked(body: object, check: object) -> Entry:
-    """Raises `StoreError` if this is not what was packed."""
+    """The entry in a packed text and its checksum. Raises `StoreError` if either is damaged."""
     if isinstance(body, bytes) and checksum(body) == check:
         try:
-            return _entry(json.loads(body))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, KieError):
+            return _converter().structure(json.loads(body), Entry)
+        except Exception:  # noqa: S110  # whatever hooks and constructors raise, the text is no entry
             pass
     raise StoreError("an entry of the store is damaged: restore the file from a copy")
 
 
-def _entry(fields: Mapping[str, Any]) -> Entry:
-    details = fields["details"]
+@functools.cache
+def _converter() -> Converter:
+    """Created on first use: importing cattrs and compiling the classes takes about 15 ms."""
+    from cattrs import Converter
+
+    converter = Converter(omit_if_default=True, forbid_extra_keys=True, detailed_validation=False)
+    for kind in (str, int, bool):
+        converter.register_structure_hook(kind, _only(kind))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(ImageRequest, _request)
+    converter.register_structure_hook(datetime, lambda text, _: datetime.fromisoformat(text))
+    converter.register_unstructure_hook(datetime, datetime.isoformat)
+    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _strings)
+    converter.register_structure_hook_func(_is_raw, _only(dict))
+    converter.register_unstructure_hook_func(_is_raw, dict)
+    # Every optional field defaults to None, which is never written: read it as its other type.
+    converter.register_structure_hook_factory(
+        lambda kind: NoneType in get_args(kind),
+        lambda kind: converter.get_structure_hook(next(t for t in get_args(kind) if t is not NoneType)),
+    )
+    return converter
+
+
+def _only(kind: type) -> Callable[[object, object], Any]:
+    """A hook that accepts values of this type, where cattrs would convert anything."""
+
+    def read(value: object, _: object) -> object:
+        if type(value) is kind:
+            return value
+        raise TypeError(f"expected {kind.__name__}")
+
+    return read
+
+
+def _number(value: object, _: object) -> float:
+    if type(value) is float or type(value) is int:
+        return value
+    raise TypeError("expected a number")
+
+
+def _strings(value: object, _: object) -> tuple[str, ...]:
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    raise TypeError("expected a list of strings")
+
+
+def _request(fields: dict[str, Any], _: object) -> ImageRequest:
+    """The constructor checks every field, so no hook has to. It warned when the request was created."""
     token = remembering.set(True)
     try:
-        request = ImageRequest(**fields["request"])
+        return ImageRequest(**fields)
     finally:
         remembering.reset(token)
-    return Entry(
-        fields["key"],
-        request=request,
-        ref=fields["ref"],
-        keyed=fields["keyed"],
-        state=EntryState(fields["state"]),
-        task_id=fields["task_id"],
-        submitted_at=fields["submitted_at"],
-        details=None if details is None else _unpacked_details(details),
-    )
 
 
-def _changed(value: Any) -> dict[str, Any]:
-    """The fields that are not at their default."""
-    fields = attrs.fields(type(value))
-    return {f.name: getattr(value, f.name) for f in fields if getattr(value, f.name) != f.default}
-
-
-def _details(details: TaskDetails) -> dict[str, Any]:
-    fields = _changed(details) | {"state": details.state.value, "raw": dict(details.raw)}
-    for name in ("created_at", "completed_at"):
-        if name in fields:
-            fields[name] = fields[name].isoformat()
-    return fields
-
-
-def _unpacked_details(fields: Mapping[str, Any]) -> TaskDetails:
-    changed = dict(fields)
-    changed["state"] = TaskState(changed["state"])
-    changed["urls"] = tuple(changed.get("urls", ()))
-    for name in ("created_at", "completed_at"):
-        if name in changed:
-            changed[name] = decoding.moment(changed[name])
-    return TaskDetails(**changed)
+def _is_raw(kind: object) -> bool:
+    """The type of `TaskDetails.raw`, which is JSON already."""
+    return kind == Mapping[str, Any]

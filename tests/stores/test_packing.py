@@ -1,7 +1,9 @@
-"""Entries as bytes with a checksum: any damage is detected."""
+"""Entries as text: what is written, and how any damage is detected when it is read."""
 
-from __future__ import annotations
-
+import json
+import warnings
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -9,9 +11,153 @@ from entries import ENTRIES, ended, plain, submitted
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kie4o import StoreError
+from kie4o import ImageRequest, StoreError, TaskDetails, TaskState
 from kie4o.stores.packing import checksum, packed, unpacked
-from kie4o.stores.store import Entry
+from kie4o.stores.store import Entry, EntryState
+
+CREATED = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+DETAILS = TaskDetails(
+    "task-1",
+    state=TaskState.FAILED,
+    status="GENERATE_FAILED",
+    urls=("https://a.example/1.png", "https://a.example/2.png"),
+    progress=0.5,
+    error_code=400,
+    error_message="half a pair: \ud800",
+    created_at=CREATED,
+    completed_at=CREATED.astimezone(timezone(timedelta(hours=-7))),
+    raw={"taskId": "task-1", "nested": [{"a": None}, 1.5, "ü"]},
+)
+FULL = Entry(
+    "order-1",
+    request=ImageRequest("x", size="3:2", files_url=["https://a.example/f.png"], n_variants=4),
+    ref="ref-1",
+    keyed=False,
+    state=EntryState.FAILED,
+    task_id="task-1",
+    submitted_at=1767323045.25,
+    details=DETAILS,
+)
+
+
+def read(fields: Any) -> Entry:
+    body = json.dumps(fields).encode()
+    return unpacked(body, checksum(body))
+
+
+def test_every_field_comes_back() -> None:
+    """Enums, aware times, tuples, and `raw`, which equality leaves out; the text is ASCII."""
+    body = packed(FULL)
+    assert body.isascii()
+    entry = unpacked(body, checksum(body))
+    assert entry == FULL
+    assert entry.details is not None
+    assert entry.details.raw == DETAILS.raw
+    assert type(entry.details.urls) is tuple
+    assert entry.details.completed_at is not None
+    assert entry.details.completed_at.utcoffset() is not None
+
+
+def test_defaults_are_left_out() -> None:
+    """A planned entry is its key, its ref and what was asked for."""
+    entry = Entry("order-1", request=ImageRequest("x"), ref="ref-1")
+    assert json.loads(packed(entry)) == {"key": "order-1", "ref": "ref-1", "request": {"prompt": "x"}}
+
+
+@pytest.mark.parametrize("value", [Decimal(1), CREATED, {1}, b"x"], ids=repr)
+def test_raw_that_is_no_json_is_dropped(value: object) -> None:
+    """Callers may pass a decoded callback with any values in it; all else is kept."""
+    details = TaskDetails("task-1", state=TaskState.SUCCEEDED, urls=DETAILS.urls, raw={"a": [value]})
+    body = packed(Entry("k", request=ImageRequest("x"), ref="r", details=details))
+    kept = unpacked(body, checksum(body)).details
+    assert kept == details
+    assert kept.raw == {}
+
+
+def test_raw_without_end_is_dropped() -> None:
+    """The same for an object that holds itself, and for one that is nested too deeply."""
+    circle: dict[str, Any] = {}
+    circle["a"] = circle
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for raw in (circle, {"a": deep}):
+        details = TaskDetails("task-1", state=TaskState.SUCCEEDED, raw=raw)
+        body = packed(Entry("k", request=ImageRequest("x"), ref="r", details=details))
+        assert unpacked(body, checksum(body)).details == details
+
+
+def test_reading_does_not_warn() -> None:
+    """Deprecated and ignored fields warned when the request was created."""
+    with pytest.warns(DeprecationWarning, match="fileUrl"), pytest.warns(UserWarning, match="mask_url"):
+        request = ImageRequest(
+            files_url=["https://a.example/1.png", "https://a.example/2.png"],
+            mask_url="https://a.example/m.png",
+            file_url="https://a.example/f.png",
+        )
+    body = packed(Entry("k", request=request, ref="r"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert unpacked(body, checksum(body)).request == request
+    with pytest.warns(DeprecationWarning, match="fileUrl"):
+        ImageRequest("x", file_url="https://a.example/f.png")  # the control: it is off while reading only
+
+
+WRONG: list[Any] = [None, True, 5, 1.5, "", "x", [], ["x"], {}, {"x": 1}]
+
+
+def of_type(*kinds: type) -> list[Any]:
+    return [value for value in WRONG if type(value) not in kinds]
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("key", of_type(str)),
+        ("ref", of_type(str)),
+        ("keyed", of_type(bool)),
+        ("state", WRONG),
+        ("task_id", of_type(str)),
+        ("submitted_at", of_type(int, float)),
+        ("request", WRONG),
+        ("request.prompt", [True, 5, "", [], {}]),
+        ("request.size", WRONG),
+        ("request.files_url", of_type(list, type(None))),
+        ("request.n_variants", WRONG),
+        ("details", WRONG),
+        ("details.task_id", of_type(str)),
+        ("details.state", WRONG),
+        ("details.status", of_type(str)),
+        ("details.urls", [None, True, 5, 1.5, [5], {"x": 1}]),
+        ("details.progress", of_type(int, float)),
+        ("details.error_code", of_type(int)),
+        ("details.error_message", of_type(str)),
+        ("details.created_at", WRONG),
+        ("details.raw", of_type(dict)),
+    ],
+)
+def test_a_wrong_type_is_damage(path: str, values: list[Any]) -> None:
+    """A text with a fitting checksum in which one field has another type is an error."""
+    assert values
+    for value in values:
+        fields = json.loads(packed(FULL))
+        *homes, name = path.split(".")
+        home = fields
+        for each in homes:
+            home = home[each]
+        home[name] = value
+        with pytest.raises(StoreError, match="damaged"):
+            read(fields)
+
+
+@pytest.mark.parametrize("home", ["", "request", "details"])
+def test_an_unknown_field_is_damage(home: str) -> None:
+    """A field that this kie4o does not know is not dropped: it may change what was asked for."""
+    fields = json.loads(packed(FULL))
+    assert read(fields) == FULL
+    (fields[home] if home else fields)["new"] = 1
+    with pytest.raises(StoreError, match="damaged"):
+        read(fields)
 
 
 @given(entry=ENTRIES, data=st.data())
