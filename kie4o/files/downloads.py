@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import os
-import random
 import re
 import socket
 import urllib.request
@@ -26,7 +25,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from ..errors import DownloadError, KieError, client_closed, reason_of
-from ..transport.retrying import Sleep, repeated
+from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import USER_AGENT
 from ..wire import decoding
 from . import images
@@ -119,7 +118,7 @@ class Downloader:
         proxy: str | None,
         trust_env: bool,
         sleep: Sleep = asyncio.sleep,
-        chance: Callable[[], float] = random.random,
+        jitter: Jitter = full_jitter,
     ) -> None:
         self._policy = policy
         self._timeout = aiohttp.ClientTimeout(
@@ -129,7 +128,7 @@ class Downloader:
         self._proxy = proxy
         self._trust_env = trust_env
         self._sleep = sleep
-        self._chance = chance
+        self._jitter = jitter
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether they use a proxy
         self._closed = False
 
@@ -142,7 +141,7 @@ class Downloader:
                     functools.partial(self._attempt, download, link),
                     worth=_is_temporary,
                     sleep=self._sleep,
-                    chance=self._chance,
+                    jitter=self._jitter,
                 )
             except FetchError as error:
                 failure = error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import aiohttp
 from ..errors import DownloadError, client_closed, invalid
 from ..models import UploadedFile
 from ..settings import Settings
-from ..transport.retrying import Sleep, repeated
+from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import Transport
 from ..urls import is_web_url
 from ..wire.answers import uploaded_of
@@ -51,7 +50,7 @@ class Files:
         trust_env: bool = False,
         max_image_bytes: int = MAX_IMAGE_BYTES,
         sleep: Sleep = asyncio.sleep,
-        chance: Callable[[], float] = random.random,
+        jitter: Jitter = full_jitter,
     ) -> None:
         self._transport = transport
         self._allow_private = settings.loopback
@@ -60,7 +59,7 @@ class Files:
         self._trust_env = trust_env
         self._max_image_bytes = max_image_bytes
         self._sleep = sleep
-        self._chance = chance
+        self._jitter = jitter
         self._closed = False
 
     @cached_property
@@ -74,7 +73,7 @@ class Files:
             proxy=self._proxy,
             trust_env=self._trust_env,
             sleep=self._sleep,
-            chance=self._chance,
+            jitter=self._jitter,
         )
 
     async def upload(
@@ -153,7 +152,7 @@ class Files:
         async def call() -> UploadedFile:
             return await self._transport.read(endpoint, uploaded_of, body=body(), timeout=timeout)
 
-        return await repeated(call, sleep=self._sleep, chance=self._chance)
+        return await repeated(call, sleep=self._sleep, jitter=self._jitter)
 
 
 async def _all(fetches: list[asyncio.Task[Path]]) -> list[Path]:

@@ -1,12 +1,11 @@
-"""Calls that cost nothing may be made again: which failures are worth it, and how long to pause.
+"""Repeating calls that cost nothing: which failures are worth it, and how long to wait between.
 
-Never used for the paid call, which has a table of its own in `submission`.
+Not for the paid call, whose repetitions are a table in `submission`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -15,10 +14,13 @@ import backoff
 from ..errors import KieError, worth_repeating
 
 TRIES = 3
-_FIRST_PAUSE = 0.5  # seconds; doubled for the next one, with full jitter
+_FIRST_DELAY = 0.5  # seconds; doubled for each further try
+_LONGEST_RETRY_AFTER = 30.0  # seconds of a server's Retry-After that are waited in addition
 _T = TypeVar("_T")
 
 Sleep = Callable[[float], Awaitable[object]]
+Jitter = Callable[[float], float]  # from a delay to the one that is used
+full_jitter: Jitter = backoff.full_jitter
 
 
 async def repeated(
@@ -27,17 +29,17 @@ async def repeated(
     tries: int = TRIES,
     worth: Callable[[Exception], bool] = worth_repeating,
     sleep: Sleep = asyncio.sleep,
-    chance: Callable[[], float] = random.random,
+    jitter: Jitter = full_jitter,
 ) -> _T:
-    """What `call` gives, tried a few times; the last failure is raised as it came."""
-    pauses = backoff.expo(factor=_FIRST_PAUSE)
-    next(pauses)  # backoff's first one is None
-    for attempt in range(tries):
+    """The result of `call`, which is tried up to `tries` times. Raises the last failure unchanged."""
+    delays = backoff.expo(factor=_FIRST_DELAY)
+    next(delays)  # the first value of backoff's generators is None
+    for _ in range(tries - 1):
         try:
             return await call()
         except KieError as error:
-            if attempt == tries - 1 or not worth(error):
+            if not worth(error):
                 raise
-            asked = getattr(error, "retry_after", None) or 0.0
-        await sleep(min(30.0, asked) + next(pauses) * chance())
-    raise AssertionError("tries is at least 1")
+            retry_after = getattr(error, "retry_after", None) or 0.0
+        await sleep(min(retry_after, _LONGEST_RETRY_AFTER) + jitter(next(delays)))
+    return await call()

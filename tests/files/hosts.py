@@ -129,7 +129,7 @@ async def files_for(url: str | None, **options: Any) -> AsyncIterator[Files]:
     checked = settings.resolve(api_key=KEY, base_url=url, upload_url=None, webhook_key=None, environment={})
     transport = Transport(checked, timeout=5.0)
     files = Files(
-        transport, checked, **{"timeout": 5.0, "sleep": RecordedSleep(), "chance": lambda: 1.0} | options
+        transport, checked, **{"timeout": 5.0, "sleep": RecordedSleep(), "jitter": float} | options
     )
     try:
         yield files
