@@ -1,1 +1,1 @@
-"""The only room that opens a socket to Kie."""
+"""The connections to Kie: how requests are sent, and which calls are repeated. No other room opens one."""

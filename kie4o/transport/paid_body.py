@@ -1,4 +1,8 @@
-"""The latch: whoever takes the bytes of the paid POST sets it."""
+"""The body of the paid POST, which records whether any of it may have been sent.
+
+That is the only sound evidence that a submit cost nothing: Kie cannot act on a request whose body was
+never written. It is separate from `transport` because `submission` reads and withdraws attempts.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +19,38 @@ if TYPE_CHECKING:
 JSON = "application/json"
 
 
-@attrs.define
+@attrs.define(kw_only=True)
 class PaidAttempt:
-    """One attempt of the paid POST, filled in while it goes on.
+    """One attempt at the paid POST, filled in while it runs.
 
-    `sent` is the latch; `withdrawn` says that what has not left never will. `status` and `body` hold
-    what arrived, even if `fault` says that it broke off.
+    `sent` is set as soon as the body is handed to aiohttp for writing. `status` and `body` hold what
+    arrived of the answer, even if `fault` says that it broke off.
     """
 
     sent: bool = False
-    withdrawn: bool = False
+    withdrawn: bool = False  # the body will not be written any more
     status: int | None = None
     body: bytes = attrs.field(default=b"", repr=False)
     fault: str = ""
     timed_out: bool = False
-    hopeless: bool = False  # nothing that time could mend
-    retry_after: str | None = None
+    hopeless: bool = False  # the same attempt would fail again: a certificate, a closed session
+    retry_after: str | None = None  # the header
 
     def withdraw(self) -> bool:
-        """See to it that it never leaves; False if it has left. Who asked for it is still to be cancelled."""
+        """Prevent the body from being written. Returns False if it may have been.
+
+        The task that runs the attempt has to be cancelled as well.
+        """
         self.withdrawn = not self.sent
         return self.withdrawn
 
 
 class PaidBody(aiohttp.Payload):
-    """The body of the paid POST. Its bytes can be had from nowhere but here, and whoever takes them
-    sets the latch. aiohttp writes in a task of its own, which may begin after a cancel: hence
-    `withdrawn`."""
+    """The only source of the body's bytes: reading them sets `sent`, unless the attempt is withdrawn.
+
+    Cancelling is not enough to withdraw, because aiohttp writes bodies in a task of its own, which may
+    start after the cancellation.
+    """
 
     def __init__(self, body: bytes, attempt: PaidAttempt) -> None:
         super().__init__(None, content_type=JSON)
@@ -53,16 +62,16 @@ class PaidBody(aiohttp.Payload):
         return len(self._body)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return self._taken().decode(encoding, errors)
+        return self._take().decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        protocol = cast(Any, writer).protocol  # aiohttp's own, of which the abstract writer knows nothing
+        protocol = cast(Any, writer).protocol  # aiohttp's own; the abstract writer does not declare it
         if protocol.should_close or not protocol.is_connected():
-            # It broke just now, or somebody else's answer waits in it, which would be taken for ours.
-            raise aiohttp.ClientConnectionResetError("the connection was not clean")
-        await writer.write(self._taken())
+            # The connection just broke, or holds a stale response that would be mistaken for ours.
+            raise aiohttp.ClientConnectionResetError("the connection cannot be reused")
+        await writer.write(self._take())
 
-    def _taken(self) -> bytes:
+    def _take(self) -> bytes:
         if self._attempt.withdrawn:
             raise asyncio.CancelledError
         self._attempt.sent = True

@@ -11,7 +11,7 @@ from ..models import ImageRequest
 from . import decoding
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False)  # a row of a table is itself: `transport` looks it up at each call
 class Endpoint:
     """How to call an endpoint; `uploads` if it is on the upload host."""
 

@@ -67,7 +67,9 @@ def _string(value: object, _: object) -> str:
 
 
 def _string_or_none(value: object, _: object) -> str | None:
-    return None if value is None else _string(value, _)
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError("expected a string or null")
 
 
 def _integer(value: object, _: object) -> int:
@@ -78,7 +80,9 @@ def _integer(value: object, _: object) -> int:
 
 
 def _integer_or_none(value: object, _: object) -> int | None:
-    return None if value is None else _integer(value, _)
+    if value is None or type(value) is int:
+        return value
+    return _integer(value, _)
 
 
 def _task_id_or_none(value: object, _: object) -> str | None:

@@ -369,20 +369,21 @@ async def test_an_answer_that_came_while_the_loop_was_blocked_is_read() -> None:
             assert (await running).id == TASK_ID
 
 
-async def test_a_lent_session_that_is_closed_is_said_at_once() -> None:
-    lent = aiohttp.ClientSession()
-    await lent.close()
-    async with AsyncKieClient("sk-test", base_url="http://127.0.0.1:9", session=lent) as client:
+async def test_a_closed_session_is_reported_at_once() -> None:
+    """Every call says so, without a retry."""
+    session = aiohttp.ClientSession()
+    await session.close()
+    async with AsyncKieClient("sk-test", base_url="http://127.0.0.1:9", session=session) as client:
         for call in (client.submit("x"), client.credits()):
-            with pytest.raises(KieError, match="the session that was handed to the client is closed"):
+            with pytest.raises(KieError, match="the aiohttp session that was passed to the client is closed"):
                 await call
 
 
 @pytest.mark.parametrize("way", ["write", "write_with_length", "decode", "as_bytes"])
 @pytest.mark.parametrize("withdrawn", [False, True])
-async def test_whoever_takes_the_paid_body_sets_the_latch(way: str, withdrawn: bool) -> None:
-    """All public ways to the bytes of a payload: should aiohttp ever write by another one, what left
-    is still never taken for unsent. Once it is withdrawn there is no way."""
+async def test_reading_the_paid_body_counts_as_sending(way: str, withdrawn: bool) -> None:
+    """Every public way to the bytes of a payload marks the attempt as sent, in case aiohttp starts to
+    use another one. After a withdrawal none of them gives the bytes."""
     attempt, paper = PaidAttempt(), Paper()
     body = PaidBody(b"{}", attempt)
     assert body.size == 2
@@ -416,7 +417,7 @@ async def pay(url: str, attempt: PaidAttempt) -> Judgement:
 
 
 async def test_an_attempt_that_was_withdrawn_ends_at_once() -> None:
-    """Also if nobody cancels it: the connection is given up, nothing of the body reaches the server."""
+    """Even if its task is not cancelled: the server receives nothing of the body."""
     attempt = PaidAttempt()
     attempt.withdraw()
     async with FaultServer(answer()) as server:
