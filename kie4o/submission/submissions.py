@@ -234,7 +234,7 @@ class Submissions:
             cause = judgement.verdict if judgement.verdict is Verdict.NOT_SENT else judgement.code or 0
             resend, count = RESENDS.get(cause), resent.get(cause, 0)
             submit.entry = await self._ledger.unpaid(submit.entry, submit.previous)
-            useless = submit.attempt.hopeless or not submit.resendable
+            useless = submit.attempt.permanent or not submit.resendable
             if resend is None or count >= resend.times or useless:
                 raise _refusal(judgement, submit)
             resent[cause] = count + 1

@@ -33,7 +33,7 @@ class PaidAttempt:
     body: bytes = attrs.field(default=b"", repr=False)
     fault: str = ""
     timed_out: bool = False
-    hopeless: bool = False  # the same attempt would fail again: a certificate, a closed session
+    permanent: bool = False  # the same attempt would fail again: a certificate, a closed session
     retry_after: str | None = None  # the header
 
     def withdraw(self) -> bool:

@@ -91,8 +91,8 @@ class Transport:
         self._proxy = proxy
         self._trust_env = trust_env
         self._closed = False
-        self._reads: aiohttp.ClientSession | None = None
-        self._pays: aiohttp.ClientSession | None = None
+        self._read_session: aiohttp.ClientSession | None = None
+        self._paid_session: aiohttp.ClientSession | None = None
         self._urls: dict[Endpoint, str] = {}
 
     async def read(
@@ -118,7 +118,7 @@ class Transport:
         """
         if self._closed:
             raise client_closed()
-        session = self._reads or self._open_reads()
+        session = self._read_session or self._open_read_session()
         failure: APIConnectionError
         received: list[bytes] = []
         try:
@@ -151,7 +151,7 @@ class Transport:
         try:
             if self._closed:
                 raise client_closed()
-            session = self._pays or self._open_pays()
+            session = self._paid_session or self._open_paid_session()
             async with limit:
                 response = await session.request(
                     SUBMIT.method,
@@ -166,7 +166,7 @@ class Transport:
                 attempt.fault = f"HTTP status {response.status} arrived before the request was sent"
         except Exception as error:  # whatever it is, `sent` decides
             attempt.timed_out = isinstance(error, TimeoutError)
-            attempt.hopeless = isinstance(error, (aiohttp.ClientConnectorCertificateError, KieError))
+            attempt.permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, KieError))
             attempt.fault = self._no_answer(SUBMIT, error)
         finally:
             timer.cancel()
@@ -176,24 +176,25 @@ class Transport:
     async def aclose(self) -> None:
         """Close both sessions. Calls that are running fail."""
         self._closed = True
-        sessions, self._reads, self._pays = (self._reads, self._pays), None, None
+        sessions = self._read_session, self._paid_session
+        self._read_session = self._paid_session = None
         async with contextlib.AsyncExitStack() as stack:  # closes the second if the first is cancelled
             for session in filter(None, sessions):
                 stack.push_async_callback(session.close)
 
     # -- sessions --------------------------------------------------------------------------------
 
-    def _open_reads(self) -> aiohttp.ClientSession:
-        self._reads = self._session(_KEPT_READ)
+    def _open_read_session(self) -> aiohttp.ClientSession:
+        self._read_session = self._session(_KEPT_READ)
         # aiohttp resends a GET whose connection breaks, which would count twice against Kie's three
         # queries a second. There is no public switch. aiohttp's own test client sets this one, and a
         # test of ours would fail if it stopped working.
-        self._reads._retry_connection = False
-        return self._reads
+        self._read_session._retry_connection = False
+        return self._read_session
 
-    def _open_pays(self) -> aiohttp.ClientSession:
-        self._pays = self._session(_KEPT_PAID)
-        return self._pays
+    def _open_paid_session(self) -> aiohttp.ClientSession:
+        self._paid_session = self._session(_KEPT_PAID)
+        return self._paid_session
 
     def _session(self, keepalive: float) -> aiohttp.ClientSession:
         """A session of the client's, also if the user passed one.

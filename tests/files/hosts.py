@@ -128,9 +128,7 @@ async def files_for(url: str | None, **options: Any) -> AsyncIterator[Files]:
     """The `Files` of a client with this base URL."""
     checked = settings.resolve(api_key=KEY, base_url=url, upload_url=None, webhook_key=None, environment={})
     transport = Transport(checked, timeout=5.0)
-    files = Files(
-        transport, checked, **{"timeout": 5.0, "sleep": RecordedSleep(), "jitter": float} | options
-    )
+    files = Files(transport, checked, **{"timeout": 5.0, "sleep": RecordedSleep(), "jitter": float} | options)
     try:
         yield files
     finally:

@@ -280,7 +280,7 @@ async def test_a_cancelled_close_still_closes_everything(mode: Any, tmp_path: Pa
             client = client_of(kie.url, store=store)
             task = await client.submit("x")
             await outcome_of(client.details(task.id))
-            sessions = (client._transport._pays, client._transport._reads)
+            sessions = (client._transport._paid_session, client._transport._read_session)
             ended, _ = await cancelled_at(client.aclose(), at, mode)
             assert all(session is not None and session.closed for session in sessions)
             await client.aclose()
