@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .arguments import OnUnknown
     from .callbacks import parse_callback, sign_callback
     from .client import AsyncKieClient
     from .details import TaskDetails, TaskState
@@ -54,14 +55,18 @@ if TYPE_CHECKING:
     from .models import (
         Callback,
         Completion,
+        FallbackModel,
         ImageRequest,
         ImageResult,
         RateLimit,
         RequestFields,
+        Size,
         UploadedFile,
+        Variants,
     )
     from .polling.policy import PollPolicy
     from .polling.poller import TaskPoller
+    from .polling.watches import OnUpdate
     from .stores.store import Entry, EntryState, Store
     from .task import ImageTask
 
@@ -71,6 +76,8 @@ _HOMES = {
     "EntryState": "stores.store",
     "Store": "stores.store",
     "ImageTask": "task",
+    "OnUnknown": "arguments",
+    "OnUpdate": "polling.watches",
     "PollPolicy": "polling.policy",
     "TaskPoller": "polling.poller",
     "TaskDetails": "details",
@@ -94,6 +101,7 @@ __all__ = [
     "DownloadError",
     "Entry",
     "EntryState",
+    "FallbackModel",
     "FeatureDisabledError",
     "ImageRequest",
     "ImageResult",
@@ -110,12 +118,15 @@ __all__ = [
     "MalformedCallbackError",
     "NoImagesError",
     "NotFoundError",
+    "OnUnknown",
+    "OnUpdate",
     "PermissionDeniedError",
     "PollPolicy",
     "QueueFullError",
     "RateLimit",
     "RateLimitError",
     "RequestFields",
+    "Size",
     "Store",
     "StoreError",
     "StoreLockedError",
@@ -130,6 +141,7 @@ __all__ = [
     "UnexpectedResponseError",
     "UnprocessableEntityError",
     "UploadedFile",
+    "Variants",
     "__version__",
     "parse_callback",
     "sign_callback",

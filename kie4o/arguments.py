@@ -21,6 +21,7 @@ from .urls import is_web_url
 from .wire.requests import is_task_id
 
 OnUnknown = Literal["hold", "resubmit"]
+"""After an unknown outcome: raise again, or submit again and possibly pay twice."""
 
 MAX_KEY = 512  # characters of an idempotency key
 

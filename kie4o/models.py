@@ -18,8 +18,11 @@ from .errors import InvalidRequestError, KieError, invalid, invalid_setting
 from .urls import is_web_url
 
 Size = Literal["1:1", "3:2", "2:3"]
+"""The aspect ratio of an image (Kie's generate page)."""
 Variants = Literal[1, 2, 4]
+"""How many images one request asks for; each number has its own price (Kie's generate page)."""
 FallbackModel = Literal["FLUX_MAX", "GPT_IMAGE_1"]
+"""The model to use while GPT-4o is down (Kie's generate page)."""
 Source = Literal["poll", "callback", "store"]
 
 # Set while a request is read back from a store: its author has seen the warnings already.

@@ -16,6 +16,7 @@ from ..models import Source
 from .outcome import is_final
 
 OnUpdate = Callable[[TaskDetails], Awaitable[object] | None]
+"""Called with the details of each status check; may be async. What it raises ends the wait."""
 
 NEVER = float("inf")
 NOW = float("-inf")

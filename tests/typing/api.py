@@ -22,6 +22,7 @@ from kie4o import (
     DownloadError,
     Entry,
     EntryState,
+    FallbackModel,
     FeatureDisabledError,
     ImageRequest,
     ImageResult,
@@ -38,12 +39,15 @@ from kie4o import (
     MalformedCallbackError,
     NoImagesError,
     NotFoundError,
+    OnUnknown,
+    OnUpdate,
     PermissionDeniedError,
     PollPolicy,
     QueueFullError,
     RateLimit,
     RateLimitError,
     RequestFields,
+    Size,
     Store,
     StoreError,
     StoreLockedError,
@@ -58,6 +62,7 @@ from kie4o import (
     UnexpectedResponseError,
     UnprocessableEntityError,
     UploadedFile,
+    Variants,
     __version__,
     parse_callback,
     sign_callback,
@@ -136,6 +141,18 @@ async def tasks(client: AsyncKieClient, request: ImageRequest) -> None:
 
 async def wrapper(client: AsyncKieClient, town: str, **fields: Unpack[RequestFields]) -> ImageResult:
     return await client.generate(f"A postcard of {town}", **fields)
+
+
+class Postcards:
+    """A wrapper that names the types of what it passes on."""
+
+    def __init__(self, size: Size = "3:2", variants: Variants = 1, model: FallbackModel = "FLUX_MAX") -> None:
+        self.request = ImageRequest("A", size=size, n_variants=variants, fallback_model=model)
+
+    async def draw(
+        self, client: AsyncKieClient, on_update: OnUpdate | None = None, on_unknown: OnUnknown = "hold"
+    ) -> ImageResult:
+        return await client.generate(self.request, on_update=on_update, on_unknown=on_unknown)
 
 
 async def refused(client: AsyncKieClient) -> None:
