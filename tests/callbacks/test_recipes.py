@@ -1,9 +1,8 @@
-"""The README's receivers in the real frameworks: a callback of the emulator wakes a waiter."""
+"""The receivers of docs/webhooks.md with the real frameworks: a callback of the emulator wakes a waiter."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,28 +10,30 @@ from pathlib import Path
 import aiohttp
 import pytest
 from faults import unused_port
-from paths import IMPORT_ROOT, README
+from pages import section
+from paths import IMPORT_ROOT
 
 from kie4o.emulator import Emulator
 
+PAGE = "docs/webhooks.md"
 KEY = "a webhook key"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+UVICORN = "uvicorn.run(app, host='127.0.0.1', port=PORT, log_level='warning')"
+# The heading above each recipe, and how to serve the app that it defines.
 SERVERS = {
-    "aiohttp": ("from aiohttp import web", "web.run_app(app, host='127.0.0.1', port=PORT, print=None)"),
-    "fastapi": ("from fastapi import", "uvicorn.run(app, host='127.0.0.1', port=PORT, log_level='warning')"),
-    "starlette": (
-        "from starlette.app",
-        "uvicorn.run(app, host='127.0.0.1', port=PORT, log_level='warning')",
-    ),
-    "django": ("from django.conf", "uvicorn.run(app, host='127.0.0.1', port=PORT, log_level='warning')"),
-    "flask": ("from flask", "app.run(host='127.0.0.1', port=PORT, threaded=True)"),
+    "aiohttp.web": "web.run_app(app, host='127.0.0.1', port=PORT, print=None)",
+    "FastAPI": UVICORN,
+    "Starlette": UVICORN,
+    "Django": UVICORN,
+    "Flask": "app.run(host='127.0.0.1', port=PORT, threaded=True)",
 }
 
 
-def recipe(mark: str) -> str:
-    """The one block with this text in it."""
-    [block] = [block for block in BLOCKS if mark in block]
-    return block
+def recipe(title: str) -> str:
+    """The one Python block under the heading of a framework."""
+    part = section(title)
+    assert part.page == PAGE
+    assert [block.language for block in part.blocks] == ["python"]
+    return part.blocks[0].code
 
 
 async def until_it_listens(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -50,17 +51,11 @@ async def until_it_listens(port: int, process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize("name", SERVERS)
 async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path: Path) -> None:
-    """The image arrives within seconds.
-
-    Without the callback the first look would follow after a minute.
-    """
-    mark, serve = SERVERS[name]
+    """The safety net polls after a minute: an answer within seconds is due to the callback."""
     port = unused_port()
-    source = recipe(mark).replace("https://me.example", f"http://127.0.0.1:{port}")
+    source = recipe(name).replace("https://me.example", f"http://127.0.0.1:{port}")
     server = tmp_path / "server.py"
-    server.write_text(
-        f"import warnings\n{source}\nif True:\n    import uvicorn\n    {serve.replace('PORT', str(port))}\n"
-    )
+    server.write_text(f"{source}\nimport uvicorn\n\n{SERVERS[name].replace('PORT', str(port))}\n")
     async with Emulator(duration=0.5, webhook_key=KEY) as kie:
         environment = {
             "PATH": "/usr/bin:/bin",

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_origin
 
 import attrs
@@ -19,8 +18,7 @@ import kie4o
 from kie4o.emulator import Emulator
 from kie4o.webhooks import asgi_app, routes
 
-PACKAGE = Path(kie4o.__file__).parent
-TYPING = Path(__file__).parents[1] / "typing" / "api.py"
+TYPING = TESTS / "typing" / "api.py"
 PUBLIC = [name for name in kie4o.__all__ if name != "__version__"]
 
 
