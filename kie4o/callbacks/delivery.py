@@ -20,7 +20,7 @@ from ..stores.ledger import Ledger
 from ..stores.store import Entry, EntryState, Store
 from ..transport.retrying import repeated
 
-logger = logging.getLogger("kie4o")
+logger: logging.Logger = logging.getLogger("kie4o")
 
 _RECHECK = 30.0  # seconds until the task ids that callbacks have named are checked once more
 _WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN)

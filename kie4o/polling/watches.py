@@ -35,12 +35,12 @@ class Watch:
         self.task_id = task_id
         self.born = born  # when it was submitted, or first asked for
         self.last = last  # when the last look ended
-        self.seen = born if aged else None  # when it was last seen running, if its age is known
+        self.seen: float | None = born if aged else None  # when it was last seen running, if its age is known
         self.looks = self.errors = self.empty = 0
         self.failure: str | None = None  # of the last look
         self.forecasts: tuple[tuple[float, float], ...] = ()  # ages, and the progress seen then
         self.due = NEVER  # when the next look is planned; NOW while it queues, NEVER while looking
-        self.deadline = NEVER  # the nearest one of the waiters
+        self.deadline: float = NEVER  # the nearest one of the waiters
         self.wake = NEVER  # when the schedule wakes up for it
         self.urgent = False  # a callback has come, or somebody asks for a look
         self.expecting = False  # a callback
@@ -76,8 +76,8 @@ class Waiter(asyncio.Future[TaskDetails]):
 
     def __init__(self, watch: Watch, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
-        self.watch = watch
-        self.deadline = deadline
+        self.watch: Watch = watch
+        self.deadline: float = deadline
 
     def hear(self, news: TaskDetails | Exception, *, final: bool) -> None:
         """News of the task; `final` says that there will be no more."""

@@ -17,7 +17,7 @@ from ..details import TaskDetails, TaskState
 from ..errors import StoreError
 from .store import Entry, EntryState, Store
 
-logger = logging.getLogger("kie4o")
+logger: logging.Logger = logging.getLogger("kie4o")
 
 _FIRST_DELAY = 1.0  # seconds before a failed write is repeated; doubled each time
 _LONGEST_DELAY = 30.0

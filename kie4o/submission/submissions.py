@@ -26,7 +26,7 @@ from .permit import Permit
 from .resending import NO_RESUBMIT, RESENDS, WINDOW_CODES, Resend, Resubmit
 from .verdict import Judgement, Verdict, judge
 
-logger = logging.getLogger("kie4o")
+logger: logging.Logger = logging.getLogger("kie4o")
 
 DRAIN = 30.0  # seconds that closing waits for the responses to requests that were sent
 _LONGEST_RETRY_AFTER = 30.0  # seconds by which a Retry-After may lengthen our own delay
