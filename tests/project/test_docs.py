@@ -6,7 +6,7 @@ import ast
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -14,7 +14,7 @@ import attrs
 import pytest
 import pytest_asyncio
 from pages import Block, Page, blocks, pages, readme, section
-from paths import IMPORT_ROOT, PACKAGE, REPOSITORY
+from paths import IMPORT_ROOT, REPOSITORY
 
 import kie4o
 from kie4o.emulator import Emulator
@@ -57,15 +57,25 @@ def is_test(code: str) -> bool:
     return bool(tests - used)
 
 
+def has_fixtures(code: str) -> bool:
+    """Whether a block is the conftest.py of its page."""
+    functions = [
+        node for node in ast.parse(code).body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    return any(ast.unparse(mark).endswith(".fixture") for node in functions for mark in node.decorator_list)
+
+
 async def run(block: Block, folder: Path) -> Outcome:
     """Run a block in a fresh interpreter, with warnings as errors and an emulator of its own."""
     program: list[str | Path] = ["-W", "error", "-"]
     if is_test(block.code):
         file = folder / "test_block.py"
-        await asyncio.to_thread(file.write_text, block.code, "utf-8")
-        settings = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"]
-        options = [word for setting in settings for word in ("-o", setting)]
-        program = ["-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *options, file]
+        file.write_text(block.code, "utf-8")
+        for other in PYTHON:  # the fixtures of its page
+            if other.page == block.page and has_fixtures(other.code):
+                (folder / "conftest.py").write_text(other.code, "utf-8")
+        options = ["-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"]
+        program = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *options, file]
     async with Emulator(speed=20.0) as kie:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *program),
@@ -134,7 +144,7 @@ async def test_every_python_block_runs_as_it_is(block: Block, programs: Programs
         ("import warnings; warnings.warn('old')", 1, "UserWarning: old"),
         ("import sys; print('careful', file=sys.stderr)", 0, "careful"),
         ("open(__import__('os').devnull)", 0, "ResourceWarning"),
-        ("async def test_it(): assert 1 == 2", 1, "assert 1 == 2"),
+        ("def test_it(): assert 1 == 2", 1, "assert 1 == 2"),
         ("def test_it(): __import__('warnings').warn('old')", 1, "UserWarning: old"),
     ],
 )
@@ -257,11 +267,18 @@ def unwanted(text: str) -> list[str]:
     return [each for each in PLAIN if re.search(rf"\b{each}\b", words)]
 
 
-@pytest.mark.parametrize(
-    "file",
-    [*sorted(PACKAGE.rglob("*.py")), *map(REPOSITORY.joinpath, pages())],
-    ids=lambda file: file.relative_to(IMPORT_ROOT if PACKAGE in file.parents else REPOSITORY).as_posix(),
-)
+def texts() -> Iterator[tuple[str, Path]]:
+    """What people read: the package, README.md, and all of docs/."""
+    for root, names in (
+        (IMPORT_ROOT, "kie4o/**/*.py"),
+        (REPOSITORY, "README.md"),
+        (REPOSITORY, "docs/**/*.*"),
+    ):
+        for path in sorted(root.glob(names)):
+            yield path.relative_to(root).as_posix(), path
+
+
+@pytest.mark.parametrize("file", [pytest.param(path, id=name) for name, path in texts()])
 def test_words_are_plain(file: Path) -> None:
     """No sentence reads as translated: see `PLAIN`."""
     assert unwanted(file.read_text("utf-8")) == []
@@ -271,7 +288,7 @@ def test_an_unwanted_word_is_seen() -> None:
     """The control: at the beginning of a sentence, in a sentence, and across two lines of a comment."""
     text = "Whoever asks.\n    # the task lives\n    # on and its id is written\n down. It is nonetheless so"
     assert unwanted(text) == ["whoever", "written down", "lives on"]
-    assert len(list(PACKAGE.rglob("*.py"))) > 50
+    assert {"README.md", "kie4o/client.py", "kie4o/wire/__init__.py"} <= {name for name, _ in texts()}
 
 
 # -- names ---------------------------------------------------------------------------------------

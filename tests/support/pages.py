@@ -163,14 +163,15 @@ def section(title: str) -> Part:
     return _only([part for page in pages().values() for part in page.sections if part.title == title], title)
 
 
-def table(head: str) -> Table:
-    """The one table whose first column has this heading, on whichever page it is."""
-    return _only([one for page in pages().values() for one in page.tables if one.head[0] == head], head)
+def table(*head: str) -> Table:
+    """The one table whose first columns have these headings, on whichever page it is."""
+    found = [one for page in pages().values() for one in page.tables if one.head[: len(head)] == [*head]]
+    return _only(found, " | ".join(head))
 
 
-def prose() -> str:
-    """The text of all pages in one line."""
-    return " ".join(page.prose for page in pages().values())
+def text() -> str:
+    """All pages in one line."""
+    return " ".join(" ".join(page.text.split()) for page in pages().values())
 
 
 def _only(found: Sequence[_Found], name: str) -> _Found:
