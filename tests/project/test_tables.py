@@ -10,6 +10,7 @@ import attrs
 import pages
 import pytest
 from pages import Page, section, table
+from test_layers import EMULATOR, FLOORS
 
 import kie4o
 from kie4o import AsyncKieClient, FallbackModel, ImageRequest, PollPolicy, RateLimit, Size, Variants, errors
@@ -191,7 +192,7 @@ def test_the_numbers_in_the_prose_are_those_of_the_code() -> None:
         f"at most {uploads.MAX_BYTES // mebibyte} MiB",
         f"at most {transfers.MAX_IMAGE_BYTES // mebibyte} MiB",
         f"larger than {parsing.MAX_BODY // 1024} KiB",
-        f"accepted for {parsing.TOLERANCE:g} seconds",
+        f"valid for {parsing.TOLERANCE:g} seconds",
         f"up to {MAX_FILES} URLs",
     ):
         assert words in pages.text(), words
@@ -210,6 +211,13 @@ def test_everything_that_the_emulator_can_do_is_in_the_tables() -> None:
     assert sorted(outcomes) == sorted(attrs.fields(Outcome).kind.validator.options)
     assert sorted(texts(row[0] for row in table("`callback`").rows)) == sorted(CALLS)
     assert sorted(texts(row[0] for row in table("`answer`").rows)) == sorted(ANSWERS)
+
+
+def test_the_map_names_every_room_on_its_floor() -> None:
+    """The map for contributors has the floors that the imports are held to, from the top down."""
+    [block] = section("The map").blocks
+    floors = [re.findall(r"^(\w+)(?:/|\.py) ", floor, re.MULTILINE) for floor in block.code.split("\n\n")]
+    assert [{*floor} for floor in floors] == [{"__init__"}, *FLOORS, {EMULATOR}]
 
 
 # -- finding them --------------------------------------------------------------------------------
