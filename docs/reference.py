@@ -107,10 +107,9 @@ def mistakes() -> Iterator[str]:
     for path, page in pages.items():
         for link in page.links:
             target = urlsplit(link)
-            if target.scheme == "https":
-                continue
             other = (path.parent / target.path).resolve() if target.path else path
-            if other not in pages or (target.fragment and target.fragment not in pages[other].anchors):
+            anchors = {"", *pages[other].anchors} if other in pages else set()
+            if target.scheme != "https" and (target.scheme or target.fragment not in anchors):
                 yield f"{path}: {link} leads nowhere"
         for link in page.loaded:
             if urlsplit(link).scheme not in ("", "data"):

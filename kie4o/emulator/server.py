@@ -149,8 +149,12 @@ class Emulator(Account):
         return asyncio.get_running_loop().time() * self.speed
 
     async def start(self) -> None:
-        """Listen; started again after `aclose` it has the same address, tasks and credits."""
-        self.epoch: float = self.wall() - self.now()
+        """Listen; `async with` does this. Started again after `aclose`, it has the same address and tasks.
+
+        Raises:
+            OSError: The address cannot be used, for example because the port is taken.
+        """
+        self.epoch = self.wall() - self.now()
         runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=SHUTDOWN)
         await runner.setup()
         try:

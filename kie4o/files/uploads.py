@@ -37,9 +37,9 @@ _EXPECTED = "pass the path of an existing file, bytes or an open binary file"
 class Content:
     """The bytes of one source. Use `await open()` first, and `close()` in a thread at the end."""
 
-    def __init__(self, given: Given) -> None:
-        self.size: int = 0
-        self.head: bytes = b""
+    def __init__(self, source: UploadSource) -> None:
+        self.size = 0
+        self.head = b""
         self.name: str | None = None
         self._source = source
         self._file: Any = None

@@ -25,14 +25,11 @@ _PAGE = 500  # entries fetched at once
 class SQLiteStore:
     """A `Store` in the file at `path`, created if it is missing (mode 0600)."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path: Path = Path(path)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._leaving: threading.Thread | None = None  # the one before, which may still hold the file
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()
-        self._commits = 0
+    shared: Shared | None = None
+
+    def __init__(self, path: str | os.PathLike[str], *, worker: Worker | None = None) -> None:
+        self.path = Path(path)
+        self._worker = worker or ThreadWorker()
 
     async def open(self) -> None:
         """Raises `StoreLockedError` if the file is open elsewhere, `StoreError` if it is damaged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from paths import IMPORT_ROOT, PACKAGE, REPOSITORY
 import kie4o
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+NOXFILE = (REPOSITORY / "noxfile.py").read_text("utf-8")
 PYTHONS = [
     minor[1]
     for classifier in PROJECT["project"]["classifiers"]
@@ -75,3 +77,16 @@ def test_a_picture_of_the_readme_is_found_from_anywhere() -> None:
         if part.type == "image"
     ]
     assert [picture for picture in pictures if not picture.startswith("https://")] == []
+
+
+def test_every_session_in_the_pages_exists() -> None:
+    """`nox -s docs lint` in a page names sessions of the noxfile."""
+    sessions = {
+        node.name.rstrip("_")
+        for node in ast.parse(NOXFILE).body
+        if isinstance(node, ast.FunctionDef)
+        and any(ast.unparse(mark).startswith("nox.session") for mark in node.decorator_list)
+    }
+    commands = [words for page in pages().values() for words in re.findall(r"nox -s((?: \w+)+)", page.text)]
+    named = {word for words in commands for word in words.split()}
+    assert {"tests", "bench"} <= named <= sessions
