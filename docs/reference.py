@@ -73,7 +73,7 @@ def build() -> None:
 
 
 class Page(HTMLParser):
-    """The anchors of a page, where its links lead, and what it loads by itself."""
+    """The anchors of a page, where its links lead, and what it loads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

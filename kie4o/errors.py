@@ -331,7 +331,7 @@ ERROR_OF_CODE: Mapping[int, type[APIStatusError]] = MappingProxyType(
 )
 
 
-# -- sentences: one helper per shape, so that none stands twice -------------------------------
+# -- wording: one helper per shape of message ---------------------------------------------------
 
 
 def invalid(name: str, value: object, expected: str) -> InvalidRequestError:

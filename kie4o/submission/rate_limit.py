@@ -73,7 +73,7 @@ class LocalSlot:
 
     def __init__(self, limiter: RateLimiter) -> None:
         self._limiter = limiter
-        self.good_until = float("inf")  # nobody else can take it over
+        self.good_until = float("inf")  # no other process can take it over
 
     def release(self, *, counted: bool) -> None:
         """`counted` unless the request was provably not sent."""

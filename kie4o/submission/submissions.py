@@ -221,6 +221,7 @@ class Submissions:
                 stored = await self._named_meanwhile(submit)
                 if stored is not None:
                     return Submitted(stored)
+                submit.attempt.good_until = slot.good_until
                 judgement = await self._attempt(submit)
             finally:
                 slot.release(counted=submit.attempt.sent)

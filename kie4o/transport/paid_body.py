@@ -27,6 +27,7 @@ class PaidAttempt:
     arrived of the answer, even if `fault` says that it broke off.
     """
 
+    good_until: float = float("inf")  # loop time after which the body must not be written
     sent: bool = False
     withdrawn: bool = False  # the body will not be written any more
     status: int | None = None
@@ -69,6 +70,8 @@ class PaidBody(aiohttp.Payload):
         if protocol.should_close or not protocol.is_connected():
             # The connection just broke, or holds a stale response that would be mistaken for ours.
             raise aiohttp.ClientConnectionResetError("the connection cannot be reused")
+        if asyncio.get_running_loop().time() > self._attempt.good_until:
+            raise aiohttp.ClientConnectionResetError("the slot of the account's limit has expired")
         await writer.write(self._take())
 
     def _take(self) -> bytes:

@@ -291,3 +291,14 @@ def test_the_keywords_are_the_fields() -> None:
     fields = {field.name: field.type for field in attrs.fields(attrs.resolve_types(ImageRequest))}
     assert hints.keys() == fields.keys()
     assert {name for name in hints if hints[name] != fields[name]} == {"files_url"}  # any iterable will do
+
+
+def test_a_result_is_a_sequence_of_urls() -> None:
+    """It can be iterated, measured and indexed."""
+    urls = ("https://images.example/1.png", "https://images.example/2.png")
+    details = TaskDetails("task", state=TaskState.SUCCEEDED, urls=urls)
+    result = ImageResult("task", urls=urls, details=details)
+    assert [*result] == [*urls]
+    assert (len(result), result[0], result[-1]) == (2, *urls)
+    with pytest.raises(IndexError):
+        result[2]

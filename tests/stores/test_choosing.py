@@ -1,0 +1,58 @@
+"""The `store=` argument: one row per scheme, and objects that are no store are refused at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kie4o import AsyncKieClient, ConfigurationError
+from kie4o.stores.choosing import SCHEMES, store_of
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.sqlite import SQLiteStore
+
+
+@pytest.mark.parametrize("given", ["run.db", "sqlite:///run.db", Path("run.db")], ids=str)
+def test_a_path_is_a_sqlite_file(given: str | os.PathLike[str]) -> None:
+    store = store_of(given)
+    assert isinstance(store, SQLiteStore)
+    assert store.path == Path("run.db")
+
+
+def test_none_is_memory_and_a_store_is_itself() -> None:
+    assert isinstance(store_of(None), MemoryStore)
+    own = MemoryStore()
+    assert store_of(own) is own
+
+
+@pytest.mark.parametrize(
+    "given", ["", "  ", ":memory:", "sqlite:///", "sqlite://run.db", 5, b"run.db"], ids=repr
+)
+def test_what_is_no_store_is_refused_with_what_is_expected(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^invalid store=.*: expected None for memory, a path"):
+        store_of(given)
+
+
+def test_an_unknown_scheme_is_refused_without_its_password() -> None:
+    """Nothing after the scheme is shown."""
+    assert "redis://" not in SCHEMES
+    with pytest.raises(ConfigurationError) as caught:
+        store_of("redis://user:secret@localhost/0")
+    assert "redis://" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["save", "begin", "release", "unfinished", "shared"])
+def test_an_object_that_lacks_a_method_is_refused_by_name(missing: str) -> None:
+    """In the constructor of the client; it would fail after a request was paid for otherwise."""
+
+    class Lacking:
+        def __getattr__(self, name: str) -> Any:
+            if name == missing:
+                raise AttributeError(name)
+            return getattr(MemoryStore(), name)
+
+    with pytest.raises(ConfigurationError, match=f"^Lacking is not a Store: it lacks {missing}$"):
+        AsyncKieClient("sk-test", store=Lacking())
