@@ -1,4 +1,4 @@
-"""From bytes to plain values: each reader gives its type or says that it cannot."""
+"""From bytes to plain values: every reader returns its type, None or a ValueError."""
 
 import json
 import math
@@ -25,7 +25,7 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_json_round_trip(value: Any) -> None:
-    """Whatever JSON can say is read as it was, from text, bytes and views, with and without a BOM."""
+    """Any JSON is read from text, bytes and views, with and without a BOM."""
     text = json.dumps(value)
     for form in (text, text.encode(), bytearray(text.encode()), memoryview(text.encode())):
         assert decoding.json_value(form) == value
@@ -42,7 +42,7 @@ def test_json_round_trip(value: Any) -> None:
 @example("\ud800")
 @example(b"\xed\xa0\x80")
 def test_json_or_value_error(body: Any) -> None:
-    """Any bytes and any text: a value or ValueError, also for depth, digits and NaN."""
+    """Any bytes and any text give a value or ValueError, even with absurd depth, absurd digits or NaN."""
     try:
         value = decoding.json_value(body)
     except ValueError:
@@ -52,8 +52,8 @@ def test_json_or_value_error(body: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["NaN", "[NaN]", '{"a":Infinity}', "-Infinity", "[" * 100_000, "", "{"])
-def test_what_is_no_json(text: str) -> None:
-    """What Python's json would let through or die of is refused like the rest."""
+def test_text_that_is_not_json(text: str) -> None:
+    """What Python's json accepts or fails on is refused too: constants and absurd depth."""
     for form in (text, text.encode()):
         with pytest.raises(ValueError, match=r"."):
             decoding.json_value(form)
@@ -61,7 +61,7 @@ def test_what_is_no_json(text: str) -> None:
 
 @given(ANYTHING)
 def test_whole_numbers(value: Any) -> None:
-    """An int as it is, at most 18 ASCII digits as text, and nothing else; never a bool."""
+    """An int is returned unchanged and at most 18 ASCII digits are read; nothing else is, and no bool."""
     number = decoding.whole_number(value)
     if type(value) is int:
         assert number == value
@@ -79,7 +79,7 @@ def test_whole_numbers(value: Any) -> None:
     ],
 )
 def test_whole_numbers_by_example(value: Any, number: int | None) -> None:
-    """Plain decimal digits with at most a minus sign."""
+    """Decimal digits may have a minus sign and space around them."""
     assert decoding.whole_number(value) == number
 
 
@@ -88,7 +88,7 @@ def test_whole_numbers_by_example(value: Any, number: int | None) -> None:
 @example("inf")
 @example(10**4000)
 def test_fractions(value: Any) -> None:
-    """A float from 0 to 1 or None."""
+    """Anything gives a float from 0 to 1 or None."""
     fraction = decoding.fraction(value)
     assert fraction is None or (type(fraction) is float and 0 <= fraction <= 1)
 
@@ -102,7 +102,7 @@ def test_fractions(value: Any) -> None:
     ],
 )
 def test_fractions_by_example(value: Any, fraction: float | None) -> None:
-    """Numbers and numeric texts, as record-info sends them."""
+    """Numbers and numeric strings are read, as record-info sends them."""
     assert decoding.fraction(value) == fraction
 
 
@@ -113,14 +113,14 @@ def test_fractions_by_example(value: Any, fraction: float | None) -> None:
 @example("0001-01-01T00:00:00+23:59")
 @example("253402300800000")
 def test_moments(value: Any) -> None:
-    """An aware UTC datetime or None."""
+    """Anything gives an aware UTC datetime or None."""
     moment = decoding.moment(value)
     assert moment is None or (type(moment) is datetime and moment.tzinfo is UTC)
 
 
 @given(st.integers(86_400, 220_000_000_000), st.integers(-23, 23))
 def test_spellings_of_a_moment(seconds: int, hours: int) -> None:
-    """Epoch milliseconds, their digits, Kie's zoneless text and ISO 8601 in any zone are the same moment."""
+    """Epoch milliseconds, their digits, Kie's text without a zone and ISO 8601 in any zone are the same."""
     moment = datetime.fromtimestamp(seconds, UTC)
     stamp = 1000 * seconds
     there = moment.astimezone(timezone(timedelta(hours=hours)))
@@ -130,7 +130,7 @@ def test_spellings_of_a_moment(seconds: int, hours: int) -> None:
 
 @given(ANYTHING)
 def test_image_urls(value: Any) -> None:
-    """A tuple of texts that are not blank, whatever comes."""
+    """Anything gives a tuple of strings that are not blank."""
     urls = decoding.image_urls(value)
     assert type(urls) is tuple
     assert all(type(url) is str and url.strip() for url in urls)
@@ -138,7 +138,7 @@ def test_image_urls(value: Any) -> None:
 
 @given(st.lists(st.from_regex(r"https://[a-z]{1,9}\.example/[a-z0-9]{0,9}\.png", fullmatch=True), min_size=1))
 def test_spellings_of_image_urls(urls: list[str]) -> None:
-    """Either key, as JSON text or not, as an object or a list: the same URLs in the same order."""
+    """Under any name, in an object or a list, as JSON text or not, the URLs and their order are the same."""
     objects: list[Any] = [{"resultUrls": urls}, {"result_urls": urls}, {"resultUrls": json.dumps(urls)}, urls]
     objects += [{"resultUrls": [None, "", *urls, 5]}, {"resultUrls": [], "result_urls": urls}]
     for response in objects:
@@ -158,20 +158,20 @@ def test_spellings_of_image_urls(urls: list[str]) -> None:
     ids=lambda response: repr(response)[:30],
 )
 def test_no_image_urls(response: Any) -> None:
-    """Nothing to be found is no URLs, not an error: the record lags behind."""
+    """A response without URLs is not an error, because records lag behind."""
     assert decoding.image_urls(response) == ()
 
 
 @given(ANYTHING)
 def test_task_ids(value: Any) -> None:
-    """An id is given back as it is, or None."""
+    """An id is returned unchanged; anything else gives None."""
     task_id = decoding.task_id(value)
     assert task_id is None or (task_id is value and task_id.isascii() and 1 <= len(task_id) <= 128)
 
 
 @given(st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True), st.binary(max_size=30))
 def test_salvaged_task_ids(task_id: str, rest: bytes) -> None:
-    """What stands whole in a broken answer is found, whatever follows; an id without its end is not."""
+    """A complete id in a broken answer is found, whatever follows; an incomplete one is not."""
     start = b'{"code":200,"data":{"taskId":"' + task_id.encode()
     assert decoding.salvaged_task_id(start + b'"' + rest.replace(b"task", b"")) == task_id
     assert decoding.salvaged_task_id(start) is None
@@ -179,7 +179,7 @@ def test_salvaged_task_ids(task_id: str, rest: bytes) -> None:
 
 @given(st.binary(max_size=300))
 def test_nothing_is_salvaged_from_noise(body: bytes) -> None:
-    """Any bytes: an id that stands in them, or None."""
+    """Any bytes give an id that they contain, or None."""
     found = decoding.salvaged_task_id(body)
     assert found is None or found.encode() in body
 
@@ -188,15 +188,15 @@ def test_nothing_is_salvaged_from_noise(body: bytes) -> None:
 @example("\ud800\n\x00\x1b[31m\u202e", 200)
 @example("x" * 100_000, 200)
 def test_shown_text_is_harmless(text: Any, limit: int) -> None:
-    """One printable line of at most `limit` characters that can be encoded."""
+    """The result is one printable line of at most `limit` characters that can be encoded."""
     shown = decoding.shown(text, limit)
     shown.encode()
     assert shown.isprintable()
     assert len(shown) <= limit
 
 
-def test_shown_text_is_still_the_text() -> None:
-    """Readable text stays as it is; white space becomes one blank; a cut is visible."""
+def test_shown_text_stays_readable() -> None:
+    """Printable text does not change, white space becomes one blank, and a cut is marked."""
     assert decoding.shown("schön – 好") == decoding.shown("schön – 好".encode()) == "schön – 好"
     assert decoding.shown(" a\r\n\tb ") == "a b"
     assert decoding.shown("x" * 500) == "x" * 199 + "…"
@@ -204,6 +204,6 @@ def test_shown_text_is_still_the_text() -> None:
 
 
 def test_bytes_with_gaps_are_read_too() -> None:
-    """A view with gaps is bytes as others are; nothing foreign comes out of it."""
+    """A memoryview that is not contiguous is read like any other."""
     spread = bytes(byte for letter in b'{"a":1}' for byte in (letter, 0))
     assert decoding.json_value(memoryview(spread)[::2]) == {"a": 1}

@@ -1,4 +1,4 @@
-"""Every recorded or documented answer is read as its manifest says, and so are its other spellings."""
+"""Recorded and documented answers, and their other spellings, are read as their manifest says."""
 
 import copy
 import json
@@ -14,9 +14,9 @@ from kie4o.details import TaskDetails, TaskState
 from kie4o.errors import ERROR_OF_CODE, APIStatusError, InvalidSignatureError, worth_repeating
 from kie4o.submission.resending import RESENDS
 from kie4o.submission.verdict import REFUSING_CODES, Verdict, judge
-from kie4o.wire import record_info as wire
 from kie4o.wire.answers import credits_of, link_of, uploaded_of
 from kie4o.wire.envelope import envelope_of
+from kie4o.wire.record_info import details_of
 from kie4o.wire.requests import CREDITS, DETAILS
 
 MANIFEST = json.loads((FIXTURES / "manifest.json").read_text("utf-8"))
@@ -37,21 +37,21 @@ def content(name: str) -> bytes:
 
 
 def details(status: int, body: bytes) -> TaskDetails:
-    """A look at the task that the answer is about."""
+    """The details of the task that the answer is about."""
     envelope = envelope_of(body)
     data = envelope.data if envelope is not None else None
     task_id = data.get("taskId") if isinstance(data, dict) else None
-    return wire.details_of(task_id or TASK_ID, status, body)
+    return details_of(task_id or TASK_ID, status, body)
 
 
-def assert_same_look(body: bytes, base: TaskDetails, why: str) -> None:
-    """An answer about the same task reads the same; Kie's own word is given as it came."""
-    again = wire.details_of(base.task_id, 200, body)
-    assert attrs.evolve(again, status=None) == attrs.evolve(base, status=None), why
+def assert_same_details(body: bytes, base: TaskDetails, why: str) -> None:
+    """An answer gives the same details, except for Kie's own status."""
+    other = details_of(base.task_id, 200, body)
+    assert attrs.evolve(other, status=None) == attrs.evolve(base, status=None), why
 
 
 def readers(entry: dict[str, Any]) -> list[Reader]:
-    """What reads this answer when it is not the one to a submit."""
+    """The readers for an answer to a free call."""
     every: dict[str, Reader] = {
         DETAILS: details,
         CREDITS.path: credits_of,
@@ -72,8 +72,8 @@ def read_errors() -> list[Any]:
     return [one for one in of_kind("error") if one.values[0]["endpoint"] != SUBMIT]
 
 
-def test_no_fixture_is_left_out() -> None:
-    """Every file is in the manifest, and every kind and endpoint of it is read by a test below."""
+def test_every_fixture_is_used() -> None:
+    """Every file is in the manifest, and a test below reads every kind and endpoint of it."""
     files = {file.name for file in FIXTURES.iterdir() if file.is_file()}
     assert {one["file"] for one in MANIFEST} | {"manifest.json"} == files
     seen = of_kind("accepted", "record", "url", "credit", "upload", "callback", "vectors", "sequence")
@@ -90,32 +90,32 @@ def test_no_fixture_is_left_out() -> None:
 
 @pytest.mark.parametrize("entry", of_kind("accepted"))
 def test_an_accepted_submit(entry: dict[str, Any]) -> None:
-    """The task id is taken."""
+    """The verdict is ACCEPTED, with the task id."""
     judgement = judge(sent=True, status=entry["http_status"], body=content(entry["file"]))
     assert (judgement.verdict, judgement.task_id) == (Verdict.ACCEPTED, entry["expect"]["task_id"])
 
 
 @pytest.mark.parametrize("entry", submit_errors())
 def test_a_submit_that_was_not_accepted(entry: dict[str, Any]) -> None:
-    """Refused or unknown, and sent again exactly where the manifest says that waiting helps."""
+    """The outcome is refused or unknown, and is resent only where the manifest says that waiting helps."""
     expect = entry["expect"]
     judgement = judge(sent=True, status=entry["http_status"], body=content(entry["file"]))
     verdicts = {
         "refused": Verdict.REFUSED,
         "ambiguous": Verdict.UNKNOWN,
-        "task_failed": Verdict.UNKNOWN,  # a sibling's code, in no list of this endpoint
+        "task_failed": Verdict.UNKNOWN,  # a code of a sibling endpoint
     }
     assert judgement.verdict is verdicts[expect["submit"]]
     assert judgement.task_id is None
     assert judgement.code == (expect["code"] or entry["http_status"])
     resend = RESENDS.get(judgement.code or 0) if judgement.verdict is Verdict.REFUSED else None
     assert (resend is not None) == (expect["retry"] == "after_wait")
-    if resend is not None and not resend.window:  # else the limiter pauses for a whole window
+    if resend is not None and not resend.window:  # otherwise the limiter holds all submits for a window
         assert resend.delay(0, 0.0) >= expect["wait_s"]
 
 
-def test_nothing_else_is_sent_again() -> None:
-    """The table of resends holds what never left and the four refusals that waiting mends."""
+def test_nothing_else_is_resent() -> None:
+    """The table of resends has what was not sent and the four refusals that pass with time."""
     assert set(RESENDS) == {Verdict.NOT_SENT, 429, 430, 455, 550}
     assert {code for code in RESENDS if isinstance(code, int)} <= REFUSING_CODES
     waits = {one["expect"]["code"] for one in MANIFEST if one["expect"].get("retry") == "after_wait"}
@@ -126,8 +126,8 @@ def test_nothing_else_is_sent_again() -> None:
 
 
 @pytest.mark.parametrize("entry", of_kind("record"))
-def test_a_look(entry: dict[str, Any]) -> None:
-    """State, images, progress and error code of a record."""
+def test_a_record(entry: dict[str, Any]) -> None:
+    """A record gives the state, images, progress and error code."""
     expect = entry["expect"]
     look = details(entry["http_status"], content(entry["file"]))
     assert look.state is STATES[expect["state"]]
@@ -141,7 +141,7 @@ def test_a_look(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", of_kind("url", "credit", "upload"))
 def test_another_answer(entry: dict[str, Any]) -> None:
-    """A signed link, a balance, a stored file."""
+    """Signed links, balances and uploaded files are read."""
     expect = entry["expect"]
     (read,) = readers(entry)
     value = read(entry["http_status"], content(entry["file"]))
@@ -156,7 +156,7 @@ def test_another_answer(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", read_errors())
 def test_a_failed_read(entry: dict[str, Any]) -> None:
-    """The error of the code, and tried again exactly where the manifest says so."""
+    """The code has its error class, and the read is worth retrying only where the manifest says so."""
     expect = entry["expect"]
     assert readers(entry)
     for read in readers(entry):
@@ -174,7 +174,7 @@ def test_a_failed_read(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", of_kind("callback"))
 def test_a_callback(entry: dict[str, Any]) -> None:
-    """Task id, outcome, code and images of a callback."""
+    """A callback gives the task id, outcome, code and images."""
     expect = entry["expect"]
     callback = parse_callback(content(entry["file"]))
     assert callback.task_id == callback.details.task_id == expect["task_id"]
@@ -187,7 +187,7 @@ def test_a_callback(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", of_kind("vectors"))
 def test_signature_vectors(entry: dict[str, Any]) -> None:
-    """Signing gives the recorded signatures, verifying takes them and refuses the forged ones."""
+    """Signing gives the recorded signatures; verifying accepts them and refuses forged ones."""
     vectors = json.loads(content(entry["file"]))
     for vector in vectors["vectors"]:
         headers = sign_callback(vector["task_id"], key=vector["key"], timestamp=vector["timestamp"])
@@ -204,21 +204,21 @@ def test_signature_vectors(entry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("entry", of_kind("sequence"))
-def test_a_recorded_life(entry: dict[str, Any]) -> None:
-    """One task from its submit to its images, in the recorded order."""
+def test_a_recorded_task(entry: dict[str, Any]) -> None:
+    """One task is followed from its submit to its images, in the recorded order."""
     submit, *looks = json.loads(content(entry["file"]))
     assert submit["call"] == "generate"
     task_id = judge(sent=True, status=200, body=content(submit["fixture"])).task_id
     assert task_id == TASK_ID
-    states = [wire.details_of(task_id, 200, content(look["fixture"])).state for look in looks]
+    states = [details_of(task_id, 200, content(look["fixture"])).state for look in looks]
     assert states == [TaskState.RUNNING] * 4 + [TaskState.SUCCEEDED]
 
 
-# -- the same in other spellings ---------------------------------------------------------------
+# -- other spellings ---------------------------------------------------------------------------
 
 
 def record_spellings(data: dict[str, Any], look: TaskDetails) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The `data` of a record written in all the ways that pages and clients have shown."""
+    """The `data` of a record in every spelling of Kie's pages and of public clients."""
 
     def with_(**fields: Any) -> dict[str, Any]:
         return data | fields
@@ -289,12 +289,12 @@ def record_spellings(data: dict[str, Any], look: TaskDetails) -> Iterator[tuple[
 
 @pytest.mark.parametrize("entry", [one for one in of_kind("record") if "422" not in one.id])
 def test_other_spellings_of_a_record(entry: dict[str, Any]) -> None:
-    """The same quirk in its other spellings gives the same reading."""
+    """Every other spelling of a record gives the same details."""
     answer = json.loads(content(entry["file"]))
     base = details(200, content(entry["file"]))
     count = 0
     for name, data in record_spellings(answer["data"], base):
-        assert_same_look(json.dumps(answer | {"data": data}).encode(), base, name)
+        assert_same_details(json.dumps(answer | {"data": data}).encode(), base, name)
         count += 1
     assert count >= 15
     for name, other in envelope_spellings(answer):
@@ -324,7 +324,7 @@ def envelope_spellings(answer: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     ids=json.dumps,
 )
 def test_other_spellings_of_a_missing_record(answer: dict[str, Any]) -> None:
-    """A task that Kie does not know is missing, however it says so; that is not an end."""
+    """A task that Kie does not know is missing, which is not final."""
     look = details(200, json.dumps(answer).encode())
     assert look.state is TaskState.MISSING
     assert not look.state.ended
@@ -333,7 +333,7 @@ def test_other_spellings_of_a_missing_record(answer: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", [*of_kind("accepted"), *submit_errors()])
 def test_other_spellings_of_a_submit_answer(entry: dict[str, Any]) -> None:
-    """The verdict does not hang on the HTTP status, the message or the form of the code."""
+    """The verdict does not depend on the HTTP status, the message or the type of the code."""
     body = content(entry["file"])
     if entry["expect"].get("envelope") is False:
         padded = judge(sent=True, status=entry["http_status"], body=b"\n " + body + b"\n")
@@ -349,7 +349,7 @@ def test_other_spellings_of_a_submit_answer(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", of_kind("callback"))
 def test_other_spellings_of_a_callback(entry: dict[str, Any]) -> None:
-    """Where the id stands, how the images are named and how the code is written does not matter."""
+    """The place of the id, the name of the images and the type of the code do not matter."""
     answer = json.loads(content(entry["file"]))
     base = parse_callback(content(entry["file"]))
     info = (answer["data"] or {}).get("info")

@@ -1,0 +1,128 @@
+"""Requests as bytes: names, defaults, the ref in a callback URL, and the endpoints."""
+
+import json
+import math
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kie4o.models import ImageRequest
+from kie4o.wire import requests
+from kie4o.wire.requests import Endpoint, body_of, json_body, with_ref
+
+FULL = ImageRequest(
+    "A calm lake",
+    size="3:2",
+    files_url=["https://x.example/1.png", "https://x.example/2.png"],
+    n_variants=4,
+    callback_url="https://y.example/hook",
+    is_enhance=True,
+    upload_cn=True,
+    enable_fallback=True,
+    fallback_model="GPT_IMAGE_1",
+)
+
+
+def test_every_field_travels_under_kies_name() -> None:
+    """All parameters of the generate page are sent, spelled as there."""
+    with pytest.warns(UserWarning, match="mask_url"), pytest.warns(DeprecationWarning, match="fileUrl"):
+        request = attrs.evolve(FULL, mask_url="https://x.example/m.png", file_url="https://x.example/f.png")
+    assert json.loads(body_of(request)) == {
+        "prompt": "A calm lake",
+        "size": "3:2",
+        "filesUrl": ["https://x.example/1.png", "https://x.example/2.png"],
+        "maskUrl": "https://x.example/m.png",
+        "nVariants": 4,
+        "callBackUrl": "https://y.example/hook",
+        "isEnhance": True,
+        "uploadCn": True,
+        "enableFallback": True,
+        "fallbackModel": "GPT_IMAGE_1",
+        "fileUrl": "https://x.example/f.png",
+    }
+    assert len(json.loads(body_of(request))) == len(attrs.fields(ImageRequest))
+
+
+def test_defaults_are_not_sent() -> None:
+    """A field at its default is left out, except `size`, which Kie requires."""
+    assert body_of(ImageRequest("A")) == b'{"prompt":"A","size":"1:1"}'
+    assert json.loads(body_of(ImageRequest("A", fallback_model="FLUX_MAX", n_variants=1))) == {
+        "prompt": "A",
+        "size": "1:1",
+    }
+
+
+def test_a_callback_url_replaces_the_requests_own() -> None:
+    """It is sent even if the request has none."""
+    for request in (FULL, ImageRequest("A")):
+        sent = json.loads(body_of(request, callback_url="https://z.example/?ref=1"))
+        assert sent["callBackUrl"] == "https://z.example/?ref=1"
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+@given(
+    WORDS,
+    st.sampled_from(["1:1", "3:2", "2:3"]),
+    st.sampled_from([1, 2, 4]),
+    st.lists(st.sampled_from(["https://a.example/ü", "http://b.example/?q=1&r=%20"]), max_size=5),
+    st.booleans(),
+)
+def test_a_body_says_what_the_request_says(prompt: Any, size: Any, count: Any, urls: Any, flag: bool) -> None:
+    """The JSON has exactly the given values, in UTF-8, and equal requests give equal bytes."""
+    fields: dict[str, Any] = {"size": size, "n_variants": count, "files_url": urls, "is_enhance": flag}
+    content = body_of(ImageRequest(prompt, **fields))
+    sent = json.loads(content.decode())
+    assert sent == {
+        "prompt": prompt,
+        "size": size,
+        **({"nVariants": count} if count != 1 else {}),
+        **({"filesUrl": urls} if urls else {}),
+        **({"isEnhance": True} if flag else {}),
+    }
+    assert content == body_of(ImageRequest(prompt, **fields))
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://h.example/cb", "https://h.example/cb?ref=R-1"),
+        ("https://h.example/cb?a=b", "https://h.example/cb?a=b&ref=R-1"),
+        ("https://h.example/cb#f", "https://h.example/cb?ref=R-1#f"),
+        ("https://h.example/cb?a=b#f?", "https://h.example/cb?a=b&ref=R-1#f?"),
+        ("https://h.example/{ref}/cb", "https://h.example/R-1/cb"),
+        ("https://h.example/cb?token={ref}", "https://h.example/cb?token=R-1"),
+    ],
+)
+def test_with_ref(url: str, expected: str) -> None:
+    """The ref replaces {ref}, or becomes one more query parameter; the rest of the URL stays."""
+    assert with_ref(url, "R-1") == expected
+    if "{ref}" not in url:
+        assert parse_qs(urlsplit(expected).query)["ref"] == ["R-1"]
+
+
+def test_json_that_cannot_be_written_is_refused() -> None:
+    """NaN is not JSON and is not sent."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_body({"x": math.nan})
+
+
+def test_endpoints_are_those_of_the_documentation() -> None:
+    """Methods, paths and hosts, as Kie's pages give them."""
+    rows = {
+        (row.method, row.path, row.uploads) for row in vars(requests).values() if isinstance(row, Endpoint)
+    }
+    assert rows == {
+        ("POST", "/api/v1/gpt4o-image/generate", False),
+        ("GET", "/api/v1/gpt4o-image/record-info", False),
+        ("POST", "/api/v1/gpt4o-image/download-url", False),
+        ("GET", "/api/v1/chat/credit", False),
+        ("POST", "/api/file-base64-upload", True),
+        ("POST", "/api/file-stream-upload", True),
+        ("POST", "/api/file-url-upload", True),
+    }
