@@ -45,7 +45,7 @@ def store_of(store: Store | str | os.PathLike[str] | None) -> Store:
 def _checked(store: Store) -> Store:
     """A store of the caller's. One that lacks a method would otherwise fail after a request was paid for."""
     missing = [name for name in _MEMBERS if not hasattr(store, name)]
-    if len(missing) == len(_MEMBERS):
+    if "claim" in missing:
         raise invalid_setting("store", store, _EXPECTED)
     if missing:
         raise ConfigurationError(f"{type(store).__name__} is not a Store: it lacks {', '.join(missing)}")

@@ -48,8 +48,16 @@ class EntryState(enum.Enum):
 class Entry:
     """One request under its key, as a store keeps it.
 
-    `keyed` is False if the caller gave no key; `key` is then the `ref`. `details` is the final status of the
-    task. `submitted_at` is Unix time, since other processes read it.
+    Attributes:
+        key: The caller's idempotency key, or the `ref`.
+        request: The `ImageRequest`.
+        ref: The random token in its callback URL.
+        keyed: Whether the caller gave a key.
+        state: An `EntryState`.
+        task_id: The id of its task, once it is known.
+        submitted_at: When it was sent, and later when it was answered. Unix time, since other processes
+            read it.
+        details: The final `TaskDetails`, once the task has ended.
     """
 
     key: str = attrs.field(kw_only=False)

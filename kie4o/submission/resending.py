@@ -21,17 +21,16 @@ class Resubmit:
 
     def allows(self, state: EntryState) -> bool:
         """Whether a request is sent while the stored entry is in this state."""
-        return state in self.states
+        return (
+            state is EntryState.PLANNED
+            or (state is EntryState.UNKNOWN and self.after_unknown)
+            or (state is EntryState.FAILED and self.after_failure)
+        )
 
     @property
     def states(self) -> tuple[EntryState, ...]:
         """The states from which a request is sent."""
-        states = [EntryState.PLANNED]
-        if self.after_unknown:
-            states.append(EntryState.UNKNOWN)
-        if self.after_failure:
-            states.append(EntryState.FAILED)
-        return tuple(states)
+        return tuple(state for state in EntryState if self.allows(state))
 
 
 NO_RESUBMIT = Resubmit()

@@ -94,6 +94,7 @@ class Transport:
         self._read_session: aiohttp.ClientSession | None = None
         self._paid_session: aiohttp.ClientSession | None = None
         self._urls: dict[Endpoint, str] = {}
+        self._redacted = _redactor(settings)
 
     async def read(
         self,
@@ -242,15 +243,16 @@ class Transport:
     def _no_answer(self, endpoint: Endpoint, error: Exception) -> str:
         return f"no answer from {endpoint.method} {self._url(endpoint)}: {_reason(error)}"
 
-    def _redacted(self, body: bytes) -> bytes:
-        """The body without the key, should an answer ever contain it.
 
-        A word that is too short to be a secret stays, since it may be part of anything.
-        """
-        key = self._settings.api_key.reveal().encode()
-        if len(key) < _SHORTEST_SECRET or key not in body:
-            return body
-        return body.replace(key, b"***")
+def _redactor(settings: Settings) -> Callable[[bytes], bytes]:
+    """Removes the key from a body, should an answer ever contain it.
+
+    A word that is too short to be a secret stays, since it may be part of anything.
+    """
+    key = settings.api_key.reveal().encode()
+    if len(key) < _SHORTEST_SECRET:
+        return lambda body: body
+    return lambda body: body.replace(key, b"***") if key in body else body
 
 
 async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> None:

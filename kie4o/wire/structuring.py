@@ -111,7 +111,8 @@ _HOOKS: Mapping[Any, Callable[[object, object], object]] = MappingProxyType(
         str | None: _string_or_none,
         int | None: _integer_or_none,
         TaskId | None: _task_id_or_none,
-        ImageUrls: _image_urls,  # lenient, like the two below
+        # The three lenient ones: what cannot be read is left out.
+        ImageUrls: _image_urls,
         float | None: _fraction_or_none,
         datetime | None: _moment_or_none,
     }

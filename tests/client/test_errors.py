@@ -159,7 +159,7 @@ REMEDIES = {
     422: "Change the request",
     429: "rate_limit",
     430: "rate_limit",
-    433: "cap",
+    433: "limit",
     455: "minutes",
     500: "later",
     505: "support",
@@ -172,7 +172,7 @@ def test_a_refusal_names_a_remedy(code: int) -> None:
     """One line: the code, Kie's message, and what to do."""
     error = status_error(code, "some reason", http_status=200)
     text = str(error)
-    assert text.startswith(f"Kie answered {code}: some reason. ")
+    assert text.startswith(f"Kie returned {code}: some reason. ")
     assert REMEDIES[code] in text
     assert "\n" not in text
     assert type(error).remedy != APIStatusError.remedy

@@ -193,8 +193,14 @@ def test_the_root_imports_nothing_but_its_version() -> None:
 def test_a_module_can_be_read_in_one_sitting(name: str) -> None:
     """It opens with a docstring, and has a bearable length."""
     source = ROOT if name == "__init__" else SOURCES[name]
-    assert len(source.splitlines()) <= LONGEST
-    assert ast.get_docstring(ast.parse(source))
+    tree = ast.parse(source)
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    docstrings = [
+        node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)
+    ]
+    lines = sum((each.end_lineno or each.lineno) - each.lineno + 1 for each in docstrings)
+    assert len(source.splitlines()) - lines <= LONGEST
+    assert ast.get_docstring(tree)
 
 
 # -- the controls ----------------------------------------------------------------------------------
