@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import attrs
 
 from kie4o import PollPolicy
-from kie4o.polling.learning import Pace
+from kie4o.polling.learning import Pace, Sighting
 from kie4o.polling.policy import GAP
 
 PRICE = 0.5  # of a look, in seconds of lateness
@@ -178,8 +178,8 @@ def optimum(tasks: Distribution, grid: float | None = None) -> list[float]:
 
 
 def exponential(policy: PollPolicy, rng: random.Random) -> Iterator[float]:
-    pauses = (policy.delay(looks, rng.random()) for looks in itertools.count())
-    return itertools.accumulate(pauses)
+    delays = (policy.delay(looks, rng.random()) for looks in itertools.count())
+    return itertools.accumulate(delays)
 
 
 def every(low: float, high: float | None = None) -> Callable[[random.Random], Iterator[float]]:
@@ -214,36 +214,41 @@ Progress = Callable[[float, float], float | None]  # of age and duration
 
 @attrs.define
 class Task:
-    """One task of a client with a pace, and what its looks have found so far."""
+    """One task of a client that has a pace, and what its looks have shown so far."""
 
     pace: Pace
     duration: float
-    born: float
+    submitted_at: float
     rng: random.Random
     exact: bool = False
     progress: Progress | None = None
     age: float = 0.0
-    low: float = 0.0
+    last_running_age: float = 0.0
     looks: int = 0
     forecasts: list[tuple[float, float]] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self.age = self.pace.pause(0.0, 0, self.rng.random(), low=0.0)
+        self.age = self.pace.delay(Sighting(age=0.0), self.rng.random())
 
     def look(self) -> bool:
         """Look at the task, and return whether it has ended. If not, `age` becomes that of the next look."""
         self.looks += 1
         if self.age >= self.duration:
-            second = self.born % 1
+            second = self.submitted_at % 1
             cut = math.floor(second + self.duration) - math.floor(second)
-            known = self.duration if self.exact else float(cut)
-            self.pace.ended(self.low, self.age, known, self.forecasts, born=self.born)
+            self.pace.learn(
+                Sighting(self.age, self.last_running_age, self.looks),
+                submitted_at=self.submitted_at,
+                duration=self.duration if self.exact else float(cut),
+                forecasts=self.forecasts,
+            )
             return True
-        told = self.progress(self.age, self.duration) if self.progress else None
-        if told:
-            self.forecasts.append((self.age, told))
-        pause = self.pace.pause(self.age, self.looks, self.rng.random(), low=self.low, progress=told)
-        self.low, self.age = self.age, self.age + pause
+        progress = self.progress(self.age, self.duration) if self.progress else None
+        if progress:
+            self.forecasts.append((self.age, progress))
+        sighting = Sighting(self.age, self.last_running_age, self.looks, progress)
+        delay = self.pace.delay(sighting, self.rng.random())
+        self.last_running_age, self.age = self.age, self.age + delay
         return False
 
     def finish(self) -> Cost:
@@ -258,8 +263,8 @@ def finished(
     """The costs of `count` tasks, one after another."""
     costs = []
     for number in range(first, first + count):
-        born = 1000.0 * number + rng.random()
-        costs.append(Task(pace, tasks.draw(rng), born, rng, **more).finish())
+        submitted_at = 1000.0 * number + rng.random()
+        costs.append(Task(pace, tasks.draw(rng), submitted_at, rng, **more).finish())
     return costs
 
 
@@ -267,7 +272,7 @@ def planned(pace: Pace, rng: random.Random) -> Iterator[float]:
     """The ages of the looks at a task that never ends, from which the pace learns nothing."""
     age = 0.0
     for looks in itertools.count():
-        age += pace.pause(age, looks, rng.random(), low=age)
+        age += pace.delay(Sighting(age, age, looks), rng.random())
         yield age
 
 
@@ -301,18 +306,18 @@ def learned(
 def batch(pace: Pace, tasks: Distribution, size: int, rng: random.Random, start: float = 0.0) -> Cost:
     """The mean cost of `size` tasks, submitted at two per second, with looks in order of time."""
     waiting: list[tuple[float, int, Task]] = []
-    births = [start + number / 2 for number in range(size)]
+    submits = [start + number / 2 for number in range(size)]
     costs = []
-    while births or waiting:
-        if births and (not waiting or births[0] <= waiting[0][0]):
-            born = births.pop(0)
-            task = Task(pace, tasks.draw(rng), born + rng.random(), rng)
+    while submits or waiting:
+        if submits and (not waiting or submits[0] <= waiting[0][0]):
+            submitted_at = submits.pop(0)
+            task = Task(pace, tasks.draw(rng), submitted_at + rng.random(), rng)
         else:
             task = heapq.heappop(waiting)[2]
             if task.look():
                 costs.append(Cost(task.looks, task.age - task.duration))
                 continue
-        heapq.heappush(waiting, (task.born + task.age, id(task), task))
+        heapq.heappush(waiting, (task.submitted_at + task.age, id(task), task))
     return mean(costs)
 
 

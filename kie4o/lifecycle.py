@@ -110,7 +110,7 @@ class Lifecycle:
             return waiter
         try:
             if isinstance(waiter, Listener):
-                await waiter.told()
+                await waiter.forward_updates()
             await waiter
         except TaskNotFoundError:
             await self._fail_expired(task_id)

@@ -1,8 +1,9 @@
-"""The looks that cost least under a distribution of ends: a dynamic programme, and its table.
+"""The looks that cost least for a given distribution of durations, found by dynamic programming.
 
-Cost is seconds of lateness plus a price for each look. The distribution comes as spans of ages in
-which tasks have ended, each with a weight and all ages in it alike; `learning` says which. One plan
-takes about half a millisecond, and a look-up in its table two microseconds.
+The cost is the seconds by which a finished task is seen late, plus a price for each look. The
+distribution is a list of spans of ages: tasks have finished in each with some weight, all ages in it
+being equally likely; `learning` provides them. With a hundred spans it takes half a millisecond to
+make a plan and a microsecond to ask it. Ages and delays are seconds.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from collections.abc import Sequence
 
 from .policy import GAP, PollPolicy
 
-_FINE, _COARSE = 0.025, 0.05  # between two ages of a plan: share of the ends, share of the age
-_RARE = 0.05  # share of tasks so slow that no pause is planned for them
-_WAIT = 120.0  # seconds; no pause is longer than this, or than the age
-_SURE = 3.0  # ends expected of one task, at most: a hundred ends tell nothing beyond
+_FINE, _COARSE = 0.025, 0.05  # step between two ages of a plan: share of the tasks, share of the age
+_RARE = 0.05  # share of tasks so slow that no delay is planned for them
+_LONGEST_DELAY = 120.0  # or the age, if that is more
+_HIGHEST_HAZARD = 3.0  # a hundred durations say nothing about what is beyond it
 
 Span = tuple[float, float, float]  # from, to, weight
 
 
 def distribution(spans: Sequence[Span]) -> tuple[list[float], list[float], list[float]]:
-    """Ages, the share of tasks that have ended by each, and the integral of that share."""
+    """Ages, the share of tasks that have finished by each, and the integral of that share."""
     total = sum(weight for _, _, weight in spans)
     edges = []
     for low, high, weight in spans:
@@ -48,11 +49,12 @@ def distribution(spans: Sequence[Span]) -> tuple[list[float], list[float], list[
 
 
 def best_looks(ages: list[float], shares: list[float], areas: list[float], price: float) -> list[float]:
-    """For each age the next look that costs least, if the best looks follow.
+    """For each age the age of the cheapest next look, given that the best looks follow it.
 
-    From the last age backwards: a look costs `price` if the task runs until now, and the lateness of
-    what ends meanwhile, which is the area between the share ended by now and the share as it grows.
-    The best look moves on with the age, so that each search stops where the one before it found.
+    The list is filled from the last age backwards. A look costs `price` if the task is still running
+    now, plus the lateness of tasks that finish before it: the area between the share finished by now
+    and the share as it grows. The best look moves later as the age does, so each search stops where
+    the one before it ended.
     """
     last = best = len(ages) - 1
     looks, costs = [ages[-1] + GAP] * len(ages), [0.0] * len(ages)
@@ -72,63 +74,67 @@ def best_looks(ages: list[float], shares: list[float], areas: list[float], price
 
 
 class Plan:
-    """The best next look at any age, from a table."""
+    """A table of the best next look at any age."""
 
-    __slots__ = ("_ages", "_jitters", "_looks", "_policy", "_risks", "_shares")
+    __slots__ = ("_ages", "_hazards", "_jitters", "_looks", "_policy", "_shares")
 
     def __init__(self, spans: Sequence[Span], policy: PollPolicy, price: float) -> None:
         self._policy = policy
         self._ages, self._shares, areas = distribution(spans)
         looks = best_looks(self._ages, self._shares, areas, price)
         self._looks = [
-            min(look, age + (max(_WAIT, age) if share < 1 - _RARE else self._slow(age)))
+            min(look, age + (max(_LONGEST_DELAY, age) if share < 1 - _RARE else self._longest_if_slow(age)))
             for age, share, look in zip(self._ages, self._shares, looks, strict=True)
         ]
-        self._risks = [min(_SURE, -math.log(max(1e-9, 1 - share))) for share in self._shares]
-        pauses = [look - age for age, look in zip(self._ages, self._looks, strict=True)]
-        after = [pauses[bisect_right(self._ages, look) - 1] for look in self._looks]
-        self._jitters = [pause / 10 for pause in [*after[:-1], math.inf]]
+        self._hazards = [min(_HIGHEST_HAZARD, -math.log(max(1e-9, 1 - share))) for share in self._shares]
+        delays = [look - age for age, look in zip(self._ages, self._looks, strict=True)]
+        next_delays = [delays[bisect_right(self._ages, look) - 1] for look in self._looks]
+        self._jitters = [delay / 10 for delay in [*next_delays[:-1], math.inf]]
 
-    def pause(self, age: float, chance: float) -> float:
-        """To the next look. Jitter is a tenth of the pause, or of the one to follow if that is
-        shorter: where ends are known to the second, so are the looks."""
-        index, part = self._place(age)
-        if index + 1 == len(self._ages):  # beyond everything seen
+    def delay(self, age: float, chance: float) -> float:
+        """Seconds to the next look.
+
+        Jitter is a tenth of the delay, or of the delay after it if that is shorter: where tasks finish
+        within a second of each other, a wide jitter would miss that second.
+        """
+        index, part = self._locate(age)
+        if index + 1 == len(self._ages):  # older than everything seen so far
             growing = self._policy.maximum + (self._policy.factor - 1) * (age - self._ages[-1])
-            pause = min(growing, self._slow(age))
+            delay = min(growing, self._longest_if_slow(age))
         else:
-            pause = self._looks[index] + part * (self._looks[index + 1] - self._looks[index]) - age
+            delay = self._looks[index] + part * (self._looks[index + 1] - self._looks[index]) - age
         if self._policy.jitter:
-            pause += min(pause / 10, self._jitters[index]) * (2 * chance - 1)
-        return pause
+            delay += min(delay / 10, self._jitters[index]) * (2 * chance - 1)
+        return delay
 
-    def cost(self, age: float, end: float, price: float) -> float:
-        """What looks and lateness cost from this age on, for a task that ends at `end`."""
+    def cost(self, age: float, duration: float, price: float) -> float:
+        """What looks and lateness cost from this age on, for a task of this duration."""
         looks = 0
-        while age < end:
-            age += max(GAP, self.pause(age, 0.5))
+        while age < duration:
+            age += max(GAP, self.delay(age, 0.5))
             looks += 1
-        return looks * price + age - end
+        return looks * price + age - duration
 
-    def risk(self, age: float) -> float:
-        """The integral of the hazard: how many ends were to be expected up to this age if each task
-        that ends were replaced by one of its age."""
-        index, part = self._place(age)
+    def hazard(self, age: float) -> float:
+        """The cumulative hazard: how many tasks are expected to finish up to this age if each one that
+        finishes is replaced by another of its age."""
+        index, part = self._locate(age)
         if index + 1 == len(self._ages):
-            return self._risks[-1]
-        return self._risks[index] + part * (self._risks[index + 1] - self._risks[index])
+            return self._hazards[-1]
+        return self._hazards[index] + part * (self._hazards[index + 1] - self._hazards[index])
 
     def typical(self, count: int) -> list[float]:
-        """So many ends, evenly over the distribution."""
+        """Durations spread evenly over the distribution: its quantiles."""
         return [self._ages[bisect_left(self._shares, (number + 0.5) / count)] for number in range(count)]
 
-    def _place(self, age: float) -> tuple[int, float]:
+    def _locate(self, age: float) -> tuple[int, float]:
+        """The index of the age before this one, and the part of the way to the next."""
         ages = self._ages
         index = bisect_right(ages, age) - 1
         if index + 1 == len(ages):
             return index, 0.0
         return index, (age - ages[index]) / (ages[index + 1] - ages[index])
 
-    def _slow(self, age: float) -> float:
-        """The longest pause for a task slower than nearly all."""
+    def _longest_if_slow(self, age: float) -> float:
+        """The longest delay for a task slower than nearly all."""
         return max(3 * self._policy.maximum, age / 10)

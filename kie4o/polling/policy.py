@@ -1,6 +1,7 @@
-"""When to look at a task: the arithmetic of polling, without clock, chance or network.
+"""When to look at a task by a fixed rule: exponential back-off.
 
-Ages and pauses are seconds; chance is handed in as a number from 0 to 1.
+Pure arithmetic without clock, randomness or network: a random number from 0 to 1 is passed in as
+`chance`. Ages and delays are seconds. A look is one status check of one task.
 """
 
 from __future__ import annotations
@@ -8,23 +9,37 @@ from __future__ import annotations
 import attrs
 import backoff
 
-from ..errors import ConfigurationError
+from ..errors import invalid_setting
 
-GAP = 0.34  # seconds between two looks at one task: Kie allows 3 per second
-NET = (60.0, 30.0)  # seconds: Kie's callback page advises 30; most tasks have ended within a minute
-_JITTER = 0.1  # of the pause, both ways, so that tasks submitted together spread out
+GAP = 0.34  # between two looks at one task: Kie's record-info page allows 3 queries per second per task
+# The first looks while a callback is expected, if it does not arrive. Kie's callbacks page advises to
+# check every 30 s; most tasks have finished within a minute.
+SAFETY_NET = (60.0, 30.0)
+_JITTER = 0.1  # share of the delay, both ways, so that tasks submitted together spread out
+_HIGHEST = 1e9  # of any setting
+_HIGHEST_PRICE = 3600.0
+_DELAYS = 64  # computed in advance; the last one is repeated
 
 
 @attrs.frozen(kw_only=True)
 class PollPolicy:
-    """When to look: exponential back-off, in seconds. Never closer than 0.34 s for one task.
+    """When to poll a task: by exponential back-off, or learned from earlier tasks (see `adaptive`).
 
-    The first look comes `first` seconds after the submit; each pause is `factor` times the one
-    before, up to `maximum`. `jitter` spreads each pause by a tenth. `looks_per_second` bounds the looks
-    at all tasks together; those that wait for a turn get it in the order in which they came due.
+    Two status checks of one task are never closer than 0.34 s, because Kie's record-info page allows
+    3 queries per second per task.
 
-    With a `price`, the seconds of lateness that one look is worth, looks are learned from when
-    earlier tasks ended; see `adaptive`.
+    Args:
+        first: Seconds from the submit to the first status check; at least 0.34.
+        factor: Each delay is this many times the one before; at least 1.
+        maximum: The longest delay, in seconds; at least 0.34.
+        jitter: Whether each delay is made up to a tenth shorter or longer, at random.
+        looks_per_second: The most status checks per second over all tasks together. Tasks that have
+            to wait for their turn get it in the order in which they became due.
+        price: The seconds of delay in seeing a result that one status check is worth, up to 3600. If
+            it is set, delays are learned from finished tasks; None uses plain back-off.
+
+    Raises:
+        ConfigurationError: A value is not a number or is out of range.
     """
 
     first: float = 2.0
@@ -33,7 +48,7 @@ class PollPolicy:
     jitter: bool = True
     looks_per_second: float = 100.0
     price: float | None = None
-    _pauses: tuple[float, ...] = attrs.field(init=False, repr=False, eq=False)
+    _delays: tuple[float, ...] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         for name, value, least in (
@@ -42,16 +57,15 @@ class PollPolicy:
             ("maximum", self.maximum, GAP),
             ("looks_per_second", self.looks_per_second, 0.01),
         ):
-            if type(value) not in (int, float) or not least <= value <= 1e9:
-                raise ConfigurationError(f"PollPolicy({name}={value!r}): use a number from {least} on")
-        if self.price is not None and (type(self.price) not in (int, float) or not 0 < self.price <= 3600):
-            raise ConfigurationError(f"PollPolicy(price={self.price!r}): use a number of seconds up to 3600")
-        generator = backoff.expo(base=self.factor, factor=self.first, max_value=self.maximum)
-        next(generator)  # backoff's first one is None
-        pauses = [next(generator)]
-        while len(pauses) < 64 and pauses[-1] < self.maximum:
-            pauses.append(next(generator))
-        object.__setattr__(self, "_pauses", tuple(pauses))
+            if type(value) not in (int, float) or not least <= value <= _HIGHEST:
+                raise invalid_setting(
+                    f"PollPolicy.{name}", value, f"a number from {least} to {_HIGHEST:,.0f}"
+                )
+        price = self.price
+        if price is not None and (type(price) not in (int, float) or not 0 < price <= _HIGHEST_PRICE):
+            expected = f"a number of seconds above 0, at most {_HIGHEST_PRICE:g}"
+            raise invalid_setting("PollPolicy.price", price, expected)
+        object.__setattr__(self, "_delays", self._back_off())
 
     @classmethod
     def adaptive(
@@ -64,11 +78,12 @@ class PollPolicy:
         jitter: bool = True,
         looks_per_second: float = 100.0,
     ) -> PollPolicy:
-        """Looks learned from when earlier tasks ended, so that lateness and looks together cost least.
+        """A policy that learns from finished tasks when to poll.
 
-        `price` is what one look is worth in seconds of lateness. No first look comes before `first`;
-        for tasks slower than all before, pauses grow by `factor` from `maximum` to three times that,
-        or a tenth of the age.
+        It minimises the total of status checks, at `price` seconds each, and of the seconds by which
+        results are seen late. The first status check is never before `first`. For a task that takes
+        longer than all before it, delays grow by `factor` from `maximum` to three times that, or to a
+        tenth of the task's age. The other arguments are those of `PollPolicy`.
         """
         return cls(
             first=first,
@@ -79,13 +94,24 @@ class PollPolicy:
             price=price,
         )
 
-    def delay(self, looks: int, chance: float = 0.5, *, net: bool = False) -> float:
-        """Seconds before the next look, after so many; `chance` from 0 to 1 picks the jitter.
+    def delay(self, looks: int, chance: float = 0.5, *, safety_net: bool = False) -> float:
+        """Seconds until the next look.
 
-        `net`: a callback is expected, and looks are only the safety net under it.
+        Args:
+            looks: How many looks there have been at this task.
+            chance: A random number from 0 to 1 that picks the jitter.
+            safety_net: A callback is expected, and looks are only needed if it does not arrive.
         """
-        pauses = NET if net else self._pauses
-        delay = pauses[min(looks, len(pauses) - 1)]
+        delays = SAFETY_NET if safety_net else self._delays
+        delay = delays[min(looks, len(delays) - 1)]
         if self.jitter:
             delay *= 1 - _JITTER + 2 * _JITTER * chance
         return max(delay, GAP)
+
+    def _back_off(self) -> tuple[float, ...]:
+        generator = backoff.expo(base=self.factor, factor=self.first, max_value=self.maximum)
+        next(generator)  # the first value of backoff's generators is None
+        delays = [next(generator)]
+        while len(delays) < _DELAYS and delays[-1] < self.maximum:
+            delays.append(next(generator))
+        return tuple(delays)

@@ -1,17 +1,17 @@
-"""Waiting for tasks: any number of them, by looking or by being called.
+"""Waiting for any number of tasks, by polling, by callback, or both.
 
-A waiting task costs an entry in one heap and a future, not a coroutine that sleeps. Whoever wants
-something of a task (a `wait`, a `watch`, a single `look`) joins its `Watch`; looks belong to the
-watch, so that ten waiters of one task cause the looks of one. A callback is a nudge (`notify`):
-the poller looks now instead of later. When to look is `pacing`'s and `learning`'s business, whose turn it is
-`scheduling`'s. The task itself is never judged here by anything but its state (`wire` decides
-that), and an error of a look says nothing about the task.
+A *look* is one status check of one task. Every `wait`, `watch` and `look` of a task joins its `Watch`,
+and looks belong to the watch: ten waiters of one task cause the looks of one. A waiting task costs an
+entry in one heap and a future, not a coroutine that sleeps. A callback is a nudge (`notify`): the poller
+looks now instead of later.
+
+`learning` says when to look, and `schedule` which task is next. What a task came to is read from its
+state only. An error of a look says nothing about the task.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -29,33 +29,37 @@ from ..errors import (
     worth_repeating,
 )
 from ..models import ImageResult
-from .learning import Pace
+from .learning import Pace, Sighting
 from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
 from .schedule import Schedule
-from .watches import NEVER, NOW, Listener, OneLook, OnUpdate, Waiter, Watch
+from .watches import NEVER, NOW, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
 
 Look = Callable[[str], Awaitable[TaskDetails]]
-Timeout = float | EllipsisType | None  # ... means the poller's own
+Timeout = float | EllipsisType | None  # seconds; None waits for ever, ... is the default of the poller
 
 GRACE = 90.0  # seconds during which a task that Kie does not know may still appear
 EMPTY_LOOKS = 5  # looks at a success without images before it is taken as final: the record lags
-CALLED = 10_000  # callbacks remembered for tasks that nobody waits for yet
-SILENT = 3  # ends without their callback after which callbacks are no longer relied on
-_LAST = 1.0  # seconds before a deadline, enough for one look
-_ERROR_PAUSE = 30.0  # seconds, the longest pause while looks keep failing
-_NO_LOOK = float("-inf")
-_FORECASTS = 7  # values of progress that are remembered of a task, beside the last
+_EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited for yet
+_MISSED_CALLBACKS = 3  # in a row, after which callbacks are no longer relied on
+_LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
+_LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
 
 _W = TypeVar("_W", bound=Waiter)
 
 
 class TaskPoller:
-    """Waits for tasks by looking at them.
+    """Waits for tasks by polling them. It needs no client: any `look` will do.
 
-    `look` fetches the details of one task and raises a `KieError` if it cannot. Waiting needs no
-    client: any `look` will do, so that it can be tested and reused on its own. `timeout` is for one
-    wait, `look_timeout` for one look, both in seconds.
+    Args:
+        look: A coroutine function that fetches the details of the task with this id. It raises
+            a `KieError` if it cannot. Temporary errors are retried until the deadline; any other
+            error ends the wait.
+        policy: When to poll; None is `PollPolicy()`, plain exponential back-off. Two looks at one task
+            are never closer than 0.34 s (Kie's record-info page: 3 queries per second per task).
+        timeout: Seconds that a wait takes at most unless it has its own; None waits for ever.
+        look_timeout: Seconds after which one look is cancelled and tried again later.
+        chance: Returns a random number from 0 to 1, for jitter.
     """
 
     def __init__(
@@ -68,21 +72,20 @@ class TaskPoller:
         chance: Callable[[], float] = random.random,
     ) -> None:
         policy = policy or PollPolicy()
-        self._look_at = look
+        self._fetch = look
         self._timeout = timeout
         self._chance = chance
-        self._policy = policy
-        self._pace = None if policy.price is None else Pace(policy)
+        self._pace = Pace(policy)
         self._schedule = Schedule(
-            self._begin, self._expire, per_second=policy.looks_per_second, longest=look_timeout
+            self._start_look, self._expire, per_second=policy.looks_per_second, look_timeout=look_timeout
         )
         self._watches: dict[str, Watch] = {}
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
-        self._called: OrderedDict[str, None] = OrderedDict()
+        self._early_callbacks: OrderedDict[str, None] = OrderedDict()
+        self._missed_callbacks = 0  # in a row: a callback was expected, but a look found the outcome
         self._closed = False
-        self._silent = 0  # ends in a row that a callback should have told, and a look did
 
-    # -- what callers do -------------------------------------------------------------------------
+    # -- for callers -----------------------------------------------------------------------------
 
     async def wait(
         self,
@@ -93,17 +96,26 @@ class TaskPoller:
         since: float | None = None,
         expecting: bool = False,
     ) -> ImageResult:
-        """Until the task has ended: its images, or `TaskFailedError`, `NoImagesError`,
-        `TaskNotFoundError`, `TaskTimeoutError` (the task lives on and can be waited for again).
+        """Wait until the task has finished, and return its images.
 
-        `timeout` is in seconds, None waits for ever. `on_update` is called, and awaited if it
-        must be, with the details of every look. `since` is the loop time of the submit, if known.
-        With `expecting` a callback is on its way, and looks are a rare safety net.
+        Args:
+            task_id: The task to wait for.
+            timeout: Seconds; None waits for ever. The default is the poller's.
+            on_update: Called with the details of each look, and awaited if it returns an awaitable.
+            since: The event loop's time at the submit, if it is known.
+            expecting: A callback is expected, so looks are rare. They return to their usual pace if
+                callbacks do not arrive.
+
+        Raises:
+            TaskFailedError: The task failed.
+            NoImagesError: The task succeeded, but its record still lists no images after 5 looks.
+            TaskNotFoundError: Kie has not known the task for 90 s.
+            TaskTimeoutError: The time is up. The task is still running and can be waited for again.
         """
         waiter = self.join(task_id, timeout=timeout, on_update=on_update, since=since, expecting=expecting)
         try:
             if isinstance(waiter, Listener):
-                await waiter.told()
+                await waiter.forward_updates()
             return result_of(await waiter, waiter.watch.source)
         finally:
             self.leave(waiter)
@@ -111,7 +123,10 @@ class TaskPoller:
     async def watch(
         self, task_id: str, *, timeout: Timeout = ..., since: float | None = None
     ) -> AsyncGenerator[TaskDetails]:
-        """The details of every look, up to and including the one that shows the end."""
+        """Yield the details of each look until they are final.
+
+        A failed task is the last item. Other errors are raised as by `wait`, and arguments are the same.
+        """
         listener = self._join(Listener, task_id, timeout=timeout, since=since)
         try:
             while True:
@@ -123,56 +138,61 @@ class TaskPoller:
             self.leave(listener)
 
     async def look(self, task_id: str) -> TaskDetails:
-        """One look, now: shared with one that is under way, and never closer to the last than
-        Kie allows. Raises what the look raised."""
+        """Check the status of the task once, as soon as Kie's limit per task allows.
+
+        It shares a look that is running. Raises the error of the look.
+        """
         one = self._join(OneLook, task_id, timeout=None)
-        self._hasten(one.watch)
+        self._look_soon(one.watch)
         try:
             return await one
         finally:
             self.leave(one)
 
     def notify(self, task_id: str, details: TaskDetails | None = None) -> bool:
-        """A callback has come: look at the task now, or take the word of `details` if they are
-        given. Returns whether anybody waits for it."""
-        self._silent = 0
+        """Report that a callback about this task has arrived: the poller looks at it now.
+
+        If the callback's `details` are given and final, they are trusted instead. Returns whether
+        the task is waited for; if it is not, its next wait begins with a look.
+        """
+        self._missed_callbacks = 0
         watch = self._watches.get(task_id)
         if watch is None:
-            self._called[task_id] = None
-            if len(self._called) > CALLED:
-                self._called.popitem(last=False)
+            self._early_callbacks[task_id] = None
+            if len(self._early_callbacks) > _EARLY_CALLBACKS:
+                self._early_callbacks.popitem(last=False)
             return False
         watch.source = "callback"
         if details is not None and is_final(details):
-            self._end(watch, details)
+            self._finish(watch, details)
+        elif watch.look_task is None:
+            self._look_soon(watch)
         else:
-            if watch.looking is None:
-                self._hasten(watch)
-            else:
-                watch.urgent = True  # and once more after this one, which may have been too early
+            watch.urgent = True  # look again after this look, which may have begun too early
         return True
 
     def waits_for(self, task_id: str) -> bool:
-        """Whether anybody waits for this task."""
+        """Whether this task is waited for."""
         return task_id in self._watches
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that a wait takes at most if it says nothing else."""
+        """The default time-out of a wait, in seconds; None waits for ever."""
         return self._timeout
 
     @property
     def waiting(self) -> int:
-        """How many tasks are being waited for."""
+        """The number of tasks that are waited for."""
         return len(self._watches)
 
     async def aclose(self) -> None:
-        """Whoever still waits gets an error that carries the task id; looks under way are dropped."""
+        """End all waits with a `KieError` that has the task's id, and cancel the looks that are running."""
         self._closed = True
         self._schedule.close()
         for watch in list(self._watches.values()):
-            self._end(watch, KieError("the client was closed while waiting; the task lives on"))
-        await self._schedule.drained()
+            message = f"the client was closed while waiting for task {watch.task_id}; it is still running"
+            self._finish(watch, KieError(message, task_id=watch.task_id))
+        await self._schedule.drain()
 
     # -- joining and leaving ---------------------------------------------------------------------
 
@@ -185,8 +205,11 @@ class TaskPoller:
         since: float | None = None,
         expecting: bool = False,
     ) -> Waiter:
-        """Begin to wait as `wait` does: a future of the last details, and for a `Listener` also `told`.
-        `leave` must follow."""
+        """Begin to wait, with the arguments of `wait`, and return a future of the last details.
+
+        With `on_update` it is a `Listener`, whose `forward_updates` has to be awaited too. The caller
+        has to call `leave` in the end.
+        """
         if on_update is None:
             return self._join(Waiter, task_id, timeout=timeout, since=since, expecting=expecting)
         listener = self._join(Listener, task_id, timeout=timeout, since=since, expecting=expecting)
@@ -203,199 +226,184 @@ class TaskPoller:
         expecting: bool = False,
     ) -> _W:
         if self._closed:
-            raise KieError("the poller is closed: make a new one", task_id=task_id)
-        loop = self._schedule.loop = asyncio.get_running_loop()  # asked once: it costs a system call
+            raise KieError("the poller is closed; create a new TaskPoller", task_id=task_id)
+        loop = self._schedule.loop = asyncio.get_running_loop()
         now = loop.time()
         seconds = self._timeout if timeout is ... else timeout
-        deadline = NEVER if seconds is None else self._schedule.about(now + seconds, now)
+        deadline = NEVER if seconds is None else self._schedule.grouped(now + seconds, now)
         watch = self._watches.get(task_id)
         is_new = watch is None
         if watch is None:
             watch = self._watches[task_id] = self._new_watch(task_id, now, since, expecting)
-            if kind is not OneLook:  # one look may be too early: whoever waits for the end is to know
-                self._called.pop(task_id, None)
+            if kind is not OneLook:  # one look may be too early: the callback is kept for a real wait
+                self._early_callbacks.pop(task_id, None)
         waiter = kind(watch, deadline, loop)
         watch.add(waiter)
-        if is_new:
-            if since is None or watch.source == "callback":
-                at = now
-            else:
-                at = since + self._pause(watch, since, since)
-            self._plan(watch, at, now)
+        if not is_new:
+            self._replan(watch, now)
+        elif since is None or watch.source == "callback":
+            self._plan(watch, now, now)
         else:
-            self._plan_anew(watch, now)
+            self._plan(watch, since + self._delay(watch, watch.sighting(since)), now)
         return waiter
 
-    def _plan(self, watch: Watch, at: float, now: float) -> None:
-        """The next look: no later than shortly before a deadline, so that nobody hears it unseen."""
-        last = watch.deadline - _LAST
-        at = last if now + GAP < last < at else at
-        self._schedule.plan(watch, max(at, watch.last + GAP), now)
+    def _new_watch(self, task_id: str, now: float, since: float | None, expecting: bool) -> Watch:
+        watch = Watch(task_id, now if since is None else since, since, expecting=expecting)
+        watch.last_look_at = self._recent.pop(task_id, watch.last_look_at)
+        if task_id in self._early_callbacks:
+            watch.source = "callback"
+        return watch
 
-    def _plan_anew(self, watch: Watch, now: float) -> None:
-        """The deadlines have changed."""
+    def leave(self, waiter: Waiter) -> None:
+        """Stop waiting. The last waiter of a task ends its watch and cancels its look."""
+        watch = waiter.watch
+        if not waiter.cancel() and not waiter.cancelled():
+            waiter.exception()  # retrieved, also if the caller was cancelled in the same tick
+        watch.remove(waiter)
+        if self._watches.get(watch.task_id) is not watch:
+            return  # it has finished
+        if watch.waiters:
+            self._schedule.refresh(watch)
+        else:
+            self._remove(watch)
+
+    def _remove(self, watch: Watch) -> None:
+        """End the watch. A later wait for the same task gets a new one."""
+        now = self._schedule.loop.time()
+        del self._watches[watch.task_id]
+        if watch.look_task is not None:
+            watch.last_look_at = now
+        self._schedule.remove(watch, now)
+        while self._recent and next(iter(self._recent.values())) + GAP < now:
+            self._recent.popitem(last=False)
+        if watch.last_look_at + GAP > now:
+            self._recent[watch.task_id] = watch.last_look_at
+
+    def _finish(self, watch: Watch, outcome: Outcome) -> None:
+        """Deliver the outcome of the task to its waiters and end the watch."""
+        if watch.expecting and watch.source == "poll":
+            self._missed_callbacks += 1
+        self._remove(watch)
+        for waiter in watch.waiters:
+            waiter.deliver(outcome, final=True)
+
+    def _expire(self, watch: Watch, now: float) -> None:
+        """Time out the waiters whose deadline has passed; they leave after that."""
+        if self._watches.get(watch.task_id) is not watch:
+            return  # it has just finished
+        message = f"timed out waiting for task {watch.task_id}; it is still running: "
+        message += f"call client.wait({watch.task_id!r}) to resume"
+        if watch.failure is not None:
+            message += f" (the last status check failed: {watch.failure})"
+        for waiter in watch.waiters:
+            if waiter.deadline <= now:
+                waiter.deliver(TaskTimeoutError(message, task_id=watch.task_id), final=True)
+        others = (waiter.deadline for waiter in watch.waiters if waiter.deadline > now)
+        watch.deadline = min(others, default=NEVER)
+        self._replan(watch, now)
+
+    # -- planning --------------------------------------------------------------------------------
+
+    def _plan(self, watch: Watch, at: float, now: float) -> None:
+        """Plan the next look, no later than shortly before a deadline: no wait times out without one."""
+        last = watch.deadline - _LAST_LOOK
+        at = last if now + GAP < last < at else at
+        self._schedule.plan(watch, max(at, watch.last_look_at + GAP), now)
+
+    def _replan(self, watch: Watch, now: float) -> None:
+        """Plan again after deadlines have changed."""
         if NOW < watch.due < NEVER:
             self._plan(watch, watch.due, now)
         else:
             self._schedule.refresh(watch)
 
-    def _new_watch(self, task_id: str, now: float, since: float | None, expecting: bool) -> Watch:
-        last = self._recent.pop(task_id, _NO_LOOK)
-        watch = Watch(task_id, now if since is None else since, last, aged=since is not None)
-        watch.expecting = expecting
-        if task_id in self._called:  # the callback was faster than whoever waits
-            watch.source = "callback"
-        return watch
+    def _look_soon(self, watch: Watch) -> None:
+        """Look as soon as the limit allows; a look that is running will do."""
+        if watch.look_task is None:
+            watch.urgent = True
+            now = self._schedule.loop.time()
+            self._schedule.plan(watch, max(now, watch.last_look_at + GAP), now)
 
-    def leave(self, waiter: Waiter) -> None:
-        """The last one to leave takes the watch along, and the look that nobody wants any more."""
-        watch = waiter.watch
-        if not waiter.cancel() and not waiter.cancelled():
-            waiter.exception()  # seen, also if the waiter was cancelled in the same tick
-        watch.remove(waiter)
-        if self._watches.get(watch.task_id) is not watch:
-            return  # it has ended
-        if watch.waiters:
-            self._schedule.refresh(watch)
-        else:
-            self._drop(watch)
-
-    def _drop(self, watch: Watch) -> None:
-        """No more looks; whoever asks for the task from now on gets a watch of his own."""
-        now = self._schedule.loop.time()
-        del self._watches[watch.task_id]
-        if watch.looking is not None:
-            watch.last = now
-        self._schedule.forget(watch, now)
-        while self._recent and next(iter(self._recent.values())) + GAP < now:
-            self._recent.popitem(last=False)
-        if watch.last + GAP > now:
-            self._recent[watch.task_id] = watch.last
-
-    def _end(self, watch: Watch, news: TaskDetails | Exception) -> None:
-        """The last news of a task for those who wait for it now."""
-        self._silent += watch.expecting and watch.source == "poll"
-        self._drop(watch)
-        _tell_all(watch, news, final=True)
-
-    def _expire(self, watch: Watch, now: float) -> None:
-        """Deadlines have passed: those who waited until then hear it, and will leave."""
-        if self._watches.get(watch.task_id) is not watch:
-            return  # it has ended just now
-        sentence = f"task {watch.task_id} has not ended in time; it lives on: wait for it again by its id"
-        if watch.failure is not None:
-            sentence += f" (but the last look failed: {watch.failure})"
-        for waiter in watch.waiters:
-            if waiter.deadline <= now:
-                waiter.hear(TaskTimeoutError(sentence, task_id=watch.task_id), final=True)
-        others = (waiter.deadline for waiter in watch.waiters if waiter.deadline > now)
-        watch.deadline = min(others, default=NEVER)
-        self._plan_anew(watch, now)
+    def _delay(self, watch: Watch, sighting: Sighting) -> float:
+        """Until the next look: long if a callback is expected and callbacks have been arriving."""
+        relying = watch.expecting and watch.source == "poll" and self._missed_callbacks < _MISSED_CALLBACKS
+        return self._pace.delay(sighting, self._chance(), safety_net=relying)
 
     # -- looking ---------------------------------------------------------------------------------
 
-    def _hasten(self, watch: Watch) -> None:
-        """Look as soon as it is allowed; a look that is under way will do."""
-        if watch.looking is None:
-            watch.urgent = True
-            now = self._schedule.loop.time()
-            self._schedule.plan(watch, max(now, watch.last + GAP), now)
+    def _start_look(self, watch: Watch) -> None:
+        task = self._schedule.loop.create_task(self._look_at(watch), name="kie4o look")
+        watch.look_task = None if task.done() else task  # a loop with eager tasks may have finished it
 
-    def _pause(self, watch: Watch, now: float, seen: float, progress: float | None = None) -> float:
-        """Until the next look: rarely while a callback is expected and callbacks do come. `seen` is
-        when the look before this one found it running."""
-        net = watch.expecting and watch.source == "poll" and self._silent < SILENT
-        if self._pace is None or watch.seen is None:
-            return self._policy.delay(watch.looks, self._chance(), net=net)
-        born = watch.born
-        return self._pace.pause(
-            now - born, watch.looks, self._chance(), low=seen - born, net=net, progress=progress
-        )
-
-    def _begin(self, watch: Watch) -> None:
-        look = self._schedule.loop.create_task(self._look(watch), name="kie4o look")
-        watch.looking = None if look.done() else look  # an eager one may be over
-
-    async def _look(self, watch: Watch) -> None:
-        news: TaskDetails | Exception
+    async def _look_at(self, watch: Watch) -> None:
+        outcome: Outcome
         try:
-            news = await self._look_at(watch.task_id)
+            outcome = await self._fetch(watch.task_id)
         except asyncio.CancelledError:
             if self._closed or self._watches.get(watch.task_id) is not watch:
                 raise
-            if self._schedule.gave_up(watch):
-                news = APITimeoutError("a look took too long and was given up")
-            else:  # by itself: nobody here wanted that
-                news = APIConnectionError("the look was cancelled")
-        except Exception as error:  # a foreign `look` may raise anything; whoever waits gets to see it
-            news = error
-        now = watch.last = self._schedule.loop.time()
-        self._schedule.looked(watch, now)
+            if self._schedule.timed_out(watch):
+                outcome = APITimeoutError("the status check took too long and was cancelled")
+            else:  # from outside: the poller did not cancel it
+                outcome = APIConnectionError("the status check was cancelled")
+        except Exception as error:  # a caller's `look` may raise anything, and its waiters get it
+            outcome = error
+        now = watch.last_look_at = self._schedule.loop.time()
+        self._schedule.look_ended(watch, now)
         if watch.waiters:
-            self._digest(watch, news, now)
+            self._process(watch, outcome, now)
 
-    def _digest(self, watch: Watch, news: TaskDetails | Exception, now: float) -> None:
-        """What a look brought: the end, or news and the plan of the next look."""
-        seen, progress, pause = now, None, 0.0
-        if not isinstance(news, TaskDetails):
+    def _process(self, watch: Watch, outcome: Outcome, now: float) -> None:
+        """Finish the watch with the outcome of a look, or plan the next look."""
+        error_delay = 0.0
+        if isinstance(outcome, TaskDetails):
+            watch.errors, watch.failure = 0, None
+            if outcome.state is not TaskState.RUNNING:
+                outcome = _checked(watch, outcome, now)
+                if isinstance(outcome, Exception) or is_final(outcome):
+                    self._learn(watch, outcome, now)
+                    self._finish(watch, outcome)
+                    return
+        else:
             watch.errors += 1
-            watch.failure = str(news)  # its traceback would keep the answer
-            if not worth_repeating(news):
-                self._end(watch, news)
+            if isinstance(outcome, KieError) and outcome.task_id is None:
+                outcome.task_id = watch.task_id
+            watch.failure = str(outcome)  # the error itself would keep the answer through its traceback
+            if not worth_repeating(outcome):
+                self._finish(watch, outcome)
                 return
-            pause = min(_ERROR_PAUSE, GAP * 2 ** min(watch.errors, 10))
-        elif news.state is TaskState.RUNNING:
-            watch.errors, watch.failure = 0, None
-            if watch.seen is not None:
-                seen, watch.seen, progress = watch.seen, now, news.progress
-                if progress:
-                    watch.forecasts = (*watch.forecasts[-_FORECASTS:], (now - watch.born, progress))
-        else:
-            watch.errors, watch.failure = 0, None
-            news = _verdict_on(watch, news, now)
-            if isinstance(news, Exception) or is_final(news):
-                self._learn(watch, news, now)
-                self._end(watch, news)
-                return
-        if watch.listened:
-            _tell_all(watch, news, final=False)
-        watch.looks += 1
-        pause = max(pause, self._pause(watch, now, seen, progress))
-        self._plan(watch, now + (0.0 if watch.urgent else pause), now)
-
-    def _learn(self, watch: Watch, news: TaskDetails | Exception, now: float) -> None:
-        """When this task ended, for the pace of others."""
-        if self._pace is None or not isinstance(news, TaskDetails):
-            return
-        took = None
-        if news.created_at is not None and news.completed_at is not None:
-            took = (news.completed_at - news.created_at).total_seconds()
-        if watch.seen is None:
-            self._pace.ended(0.0, NEVER, took, born=watch.born)
-        else:
-            low, high = watch.seen - watch.born, now - watch.born
-            self._pace.ended(low, high, took, watch.forecasts, born=watch.born)
-
-
-def _tell_all(watch: Watch, news: TaskDetails | Exception, *, final: bool) -> None:
-    if isinstance(news, TaskDetails):
+            error_delay = min(_LONGEST_ERROR_DELAY, GAP * 2 ** min(watch.errors, 10))
         for waiter in watch.waiters:
-            waiter.hear(news, final=final)
-        return
-    if isinstance(news, KieError) and news.task_id is None:
-        news.task_id = watch.task_id
-    for waiter in watch.waiters:  # each raises its own
-        waiter.hear(copy.copy(news) if isinstance(news, KieError) else news, final=final)
+            waiter.deliver(outcome, final=False)
+        delay = max(error_delay, self._delay(watch, watch.looked(outcome, now)))
+        self._plan(watch, now if watch.urgent else now + delay, now)
+
+    def _learn(self, watch: Watch, outcome: Outcome, now: float) -> None:
+        """Tell the pace when this task finished, unless it ended without final details."""
+        if not isinstance(outcome, TaskDetails):
+            return
+        duration = None
+        if outcome.created_at is not None and outcome.completed_at is not None:
+            duration = (outcome.completed_at - outcome.created_at).total_seconds()
+        self._pace.learn(
+            watch.sighting(now),
+            submitted_at=watch.submitted_at,
+            duration=duration,
+            forecasts=watch.forecasts,
+        )
 
 
-def _verdict_on(watch: Watch, details: TaskDetails, now: float) -> TaskDetails | KieError:
-    """The details, or the error that they amount to once patience is over."""
-    if details.state is TaskState.MISSING and now - (watch.seen or watch.born) > GRACE:
-        sentence = f"Kie does not know task {watch.task_id}: wrong id, other account, or over 14 days old"
-        return TaskNotFoundError(sentence, task_id=watch.task_id)
+def _checked(watch: Watch, details: TaskDetails, now: float) -> Outcome:
+    """The details, or an error if Kie has not known the task, or shown no images, for too long."""
+    task_id = watch.task_id
+    if details.state is TaskState.MISSING and now - (watch.last_running_at or watch.submitted_at) > GRACE:
+        message = f"Kie does not know task {task_id}: its id is wrong, it belongs to another account, "
+        message += "or it is more than 14 days old"
+        return TaskNotFoundError(message, task_id=task_id)
     if details.state is TaskState.SUCCEEDED and not details.urls:
-        watch.empty += 1
-        if watch.empty >= EMPTY_LOOKS:
-            sentence = f"task {watch.task_id} succeeded without images; it is paid: look again later"
-            return NoImagesError(sentence, task_id=watch.task_id)
+        watch.empty_looks += 1
+        if watch.empty_looks >= EMPTY_LOOKS:
+            message = f"task {task_id} succeeded, but its record lists no images yet; "
+            message += "it is paid, so wait for it again later"
+            return NoImagesError(message, task_id=task_id)
     return details

@@ -1,4 +1,4 @@
-"""The learned pace: what it costs beside the least possible, what it forgets, what cannot upset it."""
+"""The learned pace: its cost against the least possible, what it forgets, and what it ignores."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from paths import BENCHMARKS
 import kie4o
 from kie4o import PollPolicy
 from kie4o.polling import learning
-from kie4o.polling.learning import KEPT, Pace
-from kie4o.polling.policy import GAP, NET
+from kie4o.polling.learning import KEPT, Pace, Sighting
+from kie4o.polling.policy import GAP, SAFETY_NET
 
 _spec = importlib.util.spec_from_file_location("benchmarks_pacing", BENCHMARKS / "pacing.py")
 simulated = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
@@ -30,32 +30,47 @@ QUIET = PollPolicy.adaptive(jitter=False)
 
 
 def ratios(tasks, counts, **more):
-    """Cost over the least possible, after so many finished tasks."""
+    """Cost over the least possible after these numbers of finished tasks."""
     least = LEAST.get(tasks) or simulated.cost(tasks, simulated.optimum(tasks)).total
     return [cost.total / least for cost in simulated.learned(tasks, counts, SEEDS, **more)]
 
 
 def known(*durations: float, policy: PollPolicy = QUIET) -> Pace:
-    """A pace that knows these, each found by a look a second late."""
+    """A pace that knows these durations, each found by a look a second late."""
     pace = Pace(policy)
-    for born, duration in enumerate(durations):
-        pace.ended(0.0, duration + 1, duration, born=float(born))
+    for number, duration in enumerate(durations):
+        pace.learn(Sighting(duration + 1), submitted_at=float(number), duration=duration)
     return pace
 
 
+def delay(
+    pace: Pace,
+    age: float,
+    looks: int,
+    chance: float = 0.5,
+    *,
+    last: float | None = None,
+    progress: float | None = None,
+    safety_net: bool = False,
+) -> float:
+    """The delay after a look at this age; without `last`, one from which the pace learns nothing."""
+    sighting = Sighting(age, age if last is None else last, looks, progress)
+    return pace.delay(sighting, chance, safety_net=safety_net)
+
+
 def looks(pace: Pace, until: float) -> list[float]:
-    """The ages of the looks at a task that does not end."""
+    """The ages of the looks at a task that does not finish."""
     ages = [0.0]
     while ages[-1] < until:
-        ages.append(ages[-1] + pace.pause(ages[-1], len(ages) - 1, 0.5, low=ages[-1]))
+        ages.append(ages[-1] + delay(pace, ages[-1], len(ages) - 1))
     return ages[1:]
 
 
 # -- the policy --------------------------------------------------------------------------------
 
 
-def test_a_policy_does_not_learn_unless_told() -> None:
-    """The default has no price; `adaptive` has one, and the fields that it is given."""
+def test_a_policy_learns_only_with_a_price() -> None:
+    """The default has no price; `adaptive` sets one and passes its other arguments on."""
     assert PollPolicy().price is None
     assert PollPolicy.adaptive() == PollPolicy(price=0.5)
     given = PollPolicy.adaptive(price=2, first=1.0, factor=2.0, maximum=9.0, jitter=False)
@@ -64,7 +79,7 @@ def test_a_policy_does_not_learn_unless_told() -> None:
 
 @pytest.mark.parametrize("bad", [0, -1, True, "0.5", float("nan"), float("inf"), 4000])
 def test_impossible_prices_are_refused(bad) -> None:
-    """A price is a number of seconds above 0, at most an hour."""
+    """A price is a number of seconds above 0 and at most an hour."""
     with pytest.raises(kie4o.ConfigurationError, match="price"):
         PollPolicy(price=bad)
     with pytest.raises(kie4o.ConfigurationError, match="price"):
@@ -72,14 +87,22 @@ def test_impossible_prices_are_refused(bad) -> None:
 
 
 @given(st.floats(0, 1e4), st.integers(0, 50), st.floats(0, 1), st.booleans())
-def test_without_a_price_the_pace_is_the_policy(age, looks, chance, net) -> None:
-    """Whatever has ended, and whatever progress says."""
+def test_without_a_price_the_pace_is_the_policy(age, looks, chance, safety_net) -> None:
+    """Finished tasks and progress change nothing."""
     policy = PollPolicy()
     pace = known(30.0, 31.0, 32.0, policy=policy)
-    assert pace.pause(age, looks, chance, low=0.0, net=net, progress=0.5) == policy.delay(
-        looks, chance, net=net
-    )
+    learned = delay(pace, age, looks, chance, last=0.0, progress=0.5, safety_net=safety_net)
+    assert learned == policy.delay(looks, chance, safety_net=safety_net)
     assert pace.usual is None
+
+
+@given(st.integers(0, 50), st.floats(0, 1), st.booleans())
+def test_for_a_task_of_unknown_age_the_pace_is_the_policy(looks, chance, safety_net) -> None:
+    """A learned delay needs an age; without one the back-off of the policy is used."""
+    policy = PollPolicy.adaptive()
+    pace = known(*[30.0] * 20, policy=policy)
+    learned = pace.delay(Sighting(looks=looks), chance, safety_net=safety_net)
+    assert learned == policy.delay(looks, chance, safety_net=safety_net)
 
 
 # -- any history -------------------------------------------------------------------------------
@@ -97,41 +120,41 @@ histories = st.lists(
 )
 
 
-def told(history, policy: PollPolicy = QUIET) -> Pace:
+def after(history, policy: PollPolicy = QUIET) -> Pace:
+    """A pace that has learned this history."""
     pace = Pace(policy)
-    for low, high, duration, forecasts, born in history:
-        pace.pause(high, 1, 0.5, low=low)
-        pace.ended(low, high, duration, forecasts, born=born)
+    for last, age, duration, forecasts, submitted_at in history:
+        delay(pace, age, 1, last=last)
+        sighting = Sighting(age, last, 1)
+        pace.learn(sighting, submitted_at=submitted_at, duration=duration, forecasts=forecasts)
     return pace
 
 
 @given(histories, anything, st.integers(0, 50), st.floats(0, 1), st.booleans(), st.none() | st.floats())
-def test_pauses_stay_in_bounds(history, age, looks, chance, net, progress) -> None:
-    """Whatever was told, nonsense too: never closer than Kie allows, and longer than two minutes only
-    for a task of that age, or for the net under a callback."""
-    pace = told(history, PollPolicy.adaptive())
-    pause = pace.pause(age, looks, chance, low=0.0, net=net, progress=progress)
+def test_delays_stay_in_bounds(history, age, looks, chance, safety_net, progress) -> None:
+    """After any history, nonsense too, looks are never closer than Kie allows. A delay is longer than
+    two minutes only for a task of that age, or while a callback is expected."""
+    pace = after(history, PollPolicy.adaptive())
+    found = delay(pace, age, looks, chance, last=0.0, safety_net=safety_net, progress=progress)
     longest = max(120.0, age if 0 <= age <= 1e5 else 0.0) * 1.2  # jitter, and the table is coarse
-    if net:
-        longest = max(NET[0] * 1.1, 2 * (pace.usual or 0.0))
-    assert GAP <= pause <= longest + 1e-6
+    if safety_net:
+        longest = max(SAFETY_NET[0] * 1.1, 2 * (pace.usual or 0.0))
+    assert GAP <= found <= longest + 1e-6
 
 
 @given(histories, anything, st.floats(0, 1))
 def test_the_same_history_gives_the_same_looks(history, age, chance) -> None:
-    """No clock and no chance of its own."""
-    one, other = told(history), told(history)
-    assert one.pause(age, 1, chance, low=0.0) == other.pause(age, 1, chance, low=0.0)
+    """The pace has no clock and no randomness of its own."""
+    one, other = after(history), after(history)
+    assert delay(one, age, 1, chance, last=0.0) == delay(other, age, 1, chance, last=0.0)
     assert one.usual == other.usual
 
 
 @given(histories, st.floats(0, 300), st.floats(0, 1), st.floats(0, 1))
 def test_jitter_grows_with_chance_and_stays_within_a_tenth(history, age, one, other) -> None:
-    """Half a chance is the plan itself."""
-    pace = told(history, PollPolicy.adaptive())
-    less, plan, more = (
-        pace.pause(age, 1, chance, low=age) for chance in (min(one, other), 0.5, max(one, other))
-    )
+    """A chance of 0.5 gives the plan itself."""
+    pace = after(history, PollPolicy.adaptive())
+    less, plan, more = (delay(pace, age, 1, chance) for chance in (min(one, other), 0.5, max(one, other)))
     assert less <= more
     assert abs(more - plan) <= 0.1 * plan + 1e-9
 
@@ -139,18 +162,18 @@ def test_jitter_grows_with_chance_and_stays_within_a_tenth(history, age, one, ot
 def test_memory_is_bounded() -> None:
     """After ten thousand tasks no more is kept than after a hundred, and the table is small."""
     pace, rng = Pace(QUIET), random.Random(1)
-    for born in range(10_000):
+    for number in range(10_000):
         duration = WIDE.draw(rng)
         forecasts = [(duration * share, share) for share in (0.2, 0.4, 0.6, 0.8)]
-        pace.ended(0.0, duration, duration, forecasts, born=born)
-    pace.pause(0.0, 0, 0.5, low=0.0)
-    assert len(pace._spans) <= KEPT
+        pace.learn(Sighting(duration), submitted_at=number, duration=duration, forecasts=forecasts)
+    delay(pace, 0.0, 0)
+    assert len(pace._finished) <= KEPT
     assert len(pace._forecasts._ratios) <= KEPT
     assert len(pace._plan._ages) <= 200
 
 
 def test_plans_are_rare(monkeypatch) -> None:
-    """One plan for every sixth of what is known: with a hundred ends known, one in sixteen tasks."""
+    """A plan is made when a sixth more tasks are known: with a hundred known, after every sixteenth."""
     plans = 0
 
     class Counted(learning.Plan):
@@ -169,34 +192,34 @@ def test_plans_are_rare(monkeypatch) -> None:
 
 
 def test_nonsense_is_not_learned() -> None:
-    """Ends without any plausible time change nothing."""
+    """Finished tasks without a plausible time change nothing."""
     pace, fresh = Pace(QUIET), Pace(QUIET)
-    for low, high, duration in [
+    for last, age, duration in [
         (0.0, math.inf, None),
         (0.0, math.nan, -1.0),
         (-5.0, -1.0, math.nan),
         (0.0, 1e9, 1e9),
     ]:
-        pace.ended(low, high, duration, born=0.0)
+        pace.learn(Sighting(age, last), submitted_at=0.0, duration=duration)
     assert looks(pace, 300) == looks(fresh, 300)
 
 
 def test_looks_are_believed_before_records() -> None:
-    """A record that contradicts what looks saw is moved to where they saw the end."""
+    """A record that contradicts the looks is moved to where they saw the task finish."""
     pace = Pace(QUIET)
-    for born in range(20):
-        pace.ended(29.0, 31.0, 20.0, born=born)
+    for number in range(20):
+        pace.learn(Sighting(31.0, 29.0), submitted_at=number, duration=20.0)
     assert 29 <= pace.usual <= 31
-    for born in range(20):
-        pace.ended(9.0, 11.0, 200.0, born=20 + born)
+    for number in range(20):
+        pace.learn(Sighting(11.0, 9.0), submitted_at=20 + number, duration=200.0)
     assert min(looks(pace, 60)) < 12
 
 
-def test_without_a_record_the_looks_have_to_do() -> None:
-    """An end is somewhere between the look that found it running and the one that found it ended."""
+def test_without_a_record_the_looks_are_used() -> None:
+    """A task finished between the look that found it running and the one that found it finished."""
     pace = Pace(QUIET)
-    for born in range(20):
-        pace.ended(20.0, 24.0, born=born)
+    for number in range(20):
+        pace.learn(Sighting(24.0, 20.0), submitted_at=number)
     assert pace.usual == 22.0
     assert 20 < looks(pace, 60)[0] <= 26
 
@@ -205,26 +228,27 @@ def test_without_a_record_the_looks_have_to_do() -> None:
 
 
 def test_usual_is_the_median_of_a_few_at_least() -> None:
-    """Nobody has a usual duration after one task."""
+    """One task is not enough for a usual duration; five are."""
     assert known(30.0).usual is None
     assert known(30.0, 31.0, 90.0, 32.0, 29.0).usual == pytest.approx(31.0)
 
 
-def test_a_net_waits_for_twice_the_usual() -> None:
-    """While a callback is expected: a minute, or twice the usual once known; then every half minute."""
+def test_the_safety_net_waits_for_twice_the_usual() -> None:
+    """While a callback is expected, the first look is after a minute, or after twice the usual duration
+    once that is known; later looks are every half minute."""
     fresh, pace = Pace(QUIET), known(*[20.0] * 9)
-    assert fresh.pause(0.0, 0, 0.5, low=0.0, net=True) == 60.0
-    assert pace.pause(0.0, 0, 0.5, low=0.0, net=True) == pytest.approx(40.0)
-    assert pace.pause(10.0, 0, 0.5, low=10.0, net=True) == pytest.approx(30.0)
-    assert pace.pause(40.0, 1, 0.5, low=0.0, net=True) == 30.0
+    assert delay(fresh, 0.0, 0, safety_net=True) == 60.0
+    assert delay(pace, 0.0, 0, safety_net=True) == pytest.approx(40.0)
+    assert delay(pace, 10.0, 0, safety_net=True) == pytest.approx(30.0)
+    assert delay(pace, 40.0, 1, last=0.0, safety_net=True) == 30.0
 
 
-def test_one_price_more_looks_another_fewer() -> None:
-    """The dearer a look, the fewer there are."""
+def test_a_higher_price_means_fewer_looks() -> None:
+    """Looks become rarer as their price goes up."""
     rng = random.Random(1)
-    ends = [WIDE.draw(rng) for _ in range(50)]
+    durations = [WIDE.draw(rng) for _ in range(50)]
     paces = (
-        known(*ends, policy=PollPolicy.adaptive(price=price, jitter=False))
+        known(*durations, policy=PollPolicy.adaptive(price=price, jitter=False))
         for price in (0.05, 0.5, 5.0, 50.0)
     )
     counts = [simulated.cost(WIDE, looks(pace, 600)).looks for pace in paces]
@@ -232,47 +256,47 @@ def test_one_price_more_looks_another_fewer() -> None:
     assert counts[0] > 2 * counts[1] > 4 * counts[2]
 
 
-def test_first_look_waits_for_the_first_that_end_but_never_less_than_first() -> None:
-    """Tasks of half a minute are not looked at after ten seconds; quick ones not before `first`."""
+def test_first_look_waits_for_the_first_to_finish_but_never_less_than_first() -> None:
+    """The first look at tasks of half a minute comes when they finish; at quick ones, after `first`."""
     assert 28 < looks(known(*[30.0, 30.5, 31.0] * 10), 60)[0] <= 32
     assert looks(known(*[0.5] * 30), 60)[0] == 2.0
 
 
-def test_between_two_kinds_of_task_nobody_looks() -> None:
-    """Tasks of 25 or 90 s: the longest pause spans most of the gap."""
+def test_between_two_kinds_of_task_there_is_no_look() -> None:
+    """If tasks take 25 or 90 s, the longest delay spans most of the gap."""
     rng = random.Random(2)
     ages = looks(known(*(BIMODAL.draw(rng) for _ in range(100))), 120)
-    pause, after = max((b - a, a) for a, b in itertools.pairwise(ages))
-    assert pause > 25
-    assert 28 < after < 60
+    longest, begins = max((b - a, a) for a, b in itertools.pairwise(ages))
+    assert longest > 25
+    assert 28 < begins < 60
 
 
-def test_an_outlier_is_neither_hammered_nor_forgotten() -> None:
-    """Past everything usual pauses grow, to a quarter of a minute or a tenth of the age; that one task
-    once took a day changes nothing about it."""
+def test_an_outlier_is_polled_neither_often_nor_hardly_ever() -> None:
+    """Beyond all usual durations delays grow to a quarter of a minute, or to a tenth of the age. One
+    earlier task that took a day does not change that."""
     for pace in (known(*[30.0] * 60), known(*[30.0] * 30, 8e4, *[30.0] * 30)):
         ages = looks(pace, 3600)
         late = [(a, b - a) for a, b in itertools.pairwise(ages) if a > 45]
-        assert all(pause <= 1.1 * max(15.0, age / 10) for age, pause in late)
+        assert all(gap <= 1.1 * max(15.0, age / 10) for age, gap in late)
         assert len([age for age, _ in late if age < 600]) <= 40
         assert len(ages) <= 80
 
 
 def test_any_age_has_an_answer() -> None:
-    """Looks may come at ages that nobody planned; what follows aims at the planned looks again."""
+    """After a look at an age that was not planned, the next ones are the planned ones again."""
     rng = random.Random(1)
     pace = known(*(WIDE.draw(rng) for _ in range(60)))
     first = looks(pace, 60)[0]
-    assert 5.0 + pace.pause(5.0, 1, 0.5, low=5.0) == pytest.approx(first)
+    assert 5.0 + delay(pace, 5.0, 1) == pytest.approx(first)
     for tenths in range(3000):
-        assert GAP <= pace.pause(tenths / 10, 1, 0.5, low=tenths / 10) <= 120
+        assert GAP <= delay(pace, tenths / 10, 1) <= 120
 
 
 # -- what it costs -----------------------------------------------------------------------------
 
 
 def test_the_default_pace_is_not_excessive() -> None:
-    """The exponential default on tasks of 40 s: at most 12 looks, at most 2.6 s late on average."""
+    """On tasks of 40 s the default back-off needs at most 12 looks and is at most 2.6 s late, on average."""
     rng = random.Random(1)
     of = [simulated.cost(WIDE, simulated.exponential(PollPolicy(), rng)) for _ in range(40)]
     assert simulated.mean(of).looks <= 12
@@ -284,20 +308,20 @@ def test_the_default_pace_is_not_excessive() -> None:
 )
 @pytest.mark.parametrize("exact", [False, True], ids=["whole seconds", "exact"])
 def test_after_fifty_tasks_it_costs_little_more_than_the_least(tasks, bound, exact) -> None:
-    """Beside a plan that knows the distribution, from what a client sees."""
+    """Learned from what a client sees, against a plan that knows the distribution."""
     [ratio] = ratios(tasks, [50], exact=exact)
     assert ratio <= bound
 
 
 @pytest.mark.parametrize("tasks", [WIDE, NARROW, BIMODAL])
 def test_without_history_it_costs_at_most_two_thirds_more(tasks) -> None:
-    """Before the first task has ended."""
+    """The imagined durations are good enough until the first task has finished."""
     [ratio] = ratios(tasks, [0])
     assert ratio <= 1.65
 
 
 def test_control_the_plain_exponential_misses_these_bounds() -> None:
-    """Control: pauses that do not learn cost a third to several times more than the least."""
+    """Control: delays that do not learn cost a third to several times more than the least."""
     rng = random.Random(1)
     for tasks, bound in ((WIDE, 1.10), (NARROW, 1.65), (BIMODAL, 1.65), (CONSTANT, 5.0)):
         of = [simulated.cost(tasks, simulated.exponential(PollPolicy(), rng)) for _ in range(20)]
@@ -305,7 +329,7 @@ def test_control_the_plain_exponential_misses_these_bounds() -> None:
 
 
 def test_control_the_yardstick_is_the_least() -> None:
-    """Control: no nearby schedule costs less than the optimum, and its cost is what drawn tasks pay."""
+    """Control: no nearby schedule costs less than the optimum, and tasks drawn at random cost the same."""
     rng = random.Random(1)
     for tasks in LEAST:
         best = simulated.optimum(tasks)
@@ -326,13 +350,13 @@ def test_control_the_yardstick_is_the_least() -> None:
 @pytest.mark.parametrize("tasks", [WIDE, NARROW])
 @pytest.mark.parametrize("factor", [2.0, 0.5])
 def test_after_a_change_it_is_back_within_thirty_tasks(tasks, factor) -> None:
-    """A hundred tasks, then all take twice or half as long."""
+    """After a hundred tasks all take twice, or half, as long."""
     before, after = ratios(tasks.slower(factor), [0, 30], before=tasks)
     assert after <= 1.15 < before
 
 
 def test_control_without_forgetting_it_does_not_follow(monkeypatch) -> None:
-    """Control: if nothing counts as a change, the old ends go on costing."""
+    """Control: if nothing counts as a change, the old durations keep the cost high."""
     monkeypatch.setattr(learning, "_ALARM", math.inf)
     [ratio] = ratios(NARROW.slower(2.0), [30], before=NARROW)
     assert ratio > 1.3
@@ -340,13 +364,13 @@ def test_control_without_forgetting_it_does_not_follow(monkeypatch) -> None:
 
 @pytest.mark.parametrize("tasks", [CONSTANT, BIMODAL])
 def test_it_follows_sharp_changes_too(tasks) -> None:
-    """Where the old plan is several times too dear, fifty tasks bring it near the least."""
+    """Where the old plan costs several times the least, fifty tasks bring it near the least."""
     before, after = ratios(tasks.slower(2.0), [0, 50], before=tasks)
     assert after <= 1.4 < 3 < before
 
 
 def batches(tasks, count: int) -> list[float]:
-    """The costs of batches of a hundred, one after the other, beside the least."""
+    """The costs of batches of a hundred, one after the other, over the least."""
     costs = [[] for _ in range(count)]
     for seed in range(6):
         rng, pace = random.Random(seed), simulated.adaptive()
@@ -357,15 +381,19 @@ def batches(tasks, count: int) -> list[float]:
 
 @pytest.mark.parametrize(("tasks", "bound"), [(WIDE, 1.15), (NARROW, 1.15), (BIMODAL, 1.4)])
 def test_a_batch_is_no_change(tasks, bound) -> None:
-    """Of tasks submitted together the short ones end first: that is not taken for a change."""
+    """The short tasks of a batch finish first, which is not taken for a change."""
     assert batches(tasks, 2)[1] <= bound
 
 
-def test_control_ends_alone_take_a_batch_for_a_change(monkeypatch) -> None:
-    """Control: in the order of their ends, the long ones of a batch pass for all tasks there are."""
+def test_control_without_the_time_of_the_submit_a_batch_is_a_change(monkeypatch) -> None:
+    """Control: if tasks are ordered by when they finish, the long ones of a batch replace all others."""
     count = itertools.count()
-    ended = Pace.ended
-    monkeypatch.setattr(Pace, "ended", lambda self, *what, born: ended(self, *what, born=float(next(count))))
+    learn = Pace.learn
+
+    def in_order_of_finishing(self, sighting, *, submitted_at, **more) -> None:
+        learn(self, sighting, submitted_at=float(next(count)), **more)
+
+    monkeypatch.setattr(Pace, "learn", in_order_of_finishing)
     assert batches(BIMODAL, 2)[1] > 1.6
 
 
@@ -376,31 +404,32 @@ def test_control_ends_alone_take_a_batch_for_a_change(monkeypatch) -> None:
     st.lists(st.floats(5, 100), max_size=30), st.floats(0, 200), st.sampled_from([0.0, 1.0, None, math.nan])
 )
 def test_progress_that_says_nothing_changes_nothing(durations, age, progress) -> None:
-    """The recorded tasks stayed at 0.00 to their end: the pace is the one without progress."""
+    """Progress that stays at 0.00, as in the recorded tasks, or at 1.00 leaves the pace as it is."""
     plain, pace = known(*durations), Pace(QUIET)
-    for born, duration in enumerate(durations):
+    for number, duration in enumerate(durations):
         forecasts = [(duration / 2, progress)] if progress is not None else []
-        pace.ended(0.0, duration + 1, duration, forecasts, born=float(born))
-    assert pace.pause(age, 1, 0.5, low=0.0, progress=progress) == plain.pause(age, 1, 0.5, low=0.0)
+        sighting = Sighting(duration + 1)
+        pace.learn(sighting, submitted_at=float(number), duration=duration, forecasts=forecasts)
+    assert delay(pace, age, 1, last=0.0, progress=progress) == delay(plain, age, 1, last=0.0)
 
 
 @pytest.mark.parametrize(("kind", "least", "most"), [("even", 0, 0.5), ("bent, 0.3", 0, 0.9)])
-def test_progress_that_foretells_the_end_is_used(kind, least, most) -> None:
-    """Once eight tasks have shown it, even progress halves the least cost that there is without."""
+def test_progress_that_predicts_the_finish_is_used(kind, least, most) -> None:
+    """Once eight tasks have proved it, even progress halves the least cost that is possible without."""
     ratio = simulated.with_progress(WIDE, kind, 80, 6).total / LEAST[WIDE]
     assert least < ratio < most
 
 
 @pytest.mark.parametrize("kind", ["noise", "stuck at 0.5"])
 @pytest.mark.parametrize("tasks", KINDS)
-def test_progress_that_deceives_costs_nothing(tasks, kind) -> None:
-    """Progress that foretells nothing is told apart and left alone."""
+def test_misleading_progress_costs_nothing(tasks, kind) -> None:
+    """Progress that predicts nothing is recognised and ignored."""
     plain, cost = (simulated.with_progress(tasks, what, 80, 6).total for what in ("none", kind))
     assert cost <= 1.03 * plain
 
 
-def test_control_deceiving_progress_would_cost_if_it_were_trusted(monkeypatch) -> None:
-    """Control: without the proof, noise and a stuck progress cost a tenth or more."""
+def test_control_misleading_progress_costs_if_it_is_trusted(monkeypatch) -> None:
+    """Control: without the proof, noise and stuck progress cost a tenth or more."""
     monkeypatch.setattr(learning, "_BETTER", math.inf)
     plain = simulated.with_progress(NARROW, "none", 80, 6).total
     for kind in ("noise", "stuck at 0.5"):
@@ -408,7 +437,7 @@ def test_control_deceiving_progress_would_cost_if_it_were_trusted(monkeypatch) -
 
 
 def test_progress_that_stops_being_true_is_dropped() -> None:
-    """Even for fifty tasks, then stuck: soon the pace is the plan again."""
+    """If progress is even for fifty tasks and then stuck, the plan is soon used again."""
     rng, pace = random.Random(1), simulated.adaptive()
     even, stuck = (simulated.PROGRESS[kind]() for kind in ("even", "stuck at 0.5"))
     trusted = simulated.finished(pace, WIDE, 50, rng, progress=even)

@@ -1,4 +1,4 @@
-"""Waiting for tasks: pace, ends, errors that are ridden out; on a virtual clock with a fake look."""
+"""Waiting for tasks: delays, outcomes, errors that are retried; on a virtual clock with a fake look."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN = PollPolicy(jitter=False)
 
 
 class Looks:
-    """A `look` that plays a list (the last one for ever), takes its time, and writes down when."""
+    """A `look` that plays a list, repeats its last item, takes some time, and records when."""
 
     def __init__(self, *script: TaskDetails | Exception, takes: float = 0.0) -> None:
         self.script = script
@@ -44,7 +44,7 @@ class Looks:
 
 
 def waited(looks: Looks, *, policy: PollPolicy = PLAIN, **more):
-    """Wait for one task in virtual time; its result or error, and how long it took."""
+    """Wait for one task in virtual time: its result or error, how long it took, and when the looks were."""
 
     async def run():
         loop = asyncio.get_running_loop()
@@ -67,7 +67,7 @@ def waited(looks: Looks, *, policy: PollPolicy = PLAIN, **more):
 
 
 def test_default_pace() -> None:
-    """2 s after the submit, then pauses of 3, 4.5, 5, 5 ... s."""
+    """The first look is 2 s after the submit; the next delays are 3, 4.5, 5, 5 ... s."""
     outcome, _, starts = waited(Looks(*[RUNNING] * 5, DONE))
     assert outcome.urls == DONE.urls
     assert outcome.source == "poll"
@@ -82,10 +82,10 @@ def test_default_pace() -> None:
     st.integers(0, 200),
     st.floats(0, 1),
 )
-def test_pauses_stay_in_bounds(first, factor, maximum, jitter, looks, chance) -> None:
-    """Never closer than Kie allows, never further apart than the maximum and its jitter."""
-    pause = PollPolicy(first=first, factor=factor, maximum=maximum, jitter=jitter).delay(looks, chance)
-    assert 0.34 <= pause <= maximum * 1.1 + 1e-9
+def test_delays_stay_in_bounds(first, factor, maximum, jitter, looks, chance) -> None:
+    """Looks are never closer than Kie allows, nor further apart than the maximum and its jitter."""
+    delay = PollPolicy(first=first, factor=factor, maximum=maximum, jitter=jitter).delay(looks, chance)
+    assert 0.34 <= delay <= maximum * 1.1 + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,14 @@ def test_pauses_stay_in_bounds(first, factor, maximum, jitter, looks, chance) ->
     ],
 )
 def test_impossible_policies_are_refused(bad) -> None:
-    """A pace that Kie forbids is refused by name."""
-    with pytest.raises(kie4o.ConfigurationError, match=next(iter(bad))):
+    """A setting that is out of range is refused, with its name and value and what is allowed."""
+    [(name, value)] = bad.items()
+    with pytest.raises(kie4o.ConfigurationError, match=rf"invalid PollPolicy\.{name}={value!r}: expected"):
         PollPolicy(**bad)
 
 
 def test_failure_is_typed_and_carries_everything() -> None:
-    """A failed task raises `TaskFailedError` with id, code and details."""
+    """A failed task raises `TaskFailedError` with its id, code and details."""
     outcome, _, starts = waited(Looks(RUNNING, FAILED))
     assert type(outcome) is kie4o.TaskFailedError
     assert (outcome.task_id, outcome.error_code, outcome.details) == ("t", 500, FAILED)
@@ -115,13 +116,13 @@ def test_failure_is_typed_and_carries_everything() -> None:
 
 @pytest.mark.parametrize(("code", "kind"), [(400, kie4o.ContentPolicyError), (451, kie4o.InputImageError)])
 def test_failures_that_kie_explains_have_classes(code, kind) -> None:
-    """Where Kie says why, the error says so by its class."""
+    """Where Kie names the reason, the error has a class for it."""
     outcome, _, _ = waited(Looks(TaskDetails("t", state=TaskState.FAILED, error_code=code)))
     assert type(outcome) is kind
 
 
-def test_success_without_images_is_looked_at_again_then_an_error_of_its_own() -> None:
-    """The record lags: images that come late are delivered, a lasting void is `NoImagesError`."""
+def test_success_without_images_is_polled_again_and_then_an_error() -> None:
+    """The record lags: images that appear late are returned; if none appear it is `NoImagesError`."""
     late, _, _ = waited(Looks(RUNNING, EMPTY, EMPTY, DONE))
     assert late.urls == DONE.urls
     never, _, starts = waited(Looks(EMPTY))
@@ -131,7 +132,7 @@ def test_success_without_images_is_looked_at_again_then_an_error_of_its_own() ->
 
 
 def test_unknown_task_is_waited_for_and_then_not_found() -> None:
-    """A fresh task may be unknown for 90 s; later it is `TaskNotFoundError`."""
+    """A new task may be unknown for 90 s; after that it is `TaskNotFoundError`."""
     found, _, _ = waited(Looks(*[MISSING] * 10, DONE))
     assert found.urls == DONE.urls
     lost, took, _ = waited(Looks(MISSING))
@@ -139,8 +140,8 @@ def test_unknown_task_is_waited_for_and_then_not_found() -> None:
     assert 90 <= took <= 97
 
 
-def test_stuck_task_times_out_with_its_id_and_can_be_taken_up_again() -> None:
-    """A task that generates for ever ends the wait at the deadline, not before and not later."""
+def test_stuck_task_times_out_with_its_id_and_can_be_waited_for_again() -> None:
+    """A task that never finishes ends the wait at the deadline, not earlier and not later."""
     stuck, took, _ = waited(Looks(RUNNING), timeout=60.0)
     assert type(stuck) is kie4o.TaskTimeoutError
     assert isinstance(stuck, TimeoutError)
@@ -152,12 +153,12 @@ def test_stuck_task_times_out_with_its_id_and_can_be_taken_up_again() -> None:
 
 
 def test_a_look_that_hangs_does_not_delay_the_deadline() -> None:
-    """The deadline holds although a look is under way, and that look is dropped."""
+    """The deadline holds while a look is running, and that look is cancelled."""
     outcome, took, _ = waited(Looks(RUNNING, takes=500.0), timeout=30.0)
     assert (type(outcome), took) == (kie4o.TaskTimeoutError, 30.0)
 
 
-RIDDEN_OUT = [
+RETRIED = [
     kie4o.RateLimitError("slow", code=429),
     kie4o.MaintenanceError("later", code=455),
     kie4o.InternalServerError("oops", code=500),
@@ -174,21 +175,21 @@ FATAL = [
 ]
 
 
-@pytest.mark.parametrize("error", RIDDEN_OUT, ids=lambda error: type(error).__name__)
-def test_errors_of_a_look_are_ridden_out(error) -> None:
-    """A read that fails says nothing about the task: it is repeated, with growing pauses."""
+@pytest.mark.parametrize("error", RETRIED, ids=lambda error: type(error).__name__)
+def test_temporary_errors_of_a_look_are_retried(error) -> None:
+    """A failed look says nothing about the task: it is retried with growing delays."""
     outcome, _, starts = waited(Looks(*[error] * 12, DONE))
     assert outcome.urls == DONE.urls
     assert len(starts) == 13
-    pauses = [b - a for a, b in itertools.pairwise(starts)]
-    assert max(pauses) > 20  # backs off while it keeps failing
+    delays = [b - a for a, b in itertools.pairwise(starts)]
+    assert max(delays) > 20  # it backs off while looks keep failing
     lasting, took, _ = waited(Looks(error), timeout=600.0)
     assert (type(lasting), lasting.task_id, took) == (kie4o.TaskTimeoutError, "t", 600.0)
 
 
 @pytest.mark.parametrize("error", FATAL, ids=lambda error: type(error).__name__)
-def test_errors_that_waiting_cannot_mend_end_it_with_the_id(error) -> None:
-    """A wrong key or an empty balance ends the wait at once, and the error names the paid task."""
+def test_other_errors_of_a_look_end_the_wait_with_the_id(error) -> None:
+    """A wrong key or an empty balance ends the wait at once, and the error has the paid task's id."""
     outcome, _, starts = waited(Looks(RUNNING, error))
     assert type(outcome) is type(error)
     assert outcome is not error
@@ -196,8 +197,8 @@ def test_errors_that_waiting_cannot_mend_end_it_with_the_id(error) -> None:
     assert len(starts) == 2
 
 
-def test_foreign_errors_of_a_look_pass_as_they_are() -> None:
-    """What a user's own look raises reaches whoever waits."""
+def test_foreign_errors_of_a_look_are_raised_unchanged() -> None:
+    """An exception from the user's own `look` is raised by `wait`."""
 
     async def run() -> None:
         poller = TaskPoller(Looks(ZeroDivisionError("mine")), policy=PLAIN)
@@ -208,21 +209,21 @@ def test_foreign_errors_of_a_look_pass_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_updates_hear_every_look(slow: bool) -> None:
-    """`on_update`, plain or awaitable, hears each look in order, the last one too."""
-    heard: list[TaskDetails] = []
+def test_on_update_gets_every_look(slow: bool) -> None:
+    """`on_update`, plain or awaitable, gets the details of each look in order, the last one too."""
+    updates: list[TaskDetails] = []
 
     async def later(details: TaskDetails) -> None:
         await asyncio.sleep(0.1)
-        heard.append(details)
+        updates.append(details)
 
-    outcome, _, _ = waited(Looks(RUNNING, RUNNING, DONE), on_update=later if slow else heard.append)
+    outcome, _, _ = waited(Looks(RUNNING, RUNNING, DONE), on_update=later if slow else updates.append)
     assert outcome.urls == DONE.urls
-    assert heard == [RUNNING, RUNNING, DONE]
+    assert updates == [RUNNING, RUNNING, DONE]
 
 
-def test_watch_ends_with_the_end_and_raises_what_wait_would() -> None:
-    """`watch` yields each look; a failed task is its last item, a time-out is raised."""
+def test_watch_yields_every_look_and_raises_a_timeout() -> None:
+    """A failed task is the last item of `watch`; a time-out is raised."""
 
     async def run() -> tuple[list[TaskDetails], list[TaskDetails]]:
         poller = TaskPoller(Looks(RUNNING, FAILED), policy=PLAIN)
@@ -236,11 +237,11 @@ def test_watch_ends_with_the_end_and_raises_what_wait_would() -> None:
 
     failed, stuck = run_virtual(run())
     assert failed == [RUNNING, FAILED]
-    assert len(stuck) == 4  # taken up by its id: at once, then after 3 and 4.5 s, and 1 s before the deadline
+    assert len(stuck) == 4  # at once, after 3 and 4.5 s more, and 1 s before the deadline
 
 
 def test_ten_waiters_cause_the_looks_of_one() -> None:
-    """Whoever waits for the same task shares its looks and gets an equal result of his own."""
+    """Waiters of one task share its looks, and each gets an equal result."""
 
     async def run():
         looks = Looks(RUNNING, RUNNING, DONE)
@@ -253,8 +254,8 @@ def test_ten_waiters_cause_the_looks_of_one() -> None:
     assert all(result == results[0] for result in results)
 
 
-def test_shared_failure_is_raised_to_each_waiter_as_its_own() -> None:
-    """Waiters of one failure do not share one exception object, whose traceback would grow."""
+def test_each_waiter_gets_an_exception_of_its_own() -> None:
+    """Waiters of one failed look do not share one exception object, whose traceback would grow."""
 
     async def run():
         poller = TaskPoller(Looks(kie4o.AuthenticationError("no", code=401)), policy=PLAIN)
@@ -269,19 +270,19 @@ def test_shared_failure_is_raised_to_each_waiter_as_its_own() -> None:
     st.floats(0, 0.4),
 )
 def test_no_task_is_looked_at_more_than_three_times_in_any_second(steps, takes) -> None:
-    """Whatever callers and callbacks do, looks at one task keep 0.34 s from end to start."""
+    """Whatever callers and callbacks do, 0.34 s pass between the end of a look and the next look."""
 
     async def run() -> Looks:
         looks = Looks(RUNNING, takes=takes)
         poller = TaskPoller(looks, policy=PLAIN)
         waits: list[asyncio.Task] = []
-        for what, pause in steps:
+        for what, delay in steps:
             if what == "notify":
                 poller.notify("t")
             else:
                 coroutine = poller.look("t") if what == "look" else poller.wait("t", timeout=5)
                 waits.append(asyncio.ensure_future(coroutine))
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay)
         await asyncio.gather(*waits, return_exceptions=True)
         await poller.aclose()
         return looks
@@ -291,7 +292,7 @@ def test_no_task_is_looked_at_more_than_three_times_in_any_second(steps, takes) 
 
 
 def test_control_looks_without_pacing_are_seen() -> None:
-    """Control: a caller that looks by itself breaks the limit, and the measure above shows it."""
+    """Control: looks without a poller break the limit, and the same check notices it."""
 
     async def run() -> Looks:
         looks = Looks(RUNNING)
@@ -305,12 +306,12 @@ def test_control_looks_without_pacing_are_seen() -> None:
 
 
 def test_a_callback_is_a_nudge() -> None:
-    """`notify` causes a look at once, confirmed ones say so; nobody waiting is no error."""
+    """`notify` causes a look at once, and the result says so; without a waiter it is no error."""
 
     async def run():
         looks = Looks(RUNNING, DONE)
         poller = TaskPoller(looks, policy=PollPolicy(first=30, maximum=30, jitter=False))
-        assert poller.notify("nobody") is False
+        assert poller.notify("other") is False
         loop = asyncio.get_running_loop()
         start = loop.time()
         wait = asyncio.create_task(poller.wait("t", since=start))
@@ -325,8 +326,8 @@ def test_a_callback_is_a_nudge() -> None:
     assert (result.source, took, starts) == ("callback", 2.0, [1.0, 2.0])
 
 
-def test_trusted_details_settle_without_a_look() -> None:
-    """With its details handed in, a callback ends the wait by itself, with an equal result."""
+def test_trusted_details_end_the_wait_without_a_look() -> None:
+    """A callback whose details are passed on ends the wait with an equal result."""
 
     async def run():
         looks = Looks(RUNNING)
@@ -340,8 +341,8 @@ def test_trusted_details_settle_without_a_look() -> None:
     assert (result.urls, result.source, looks.starts) == (DONE.urls, "callback", [])
 
 
-def test_one_look_is_shared_and_raises_what_it_met() -> None:
-    """`look` joins a look that is under way and passes a failed read on, without giving up others."""
+def test_one_look_is_shared_and_raises_its_error() -> None:
+    """`look` shares a look that is running and raises its error; a `wait` for the task goes on."""
 
     async def run():
         looks = Looks(kie4o.InternalServerError("oops", code=500), DONE, takes=1.0)
@@ -358,7 +359,7 @@ def test_one_look_is_shared_and_raises_what_it_met() -> None:
 
 
 def test_a_thousand_waiters_and_bounded_looks() -> None:
-    """However many tasks wait, only so many looks are under way at once, and all get theirs."""
+    """However many tasks wait, only 64 looks run at a time, and each task gets its look."""
     at_once = most = 0
 
     async def look(task_id: str) -> TaskDetails:
@@ -380,7 +381,7 @@ def test_a_thousand_waiters_and_bounded_looks() -> None:
 
 
 def test_leaving_early_leaves_nothing() -> None:
-    """Cancelled waits, abandoned watches and closed pollers leave no look, no timer and no task."""
+    """Cancelled waits, abandoned watches and closed pollers leave no look and no asyncio task."""
 
     async def run() -> None:
         looks = Looks(RUNNING, takes=1.0)
@@ -409,16 +410,16 @@ def test_leaving_early_leaves_nothing() -> None:
     run_virtual(run())
 
 
-# -- what the poller tells the learned pace -----------------------------------------------------------
+# -- what the learned pace learns ---------------------------------------------------------------------
 
 EPOCH = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 
 
 class Service:
-    """Tasks that end at a set age; their records tell when, in whole seconds, if `telling`."""
+    """Tasks that finish at a set age; their records have the times, in whole seconds, if `recording`."""
 
-    def __init__(self, *, telling: bool = True) -> None:
-        self.telling = telling
+    def __init__(self, *, recording: bool = True) -> None:
+        self.recording = recording
         self.ends: dict[str, float] = {}
         self.durations: dict[str, float] = {}
         self.looks: dict[str, list[float]] = {}
@@ -441,20 +442,20 @@ class Service:
             state=TaskState.SUCCEEDED,
             urls=DONE.urls,
             progress=1.0,
-            created_at=EPOCH if self.telling else None,
-            completed_at=EPOCH + took if self.telling else None,
+            created_at=EPOCH if self.recording else None,
+            completed_at=EPOCH + took if self.recording else None,
         )
 
 
 def durations(count: int, about: float) -> list[float]:
-    """So many durations within a second of `about`, without chance."""
+    """This many durations within a second of `about`, always the same."""
     return [about - 1 + 2 * (number * 0.618 % 1) for number in range(count)]
 
 
 async def finish(
     poller: TaskPoller, service: Service, duration: float, *, expecting: bool = False
 ) -> tuple[list[float], float]:
-    """Submit a task and wait for it: the ages at its looks, and how late its end was seen."""
+    """Submit a task and wait for it: its ages at the looks, and how late the last look was."""
     since = asyncio.get_running_loop().time()
     task_id = service.submit(duration)
     await poller.wait(task_id, since=since, expecting=expecting)
@@ -462,13 +463,13 @@ async def finish(
     return ages, ages[-1] - duration
 
 
-@pytest.mark.parametrize("telling", [True, False])
-def test_ends_are_learned_from(telling: bool) -> None:
-    """After 25 tasks of about 30 s the next need far fewer looks than by back-off, and are seen sooner;
-    records that do not tell when help a little less."""
+@pytest.mark.parametrize("recording", [True, False])
+def test_finished_tasks_are_learned_from(recording: bool) -> None:
+    """After 25 tasks of about 30 s, the next ones need far fewer looks than with back-off and are seen
+    sooner, also if records have no times."""
 
     async def run(policy: PollPolicy) -> tuple[float, float]:
-        service = Service(telling=telling)
+        service = Service(recording=recording)
         poller = TaskPoller(service, policy=policy)
         for duration in durations(25, 30):
             await finish(poller, service, duration)
@@ -484,7 +485,7 @@ def test_ends_are_learned_from(telling: bool) -> None:
 
 
 def test_many_tasks_at_once_are_learned_from() -> None:
-    """It makes no difference whether the tasks that are learned from ran one by one or together."""
+    """Tasks that ran at the same time are learned from as well as tasks that ran one by one."""
 
     async def run() -> int:
         service = Service()
@@ -499,9 +500,9 @@ def test_many_tasks_at_once_are_learned_from() -> None:
 
 
 @pytest.mark.parametrize("fate", ["failed", "fatal", "empty", "timed out", "left"])
-def test_what_did_not_end_well_is_no_news_of_when_tasks_end(fate: str) -> None:
-    """A wait that ends by its own time-out, by a fatal error, without images or by leaving teaches
-    nothing; a failed task has ended, and counts."""
+def test_a_wait_without_final_details_teaches_nothing(fate: str) -> None:
+    """A wait that ends by a time-out, by an error of a look, without images or by leaving does not
+    change the pace. A failed task has finished, and counts."""
 
     async def run() -> tuple[list[float], list[float]]:
         service = Service()
@@ -542,10 +543,10 @@ def test_what_did_not_end_well_is_no_news_of_when_tasks_end(fate: str) -> None:
         assert after == before
 
 
-@pytest.mark.parametrize("telling", [True, False])
-def test_a_task_taken_up_by_its_id_is_paced_by_back_off_and_spoils_nothing(telling: bool) -> None:
-    """Nobody knows its age: it is looked at now, then after 3, 4.5 and 5 s; and what was learned stays,
-    for all that the time from then to its end says nothing."""
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_task_of_unknown_age_is_polled_by_back_off_and_spoils_nothing(recording: bool) -> None:
+    """A task that is only known by its id is polled at once, then after 3, 4.5 and 5 s. How long it
+    was waited for does not change what was learned."""
 
     async def run() -> tuple[list[float], list[float]]:
         loop = asyncio.get_running_loop()
@@ -554,15 +555,15 @@ def test_a_task_taken_up_by_its_id_is_paced_by_back_off_and_spoils_nothing(telli
         for duration in durations(25, 30):
             await finish(poller, service, duration)
         before, _ = await finish(poller, service, 30)
-        service.telling = telling
+        service.recording = recording
         for duration in durations(25, 30):
             task_id = service.submit(duration)
             await asyncio.sleep(duration - 15)
-            taken_up = loop.time()
+            began = loop.time()
             await poller.wait(task_id)
-            ages = [at - taken_up for at in service.looks[task_id]]
-            assert ages == pytest.approx([0.0, 3.0, 7.5, 12.5, 17.5], abs=0.01)
-        service.telling = True
+            times = [at - began for at in service.looks[task_id]]
+            assert times == pytest.approx([0.0, 3.0, 7.5, 12.5, 17.5], abs=0.01)
+        service.recording = True
         after, late = await finish(poller, service, 30)
         assert late <= 1.5
         await poller.aclose()
@@ -573,9 +574,9 @@ def test_a_task_taken_up_by_its_id_is_paced_by_back_off_and_spoils_nothing(telli
     assert after[0] == pytest.approx(before[0], abs=1.5)
 
 
-def test_the_safety_net_under_callbacks_is_spread_by_what_is_usual() -> None:
-    """With a callback expected the first look comes after 60 s, or at twice the usual duration once a
-    few tasks have ended."""
+def test_the_first_look_of_the_safety_net_depends_on_the_usual_duration() -> None:
+    """While a callback is expected the first look is after 60 s, or after twice the usual duration once
+    a few tasks have finished."""
 
     async def run(known: int, policy: PollPolicy) -> float:
         service = Service()
@@ -592,34 +593,40 @@ def test_the_safety_net_under_callbacks_is_spread_by_what_is_usual() -> None:
     assert run_virtual(run(20, PLAIN)) == pytest.approx(60)
 
 
-# -- near the end, and in odd moments --------------------------------------------------------------------
+# -- near the deadline, and at odd moments ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", [PLAIN, PollPolicy.adaptive()])
 def test_a_last_look_comes_before_the_deadline(policy: PollPolicy) -> None:
-    """A callback is expected and never comes, and the safety net's first look lies past the deadline:
-    nobody is told that a task has not ended which nobody looked at."""
+    """A callback is expected and does not arrive, and the safety net's first look would be after the
+    deadline: there is a look shortly before it, so no wait times out without one."""
     outcome, took, starts = waited(Looks(DONE), policy=policy, timeout=45.0, expecting=True)
     assert outcome.urls == DONE.urls
     assert took == 44.0
     assert starts == [44.0]
 
 
-def test_a_task_that_was_seen_is_not_given_up_for_one_odd_answer() -> None:
-    """Running at 94 s, unknown to Kie in the next look, and then done."""
+def test_a_task_that_was_seen_running_may_be_missing_once() -> None:
+    """A task that runs at 94 s, is unknown to Kie in the next look and then succeeds is no error."""
     outcome, _, _ = waited(Looks(*[RUNNING] * 20, MISSING, RUNNING, DONE))
     assert outcome.urls == DONE.urls
 
 
-def test_a_timeout_says_that_the_looks_failed() -> None:
+def test_a_timeout_says_how_to_resume_and_why_the_last_look_failed() -> None:
+    """The message has the task's id and the call to resume; it ends with the error of the last look."""
     outcome, _, _ = waited(Looks(kie4o.APIConnectionError("no answer from here")), timeout=20.0)
     assert isinstance(outcome, kie4o.TaskTimeoutError)
-    assert "the last look failed: no answer from here" in str(outcome)
+    assert str(outcome) == (
+        "timed out waiting for task t; it is still running: call client.wait('t') to resume "
+        "(the last status check failed: no answer from here)"
+    )
     outcome, _, _ = waited(Looks(kie4o.APIConnectionError("no answer from here"), RUNNING), timeout=20.0)
     assert "failed" not in str(outcome)
 
 
 def test_a_look_that_is_slow_to_be_cancelled_hides_no_deadline() -> None:
+    """The wait times out although its look has not ended."""
+
     async def look(task_id: str) -> TaskDetails:
         try:
             await asyncio.Event().wait()
@@ -639,6 +646,7 @@ def test_a_look_that_is_slow_to_be_cancelled_hides_no_deadline() -> None:
 
 
 def test_a_trusted_callback_during_a_look_leaves_no_look_behind() -> None:
+    """The look that is running is cancelled, and none follows it."""
     looks = Looks(RUNNING, takes=0.1)
 
     async def run() -> None:
@@ -654,9 +662,9 @@ def test_a_trusted_callback_during_a_look_leaves_no_look_behind() -> None:
     run_virtual(run())
 
 
-def test_one_look_does_not_take_the_word_of_a_callback_from_who_waits_later() -> None:
-    """The callback came before anybody waited, and one look confirmed it: the wait that begins then
-    looks at once, not at the pace of the safety net."""
+def test_one_look_leaves_an_early_callback_for_a_later_wait() -> None:
+    """A callback arrives before any wait, and one look is made: a wait that begins after that looks at
+    once, not at the pace of the safety net."""
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -673,6 +681,8 @@ def test_one_look_does_not_take_the_word_of_a_callback_from_who_waits_later() ->
 
 
 def test_an_unusable_timeout_spoils_nothing() -> None:
+    """A wait that fails with `TypeError` leaves no watch behind."""
+
     async def run() -> None:
         poller = TaskPoller(Looks(DONE), policy=PLAIN)
         with pytest.raises(TypeError):
@@ -683,8 +693,8 @@ def test_an_unusable_timeout_spoils_nothing() -> None:
     run_virtual(run())
 
 
-def test_who_joins_later_gets_a_last_look_too() -> None:
-    """The next look is planned for the end of the first one's patience; a second one has less."""
+def test_a_waiter_that_joins_later_gets_a_last_look_too() -> None:
+    """The next look is planned for the first waiter; a second one has an earlier deadline."""
     looks = Looks(DONE)
 
     async def run() -> float:
