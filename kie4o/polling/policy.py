@@ -105,7 +105,7 @@ class PollPolicy:
         delays = SAFETY_NET if safety_net else self._delays
         delay = delays[min(looks, len(delays) - 1)]
         if self.jitter:
-            delay *= 1 - _JITTER + 2 * _JITTER * chance
+            delay *= 1 + _JITTER * (2 * chance - 1)
         return max(delay, GAP)
 
     def _back_off(self) -> tuple[float, ...]:

@@ -36,7 +36,7 @@ from .schedule import Schedule
 from .watches import NEVER, NOW, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
 
 Look = Callable[[str], Awaitable[TaskDetails]]
-Timeout = float | EllipsisType | None  # seconds; None waits for ever, ... is the default of the poller
+Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... is the default of the poller
 
 GRACE = 90.0  # seconds during which a task that Kie does not know may still appear
 EMPTY_LOOKS = 5  # looks at a success without images before it is taken as final: the record lags
@@ -57,7 +57,7 @@ class TaskPoller:
             error ends the wait.
         policy: When to poll; None is `PollPolicy()`, plain exponential back-off. Two looks at one task
             are never closer than 0.34 s (Kie's record-info page: 3 queries per second per task).
-        timeout: Seconds that a wait takes at most unless it has its own; None waits for ever.
+        timeout: Seconds that a wait takes at most unless it has its own; None waits without limit.
         look_timeout: Seconds after which one look is cancelled and tried again later.
         chance: Returns a random number from 0 to 1, for jitter.
     """
@@ -100,7 +100,7 @@ class TaskPoller:
 
         Args:
             task_id: The task to wait for.
-            timeout: Seconds; None waits for ever. The default is the poller's.
+            timeout: Seconds; None waits without limit. The default is the poller's.
             on_update: Called with the details of each look, and awaited if it returns an awaitable.
             since: The event loop's time at the submit, if it is known.
             expecting: A callback is expected, so looks are rare. They return to their usual pace if
@@ -123,9 +123,15 @@ class TaskPoller:
     async def watch(
         self, task_id: str, *, timeout: Timeout = ..., since: float | None = None
     ) -> AsyncGenerator[TaskDetails]:
-        """Yield the details of each look until they are final.
+        """Yield the details of each look until they are final. Those of a failed task are the last item.
 
-        A failed task is the last item. Other errors are raised as by `wait`, and arguments are the same.
+        Args:
+            task_id: The task to watch.
+            timeout: As for `wait`.
+            since: As for `wait`.
+
+        Raises:
+            NoImagesError, TaskNotFoundError, TaskTimeoutError: As for `wait`.
         """
         listener = self._join(Listener, task_id, timeout=timeout, since=since)
         try:
@@ -138,9 +144,12 @@ class TaskPoller:
             self.leave(listener)
 
     async def look(self, task_id: str) -> TaskDetails:
-        """Check the status of the task once, as soon as Kie's limit per task allows.
+        """Check the status of a task once, as soon as Kie's limit per task allows.
 
         It shares a look that is running. Raises the error of the look.
+
+        Args:
+            task_id: The task to check.
         """
         one = self._join(OneLook, task_id, timeout=None)
         self._look_soon(one.watch)
@@ -150,10 +159,14 @@ class TaskPoller:
             self.leave(one)
 
     def notify(self, task_id: str, details: TaskDetails | None = None) -> bool:
-        """Report that a callback about this task has arrived: the poller looks at it now.
+        """Report that a callback about a task has arrived: the poller looks at the task now.
 
-        If the callback's `details` are given and final, they are trusted instead. Returns whether
-        the task is waited for; if it is not, its next wait begins with a look.
+        Args:
+            task_id: The task that the callback names.
+            details: What the callback says. If it is final, it is trusted, and there is no look.
+
+        Returns:
+            Whether the task is waited for. If it is not, its next wait begins with a look.
         """
         self._missed_callbacks = 0
         watch = self._watches.get(task_id)
@@ -172,12 +185,16 @@ class TaskPoller:
         return True
 
     def waits_for(self, task_id: str) -> bool:
-        """Whether this task is waited for."""
+        """Whether a task is waited for.
+
+        Args:
+            task_id: The task.
+        """
         return task_id in self._watches
 
     @property
     def timeout(self) -> float | None:
-        """The default time-out of a wait, in seconds; None waits for ever."""
+        """The default time-out of a wait, in seconds; None waits without limit."""
         return self._timeout
 
     @property
@@ -205,10 +222,15 @@ class TaskPoller:
         since: float | None = None,
         expecting: bool = False,
     ) -> Waiter:
-        """Begin to wait, with the arguments of `wait`, and return a future of the last details.
+        """Begin to wait, and return a future of the last details. The caller has to call `leave` in the end.
 
-        With `on_update` it is a `Listener`, whose `forward_updates` has to be awaited too. The caller
-        has to call `leave` in the end.
+        Args:
+            task_id: As for `wait`.
+            timeout: As for `wait`.
+            on_update: As for `wait`. The future is then a `Listener`, whose `forward_updates` has to be
+                awaited as well.
+            since: As for `wait`.
+            expecting: As for `wait`.
         """
         if on_update is None:
             return self._join(Waiter, task_id, timeout=timeout, since=since, expecting=expecting)
@@ -255,7 +277,11 @@ class TaskPoller:
         return watch
 
     def leave(self, waiter: Waiter) -> None:
-        """Stop waiting. The last waiter of a task ends its watch and cancels its look."""
+        """Stop waiting. The last waiter of a task ends its watch and cancels its look.
+
+        Args:
+            waiter: What `join` returned.
+        """
         watch = waiter.watch
         if not waiter.cancel() and not waiter.cancelled():
             waiter.exception()  # retrieved, also if the caller was cancelled in the same tick

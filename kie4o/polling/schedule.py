@@ -54,6 +54,7 @@ class Schedule:
         self._running: dict[Watch, float] = {}  # when each look started; the oldest first
         self._cancelled: set[asyncio.Task[None]] = set()  # looks that have not ended yet
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = NEVER  # kept here, because the handles of uvloop may have no `when`
         self._closed = False
         self.loop: asyncio.AbstractEventLoop  # set by the poller at each wait
 
@@ -138,15 +139,16 @@ class Schedule:
 
     def _arm(self, at: float) -> None:
         """Tick at this time, if not earlier."""
+        if self._closed or self._timer_at <= at:
+            return
         if self._timer is not None:
-            if self._timer.when() <= at:
-                return
             self._timer.cancel()
-        if not self._closed:
-            self._timer = self.loop.call_at(at, self._tick)
+        self._timer, self._timer_at = self.loop.call_at(at, self._tick), at
 
     def _tick(self) -> None:
-        now = self.loop.time()
+        # A loop may call early: uvloop rounds to milliseconds. What the timer was set for is due now, since
+        # a timer for the rest of the millisecond would be rounded to 0 and fire again and again.
+        now = max(self.loop.time(), self._timer_at)
         while self._times and self._times[0] <= now:
             time = heapq.heappop(self._times)
             for watch in self._watches_at.pop(time):
@@ -158,7 +160,7 @@ class Schedule:
                     self._stale -= 1
         self._cancel_slow_looks(now)
         self._grant(now)
-        self._timer = None
+        self._timer, self._timer_at = None, NEVER
         self._arm_for_next()
 
     def _arm_for_next(self) -> None:

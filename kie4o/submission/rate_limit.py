@@ -67,13 +67,11 @@ class SlidingWindow:
 
 
 class LocalSlot:
-    """A slot of the limiter in this process."""
-
-    __slots__ = ("_limiter", "good_until")
+    """A slot of the limiter in this process. It has no state of its own, so one object serves for all."""
 
     def __init__(self, limiter: RateLimiter) -> None:
         self._limiter = limiter
-        self.good_until = float("inf")  # no other process can take it over
+        self.good_until: float = float("inf")  # no other process can take it over
 
     def release(self, *, counted: bool) -> None:
         """`counted` unless the request was provably not sent."""
@@ -89,12 +87,14 @@ class RateLimiter:
 
     limit: RateLimit
     _window: SlidingWindow = attrs.field(init=False)
+    _slot: LocalSlot = attrs.field(init=False)
     _waiters: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
     _loop: asyncio.AbstractEventLoop = attrs.field(init=False)  # of those who acquire now
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self._window = SlidingWindow(self.limit)
+        self._slot = LocalSlot(self)
 
     @property
     def waiting(self) -> int:
@@ -116,7 +116,7 @@ class RateLimiter:
         self._loop = asyncio.get_running_loop()
         if self._waiters or not self._window.take(self._loop.time()):
             await self._granted(front)
-        return LocalSlot(self)
+        return self._slot
 
     async def _granted(self, front: bool) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()

@@ -160,7 +160,7 @@ class Submissions:
            or of the loop. What is known by then is recorded.
         """
         try:
-            stored = await self._claim(submit, resubmit)
+            stored = await self._claim(submit, resubmit) if submit.entry.keyed else submit.entry
             if not resubmit.allows(stored.state):
                 if stored.task_id is None:
                     raise unknown_error(stored, "an earlier submit under this key")
@@ -173,16 +173,15 @@ class Submissions:
             if not submit.called_off and not self._drained:
                 raise
         finally:
-            await self._ledger.release(submit.entry.key)
+            if submit.entry.keyed:
+                await self._ledger.release(submit.entry.key)
         if submit.called_off:
             raise submit.called_off_error()
         return Submitted(submit.entry, reason="the client was closed before the response arrived")
 
     async def _claim(self, submit: PendingSubmit, resubmit: Resubmit) -> Entry:
-        """What is stored under the key; without a key nothing can be."""
+        """What is stored under the caller's key. Raises `KeyConflictError` if it is for another request."""
         entry = submit.entry
-        if not entry.keyed:
-            return entry
         stored = submit.previous = await self._ledger.claim(entry, resubmit.states)
         if stored.state is not EntryState.PLANNED and stored.fingerprint != entry.fingerprint:
             raise key_conflict(stored.key)

@@ -28,6 +28,7 @@ CREDITS = Endpoint("GET", "/api/v1/chat/credit")  # common API page: credits
 UPLOAD_STREAM = Endpoint("POST", "/api/file-stream-upload", uploads=True)
 UPLOAD_BASE64 = Endpoint("POST", "/api/file-base64-upload", uploads=True)
 UPLOAD_FROM_URL = Endpoint("POST", "/api/file-url-upload", uploads=True)
+ENDPOINTS = (SUBMIT, DETAILS, DOWNLOAD_URL, CREDITS, UPLOAD_STREAM, UPLOAD_BASE64, UPLOAD_FROM_URL)
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _CALLBACK_URL = "callBackUrl"  # the only name of the generate page that is not plain camelCase

@@ -1,4 +1,4 @@
-"""Turns among many waiting tasks: the rate, fairness, deadlines and slow looks; in virtual time."""
+"""Turns among many waiting tasks: rate, fairness, deadlines, slow looks and other event loops."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import bisect
 import itertools
 import random
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
-from clocks import run_virtual
+from clocks import VirtualLoop, run_virtual
 
 import kie4o
 from kie4o import PollPolicy, TaskDetails, TaskPoller, TaskState
@@ -531,3 +532,116 @@ def test_closing_waits_for_looks_that_are_slow_to_be_cancelled() -> None:
     begun, ended = run_virtual(run())
     assert sorted(begun) == sorted(ended)
     assert len(begun) <= 65  # as many as may run at a time, and one in place of the one that left
+
+
+# -- other event loops -------------------------------------------------------------------------------
+
+
+class Handle:
+    """What `call_at` has to return: something that can be cancelled."""
+
+    _source_traceback = None  # asyncio's own `call_later` asks for it
+
+    def __init__(self, handle: asyncio.TimerHandle) -> None:
+        self.cancel = handle.cancel
+
+
+class PlainLoop(VirtualLoop):
+    """A loop whose handles have no `when`, and whose timers are rounded to milliseconds, as uvloop's."""
+
+    def call_at(self, when: float, *arguments, **more) -> Handle:
+        return Handle(super().call_at(max(round(when, 3), self.time()), *arguments, **more))
+
+
+def uvloop_or_skip() -> asyncio.AbstractEventLoop:
+    if sys.platform == "win32":
+        pytest.skip("uvloop does not run on Windows")
+    return pytest.importorskip("uvloop").new_event_loop()
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "plain": PlainLoop,
+    "uvloop": uvloop_or_skip,
+}
+
+
+@pytest.mark.parametrize("make_loop", LOOPS.values(), ids=LOOPS)
+def test_the_schedule_works_on_every_loop(monkeypatch, make_loop) -> None:
+    """Of 300 tasks a third succeeds and a third gets a callback; the others are stuck and time out, also
+    one whose look hangs. The timer fires at most twice per look."""
+    ticks = 0
+    tick = Schedule._tick
+
+    def counted(self) -> None:
+        nonlocal ticks
+        ticks += 1
+        assert ticks < 10_000
+        tick(self)
+
+    monkeypatch.setattr(Schedule, "_tick", counted)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        done, called, stuck = names(100, "done"), names(100, "called"), names(100, "stuck")
+        looks = Looks(hang=stuck[:1])
+        policy = PollPolicy(first=0.34, maximum=0.4, looks_per_second=1e4)
+        poller = TaskPoller(looks, policy=policy, timeout=2.0, look_timeout=5.0)
+
+        async def outcome(task_id: str) -> tuple[str, float]:
+            start = loop.time()
+            try:
+                result = await poller.wait(task_id, since=start, expecting=task_id in called)
+            except kie4o.TaskTimeoutError:
+                return "timeout", loop.time() - start
+            return result.source, loop.time() - start
+
+        waits = asyncio.gather(*map(outcome, done + called + stuck))
+        await asyncio.sleep(0.3)
+        looks.done.update(done + called)
+        for task_id in called:
+            assert poller.notify(task_id)
+        outcomes = await asyncio.wait_for(waits, 20)
+        assert Counter(how for how, _ in outcomes) == {"poll": 100, "callback": 100, "timeout": 100}
+        assert all(took >= 1.99 for how, took in outcomes if how == "timeout")
+        assert poller.waiting == 0
+        await poller.aclose()
+        await asyncio.sleep(0)
+        assert look_tasks() == []
+        assert ticks <= 2 * len(looks.begun) + len(outcomes)
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(run())
+
+
+def test_a_timer_that_is_early_is_not_set_again() -> None:
+    """A loop may call up to half a millisecond early: the look that the timer was set for begins then,
+    and the timer does not fire over and over until its time has come."""
+    ticks = 0
+
+    class Ticking(Schedule):
+        def _tick(self) -> None:
+            nonlocal ticks
+            ticks += 1
+            assert ticks < 10
+            super()._tick()
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        started: list[float] = []
+        schedule = Ticking(
+            lambda watch: started.append(loop.time()),
+            lambda watch, now: None,
+            per_second=1e6,
+            look_timeout=30.0,
+        )
+        schedule.loop = loop
+        now = loop.time()
+        schedule.plan(Watch("t", now), now + 1.0004, now)
+        await asyncio.sleep(1.5)
+        schedule.close()
+        return started[0] - now
+
+    with asyncio.Runner(loop_factory=PlainLoop) as runner:
+        assert runner.run(run()) == pytest.approx(1.0, abs=1e-6)
+    assert ticks == 1
