@@ -1,7 +1,7 @@
 """kie4o: one await turns a prompt into images; ten thousand run side by side without paying twice.
 
-This root is the list of promises: every name below is public, everything else is machinery. Names
-are loaded when they are first used, so that `kie4o.callbacks` needs no aiohttp.
+The names in `__all__` are public; everything else is internal. They are loaded on first use, so that
+`kie4o.callbacks` needs no aiohttp.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .arguments import OnUnknown
     from .callbacks import parse_callback, sign_callback
+    from .callbacks.receiving import CallbackReceiver
     from .client import AsyncKieClient
     from .details import TaskDetails, TaskState
     from .errors import (
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncKieClient": "client",
+    "CallbackReceiver": "callbacks.receiving",
     "Entry": "stores.store",
     "EntryState": "stores.store",
     "Store": "stores.store",
@@ -95,6 +97,7 @@ __all__ = [
     "BadRequestError",
     "Callback",
     "CallbackError",
+    "CallbackReceiver",
     "Completion",
     "ConfigurationError",
     "ContentPolicyError",

@@ -201,8 +201,8 @@ class Batch:
         if error is not None and _stops(error):
             self._halt(copy.copy(error), f"the batch stopped: {error}")
         elif self._unknown >= MAX_UNKNOWN:
-            sentence = f"the batch stopped: {MAX_UNKNOWN} submits in a row have an unknown outcome"
-            self._halt(SubmissionUnknownError(sentence), sentence)
+            message = f"the batch stopped: {MAX_UNKNOWN} submits in a row have an unknown outcome"
+            self._halt(SubmissionUnknownError(f"{message}; check kie.ai/logs"), message)
 
     def _halt(self, error: KieError, reason: str) -> None:
         error.add_note("No further requests were submitted; run the same batch again to continue.")
@@ -283,7 +283,7 @@ def _replayed(item: Item, entry: Entry) -> Completion:
         if item.request is None or entry.fingerprint != fingerprint(item.request):
             raise key_conflict(item.key)
         if entry.details is None:
-            raise unknown_error(entry, "an earlier run")
+            raise unknown_error(entry, "from an earlier run")
         result = result_of(entry.details, "store", entry.request.n_variants)
         return _completion(item, result=result, replayed=True)
     except KieError as error:

@@ -1,4 +1,4 @@
-"""The verbs: what a program does with Kie. Each is a few lines over the rooms below.
+"""The public client. Each method is a few lines over the packages below.
 
 The client owns everything it starts (submits, polls, sessions) and closes it. It can be created inside or
 outside a running loop, opens nothing before the first call, and belongs to the loop of that first call.
@@ -32,8 +32,7 @@ from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
 from .errors import KieError, client_closed, invalid
 from .files.transfers import Files
-from .lifecycle import Lifecycle
-from .lifecycle import task_id_of as task_id_in
+from .lifecycle import Lifecycle, known_task_id
 from .models import (
     Callback,
     Completion,
@@ -75,7 +74,7 @@ class AsyncKieClient:
         base_url: Default: KIE_BASE_URL, then Kie's API host. It must be https unless it is loopback.
         upload_url: Default: KIE_UPLOAD_URL, then Kie's upload host, or `base_url` if that is loopback.
         timeout: Seconds for one HTTP exchange; an upload may take 300.
-        wait_timeout: Seconds from the submit of a task to its end; None waits without limit.
+        wait_timeout: Seconds that a wait for a task may take; None waits without limit.
         max_in_flight: How many tasks of `generate` may be between submit and end at once.
         rate_limit: How many new tasks may start in any window. Kie admits 20 per 10 s to an account.
         poll: When to poll. Default: learned from finished tasks (`PollPolicy.adaptive()`); plain exponential
@@ -195,7 +194,7 @@ class AsyncKieClient:
         resubmit = resubmit_of(on_unknown, retry_failed)
         await self._ready()
         submitted = await self._lifecycle.submit(checked, key, resubmit)
-        task_id = task_id_in(submitted.entry)
+        task_id = known_task_id(submitted.entry)
         return ImageTask(self._lifecycle, task_id, request=checked, since=submitted.since)
 
     async def generate(
@@ -218,8 +217,8 @@ class AsyncKieClient:
             request: A prompt, or an `ImageRequest`.
             key: Your idempotency key. The same request under the same key is paid once, for as long as the
                 store remembers it; after success the stored result is returned.
-            timeout: Seconds from the submit; None waits without limit, the default is the client's
-                `wait_timeout`. Waiting for a turn is not counted.
+            timeout: Seconds from the response to the submit; None waits without limit, the default is the
+                client's `wait_timeout`. Waiting for a turn is not counted.
             on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
                 An exception from it ends the wait.
             on_unknown: If an earlier submit under the key has an unknown outcome: ``"hold"`` raises
@@ -361,7 +360,7 @@ class AsyncKieClient:
             source: A path, bytes, or a file opened in binary mode, which is read from its position and
                 stays open. Not empty, and at most 100 MiB.
             name: The file name at Kie; by default that of the source, if it has one.
-            path: The folder at Kie. A file with the same `path` and `name` is overwritten.
+            path: The folder at Kie. A file with the same `path` and `name` is replaced.
 
         Raises:
             InvalidRequestError: The source cannot be read, is empty or too large; nothing was sent.
@@ -521,7 +520,7 @@ class AsyncKieClient:
         return f"<AsyncKieClient {'closed' if self._closed else 'open'}>"
 
     async def _ready(self) -> None:
-        """Called before every verb: open on first use, refuse after closing or in another loop."""
+        """Called before every public method: open on first use, refuse after closing or in another loop."""
         if self._closed:
             raise client_closed()
         loop = asyncio.get_running_loop()
@@ -550,7 +549,9 @@ class AsyncKieClient:
     async def _close_store(self) -> None:
         async with self._opening:
             if self._opened:  # by this client; another one may have the store open
-                async with contextlib.AsyncExitStack() as steps:
-                    steps.push_async_callback(self._store.aclose)
-                    steps.push_async_callback(self._ledger.aclose)
-                self._opened = False
+                try:
+                    async with contextlib.AsyncExitStack() as steps:
+                        steps.push_async_callback(self._store.aclose)
+                        steps.push_async_callback(self._ledger.aclose)
+                finally:
+                    self._opened = False  # also after a cancellation: another client may open the store now

@@ -67,20 +67,20 @@ class Lifecycle:
             submitted = await self._submitted(request, key, permit, resubmit)
             if submitted.entry.task_id is None:
                 submitted, timeout = await self._named(submitted, timeout)
-            return await self.result_of(submitted, timeout, on_update)
+            return await self.wait_for_result(submitted, timeout, on_update)
 
     async def resume(self, entry: Entry) -> ImageResult:
         """Wait for what an earlier run submitted.
 
         If its response was lost, a callback may have named the task.
         """
-        submitted = Submitted(entry, reason="an earlier run")
+        submitted = Submitted(entry, reason="from an earlier run")
         if entry.task_id is None:
             submitted = await self._named_by_callback(submitted.unknown_error())
         with await self.permits.acquire():
-            return await self.result_of(submitted, ..., None)
+            return await self.wait_for_result(submitted, ..., None)
 
-    async def result_of(
+    async def wait_for_result(
         self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None
     ) -> ImageResult:
         """The result of what was submitted now, or long ago under the same key."""
@@ -88,7 +88,7 @@ class Lifecycle:
         if entry.details is not None:
             return result_of(entry.details, "store", entry.request.n_variants)
         try:
-            return await self.wait(task_id_of(entry), timeout, on_update, submitted.since, entry.request)
+            return await self.wait(known_task_id(entry), timeout, on_update, submitted.since, entry.request)
         except BaseException as error:  # whatever interrupts the wait, the error names the paid task
             if isinstance(error, KieError):
                 error.task_id = error.task_id or entry.task_id
@@ -169,7 +169,7 @@ class Lifecycle:
             return await self._named_by_callback(error)
 
     async def _named_by_callback(self, unknown: SubmissionUnknownError) -> Submitted:
-        """What a stored callback says of an unknown outcome; otherwise the error is raised."""
+        """The task that a stored callback names; otherwise `unknown` is raised."""
         try:
             entry = await self.delivery.named_task(unknown.ref or "")
         except StoreError as error:
@@ -179,7 +179,7 @@ class Lifecycle:
         return Submitted(entry)
 
     async def _named(self, submitted: Submitted, timeout: Timeout) -> tuple[Submitted, Timeout]:
-        """Wait for the callback that names the task, and return what is left of the time-out."""
+        """Wait for the callback that names the task, and return what is left of the timeout."""
         if not self.expects_callback(submitted.entry.request):
             raise submitted.unknown_error()
         limit = self.poller.timeout if timeout is ... else timeout
@@ -192,7 +192,7 @@ class Lifecycle:
         if until is None:
             return Submitted(entry), None
         left = until - asyncio.get_running_loop().time()
-        return Submitted(entry), max(0.001, left)  # 0 is not a time-out
+        return Submitted(entry), max(0.001, left)  # 0 is not a timeout
 
 
 def variants_of(request: ImageRequest | None) -> int | None:
@@ -200,8 +200,8 @@ def variants_of(request: ImageRequest | None) -> int | None:
     return None if request is None else request.n_variants
 
 
-def task_id_of(entry: Entry) -> str:
+def known_task_id(entry: Entry) -> str:
     """The task id of an entry that must have one."""
     if entry.task_id is None:
-        raise KieError(f"the store has no task id under key {entry.key!r}", key=entry.key)
+        raise KieError(f"the store has no task id under key {entry.key!r}; check kie.ai/logs", key=entry.key)
     return entry.task_id

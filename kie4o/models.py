@@ -1,6 +1,7 @@
-"""The values that callers meet: frozen, keyword-only after the first field, checked when they are created.
+"""The values that callers pass and receive: frozen, keyword-only after the first field, checked when
+created.
 
-How a value travels is `wire`'s business. Durations are seconds.
+`wire` turns them into bytes and back. Durations are seconds.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _url(_: object, field: attrs.Attribute[Any], value: object) -> None:
 
 def _urls(_: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
     if len(value) > MAX_FILES:
-        raise invalid(field.name, f"{len(value)} URLs", f"at most {MAX_FILES} URLs")
+        raise invalid(field.name, [*value[:1], "..."], f"at most {MAX_FILES} URLs, got {len(value)}")
     for index, url in enumerate(value):
         _check_url(f"{field.name}[{index}]", url)
 
@@ -289,6 +290,6 @@ class RateLimit:
 
     def __attrs_post_init__(self) -> None:
         if type(self.limit) is not int or self.limit < 1:
-            raise invalid_setting("limit", self.limit, "a positive integer")
+            raise invalid_setting("RateLimit.limit", self.limit, "a positive integer")
         if type(self.per) not in (int, float) or not 0 < self.per < float("inf"):
-            raise invalid_setting("per", self.per, "a positive number of seconds")
+            raise invalid_setting("RateLimit.per", self.per, "a positive number of seconds")

@@ -46,7 +46,7 @@ class ImageTask:
         """Wait until the task has ended. Costs no credits.
 
         Args:
-            timeout: Seconds from the submit; None waits without limit, the default is the client's
+            timeout: Seconds from this call; None waits without limit, the default is the client's
                 `wait_timeout`.
             on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
 

@@ -1,3 +1,3 @@
-"""The version, apart from the root so that any module can import it."""
+"""The version, in a module of its own to avoid import cycles."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Receivers for Kie's callbacks: `routes` for aiohttp.web, `asgi_app` for any ASGI framework.
 
 Both are thin adapters around `client.receiver()`, which serves any other framework as well. A public server
-still needs a proxy or time-out for headers that never end, and a limit on connections.
+still needs a proxy or timeout for headers that never end, and a limit on connections.
 """
 
 from __future__ import annotations

@@ -67,11 +67,14 @@ class Delivery:
             if entry is None and self._poller.waits_for(callback.task_id):
                 return None
         if entry is None or entry.task_id != callback.task_id:
-            raise CallbackError("unknown callback: it matches no request submitted by this client")
+            raise CallbackError(
+                "unknown callback: it matches no request submitted by this client; pass the ref from its URL "
+                "to parse_callback"
+            )
         return entry
 
     async def accept(self, callback: Callback, *, limit: int) -> bool:
-        """Keep a callback, and confirm it in a task of the client's, so that a receiver can answer at once.
+        """Keep a callback, and confirm it in a background task, so that a receiver can answer at once.
 
         Returns False, and keeps nothing, if `limit` callbacks are being confirmed already.
         """
@@ -115,7 +118,7 @@ class Delivery:
             if not waiters:
                 self._unnamed.pop(entry.ref, None)
         if named is None:
-            raise KieError("the client was closed before a callback arrived")
+            raise KieError("the client was closed before a callback arrived; check kie.ai/logs")
         return named
 
     async def aclose(self) -> None:

@@ -9,6 +9,7 @@ client's. Nothing of the input is echoed.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from http import HTTPStatus
@@ -28,11 +29,30 @@ BODY_TIMEOUT = 5.0  # seconds for a whole body of well under one KiB
 PENDING = 1000  # callbacks that may wait for their confirmation
 _SEEN = 10_000  # signed callbacks remembered, so that a repetition costs nothing
 
+# The first class that fits counts.
+_STATUS_OF_ERROR = (
+    (MalformedCallbackError, HTTPStatus.BAD_REQUEST),
+    (InvalidSignatureError, HTTPStatus.UNAUTHORIZED),
+    (CallbackError, HTTPStatus.NOT_FOUND),
+    (KieError, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+
+logger = logging.getLogger("kie4o")
+
 Headers = Iterable[tuple[str, str]]
 
 
 class CallbackReceiver:
-    """Receives callbacks for one client: `status = await receiver.receive(headers, body, ref)`."""
+    """Receives callbacks for one client: `status = await receiver.receive(headers, body, ref)`.
+
+    `AsyncKieClient.receiver` creates it.
+
+    Args:
+        parse: Parses and verifies a callback, given its body, headers and ref.
+        ready: Opens the client, or raises.
+        delivery: Where callbacks are delivered to.
+        pending: How many callbacks may wait for their confirmation.
+    """
 
     def __init__(
         self,
@@ -51,7 +71,7 @@ class CallbackReceiver:
     async def receive(
         self, headers: Headers, body: bytes | AsyncIterable[bytes], ref: str | None = None
     ) -> HTTPStatus:
-        """The status to answer with. Only cancellation is raised.
+        """The status to answer with. Raises nothing but `CancelledError`.
 
         Args:
             headers: Pairs of name and value, as they arrived.
@@ -77,14 +97,10 @@ class CallbackReceiver:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         try:
             return await self._accept(pairs, raw, ref)
-        except MalformedCallbackError:
-            return HTTPStatus.BAD_REQUEST
-        except InvalidSignatureError:
-            return HTTPStatus.UNAUTHORIZED
-        except CallbackError:
-            return HTTPStatus.NOT_FOUND
-        except KieError:
-            return HTTPStatus.SERVICE_UNAVAILABLE
+        except KieError as error:
+            status = next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
+            logger.info("a callback was answered with %s: %s", int(status), error)
+            return status
 
     async def _accept(self, headers: list[tuple[str, str]], raw: bytes, ref: str | None) -> HTTPStatus:
         callback = self._parse(raw, headers, ref)

@@ -1,6 +1,6 @@
 """The command line: the program `kie4o`, whose entry point is `main`.
 
-Only what a person at a terminal meets is here: arguments, progress, messages and exit statuses.
+Only the terminal interface is here: arguments, progress, messages and exit statuses.
 """
 
 from .main import main

@@ -70,7 +70,7 @@ async def generate(
         with Board([shown(prompt, 60)], sys.stderr) as board:
             board.show(0, "submitting")
             task = await client.submit(request, key=_KEY)
-            note(f"task {task.id} is submitted; to resume: kie4o wait {task.id}")
+            note(f"task {task.id} was submitted; to resume: kie4o wait {task.id}")
             report = await _wait_and_save(client, task, board, directory, name)
     print(json_text.dumps(report) if json else "\n".join(report["files"]))
 

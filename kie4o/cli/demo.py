@@ -52,7 +52,7 @@ async def demo(*, directory: Path = Path("kie4o-demo"), speed: float = 10.0) -> 
         Emulator(speed=speed, duration=lambda: random.lognormvariate(3.0, 0.2)) as kie,  # around 20 s
         AsyncKieClient("demo", base_url=kie.url, upload_url=kie.url, rate_limit=limit, poll=poll) as client,
     ):
-        print(f"This is an emulator of Kie at {kie.url}, {speed:g} times faster than real time.")
+        print(f"This is an emulator of Kie at {kie.url}, at {speed:g} times real speed.")
         print("Nothing leaves this machine, nothing is charged, and no API key is needed.", flush=True)
         with Board([prompt for prompt, _ in _PICTURES], sys.stdout) as board:
             paths = await asyncio.gather(*(generate(row, *each) for row, each in enumerate(_PICTURES)))

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import shlex
 import sys
 
 from .callbacks import CALLS
@@ -30,7 +31,11 @@ def _arguments() -> argparse.Namespace:
 async def _serve(emulator: Emulator) -> None:
     async with emulator as kie:
         print(f"Kie emulator at {kie.url} (press Ctrl-C to stop)")
-        print(f"export KIE_BASE_URL={kie.url} KIE_UPLOAD_URL={kie.url} KIE_API_KEY=anything", flush=True)
+        webhook = "" if kie.webhook_key is None else f" KIE_WEBHOOK_KEY={shlex.quote(str(kie.webhook_key))}"
+        print(
+            f"export KIE_BASE_URL={kie.url} KIE_UPLOAD_URL={kie.url} KIE_API_KEY=anything{webhook}",
+            flush=True,
+        )
         await asyncio.Event().wait()
 
 

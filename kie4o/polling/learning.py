@@ -2,7 +2,7 @@
 
 Pure arithmetic without clock, randomness or network: the same history always gives the same looks.
 `planning` finds the cheapest looks for a distribution of durations. This module estimates that
-distribution from finished tasks and notices when it changes. A look is one status check of one task;
+distribution from finished tasks and notices when it changes. A look is explained in the package's docstring;
 ages are seconds since its submit, and delays are seconds.
 """
 

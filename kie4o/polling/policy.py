@@ -1,7 +1,7 @@
 """When to look at a task by a fixed rule: exponential back-off.
 
 Pure arithmetic without clock, randomness or network: a random number from 0 to 1 is passed in as
-`chance`. Ages and delays are seconds. A look is one status check of one task.
+`chance`. Ages and delays are seconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Waiting for any number of tasks, by polling, by callback, or both.
 
-A *look* is one status check of one task. Every `wait`, `watch` and `look` of a task joins its `Watch`,
+Every `wait`, `watch` and `look` of a task joins its `Watch`,
 and looks belong to the watch: ten waiters of one task cause the looks of one. A waiting task costs an
 entry in one heap and a future, not a coroutine that sleeps. A callback is a nudge (`notify`): the poller
 looks now instead of later.
@@ -12,10 +12,11 @@ state only. An error of a look says nothing about the task.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from types import EllipsisType
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from types import EllipsisType, MappingProxyType
 from typing import TypeVar
 
 from ..details import TaskDetails, TaskState
@@ -35,6 +36,8 @@ from .policy import GAP, PollPolicy
 from .schedule import Schedule
 from .watches import NEVER, NOW, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
 
+logger = logging.getLogger("kie4o")
+
 Look = Callable[[str], Awaitable[TaskDetails]]
 Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... is the default of the poller
 
@@ -42,6 +45,13 @@ GRACE = 90.0  # seconds during which a task that Kie does not know may still app
 EMPTY_LOOKS = 5  # looks at a success without images before it is taken as final: the record lags
 _EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited for yet
 _MISSED_CALLBACKS = 3  # in a row, after which callbacks are no longer relied on
+# States other than RUNNING in which a task can be when its wait times out.
+_UNUSUAL: Mapping[TaskState, str] = MappingProxyType(
+    {
+        TaskState.MISSING: "Kie does not know it yet",
+        TaskState.SUCCEEDED: "it has succeeded, but its images are not listed yet",
+    }
+)
 _LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
 _LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
 
@@ -194,7 +204,7 @@ class TaskPoller:
 
     @property
     def timeout(self) -> float | None:
-        """The default time-out of a wait, in seconds; None waits without limit."""
+        """The default timeout of a wait, in seconds; None waits without limit."""
         return self._timeout
 
     @property
@@ -207,7 +217,10 @@ class TaskPoller:
         self._closed = True
         self._schedule.close()
         for watch in list(self._watches.values()):
-            message = f"the client was closed while waiting for task {watch.task_id}; it is still running"
+            message = (
+                f"the client was closed while waiting for task {watch.task_id}; it is still running, so "
+            )
+            message += "wait for it with a new client"
             self._finish(watch, KieError(message, task_id=watch.task_id))
         await self._schedule.drain()
 
@@ -309,6 +322,12 @@ class TaskPoller:
         """Deliver the outcome of the task to its waiters and end the watch."""
         if watch.expecting and watch.source == "poll":
             self._missed_callbacks += 1
+            if self._missed_callbacks == _MISSED_CALLBACKS:
+                logger.warning(
+                    "%s tasks in a row finished without a callback; polling at the usual pace. "
+                    "Check that callback_url reaches this process",
+                    _MISSED_CALLBACKS,
+                )
         self._remove(watch)
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=True)
@@ -317,10 +336,9 @@ class TaskPoller:
         """Time out the waiters whose deadline has passed; they leave after that."""
         if self._watches.get(watch.task_id) is not watch:
             return  # it has just finished
-        message = f"timed out waiting for task {watch.task_id}; it is still running: "
+        found = watch.finding or "it is still running"
+        message = f"timed out waiting for task {watch.task_id}; {found}: "
         message += f"call client.wait({watch.task_id!r}) to resume"
-        if watch.failure is not None:
-            message += f" (the last status check failed: {watch.failure})"
         for waiter in watch.waiters:
             if waiter.deadline <= now:
                 waiter.deliver(TaskTimeoutError(message, task_id=watch.task_id), final=True)
@@ -383,7 +401,7 @@ class TaskPoller:
         """Finish the watch with the outcome of a look, or plan the next look."""
         error_delay = 0.0
         if isinstance(outcome, TaskDetails):
-            watch.errors, watch.failure = 0, None
+            watch.errors, watch.finding = 0, _UNUSUAL.get(outcome.state)
             if outcome.state is not TaskState.RUNNING:
                 outcome = _checked(watch, outcome, now)
                 if isinstance(outcome, Exception) or is_final(outcome):
@@ -394,7 +412,8 @@ class TaskPoller:
             watch.errors += 1
             if isinstance(outcome, KieError) and outcome.task_id is None:
                 outcome.task_id = watch.task_id
-            watch.failure = str(outcome)  # the error itself would keep the answer through its traceback
+            # Only its text: the traceback of the error would keep the answer in memory.
+            watch.finding = f"the last status check failed ({outcome})"
             if not worth_repeating(outcome):
                 self._finish(watch, outcome)
                 return

@@ -164,7 +164,7 @@ class Schedule:
         self._arm_for_next()
 
     def _arm_for_next(self) -> None:
-        """For the next planned time, the next turn that the rate allows, or the time-out of a look."""
+        """For the next planned time, the next turn that the rate allows, or the timeout of a look."""
         if self._times:
             self._arm(self._times[0])
         if self._queue and len(self._running) < AT_ONCE:

@@ -38,7 +38,7 @@ class Watch:
     last_look_at: float = NOW  # when the last look ended
     looks: int = 0
     errors: int = 0  # failed looks in a row
-    failure: str | None = None  # why the last look failed
+    finding: str | None = None  # what is unusual about the last look
     empty_looks: int = 0  # looks that found a success without images
     forecasts: tuple[tuple[float, float], ...] = ()  # ages, and the progress then
     due: float = NEVER  # when the next look is planned; NOW while it queues, NEVER while it runs

@@ -48,5 +48,7 @@ def _checked(store: Store) -> Store:
     if "claim" in missing:
         raise invalid_setting("store", store, _EXPECTED)
     if missing:
-        raise ConfigurationError(f"{type(store).__name__} is not a Store: it lacks {', '.join(missing)}")
+        raise ConfigurationError(
+            f"{type(store).__name__} is not a Store: it lacks {', '.join(missing)}; see kie4o.Store"
+        )
     return store

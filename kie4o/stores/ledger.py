@@ -55,11 +55,11 @@ class Ledger:
             self._saved(entry)
             return
         except StoreError as error:
-            sentence = f"task {entry.task_id} is paid but could not be saved: {error}"
-        logger.error("%s; it is kept in memory and will be saved again", sentence)
+            message = f"task {entry.task_id} is paid but could not be saved: {error}"
+        logger.error("%s; it is kept in memory and will be saved again", message)
         if self._writer is None:
             self._writer = asyncio.create_task(self._save_until_done(), name="kie4o store writer")
-        raise StoreError(sentence, task_id=entry.task_id, key=entry.key if entry.keyed else None)
+        raise StoreError(message, task_id=entry.task_id, key=entry.key if entry.keyed else None)
 
     async def unknown(self, entry: Entry) -> None:
         """Save that the outcome is unknown. A failure is logged only: an INTENT says the same."""
@@ -83,7 +83,7 @@ class Ledger:
         return planned
 
     async def release(self, key: str) -> None:
-        """Let go of a key whose submit is over. A failure is logged only: the hold of a process expires."""
+        """Let go of a key whose submit is over. A failure is logged only: a process's hold expires."""
         if self._store.shared is None:
             return
         try:
@@ -122,7 +122,7 @@ class Ledger:
             await asyncio.gather(self._writer, return_exceptions=True)
         await self._save_unsaved()
         for entry in self._unsaved.values():
-            logger.error("task %s is paid and was never saved", entry.task_id)
+            logger.error("task %s is paid and was never saved; keep its id for client.wait()", entry.task_id)
 
     async def _note(self, entry: Entry) -> None:
         try:

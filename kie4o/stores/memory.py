@@ -71,7 +71,7 @@ class MemoryStore:
         if task_id is not None:
             key = self._key_of_task.get(task_id)
         elif ref is not None:
-            key = self._key_of_ref.get(ref, ref)  # a dict compares hashes first: its time tells no secret
+            key = self._key_of_ref.get(ref, ref)  # a dict compares hashes first: timing reveals nothing
         entry = self._entries.get(key) if key is not None else None
         return None if entry is None or (ref is not None and entry.ref != ref) else entry
 

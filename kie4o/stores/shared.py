@@ -1,7 +1,7 @@
 """What a store may offer to processes that share it: a rate limit that counts for all of them.
 
 `RateLimiter` in `submission` is the limiter of a process on its own; a store that several processes share
-brings another. Both keep this protocol.
+brings another. Both implement this protocol.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .store import Entry, EntryState, hash_of_ref
 
 APPLICATION_ID = 0x6B696534  # "kie4" in the file's header
 SCHEMA = 1
-_SLOTS = 3600.0  # seconds for which past submits are kept for the account's limit
+_SLOT_RETENTION = 3600.0  # seconds for which past submits are kept for the account's limit
 _TABLES = """
 CREATE TABLE entry (
     id INTEGER PRIMARY KEY,
@@ -76,9 +76,12 @@ def failure_of(path: Path, error: Exception) -> StoreError:
     reason = reason_of(error)
     if "locked" in reason:
         return StoreLockedError(
-            f"another process has the store {path} open; wait until it has closed it, or use another file"
+            f"another client or process has the store {path} open; close it first, or use another file"
         )
-    return StoreError(f"the store {path} cannot be used: {reason}. Nothing is submitted without it")
+    return StoreError(
+        f"the store {path} cannot be used: {reason}. Nothing was submitted; check the path, its permissions "
+        "and the free space"
+    )
 
 
 def row_of(entry: Entry) -> tuple[Any, ...]:
@@ -160,7 +163,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         if entry.state is EntryState.INTENT:
             intents.append(entry.become(EntryState.UNKNOWN, submitted_at=clock.unix_time()))
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute("DELETE FROM slot WHERE at < ?", (clock.unix_time() - _SLOTS,))
+    connection.execute("DELETE FROM slot WHERE at < ?", (clock.unix_time() - _SLOT_RETENTION,))
     for entry in intents:
         connection.execute(SAVE, row_of(entry))
         connection.execute(

@@ -52,14 +52,16 @@ class ThreadWorker:
         self._path = Path()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._stopping: threading.Thread | None = None  # the one before, which may still have the file open
+        self._stopping: threading.Thread | None = (
+            None  # the previous thread, which may still have the file open
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
 
     async def start(self, path: Path) -> None:
         if self._thread is not None:
             raise StoreLockedError(f"the store {path} is already open; give each client its own store")
-        await self._stopped()
+        await self._join()
         self._path = path
         loop = self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
@@ -72,13 +74,13 @@ class ThreadWorker:
         try:
             await opened
         except BaseException:
-            self._let_stop()
+            self._request_stop()
             raise
 
     async def run(self, work: Work[_T]) -> _T:
         loop = asyncio.get_running_loop()
         if self._thread is None or self._loop is not loop:
-            raise StoreError(f"the store {self._path} is not open in this event loop")
+            raise StoreError("the store is not open in this event loop")
         if self._pid != os.getpid():
             raise StoreError(f"the store {self._path} was opened before a fork; open it in the child process")
         done: asyncio.Future[_T] = loop.create_future()
@@ -87,14 +89,14 @@ class ThreadWorker:
 
     async def stop(self) -> None:
         if self._thread is not None:
-            self._let_stop()
-        await self._stopped()
+            self._request_stop()
+        await self._join()
 
-    def _let_stop(self) -> None:
+    def _request_stop(self) -> None:
         self._jobs.put(None)
         self._stopping, self._thread = self._thread, None
 
-    async def _stopped(self) -> None:
+    async def _join(self) -> None:
         if self._stopping is not None:
             await asyncio.shield(asyncio.to_thread(self._stopping.join))
 
@@ -135,7 +137,7 @@ def _serve(
     while group:
         outcomes = run_group(connection, path, [work for work, _ in group])
         groups += 1
-        if groups == checkpoint_at:  # 1, 2, 4, ...: a young store does not live in its log alone
+        if groups == checkpoint_at:  # 1, 2, 4, ...: a new store is then not only in its log
             checkpoint_at *= 2
             with suppress(sqlite3.Error):  # what was committed stays committed
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")

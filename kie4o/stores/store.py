@@ -1,4 +1,4 @@
-"""The promise that every store keeps, and the entry it stores.
+"""The `Store` protocol, and the `Entry` that a store keeps.
 
 A store keeps one `Entry` per idempotency key and writes whole entries. Which state may follow which is
 decided by `submission`, so that every store stays small:

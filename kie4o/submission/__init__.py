@@ -1,6 +1,6 @@
 """The one call that costs credits: limit, INTENT, POST, verdict, record.
 
-The theory of a submit. Each submit runs in a task of its own, which belongs to the client and not to the
+How a submit works. Each runs in a task of its own, which belongs to the client and not to the
 caller: a caller that is cancelled only stops waiting. What an event does depends on how far the submit is:
 
 | the submit                | last caller cancelled, or client closed | verdict of the attempt             |

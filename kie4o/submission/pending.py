@@ -1,4 +1,4 @@
-"""One submit under way: its entry, its attempt, and the callers that wait for it."""
+"""One submit: its entry, its attempt, and the callers that wait for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REF_BYTES = 18  # 144 random bits; a ref authenticates callbacks, for which 128
 
 @attrs.frozen
 class Submitted:
-    """What a submit came to.
+    """The outcome of a submit.
 
     `since` is the loop time of the response, or None if the store knew the entry. Without a task id the
     outcome is unknown, and `reason` says why.
@@ -74,7 +74,8 @@ class PendingSubmit:
 
     def called_off_error(self) -> KieError:
         """What to raise if it was called off."""
-        return KieError(f"{self.called_off} before the request was sent; nothing was charged", key=self.key)
+        message = f"{self.called_off} before the request was sent; nothing was charged, so submit it again"
+        return KieError(message, key=self.key)
 
     def notify(self, outcome: Submitted | asyncio.Task[Submitted]) -> None:
         """Pass the outcome to the callers that still wait. Each raises an error of its own."""
@@ -106,9 +107,10 @@ def new_ref() -> str:
 
 
 def unknown_error(entry: Entry, reason: str) -> SubmissionUnknownError:
+    resubmit = "; if it is not there, on_unknown='resubmit' submits it again" if entry.keyed else ""
     return SubmissionUnknownError(
         f"the request was sent but its outcome is unknown ({reason}). It may have been charged and will not "
-        "be sent again; check kie.ai/logs",
+        f"be sent again; check kie.ai/logs{resubmit}",
         ref=entry.ref,
         key=entry.key if entry.keyed else None,
     )

@@ -43,7 +43,7 @@ class Permits:
         self._semaphore = asyncio.Semaphore(limit)
 
     async def acquire(self) -> Permit:
-        """Wait for a permit, in order. It must be held at once."""
+        """Wait for a permit, in order. The caller must `hold` it before anything else."""
         await self._semaphore.acquire()
         self.in_use += 1
         return Permit(self)

@@ -1,7 +1,7 @@
 """All submits of one client: who owns them, how one proceeds, what happens when the client closes.
 
-The room's docstring has the theory. What is sent again, and how often, is the table `RESENDS`; what is not
-in it is never sent again.
+The package docstring explains how a submit works. What is sent again, and how often, is the table
+`RESENDS`; what is not in it is never sent again.
 """
 
 from __future__ import annotations
@@ -262,7 +262,8 @@ class Submissions:
         judgement = _judged(attempt)
         if judgement.verdict is Verdict.REFUSED and judgement.code in WINDOW_CODES:
             self._limiter.hold_all()  # before the slot is granted to the next request
-        logger.debug("submit: %s (code %s)", judgement.verdict, judgement.code)
+        verdict = judgement.verdict.value
+        logger.debug("a submit was %s (code %s, task %s)", verdict, judgement.code, judgement.task_id)
         return judgement
 
     async def _sleep_before_resend(self, resend: Resend, count: int, retry_after: str | None) -> None:

@@ -191,7 +191,7 @@ class Transport:
         self._read_session = self._session(_KEPT_READ)
         # aiohttp resends a GET whose connection breaks, which would count twice against Kie's three
         # queries a second. There is no public switch. aiohttp's own test client sets this one, and a
-        # test of ours would fail if it stopped working.
+        # test would fail if it stopped working.
         self._read_session._retry_connection = False
         return self._read_session
 
@@ -200,7 +200,7 @@ class Transport:
         return self._paid_session
 
     def _session(self, keepalive: float) -> aiohttp.ClientSession:
-        """A session of the client's, also if the user passed one.
+        """The client's own session, also if the user passed one.
 
         The user's session may have headers, cookies or middlewares that repeat requests. Only its
         connector is used, with its TLS settings, resolver and kept-alive connections. A stale one of

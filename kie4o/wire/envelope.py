@@ -91,7 +91,8 @@ def unreadable(status: int, body: bytes, path: str | None = None) -> UnexpectedR
     where = f" at {path}" if path else ""
     excerpt = decoding.shown(body)
     return UnexpectedResponseError(
-        f"cannot read the answer with HTTP status {status}{where}: {excerpt!r}",
+        f"cannot read the answer with HTTP status {status}{where}: {excerpt!r}; try again, and report it if "
+        "it persists",
         path=path,
         http_status=status,
         excerpt=excerpt,

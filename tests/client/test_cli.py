@@ -157,7 +157,7 @@ async def test_generate_saves_and_prints_the_paths(tmp_path: Path) -> None:
     assert paths == [tmp_path / "out" / f"{task.id}_{index}.png" for index in (0, 1)]
     assert [size_of_png(path) for path in paths] == [(768, 512)] * 2
     assert task.request == {"prompt": "A calm [bold] lake", "size": "3:2", "nVariants": 2}
-    assert outcome.notes == [f"kie4o: task {task.id} is submitted; to resume: kie4o wait {task.id}"]
+    assert outcome.notes == [f"kie4o: task {task.id} was submitted; to resume: kie4o wait {task.id}"]
     assert "A calm [bold] lake: succeeded" in outcome.err
 
 

@@ -616,15 +616,19 @@ def test_a_task_that_was_seen_running_may_be_missing_once() -> None:
 
 
 def test_a_timeout_says_how_to_resume_and_why_the_last_look_failed() -> None:
-    """The message has the task's id and the call to resume; it ends with the error of the last look."""
+    """The message has the task's id, what is unusual about the last look, and the call to resume."""
     outcome, _, _ = waited(Looks(kie4o.APIConnectionError("no answer from here")), timeout=20.0)
     assert isinstance(outcome, kie4o.TaskTimeoutError)
     assert str(outcome) == (
-        "timed out waiting for task t; it is still running: call client.wait('t') to resume "
-        "(the last status check failed: no answer from here)"
+        "timed out waiting for task t; the last status check failed (no answer from here): "
+        "call client.wait('t') to resume"
     )
     outcome, _, _ = waited(Looks(kie4o.APIConnectionError("no answer from here"), RUNNING), timeout=20.0)
-    assert "failed" not in str(outcome)
+    assert str(outcome).startswith("timed out waiting for task t; it is still running: ")
+    outcome, _, _ = waited(Looks(MISSING), timeout=20.0)
+    assert "Kie does not know it yet" in str(outcome)
+    outcome, _, _ = waited(Looks(EMPTY), timeout=5.0)
+    assert "its images are not listed yet" in str(outcome)
 
 
 def test_a_look_that_is_slow_to_be_cancelled_hides_no_deadline() -> None:

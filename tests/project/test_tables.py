@@ -150,7 +150,7 @@ def test_the_retry_table_has_every_cause_with_its_numbers() -> None:
         limit = "up to " if resend.jitter else ""
         after = ", ".join(f"{limit}{delay:g} s" for delay in delays)
         if resend.window:
-            after = "`rate_limit.per`, for everybody"
+            after = "`rate_limit.per`, for all submits"
         expected[cause] = (f"{resend.times} times", after)
     assert described == expected
 
@@ -186,8 +186,8 @@ def test_the_numbers_in_the_prose_are_those_of_the_code() -> None:
     mebibyte = 2**20
     for words in (
         f"every {GAP} s",
-        f"is waited for {poller.GRACE:g} s",
-        f"is polled {poller.EMPTY_LOOKS} times",
+        f"continues for {poller.GRACE:g} s",
+        f"polls {poller.EMPTY_LOOKS} times",
         f"are awaited ({DRAIN:g} s at most)",
         f"at most {uploads.MAX_BYTES // mebibyte} MiB",
         f"at most {transfers.MAX_IMAGE_BYTES // mebibyte} MiB",

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from decimal import Decimal
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, Unpack, assert_type
 
@@ -16,6 +17,7 @@ from kie4o import (
     BadRequestError,
     Callback,
     CallbackError,
+    CallbackReceiver,
     Completion,
     ConfigurationError,
     ContentPolicyError,
@@ -200,6 +202,12 @@ def values(result: ImageResult, uploaded: UploadedFile, limit: RateLimit) -> Non
     assert_type(done.error, KieError | None)
 
 
+async def serve(client: AsyncKieClient, body: bytes, headers: Mapping[str, str]) -> HTTPStatus:
+    receiver = client.receiver(allow_unsigned=True, pending=10)
+    assert_type(receiver, CallbackReceiver)
+    return await receiver.receive(headers.items(), body, "ref")
+
+
 def receive(client: AsyncKieClient, body: bytes, headers: Mapping[str, str]) -> Callback:
     callback = parse_callback(body, headers, key=("new", b"old"), ref="r", tolerance=300, now=0.0)
     assert_type(callback.verified, bool)
@@ -252,9 +260,9 @@ async def errors(client: AsyncKieClient) -> object:
     except TaskFailedError as error:
         return assert_type(error.details, TaskDetails | None)
     except (NoImagesError, TaskNotFoundError) as error:
-        return assert_type(error.task_id, str | None)
+        return assert_type(error.task_id, str)
     except TaskError as error:
-        return client.task(error.task_id) if error.task_id else None
+        return client.task(error.task_id)
     except (MalformedCallbackError, InvalidSignatureError, CallbackError) as error:
         return str(error)
     except (StoreLockedError, KeyConflictError, StoreError) as error:
