@@ -412,3 +412,34 @@ async def test_free_calls_stop_with_the_client() -> None:
         await client.aclose()
         with pytest.raises(kie4o.KieError, match="closed"):
             await call
+
+
+async def test_closing_again_after_a_cancelled_close_spares_another_client() -> None:
+    """A close that is cancelled during its last save has closed the store for good: the next client may open
+    the same store object, and a second close of the first leaves it open."""
+
+    class Full(MemoryStore):
+        full = True
+
+        async def save(self, entry: Entry) -> None:
+            if self.full and entry.state is EntryState.SUBMITTED:
+                await asyncio.sleep(0.1)
+                raise StoreError("the disk is full")
+            await super().save(entry)
+
+    store = Full()
+    async with FaultServer(raw(http(GOOD_BODY))) as kie:
+        first = client_of(kie.url, store=store)
+        with pytest.raises(StoreError):
+            await first.submit("x", key="k")
+        closing = asyncio.create_task(first.aclose())
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        store.full = False
+        async with client_of(kie.url, store=store) as second:
+            await first.aclose()
+            with pytest.raises(kie4o.StoreLockedError):
+                await store.open()
+            assert (await second.submit("y", key="other")).id == TASK_ID
