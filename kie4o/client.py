@@ -550,8 +550,7 @@ class AsyncKieClient:
         async with self._opening:
             if self._opened:  # by this client; another one may have the store open
                 try:
-                    async with contextlib.AsyncExitStack() as steps:
-                        steps.push_async_callback(self._store.aclose)
-                        steps.push_async_callback(self._ledger.aclose)
+                    await self._ledger.aclose()
                 finally:
-                    self._opened = False  # also after a cancellation: another client may open the store now
+                    await self._store.aclose()
+                    self._opened = False

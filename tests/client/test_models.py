@@ -80,7 +80,7 @@ def test_a_bad_value_is_named(name: str, value: Any) -> None:
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
     if name == "files_url" and value == [URL] * 6:
-        assert "6" in shown
+        assert "got 6" in allowed
         assert "5" in allowed
     elif field == name and "\ud800" not in str(value) and "\udfff" not in str(value):
         assert shown == repr(value)

@@ -734,6 +734,8 @@ async def run_main(*arguments: str) -> asyncio.subprocess.Process:
         cwd=IMPORT_ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        # A background job of a shell ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -54,5 +54,7 @@ def test_an_object_that_lacks_a_method_is_refused_by_name(missing: str) -> None:
                 raise AttributeError(name)
             return getattr(MemoryStore(), name)
 
-    with pytest.raises(ConfigurationError, match=f"^Lacking is not a Store: it lacks {missing}$"):
+    with pytest.raises(
+        ConfigurationError, match=f"^Lacking is not a Store: it lacks {missing}; see kie4o.Store$"
+    ):
         AsyncKieClient("sk-test", store=Lacking())
