@@ -29,6 +29,8 @@ MOMENTS = 200
 SAVED = ("claim", "intent", "submitted", "succeeded")
 ONCE = ("open", "recent", "close")
 
+CONNECTIONS = 6  # that every run opens; how many more (9 to 16) depends on which are free to be reused
+
 
 @attrs.frozen
 class Kill:
@@ -51,12 +53,13 @@ def named_steps() -> list[Kill]:
     for step in ("before find", "during find", "after find"):  # while listing, before a submit, after it
         kills += [Kill("store", step, at) for at in ((1, 25, 45) if not DEEP else range(1, 61, 3))]
     for step in SERVER_STEPS:
-        kills += [Kill("server", step, at) for at in _items(numbers)]
+        most = CONNECTIONS if step == "connect" else len(ITEMS)
+        kills += [Kill("server", step, at) for at in _items(numbers, most)]
     return kills
 
 
-def _items(numbers: random.Random) -> list[int]:
-    return list(range(1, len(ITEMS) + 1)) if DEEP else [numbers.randint(2, len(ITEMS))]
+def _items(numbers: random.Random, most: int = len(ITEMS)) -> list[int]:
+    return list(range(1, most + 1)) if DEEP else [numbers.randint(2, most)]
 
 
 async def killed(folder: Path, lane: Lane, kill: Kill, *, naive: bool = False) -> tuple[Case, list[str]]:
