@@ -33,8 +33,8 @@ class ImageTask:
         since: float | None = None,
     ) -> None:
         """Handles are created by `AsyncKieClient.submit` and `AsyncKieClient.task`."""
-        self.id = task_id
-        self.request = request
+        self.id: str = task_id
+        self.request: ImageRequest | None = request
         self._lifecycle = lifecycle
         self._since = since  # loop time of the submit, if it was in this run
 

@@ -37,7 +37,7 @@ _STATUS_OF_ERROR = (
     (KieError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 
-logger = logging.getLogger("kie4o")
+logger: logging.Logger = logging.getLogger("kie4o")
 
 Headers = Iterable[tuple[str, str]]
 

@@ -154,7 +154,7 @@ class Emulator(Account):
         Raises:
             OSError: The address cannot be used, for example because the port is taken.
         """
-        self.epoch = self.wall() - self.now()
+        self.epoch: float = self.wall() - self.now()
         runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=SHUTDOWN)
         await runner.setup()
         try:

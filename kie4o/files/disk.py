@@ -56,9 +56,9 @@ class PartialFile:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.size = 0
-        self.head = b""  # the first `images.HEAD` bytes
-        self.tail = b""  # the last `images.TAIL` bytes
+        self.size: int = 0
+        self.head: bytes = b""  # the first `images.HEAD` bytes
+        self.tail: bytes = b""  # the last `images.TAIL` bytes
         self.directory = directory
         self._file: int | None = None
         self._path: str | None = None

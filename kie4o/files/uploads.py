@@ -38,8 +38,8 @@ class Content:
     """The bytes of one source. Use `await open()` first, and `close()` in a thread at the end."""
 
     def __init__(self, source: UploadSource) -> None:
-        self.size = 0
-        self.head = b""
+        self.size: int = 0
+        self.head: bytes = b""
         self.name: str | None = None
         self._source = source
         self._file: Any = None

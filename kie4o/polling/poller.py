@@ -36,7 +36,7 @@ from .policy import GAP, PollPolicy
 from .schedule import Schedule
 from .watches import NEVER, NOW, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
 
-logger = logging.getLogger("kie4o")
+logger: logging.Logger = logging.getLogger("kie4o")
 
 Look = Callable[[str], Awaitable[TaskDetails]]
 Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... is the default of the poller

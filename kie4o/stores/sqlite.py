@@ -28,7 +28,7 @@ class SQLiteStore:
     shared: Shared | None = None
 
     def __init__(self, path: str | os.PathLike[str], *, worker: Worker | None = None) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._worker = worker or ThreadWorker()
 
     async def open(self) -> None:

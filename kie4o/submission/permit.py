@@ -38,8 +38,8 @@ class Permits:
     """The permits of one client: `with await permits.acquire() as permit:`."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.in_use = 0
+        self.limit: int = limit
+        self.in_use: int = 0
         self._semaphore = asyncio.Semaphore(limit)
 
     async def acquire(self) -> Permit:
