@@ -1,12 +1,11 @@
 """Waiting for any number of tasks, by polling, by callback, or both.
 
-Every `wait`, `watch` and `look` of a task joins its `Watch`,
-and looks belong to the watch: ten waiters of one task cause the looks of one. A waiting task costs an
-entry in one heap and a future, not a coroutine that sleeps. A callback is a nudge (`notify`): the poller
-looks now instead of later.
+Every `wait`, `watch` and `look` of a task joins its `Watch`, and looks belong to the watch: ten waiters of
+one task cause the looks of one. A waiting task costs an entry in one heap and a future, not a coroutine that
+sleeps. A callback is a nudge (`notify`): the poller looks now instead of later.
 
-`learning` says when to look, and `schedule` which task is next. What a task came to is read from its
-state only. An error of a look says nothing about the task.
+`learning` says when to look, and `schedule` which task is next. The outcome of a task is read from its state
+only. An error of a look says nothing about the task.
 """
 
 from __future__ import annotations
@@ -217,9 +216,7 @@ class TaskPoller:
         self._closed = True
         self._schedule.close()
         for watch in list(self._watches.values()):
-            message = (
-                f"the client was closed while waiting for task {watch.task_id}; it is still running, so "
-            )
+            message = f"the client was closed while waiting for task {watch.task_id}; it is still running: "
             message += "wait for it with a new client"
             self._finish(watch, KieError(message, task_id=watch.task_id))
         await self._schedule.drain()
@@ -322,7 +319,8 @@ class TaskPoller:
         """Deliver the outcome of the task to its waiters and end the watch."""
         if watch.expecting and watch.source == "poll":
             self._missed_callbacks += 1
-            if self._missed_callbacks == _MISSED_CALLBACKS:
+            # Only for a task that has finished: closing the client and refused polls end waits too.
+            if self._missed_callbacks == _MISSED_CALLBACKS and isinstance(outcome, TaskDetails):
                 logger.warning(
                     "%s tasks in a row finished without a callback; polling at the usual pace. "
                     "Check that callback_url reaches this process",

@@ -79,8 +79,8 @@ def failure_of(path: Path, error: Exception) -> StoreError:
             f"another client or process has the store {path} open; close it first, or use another file"
         )
     return StoreError(
-        f"the store {path} cannot be used: {reason}. Nothing was submitted; check the path, its permissions "
-        "and the free space"
+        f"the store {path} cannot be used: {reason}. Check the path, its permissions and the free space; "
+        "nothing is submitted without the store"
     )
 
 

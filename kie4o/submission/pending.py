@@ -74,8 +74,8 @@ class PendingSubmit:
 
     def called_off_error(self) -> KieError:
         """What to raise if it was called off."""
-        message = f"{self.called_off} before the request was sent; nothing was charged, so submit it again"
-        return KieError(message, key=self.key)
+        message = f"{self.called_off} before the request was sent; nothing was charged"
+        return KieError(f"{message}, and it is safe to submit again", key=self.key)
 
     def notify(self, outcome: Submitted | asyncio.Task[Submitted]) -> None:
         """Pass the outcome to the callers that still wait. Each raises an error of its own."""

@@ -265,3 +265,12 @@ async def test_a_true_callback_gets_through_a_flood() -> None:
 
 def rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_a_refused_callback_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """At INFO, since anyone can post: the status and why, so that a wrong webhook key can be found."""
+    caplog.set_level("INFO", "kie4o")
+    async with Setting() as here:
+        headers = [("content-type", "application/json")]
+        assert await here.client.receiver().receive(headers, body_of(here.task.id), here.ref) == 401
+    assert any("answered with 401: the callback is not signed" in line for line in caplog.messages)

@@ -752,3 +752,22 @@ def test_looks_may_fail_without_end() -> None:
         return looks
 
     assert run_virtual(run()) == 1501
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_lost_callbacks_are_warned_of_once(closing: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Once three tasks have finished by poll alone; waits that closing ends do not count."""
+
+    async def run() -> None:
+        poller = TaskPoller(Looks(RUNNING if closing else DONE), policy=PLAIN)
+        since = asyncio.get_running_loop().time()
+        waits = [asyncio.create_task(poller.wait(f"t{n}", since=since, expecting=True)) for n in range(5)]
+        await asyncio.sleep(200.0)
+        await poller.aclose()
+        outcomes = await asyncio.gather(*waits, return_exceptions=True)
+        assert all(isinstance(each, kie4o.KieError) is closing for each in outcomes)
+
+    run_virtual(run())
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (0 if closing else 1)
+    assert all("3 tasks in a row finished without a callback" in warning for warning in warnings)
