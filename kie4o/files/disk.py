@@ -11,10 +11,11 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..waiting import wait_uncancelled
 from . import images
 
 PREFIX = ".kie4o-"  # of incomplete files; the dot hides them from galleries
@@ -29,24 +30,6 @@ async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
     work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     await wait_uncancelled([work])
     return work.result()
-
-
-async def wait_uncancelled(work: Collection[asyncio.Future[Any]]) -> None:
-    """Wait until every future is done, also while the caller is being cancelled.
-
-    Errors of the futures are not raised. A cancel of the caller is raised once all of them are done.
-    """
-    cancel: asyncio.CancelledError | None = None
-    while pending := [each for each in work if not each.done()]:
-        try:
-            await asyncio.wait(pending)
-        except asyncio.CancelledError as error:
-            cancel = error
-    if cancel is not None:
-        for each in work:  # the cancelled caller will not ask for the errors, and asyncio would log them
-            if not each.cancelled():
-                each.exception()
-        raise cancel
 
 
 class PartialFile:

@@ -22,10 +22,11 @@ from ..settings import Settings
 from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import Transport
 from ..urls import is_web_url
+from ..waiting import wait_uncancelled
 from ..wire.answers import uploaded_of
 from ..wire.requests import UPLOAD_FROM_URL, UPLOAD_STREAM, Endpoint, json_body
 from . import images
-from .disk import in_thread, wait_uncancelled
+from .disk import in_thread
 
 if TYPE_CHECKING:
     from .downloads import Downloader, Renew

@@ -26,7 +26,7 @@ FLOORS = [
     {"wire"},
     {"models", "settings"},
     {"errors"},
-    {"details", "urls", "version", "clock"},
+    {"details", "urls", "version", "clock", "waiting"},
 ]  # from the top down; rooms of one floor do not know each other
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 EMULATOR = "emulator"  # beside the map: it imports no other room, and only the command line imports it

@@ -1,0 +1,38 @@
+"""Waiting for work that must be finished, also while the caller is being cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Collection
+from typing import Any
+
+
+async def wait_uncancelled(work: Collection[asyncio.Future[Any]]) -> None:
+    """Wait until every future is done, also while the caller is being cancelled.
+
+    Errors of the futures are not raised. A cancel of the caller is raised once all of them are done.
+    """
+    cancel: asyncio.CancelledError | None = None
+    with _shielded():
+        while pending := [each for each in work if not each.done()]:
+            try:
+                await asyncio.wait(pending)
+            except asyncio.CancelledError as error:
+                cancel = error
+    if cancel is not None:
+        for each in work:  # the cancelled caller will not ask for the errors, and asyncio would log them
+            if not each.cancelled():
+                each.exception()
+        raise cancel
+
+
+def _shielded() -> contextlib.AbstractContextManager[object]:
+    """Keeps a cancel scope of anyio out, if the program uses anyio.
+
+    Such a scope (Starlette's, FastAPI's) cancels its task again in each turn of the loop until the task
+    leaves the scope. Waiting on would still work, but keep a core busy: 1.2 s of CPU time in 1.5 s.
+    """
+    cancel_scope: Any = getattr(sys.modules.get("anyio"), "CancelScope", None)
+    return contextlib.nullcontext() if cancel_scope is None else cancel_scope(shield=True)
