@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import warnings
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Unpack
 
@@ -48,6 +49,7 @@ from .polling.poller import TaskPoller, Timeout
 from .polling.watches import OnUpdate
 from .settings import Secret, count, flag, resolve, seconds
 from .stores.choosing import store_of
+from .stores.guard import Guard, guarded
 from .stores.ledger import Ledger
 from .stores.store import Entry, Store
 from .submission.permit import Permits
@@ -56,11 +58,18 @@ from .submission.submissions import Submissions
 from .task import ImageTask
 from .transport.free_calls import FreeCalls
 from .transport.transport import Transport
+from .waiting import finished_within, wait_uncancelled
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     import aiohttp
+
+logger: logging.Logger = logging.getLogger("kie4o")
+
+CLOSING = 30.0  # seconds that closing a client takes at most
+_SHORTEST_STEP = 1.0  # seconds that each part of closing, and each call of the store in it, has at least
+_STORE_CALLS = 4  # of closing, one after the other, that a store may stall: record, release, save, close
 
 
 class AsyncKieClient:
@@ -117,6 +126,7 @@ class AsyncKieClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
         self._opened = False
+        self._closing: asyncio.Task[None] | None = None
         secret, api_key = (Secret(api_key) if isinstance(api_key, str) else api_key), None
         self._settings = resolve(
             api_key=secret,
@@ -140,7 +150,8 @@ class AsyncKieClient:
             timeout=seconds("wait_timeout", wait_timeout, optional=True),
             look_timeout=exchange,
         )
-        self._store = store_of(store)
+        self._store = guarded(store_of(store))
+        self._forgets = store is None  # what is unfinished is forgotten with the client
         self._ledger = Ledger(self._store)
         limit, shared = rate_limit_of(rate_limit), self._store.shared
         self._limiter = RateLimiter(limit) if shared is None else shared.limiter(limit)
@@ -493,16 +504,17 @@ class AsyncKieClient:
     # -- opening and closing ---------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Close the client; ``async with`` calls it.
+        """Close the client; ``async with`` calls it. It takes 30 s at most.
 
-        Submits that were not sent are called off. The responses to those that were are awaited, for 30 s at
-        most. Waits end with an error that carries the task id.
+        Submits that were not sent are called off. The responses to those that were are awaited, for 25 s at
+        most, also while the caller is being cancelled. Waits end with an error that carries the task id.
+        Unfinished tasks are logged as warnings if the client has no store of yours that remembers them.
         """
         self._closed = True
-        async with contextlib.AsyncExitStack() as steps:  # the last first, each even if another fails
-            steps.push_async_callback(self._close_store)
-            for part in (self._transport, self._files, self._poller, self._delivery, self._submissions):
-                steps.push_async_callback(part.aclose)
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close(), name="kie4o closing")
+        await wait_uncancelled([self._closing])
+        self._closing.result()
 
     async def __aenter__(self) -> AsyncKieClient:
         await self._ready()
@@ -546,11 +558,49 @@ class AsyncKieClient:
         self._limiter.remember(now - time for time in times)
         self._opened = True
 
+    # -- closing, in a task of its own -------------------------------------------------------------
+
+    async def _close(self) -> None:
+        """Close one part after the other, each even if another fails or is cut short."""
+        until = asyncio.get_running_loop().time() + CLOSING
+        steps = (
+            self._submissions.drain,
+            self._submissions.aclose,
+            self._delivery.aclose,
+            self._poller.aclose,
+            self._files.aclose,
+            self._transport.aclose,
+            self._close_store,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            for step in reversed(steps):
+                stack.push_async_callback(self._within, until, step)
+
+    async def _within(self, until: float, step: Callable[[], Awaitable[None]]) -> None:
+        """Run a step of closing. What takes too long is left behind."""
+        left = max(_SHORTEST_STEP, until - asyncio.get_running_loop().time())
+        if isinstance(self._store, Guard):
+            self._store.limit = max(_SHORTEST_STEP, left / _STORE_CALLS)
+        if not await finished_within(left, step()):
+            logger.error("the client was closed, but %s did not end in time", step.__qualname__)
+
     async def _close_store(self) -> None:
         async with self._opening:
-            if self._opened:  # by this client; another one may have the store open
-                try:
-                    await self._ledger.aclose()
-                finally:
-                    await self._store.aclose()
-                    self._opened = False
+            if not self._opened:  # by this client; another one may have the store open
+                return
+            try:
+                await self._ledger.aclose()
+                if self._forgets:
+                    await self._log_unfinished()
+            finally:
+                await self._store.aclose()
+                self._opened = False
+
+    async def _log_unfinished(self) -> None:
+        """A store in memory ends with its client: say which tasks it is forgetting."""
+        async for entry in self._store.unfinished():
+            if entry.task_id is None:
+                logger.warning("%s may be paid; check kie.ai/logs", entry.label)
+            else:
+                advice = f"`await client.wait({entry.task_id!r})` resumes it, with any client"
+                logger.warning("%s is paid and not finished: %s", entry.label, advice)

@@ -10,6 +10,8 @@ from typing import Any
 
 import attrs
 
+EXPIRY = 14 * 86400.0  # seconds that Kie keeps a task and its images (record-info page)
+
 
 class TaskState(enum.Enum):
     """The state of a task as kie4o reads it; Kie's own word is `TaskDetails.status`."""

@@ -13,20 +13,19 @@ import attrs
 from . import clock
 from .arguments import on_update_of, timeout_of
 from .callbacks.delivery import Delivery
-from .details import TaskDetails, TaskState
+from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
 from .models import ImageRequest, ImageResult
 from .polling.outcome import result_of
 from .polling.poller import TaskPoller, Timeout
 from .polling.watches import Listener, OnUpdate, Waiter
+from .stores.guard import limited
 from .stores.ledger import Ledger
 from .stores.store import Entry, EntryState, Store
 from .submission.pending import Submitted
 from .submission.permit import Permit, Permits
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .submission.submissions import Submissions
-
-EXPIRY = 14 * 86400.0  # seconds that Kie keeps a task and its images (record-info page)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -64,7 +63,8 @@ class Lifecycle:
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         with await self.permits.acquire() as permit:
             gate()
-            submitted = await self._submitted(request, key, permit, resubmit)
+            with limited(self._seconds(timeout)):
+                submitted = await self._submitted(request, key, permit, resubmit)
             if submitted.entry.task_id is None:
                 submitted, timeout = await self._named(submitted, timeout)
             return await self.wait_for_result(submitted, timeout, on_update)
@@ -117,12 +117,16 @@ class Lifecycle:
             raise
         finally:
             self.poller.leave(waiter)
-        await self.ledger.finish(waiter.result())
+        with limited(self._seconds(timeout)):
+            await self.ledger.finish(waiter.result())
         return result_of(waiter.result(), waiter.watch.source, variants_of(request))
 
     def expects_callback(self, request: ImageRequest | None) -> bool:
         """Whether Kie was told where to call back."""
         return request is not None and (request.callback_url or self.callback_url) is not None
+
+    def _seconds(self, timeout: Timeout) -> float | None:
+        return self.poller.timeout if timeout is ... else timeout
 
     async def _join(
         self,
@@ -137,7 +141,8 @@ class Lifecycle:
         await self.ready()
         expecting = self.expects_callback(request)
         if expecting or since is None:
-            entry = await self.store.find(task_id=task_id)
+            with limited(self._seconds(timeout)):
+                entry = await self.store.find(task_id=task_id)
             if entry is not None and entry.details is not None:
                 return result_of(entry.details, "store", variants_of(request))
         return self.poller.join(
@@ -182,9 +187,8 @@ class Lifecycle:
         """Wait for the callback that names the task, and return what is left of the timeout."""
         if not self.expects_callback(submitted.entry.request):
             raise submitted.unknown_error()
-        limit = self.poller.timeout if timeout is ... else timeout
         try:
-            async with asyncio.timeout(limit) as deadline:
+            async with asyncio.timeout(self._seconds(timeout)) as deadline:
                 entry = await self.delivery.wait_for_name(submitted.entry)
         except (TimeoutError, KieError) as error:
             raise submitted.unknown_error() from error

@@ -1,11 +1,11 @@
-"""Waiting for work that must be finished, also while the caller is being cancelled."""
+"""Waiting for work that must be finished although the caller is cancelled, or that may take too long."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sys
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from typing import Any
 
 
@@ -26,6 +26,22 @@ async def wait_uncancelled(work: Collection[asyncio.Future[Any]]) -> None:
             if not each.cancelled():
                 each.exception()
         raise cancel
+
+
+async def finished_within(seconds: float, work: Awaitable[object]) -> bool:
+    """Whether the work finishes in time; its exception is raised.
+
+    What does not is cancelled, and not waited for: it may be stuck in something that no cancel ends.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+    if task.done():
+        task.result()
+    return task.done()
 
 
 def _shielded() -> contextlib.AbstractContextManager[object]:

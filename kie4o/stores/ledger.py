@@ -1,21 +1,20 @@
 """The only writer of entries: what is saved about a submit and when, and what happens if that fails.
 
 Before the POST a failed write stops everything: without an INTENT nothing is sent. After it a failed write
-must not lose what is known. The task id stays in memory, is logged, is carried by the error, and is saved
-again until the store accepts it.
+must not lose what is known: a task id, or that nothing was charged. It stays in memory, is logged, and is
+saved again until the store accepts it. A task id is carried by the error too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 
 import attrs
 
 from ..details import TaskDetails, TaskState
 from ..errors import StoreError
-from .store import Entry, EntryState, Store
+from .store import DuplicateTaskError, Entry, EntryState, Store, duplicate_task
 
 logger: logging.Logger = logging.getLogger("kie4o")
 
@@ -28,7 +27,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._unsaved: dict[str, Entry] = {}  # by key
+        self._unsaved: dict[str, Entry] = {}  # by key; PLANNED: nothing was charged
         self._writer: asyncio.Task[None] | None = None
 
     # -- a submit --------------------------------------------------------------------------------
@@ -43,51 +42,61 @@ class Ledger:
             raise StoreError(f"key {entry.key!r} is in use by another process", key=entry.key)
         return stored
 
-    def begin(self, entry: Entry) -> Awaitable[None]:
-        """Save the INTENT. Raises `StoreError`; then the request must not be sent."""
-        return self._store.begin(entry)
+    async def begin(self, entry: Entry, previous: Entry | None = None) -> None:
+        """Save the INTENT, and the `previous` submit of the key under its ref.
+
+        Raises `StoreError`; then the request must not be sent.
+        """
+        unsaved = self._unsaved.pop(entry.key, None)  # now, since no older entry may replace the INTENT
+        try:
+            await self._store.begin(entry, None if previous is None else previous.superseded())
+        except StoreError:
+            if unsaved is not None:
+                self._unsaved.setdefault(entry.key, unsaved)
+            raise
 
     async def submitted(self, entry: Entry) -> None:
-        """Save the task id that arrived. Raises a `StoreError` that carries it if that fails."""
-        self._unsaved[entry.key] = entry  # also if this call is cancelled
-        try:
-            await self._store.save(entry)
-            self._saved(entry)
+        """Save the task id that arrived.
+
+        Raises `DuplicateTaskError` if another submit has it, and a `StoreError` that carries it if it cannot
+        be saved.
+        """
+        owner = self._unsaved_task(entry.task_id)
+        if owner is not None and owner.ref != entry.ref:
+            raise duplicate_task(owner.task_id or "", owner)
+        error = await self._keep(entry)
+        if error is None:
             return
-        except StoreError as error:
-            message = f"task {entry.task_id} is paid but could not be saved: {error}"
+        if isinstance(error, DuplicateTaskError):
+            raise error
+        message = f"task {entry.task_id} is paid but could not be saved: {error}"
         logger.error("%s; it is kept in memory and will be saved again", message)
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._save_until_done(), name="kie4o store writer")
-        raise StoreError(message, task_id=entry.task_id, key=entry.key if entry.keyed else None)
+        raise StoreError(message, task_id=entry.task_id, key=entry.callers_key)
 
     async def unknown(self, entry: Entry) -> None:
         """Save that the outcome is unknown. A failure is logged only: an INTENT says the same."""
-        await self._note(entry)
+        try:
+            await self._store.save(entry)
+        except StoreError as error:
+            logger.error("a submit has an unknown outcome and could not be saved as such: %s", error)
 
     async def unpaid(self, entry: Entry, previous: Entry | None = None) -> Entry:
         """Undo the INTENT of a request that was not charged; return the entry as planned.
 
-        The `previous` entry of the key is restored if it had an outcome. Without a key there is nothing to
-        keep.
+        The `previous` submit of the key is stored under it again. Without a key there is nothing to keep.
         """
-        planned = attrs.evolve(entry, state=EntryState.PLANNED, submitted_at=None)
-        if entry.keyed:
-            had_outcome = previous is not None and previous.state is not EntryState.PLANNED
-            await self._note(previous if previous is not None and had_outcome else planned)
-            return planned
-        try:
-            await self._store.forget(entry.key)
-        except StoreError as error:
-            logger.error("a submit that was not charged could not be deleted from the store: %s", error)
+        planned = attrs.evolve(entry, state=EntryState.PLANNED, submitted_at=None, earlier=())
+        error = await self._keep(planned if previous is None else await self._as_it_is_now(previous))
+        if error is not None:
+            logger.error("a submit was not charged and could not be saved as such: %s", error)
         return planned
 
-    async def release(self, key: str) -> None:
-        """Let go of a key whose submit is over. A failure is logged only: a process's hold expires."""
-        if self._store.shared is None:
-            return
+    async def release(self, entry: Entry) -> None:
+        """Let go of the key of a submit that is over. A failure is logged only: a process's hold expires."""
+        if self._store.shared is None and entry.state is not EntryState.PLANNED:
+            return  # there is nothing to let go of
         try:
-            await self._store.release(key)
+            await self._store.release(entry.key)
         except StoreError as error:
             logger.error("a key could not be released: %s", error)
 
@@ -97,7 +106,7 @@ class Ledger:
         """Save the task id that a callback named for a submit whose outcome was unknown."""
         named = entry.become(EntryState.SUBMITTED, task_id=task_id)
         await self._store.save(named)
-        logger.info("task %s, whose submit response was lost, was found by its callback", task_id)
+        logger.info("%s, whose submit response was lost, was found by its callback", named.label)
         return named
 
     async def finish(self, details: TaskDetails) -> None:
@@ -107,9 +116,16 @@ class Ledger:
         """
         state = EntryState.FAILED if details.state is TaskState.FAILED else EntryState.SUCCEEDED
         try:
-            entry = await self._store.find(task_id=details.task_id)
-            if entry is not None and not entry.state.ended:
-                await self._store.save(entry.become(state, details=details))
+            entry = self._unsaved_task(details.task_id)
+            if entry is not None:
+                entry = self._unsaved[entry.key] = entry.become(state, details=details)
+            else:
+                entry = await self._store.find(task_id=details.task_id)
+                if entry is None or entry.state.ended:
+                    return
+                entry = entry.become(state, details=details)
+            await self._store.save(entry)
+            self._saved(entry)
         except StoreError as error:
             logger.error("the outcome of task %s could not be saved: %s", details.task_id, error)
 
@@ -120,15 +136,45 @@ class Ledger:
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
-        await self._save_unsaved()
-        for entry in self._unsaved.values():
-            logger.error("task %s is paid and was never saved; keep its id for client.wait()", entry.task_id)
-
-    async def _note(self, entry: Entry) -> None:
         try:
-            await self._store.save(entry)
+            await self._save_unsaved()
+        finally:
+            for entry in self._unsaved.values():
+                if entry.task_id is not None:
+                    logger.error("%s is paid and was never saved; keep its id for client.wait()", entry.label)
+                else:
+                    logger.error("%s was not charged, which could not be saved: check it", entry.label)
+
+    async def _keep(self, entry: Entry) -> StoreError | None:
+        """Save the entry, now or later. Returns why it is not saved yet."""
+        self._unsaved[entry.key] = entry  # also if this call is cancelled
+        try:
+            await self._write(entry)
+        except DuplicateTaskError as error:
+            self._saved(entry)
+            return error
         except StoreError as error:
-            logger.error("a submit is %s and could not be saved as such: %s", entry.state.value, error)
+            if self._writer is None:
+                self._writer = asyncio.create_task(self._save_until_done(), name="kie4o store writer")
+            return error
+        self._saved(entry)
+        return None
+
+    async def _write(self, entry: Entry) -> None:
+        if entry.state is EntryState.PLANNED and not entry.keyed:
+            await self._store.forget(entry.key)
+        else:
+            await self._store.save(entry)
+
+    async def _as_it_is_now(self, previous: Entry) -> Entry:
+        """The previous submit of a key: a callback may have named its task since."""
+        try:
+            current = await self._store.find(ref=previous.ref)
+        except StoreError:
+            return previous
+        if current is None:
+            return previous
+        return attrs.evolve(current, key=previous.key, keyed=True, superseded_key=None)
 
     async def _save_until_done(self) -> None:
         delay = _FIRST_DELAY
@@ -139,15 +185,23 @@ class Ledger:
         self._writer = None
 
     async def _save_unsaved(self) -> None:
-        for key, entry in list(self._unsaved.items()):
-            if self._unsaved.get(key) is not entry:
-                continue  # saved meanwhile, perhaps followed by something newer
-            try:
-                await self._store.save(entry)
-            except StoreError:
-                continue
-            self._saved(entry)
+        """Save what is not saved yet, all at once: a store that stalls does so once."""
+        await asyncio.gather(*(self._save_again(entry) for entry in list(self._unsaved.values())))
+
+    async def _save_again(self, entry: Entry) -> None:
+        if self._unsaved.get(entry.key) is not entry:
+            return  # saved meanwhile, perhaps followed by something newer
+        try:
+            await self._write(entry)
+        except DuplicateTaskError as error:
+            logger.error("the outcome of a submit is unknown after all: %s", error)
+        except StoreError:
+            return
+        self._saved(entry)
 
     def _saved(self, entry: Entry) -> None:
         if self._unsaved.get(entry.key) is entry:
             del self._unsaved[entry.key]
+
+    def _unsaved_task(self, task_id: str | None) -> Entry | None:
+        return next((entry for entry in self._unsaved.values() if entry.task_id == task_id), None)

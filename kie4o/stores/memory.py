@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 
+from .. import clock
+from ..details import EXPIRY
 from ..errors import StoreLockedError
 from .shared import Shared
-from .store import CALLBACKS_PER_REF, Entry, EntryState
+from .store import CALLBACKS_PER_REF, Entry, EntryState, duplicate_task
+
+logger: logging.Logger = logging.getLogger("kie4o")
 
 KEPT = 10_000  # ended entries under a caller's key; older ones are dropped
 KEPT_UNKEYED = 1_000  # the same without a key, for repeated callbacks
+MOST = 100_000  # entries in all, at 1 to 1.8 KiB each; the account's limit admits as many in 14 hours
+
+_SWEEP = 1_000  # saves after which old entries are looked for
 
 
 class MemoryStore:
     """A `Store` in dicts.
 
-    Unfinished entries are never dropped. Of those that have ended it keeps the last 10,000 with a key, and
-    the last 1,000 without.
+    Of the entries that have ended it keeps the last 10,000 with a key, and the last 1,000 without. Unfinished
+    ones are kept for as long as Kie keeps their tasks, up to 100,000 entries in all.
     """
 
     shared: Shared | None = None
@@ -28,6 +36,8 @@ class MemoryStore:
         self._callbacks: dict[str, list[str]] = {}  # task ids by ref
         self._ended: dict[bool, dict[str, None]] = {True: {}, False: {}}  # keys by `keyed`, oldest first
         self._is_open = False
+        self._saves = 0
+        self._warned = False
 
     async def open(self) -> None:
         if self._is_open:
@@ -41,29 +51,31 @@ class MemoryStore:
             self._index(entry)
         return self._entries[entry.key]
 
-    async def begin(self, entry: Entry) -> None:
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        if superseded is not None:
+            await self.save(superseded)
         await self.save(entry)
 
     async def save(self, entry: Entry) -> None:
+        self._check_task_id(entry)
         previous = self._index(entry)
         if entry.state.ended:
             self._callbacks.pop(entry.ref, None)
             ended = self._ended[entry.keyed]
             ended[entry.key] = None
             if len(ended) > (KEPT if entry.keyed else KEPT_UNKEYED):
-                oldest = next(iter(ended))
-                del ended[oldest]
-                self._unindex(oldest)
+                self._drop(next(iter(ended)))
         elif previous is not None and previous.state.ended:
             self._ended[previous.keyed].pop(entry.key, None)
+        self._drop_old()
 
     async def release(self, key: str) -> None:
-        """No other process can want the key."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.state is EntryState.PLANNED:
+            self._drop(key)
 
     async def forget(self, key: str) -> None:
-        for ended in self._ended.values():
-            ended.pop(key, None)
-        self._unindex(key)
+        self._drop(key)
 
     async def find(
         self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
@@ -83,6 +95,12 @@ class MemoryStore:
     async def callbacks_of(self, ref: str) -> Sequence[str]:
         return tuple(self._callbacks.get(ref, ()))
 
+    def _check_task_id(self, entry: Entry) -> None:
+        if entry.state is EntryState.SUBMITTED and entry.task_id is not None:
+            owner = self._entries.get(self._key_of_task.get(entry.task_id, ""))
+            if owner is not None and owner.ref != entry.ref:
+                raise duplicate_task(entry.task_id, owner)
+
     def _index(self, entry: Entry) -> Entry | None:
         """Store the entry so that it can be found; return the one it replaces."""
         previous = self._entries.get(entry.key)
@@ -90,12 +108,39 @@ class MemoryStore:
             previous.ref != entry.ref or previous.task_id not in (None, entry.task_id)
         ):
             self._unindex(entry.key, keep_callbacks_of=entry.ref)
+        moved_from = self._key_of_ref.get(entry.ref, entry.ref)
+        if moved_from != entry.key:
+            self._drop(moved_from, keep_callbacks_of=entry.ref)
         self._entries[entry.key] = entry
         if entry.keyed:
             self._key_of_ref[entry.ref] = entry.key
         if entry.task_id is not None:
             self._key_of_task[entry.task_id] = entry.key
         return previous
+
+    def _drop(self, key: str, *, keep_callbacks_of: str = "") -> None:
+        for ended in self._ended.values():
+            ended.pop(key, None)
+        self._unindex(key, keep_callbacks_of=keep_callbacks_of)
+
+    def _drop_old(self) -> None:
+        """From time to time drop the unfinished entries whose tasks Kie has forgotten; and the oldest entry
+        whenever there are too many."""
+        self._saves += 1
+        if self._saves % _SWEEP == 0:
+            expired = clock.unix_time() - EXPIRY
+            for key, entry in list(self._entries.items()):
+                if not entry.state.ended and (entry.submitted_at or expired) < expired:
+                    self._drop(key)
+        if len(self._entries) > MOST:
+            key, oldest = next(iter(self._entries.items()))
+            if not oldest.state.ended and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "the store in memory is full (%s entries): it forgets unfinished tasks, the oldest first",
+                    MOST,
+                )
+            self._drop(key)
 
     def _unindex(self, key: str, *, keep_callbacks_of: str = "") -> None:
         entry = self._entries.pop(key, None)

@@ -17,7 +17,7 @@ from .packing import checksum, unpacked
 from .shared import Shared
 from .sqlite_file import SAVE, row_of
 from .sqlite_worker import ThreadWorker, Worker
-from .store import CALLBACKS_PER_REF, Entry, EntryState, hash_of_ref
+from .store import CALLBACKS_PER_REF, Entry, EntryState, duplicate_task, hash_of_ref
 
 _PAGE = 500  # entries fetched at once
 
@@ -48,27 +48,21 @@ class SQLiteStore:
 
         return await self._worker.run(work)
 
-    async def begin(self, entry: Entry) -> None:
-        await self.save(entry)
-
-    async def save(self, entry: Entry) -> None:
-        row, ref_hash = row_of(entry), hash_of_ref(entry.ref)
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        writes = [_Write(each) for each in (superseded, entry) if each is not None]
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute(SAVE, row)
-            if entry.state is EntryState.PLANNED:
-                connection.execute("DELETE FROM slot WHERE ref_hash = ?", (ref_hash,))
-            elif entry.submitted_at is not None:
-                connection.execute(
-                    "INSERT OR REPLACE INTO slot VALUES (?, ?)", (ref_hash, entry.submitted_at)
-                )
-            if entry.state.ended:
-                connection.execute("DELETE FROM callback WHERE ref_hash = ?", (ref_hash,))
+            for write in writes:
+                write(connection)
 
         await self._worker.run(work)
 
+    async def save(self, entry: Entry) -> None:
+        await self._worker.run(_Write(entry))
+
     async def release(self, key: str) -> None:
-        """No other process can want the key."""
+        sql = "DELETE FROM entry WHERE key = ? AND state = 'planned'"
+        await self._worker.run(lambda connection: connection.execute(sql, (key,)))
 
     async def forget(self, key: str) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -120,6 +114,30 @@ class SQLiteStore:
 
     async def aclose(self) -> None:
         await self._worker.stop()
+
+
+class _Write:
+    """The SQL that stores an entry, packed when it is created: on the loop, not on the worker's thread."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._row = row_of(entry)
+        self._ref_hash = hash_of_ref(entry.ref)
+
+    def __call__(self, connection: sqlite3.Connection) -> None:
+        entry, ref_hash = self._entry, self._ref_hash
+        if entry.state is EntryState.SUBMITTED:
+            owner = _find(connection, column="task_id", value=entry.task_id)
+            if owner is not None and owner.ref != entry.ref:
+                raise duplicate_task(owner.task_id or "", owner)
+        connection.execute("DELETE FROM entry WHERE ref_hash = ? AND key != ?", (ref_hash, entry.key))
+        connection.execute(SAVE, self._row)
+        if entry.state is EntryState.PLANNED:
+            connection.execute("DELETE FROM slot WHERE ref_hash = ?", (ref_hash,))
+        elif entry.submitted_at is not None:
+            connection.execute("INSERT OR REPLACE INTO slot VALUES (?, ?)", (ref_hash, entry.submitted_at))
+        if entry.state.ended:
+            connection.execute("DELETE FROM callback WHERE ref_hash = ?", (ref_hash,))
 
 
 def _find(connection: sqlite3.Connection, *, column: str, value: object) -> Entry | None:

@@ -9,6 +9,9 @@ decided by `submission`, so that every store stays small:
 
 INTENT is saved before the first byte of the POST is sent. If a process dies with an INTENT in its store, the
 next one cannot know whether the request was charged.
+
+An entry is identified by its key, and also by its ref. A key that is submitted again gets a new entry with a
+new ref, and the earlier one, which is paid or may be, moves to its ref as its key.
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ from typing import Protocol
 import attrs
 
 from ..details import TaskDetails
+from ..errors import StoreError
 from ..models import ImageRequest
+from ..wire.decoding import shown
 from ..wire.requests import body_of
 from .shared import Shared
 
+_SHOWN = 40  # characters of a prompt in a log line
 CALLBACKS_PER_REF = 4  # kept for one ref; Kie sends one task id, up to four times (callbacks page)
 
 
@@ -58,6 +64,8 @@ class Entry:
         submitted_at: When it was sent, and later when it was answered. Unix time, since other processes
             read it.
         details: The final `TaskDetails`, once the task has ended.
+        earlier: The refs of earlier submits under the same key, oldest first. Each is an entry of its own.
+        superseded_key: The caller's key of such an earlier submit, whose `key` is its ref.
     """
 
     key: str = attrs.field(kw_only=False)
@@ -68,6 +76,20 @@ class Entry:
     task_id: str | None = None
     submitted_at: float | None = None
     details: TaskDetails | None = None
+    earlier: tuple[str, ...] = ()
+    superseded_key: str | None = None
+
+    @property
+    def callers_key(self) -> str | None:
+        """The key that the caller gave, if any."""
+        return self.key if self.keyed else self.superseded_key
+
+    @property
+    def label(self) -> str:
+        """The entry in a log line: its task, its key, and the start of its prompt."""
+        name = f"task {self.task_id}" if self.task_id is not None else f"a submit with ref {self.ref}"
+        key = "" if self.callers_key is None else f"key {self.callers_key!r}, "
+        return f"{name} ({key}prompt {shown(self.request.prompt or '', _SHOWN)!r})"
 
     @property
     def fingerprint(self) -> str:
@@ -92,7 +114,19 @@ class Entry:
             task_id=self.task_id if task_id is None else task_id,
             submitted_at=self.submitted_at if submitted_at is None else submitted_at,
             details=self.details if details is None else details,
+            earlier=self.earlier,
+            superseded_key=self.superseded_key,
         )
+
+    def superseded(self) -> Entry:
+        """The entry once its key is submitted again: under its ref."""
+        return attrs.evolve(self, key=self.ref, keyed=False, superseded_key=self.key)
+
+
+def duplicate_task(task_id: str, owner: Entry) -> DuplicateTaskError:
+    """The error of `Store.save` for a task id that the `owner` has."""
+    whose = "another submit" if owner.callers_key is None else f"the submit under key {owner.callers_key!r}"
+    return DuplicateTaskError(f"task {task_id} belongs to {whose}", task_id=task_id, key=owner.callers_key)
 
 
 def hash_of_ref(ref: str) -> bytes:
@@ -102,6 +136,10 @@ def hash_of_ref(ref: str) -> bytes:
 
 def fingerprint(request: ImageRequest) -> str:
     return hashlib.sha256(body_of(request)).hexdigest()
+
+
+class DuplicateTaskError(StoreError):
+    """A task id cannot be saved, because another entry has it. `key` is that entry's, if it has one."""
 
 
 class Store(Protocol):
@@ -125,14 +163,21 @@ class Store(Protocol):
         """
         ...
 
-    async def begin(self, entry: Entry) -> None:
-        """Save the INTENT. Raises `StoreError` if this process does not hold the key."""
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        """Save the INTENT, and with it the earlier submit of its key if there was one: both or neither.
+
+        Raises `StoreError` if this process does not hold the key.
+        """
 
     async def save(self, entry: Entry) -> None:
-        """Store `entry` in place of what is stored under its key."""
+        """Store `entry` in place of what is stored under its key, and under its ref.
+
+        Raises `DuplicateTaskError`, and stores nothing, if a SUBMITTED entry has the task id of another.
+        """
 
     async def release(self, key: str) -> None:
-        """Let go of a key that was claimed and not sent. No error if it is not held."""
+        """Let go of a key that was claimed, and delete its entry if it is still PLANNED. No error if there
+        is none."""
 
     async def forget(self, key: str) -> None:
         """Delete the entry of a key, if there is one."""

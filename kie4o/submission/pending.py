@@ -41,7 +41,8 @@ class PendingSubmit:
 
     entry: Entry
     permit: Permit | None  # held until the submit is over
-    previous: Entry | None = None  # what was stored under the key before
+    previous: Entry | None = None  # the earlier submit of the key, which is submitted again
+    claimed: bool = False  # the store holds the key
     callers: list[asyncio.Future[Submitted]] = attrs.field(factory=list)
     called_off: str = ""  # the reason, once it is called off
     resendable: bool = True  # False: no caller wants it sent again if it is refused
@@ -58,6 +59,8 @@ class PendingSubmit:
     def begin(self) -> Entry:
         """The request is about to be sent."""
         self.entry = self.entry.become(EntryState.INTENT, submitted_at=clock.unix_time())
+        if self.previous is not None:
+            self.entry = attrs.evolve(self.entry, earlier=(*self.previous.earlier, self.previous.ref))
         return self.entry
 
     def accept(self, task_id: str) -> Entry:
@@ -67,7 +70,9 @@ class PendingSubmit:
 
     def give_up(self) -> Entry:
         """The request was sent and its outcome will not be known."""
-        self.entry = self.entry.become(EntryState.UNKNOWN, submitted_at=clock.unix_time())
+        self.entry = attrs.evolve(
+            self.entry, state=EntryState.UNKNOWN, task_id=None, submitted_at=clock.unix_time()
+        )
         return self.entry
 
     # -- callers ---------------------------------------------------------------------------------
@@ -112,5 +117,5 @@ def unknown_error(entry: Entry, reason: str) -> SubmissionUnknownError:
         f"the request was sent but its outcome is unknown ({reason}). It may have been charged and will not "
         f"be sent again; check kie.ai/logs{resubmit}",
         ref=entry.ref,
-        key=entry.key if entry.keyed else None,
+        key=entry.callers_key,
     )

@@ -16,7 +16,7 @@ from ..errors import APIConnectionError, APITimeoutError, KieError, client_close
 from ..models import ImageRequest
 from ..stores.ledger import Ledger
 from ..stores.shared import Limiter
-from ..stores.store import Entry, EntryState, fingerprint
+from ..stores.store import DuplicateTaskError, Entry, EntryState, fingerprint
 from ..transport.paid_body import PaidAttempt
 from ..transport.transport import Transport
 from ..wire.envelope import retry_after_of, status_error
@@ -28,7 +28,7 @@ from .verdict import Judgement, Verdict, judge
 
 logger: logging.Logger = logging.getLogger("kie4o")
 
-DRAIN = 30.0  # seconds that closing waits for the responses to requests that were sent
+DRAIN = 25.0  # seconds that closing waits for the responses to requests that were sent
 _LONGEST_RETRY_AFTER = 30.0  # seconds by which a Retry-After may lengthen our own delay
 
 
@@ -90,20 +90,22 @@ class Submissions:
         submit = self._live.get(key)
         return submit is not None and len(submit.callers) <= 1 and self._call_off(submit, reason)
 
-    async def aclose(self) -> None:
-        """Call off what was not sent, await the responses to what was, record the rest as unknown."""
+    async def drain(self) -> None:
+        """Start nothing more, call off what was not sent, and await the responses to what was."""
         self._closing = True
-        for submit in list(self._live.values()):
+        for submit in self._live.values():
             self._call_off(submit, "the client was closed")
         tasks = [submit.task for submit in self._live.values()]
-        try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=DRAIN)
-        finally:
-            self._drained = True
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=DRAIN)
+
+    async def aclose(self) -> None:
+        """Cut short what is still under way, and record what is known of it."""
+        self._closing = self._drained = True
+        tasks = [submit.task for submit in self._live.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- ownership -------------------------------------------------------------------------------
 
@@ -169,41 +171,34 @@ class Submissions:
             self._settle(submit, submitted)  # now; the done callback of the task runs a turn later
             return submitted
         except asyncio.CancelledError:
-            await self._cut_short(submit)
+            outcome = await self._cut_short(submit)
             if not submit.called_off and not self._drained:
                 raise
         finally:
-            if submit.entry.keyed:
-                await self._ledger.release(submit.entry.key)
-        if submit.called_off:
-            raise submit.called_off_error()
-        return Submitted(submit.entry, reason="the client was closed before the response arrived")
+            if submit.claimed:
+                await self._ledger.release(submit.entry)
+        if isinstance(outcome, Submitted):
+            return outcome
+        raise outcome
 
     async def _claim(self, submit: PendingSubmit, resubmit: Resubmit) -> Entry:
         """What is stored under the caller's key. Raises `KeyConflictError` if it is for another request."""
-        entry = submit.entry
-        stored = submit.previous = await self._ledger.claim(entry, resubmit.states)
-        if stored.state is not EntryState.PLANNED and stored.fingerprint != entry.fingerprint:
-            raise key_conflict(stored.key)
+        stored = await self._ledger.claim(submit.entry, resubmit.states)
+        submit.claimed = resubmit.allows(stored.state)
+        if stored.state is not EntryState.PLANNED:
+            if stored.fingerprint != submit.entry.fingerprint:
+                raise key_conflict(stored.key)
+            submit.previous = stored
         return stored
 
-    async def _cut_short(self, submit: PendingSubmit) -> None:
-        """Record what is known of a submit that was cancelled. Four cases:
-
-        1. The task id arrived: it is saved.
-        2. The request was sent: its outcome is unknown.
-        3. The INTENT was saved, and the request not sent: the INTENT is undone.
-        4. Nothing was saved.
-        """
-        judgement = _judged(submit.attempt, "cut short")
-        if submit.entry.state is EntryState.INTENT and judgement.task_id is not None:
-            submit.accept(judgement.task_id)
-        if submit.entry.state is EntryState.SUBMITTED:
-            await self._ledger.submitted(submit.entry)
-        elif submit.attempt.sent:
-            await self._ledger.unknown(submit.give_up())
-        elif submit.entry.state is EntryState.INTENT:
-            await self._ledger.unpaid(submit.entry, submit.previous)
+    async def _cut_short(self, submit: PendingSubmit) -> Submitted | KieError:
+        """Record what is known of a submit that was cancelled, and return it."""
+        judgement = _judged(submit.attempt)
+        if submit.entry.state is not EntryState.PLANNED:  # otherwise there is nothing to record
+            submitted = await self._record(submit, judgement)
+            if submitted is not None:
+                return submitted
+        return submit.called_off_error() if submit.called_off else _refusal(judgement, submit)
 
     async def _attempts(self, submit: PendingSubmit) -> Submitted:
         """Send the request until its verdict is final. Three cases after each attempt:
@@ -224,16 +219,11 @@ class Submissions:
                 judgement = await self._attempt(submit)
             finally:
                 slot.release(counted=submit.attempt.sent)
-            if judgement.verdict is Verdict.ACCEPTED and judgement.task_id is not None:
-                now = submit.task.get_loop().time()
-                await self._ledger.submitted(submit.accept(judgement.task_id))
-                return Submitted(submit.entry, since=now)
-            if judgement.verdict is Verdict.UNKNOWN:
-                await self._ledger.unknown(submit.give_up())
-                return Submitted(submit.entry, reason=judgement.message)
+            submitted = await self._record(submit, judgement)
+            if submitted is not None:
+                return submitted
             cause = judgement.verdict if judgement.verdict is Verdict.NOT_SENT else judgement.code or 0
             resend, count = RESENDS.get(cause), resent.get(cause, 0)
-            submit.entry = await self._ledger.unpaid(submit.entry, submit.previous)
             useless = submit.attempt.permanent or not submit.resendable
             if resend is None or count >= resend.times or useless:
                 raise _refusal(judgement, submit)
@@ -241,6 +231,26 @@ class Submissions:
             retry_after, submit.attempt = submit.attempt.retry_after, PaidAttempt()
             await self._sleep_before_resend(resend, count, retry_after)
         raise asyncio.CancelledError
+
+    async def _record(self, submit: PendingSubmit, judgement: Judgement) -> Submitted | None:
+        """Save what one attempt came to; None if nothing was charged, and the INTENT is undone.
+
+        A task id that another submit has is no acceptance: the answer was not to this request, whose own
+        task, if there is one, is not known.
+        """
+        reason = judgement.message
+        if judgement.task_id is not None:
+            now = submit.task.get_loop().time()
+            try:
+                await self._ledger.submitted(submit.accept(judgement.task_id))
+                return Submitted(submit.entry, since=now)
+            except DuplicateTaskError as error:
+                reason = f"the answer was not its own: {error}"
+        elif judgement.verdict is not Verdict.UNKNOWN:
+            submit.entry = await self._ledger.unpaid(submit.entry, submit.previous)
+            return None
+        await self._ledger.unknown(submit.give_up())
+        return Submitted(submit.entry, reason=reason)
 
     async def _named_meanwhile(self, submit: PendingSubmit) -> Entry | None:
         """The entry if a callback named its task while a resubmit after an unknown outcome waited."""
@@ -253,7 +263,7 @@ class Submissions:
     async def _attempt(self, submit: PendingSubmit) -> Judgement:
         """One INTENT, one POST, one verdict."""
         entry = submit.begin()
-        await self._ledger.begin(entry)
+        await self._ledger.begin(entry, submit.previous)
         callback_url = entry.request.callback_url or self._callback_url
         if callback_url is not None:
             callback_url = with_ref(callback_url, entry.ref)
@@ -274,7 +284,8 @@ class Submissions:
         await asyncio.sleep(delay)
 
 
-def _judged(attempt: PaidAttempt, cut_short: str = "") -> Judgement:
+def _judged(attempt: PaidAttempt) -> Judgement:
+    cut_short = "" if attempt.complete else "the response was not awaited to its end"
     fault = attempt.fault or cut_short
     return judge(sent=attempt.sent, status=attempt.status, body=attempt.body, fault=fault)
 

@@ -32,6 +32,7 @@ class PaidAttempt:
     withdrawn: bool = False  # the body will not be written any more
     status: int | None = None
     body: bytes = attrs.field(default=b"", repr=False)
+    complete: bool = False  # the whole body has arrived
     fault: str = ""
     timed_out: bool = False
     permanent: bool = False  # the same attempt would fail again: a certificate, a closed session

@@ -165,6 +165,7 @@ class Transport:
                 attempt.status = response.status
                 attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
                 await _receive(response, received)
+                attempt.complete = True
             if not attempt.sent:
                 attempt.fault = f"HTTP status {response.status} arrived before the request was sent"
         except Exception as error:  # whatever it is, `sent` decides

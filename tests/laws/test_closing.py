@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cancelling import cancelled_at
 from clients import until
-from faults import GOOD_BODY, TASK_ID, Connection, FaultServer, http, raw
+from faults import GOOD_BODY, TASK_ID, Connection, FaultServer, accepting, good_body, http, raw, task_id_of
 
 import kie4o.submission.submissions
 from kie4o import AsyncKieClient, KieError, RateLimit, StoreError, StoreLockedError, SubmissionUnknownError
@@ -45,7 +45,7 @@ class LateServer(FaultServer):
         while True:
             await connection.request()
             await self.go.wait()
-            await connection.send(http(GOOD_BODY))
+            await connection.send(http(good_body(self.posts)))
 
 
 # -- a store that another client has open ----------------------------------------------------------
@@ -85,7 +85,7 @@ async def test_a_closed_client_leaves_the_store_to_the_next(tmp_path: Path) -> N
         async with client_of(kie.url, store=store) as second:
             await second.submit("x")
             await first.aclose()
-            assert (await second.submit("x")).id == TASK_ID
+            assert (await second.submit("x")).id == task_id_of(3)
 
 
 # -- what was paid keeps its id --------------------------------------------------------------------
@@ -271,8 +271,9 @@ async def test_nothing_is_resent_while_closing() -> None:
 
 
 @pytest.mark.parametrize("mode", ["pending", "done"])
-async def test_a_cancelled_close_still_closes_everything(mode: Any, tmp_path: Path) -> None:
-    """Wherever the close is cancelled, the sessions are closed, and a second close closes the store."""
+async def test_a_close_that_the_loop_cuts_short_still_closes_everything(mode: Any, tmp_path: Path) -> None:
+    """`asyncio.run` cancels every task in the end, so also the one that closes: wherever that happens, the
+    sessions are closed, and a second close closes the store."""
     for at in range(40):
         async with LateServer() as kie:
             kie.go.set()
@@ -281,11 +282,11 @@ async def test_a_cancelled_close_still_closes_everything(mode: Any, tmp_path: Pa
             task = await client.submit("x")
             await outcome_of(client.details(task.id))
             sessions = (client._transport._paid_session, client._transport._read_session)
-            ended, _ = await cancelled_at(client.aclose(), at, mode)
+            ended, _ = await cancelled_at(client._close(), at, mode)
             assert all(session is not None and session.closed for session in sessions)
             await client.aclose()
             async with client_of(kie.url, store=store) as later:
-                assert (await later.submit("x")).id == TASK_ID
+                assert (await later.submit("x")).id == task_id_of(2)
         if ended == "over":
             break
     assert at > 2
@@ -326,14 +327,14 @@ async def test_a_second_close_continues_one_that_was_cancelled() -> None:
             await super().aclose()
 
     store = Slow()
-    async with FaultServer(raw(http(GOOD_BODY))) as kie:
+    async with FaultServer(accepting) as kie:
         client = client_of(kie.url, store=store)
         await client.submit("x")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(client.aclose(), 0.05)
         await client.aclose()
         async with client_of(kie.url, store=store) as later:
-            assert (await later.submit("x")).id == TASK_ID
+            assert (await later.submit("x")).id == task_id_of(2)
 
 
 async def test_a_store_that_fails_temporarily_does_not_end_the_wait_for_a_callback() -> None:
@@ -428,7 +429,7 @@ async def test_closing_again_after_a_cancelled_close_spares_another_client() -> 
             await super().save(entry)
 
     store = Full()
-    async with FaultServer(raw(http(GOOD_BODY))) as kie:
+    async with FaultServer(accepting) as kie:
         first = client_of(kie.url, store=store)
         with pytest.raises(StoreError):
             await first.submit("x", key="k")
@@ -442,4 +443,4 @@ async def test_closing_again_after_a_cancelled_close_spares_another_client() -> 
             await first.aclose()
             with pytest.raises(kie4o.StoreLockedError):
                 await store.open()
-            assert (await second.submit("y", key="other")).id == TASK_ID
+            assert (await second.submit("y", key="other")).id == task_id_of(2)

@@ -33,7 +33,7 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def begin(self, entry: Entry) -> None:
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
         await self.save(entry)
 
     async def save(self, entry: Entry) -> None:

@@ -164,7 +164,8 @@ from kie4o import AsyncKieClient, RateLimit
 
 async def main():
     async with AsyncKieClient(rate_limit=RateLimit(50, per=0.5)) as client:
-        await asyncio.gather(*[client.submit(f"Lake {number}") for number in range(30)])
+        tasks = await asyncio.gather(*[client.submit(f"Lake {number}") for number in range(30)])
+        await asyncio.gather(*tasks)
 
 asyncio.run(main())
 """

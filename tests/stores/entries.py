@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from datetime import UTC
 from typing import Any
@@ -14,6 +15,7 @@ from kie4o import ImageRequest, TaskDetails, TaskState
 from kie4o.stores.store import Entry, EntryState, Store
 from kie4o.wire import decoding
 
+A_DAY_AGO = float(int(time.time())) - 86_400  # a store in memory forgets what is older than 14 days
 PATIENCE = 5.0  # seconds within which any call of a store returns
 
 
@@ -30,7 +32,9 @@ def ended(entry: Entry, state: EntryState = EntryState.SUCCEEDED) -> Entry:
 
 
 def submitted(key: str, **more: Any) -> Entry:
-    return entry_of(key, state=EntryState.SUBMITTED, submitted_at=5.0, **{"task_id": f"task-of-{key}"} | more)
+    return entry_of(
+        key, state=EntryState.SUBMITTED, submitted_at=A_DAY_AGO, **{"task_id": f"task-of-{key}"} | more
+    )
 
 
 def plain(entry: Entry | None) -> object:

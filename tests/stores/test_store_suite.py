@@ -124,7 +124,7 @@ async def test_an_entry_is_found_by_its_ref(store: Store) -> None:
     for entry in (entry_of(), submitted("k"), ended(submitted("k"))):
         await store.save(entry)
         assert await store.find(ref="ref of k") == entry
-    again = submitted("k", ref="new ref")
+    again = submitted("k", ref="new ref", task_id="second")
     await store.save(again)
     assert await store.find(ref="new ref") == again
     assert await store.find(ref="ref of k") is None

@@ -16,6 +16,7 @@ from faults import (
     Connection,
     FaultServer,
     answer,
+    good_body,
     hang_up_in_handshake,
     http,
     in_a_thread,
@@ -702,7 +703,7 @@ def test_after_a_429_every_submit_waits_for_a_window() -> None:
         async def note(connection: Connection) -> None:
             await connection.request()
             times.append(loop.time())
-            body = b'{"code":429,"msg":"later"}' if len(times) == 1 else GOOD_BODY
+            body = b'{"code":429,"msg":"later"}' if len(times) == 1 else good_body(len(times))
             await connection.send(http(body))
 
         async with FaultServer(note) as server:

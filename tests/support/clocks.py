@@ -6,10 +6,15 @@ faster than the wall clock: at 20, ten seconds of a rate limit take half a secon
 """
 
 import asyncio
+import contextlib
 import selectors
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+from unittest import mock
+
+from kie4o import client
+from kie4o.stores import guard
 
 _T = TypeVar("_T")
 
@@ -64,6 +69,12 @@ def run_virtual(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 def run_scaled(main: Coroutine[Any, Any, _T], speed: float) -> _T:
-    """`asyncio.run` in a `TimelapseLoop`."""
-    with asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)) as runner:
+    """`asyncio.run` in a `TimelapseLoop`.
+
+    The thread of a SQLite store works in real time, so the limits for its calls are not scaled.
+    """
+    with contextlib.ExitStack() as stack:
+        for module, name in ((guard, "LIMIT"), (guard, "SHORTEST"), (client, "CLOSING")):
+            stack.enter_context(mock.patch.object(module, name, speed * getattr(module, name)))
+        runner = stack.enter_context(asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)))
         return runner.run(main)

@@ -119,8 +119,8 @@ class DyingStore:
     async def claim(self, entry: Entry, **options: Any) -> Entry | None:
         return await self._write("claim", entry, lambda: self._inner.claim(entry, **options))
 
-    async def begin(self, entry: Entry) -> None:
-        await self.save(entry)
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        await self._write(entry.state.value, entry, lambda: self._inner.begin(entry, superseded))
 
     async def save(self, entry: Entry) -> None:
         await self._write(entry.state.value, entry, lambda: self._inner.save(entry))

@@ -124,6 +124,22 @@ def answer(body: bytes = GOOD_BODY, status: str = "200 OK", *headers: str) -> Sc
     return script
 
 
+async def accepting(connection: Connection) -> None:
+    """Accept every submit of the connection, each with a task of its own; the first is `TASK_ID`."""
+    while True:
+        await connection.request()
+        await connection.send(http(good_body(connection.server.posts)))
+
+
+def good_body(number: int) -> bytes:
+    """The answer to the submit with this number, counted from 1."""
+    return GOOD_BODY.replace(TASK_ID.encode(), task_id_of(number).encode())
+
+
+def task_id_of(number: int) -> str:
+    return TASK_ID if number == 1 else f"{number:032x}"
+
+
 def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
     lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "Connection: close", *headers, "", ""]).encode() + body

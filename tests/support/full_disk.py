@@ -37,6 +37,10 @@ class FillingStore(SQLiteStore):
         self._fill("claim")
         return await super().claim(entry, **options)
 
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        self._fill(entry.state.value)
+        await super().begin(entry, superseded)
+
     async def save(self, entry: Entry) -> None:
         self._fill(entry.state.value)
         await super().save(entry)

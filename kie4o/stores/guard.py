@@ -1,0 +1,114 @@
+"""What keeps a store from harming its client: it cannot stall a call for ever, or raise something foreign.
+
+A blocked disk, a lost network drive or a store of the caller's may never return. Each call is given up after
+`LIMIT` seconds, or after the timeout of the verb that makes it if that is shorter (`limited`), as a
+`StoreError`. A write that was given up may still happen: no store undoes one that was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Sequence
+from contextvars import ContextVar
+from typing import TypeVar
+
+from ..errors import StoreError, reason_of
+from .memory import MemoryStore
+from .shared import Shared
+from .store import Entry, EntryState, Store
+
+LIMIT = 30.0  # seconds for one call
+SHORTEST = 1.0  # seconds that a call has at least, however short the timeout of the verb is
+OPENING = 600.0  # seconds; a file is checked from end to end, 25,000 entries a second
+_T = TypeVar("_T")
+_limit: ContextVar[float] = ContextVar("limit", default=float("inf"))
+
+
+@contextlib.contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Inside, also in tasks that are started inside, a call of a store takes at most so long."""
+    if seconds is None:
+        yield
+        return
+    token = _limit.set(max(seconds, SHORTEST))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def guarded(store: Store) -> Store:
+    """The store behind a guard; a store in memory needs none."""
+    return store if type(store) is MemoryStore else Guard(store)
+
+
+class Guard:
+    """A `Store` that passes every call on, for a limited time.
+
+    Attributes:
+        inner: The store that it guards.
+        limit: Seconds for one call; shorter while the client closes.
+    """
+
+    def __init__(self, inner: Store) -> None:
+        self.inner: Store = inner
+        self.limit: float = LIMIT
+        self.shared: Shared | None = inner.shared
+
+    async def open(self) -> None:
+        await self._call(self.inner.open(), OPENING)
+
+    async def claim(
+        self, entry: Entry, *, takes: Collection[EntryState] = (EntryState.PLANNED,), wait: bool = True
+    ) -> Entry | None:
+        return await self._call(self.inner.claim(entry, takes=takes, wait=wait))
+
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        await self._call(self.inner.begin(entry, superseded))
+
+    async def save(self, entry: Entry) -> None:
+        await self._call(self.inner.save(entry))
+
+    async def release(self, key: str) -> None:
+        await self._call(self.inner.release(key))
+
+    async def forget(self, key: str) -> None:
+        await self._call(self.inner.forget(key))
+
+    async def find(
+        self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
+    ) -> Entry | None:
+        return await self._call(self.inner.find(key=key, task_id=task_id, ref=ref))
+
+    async def keep_callback(self, ref: str, task_id: str) -> None:
+        await self._call(self.inner.keep_callback(ref, task_id))
+
+    async def callbacks_of(self, ref: str) -> Sequence[str]:
+        return await self._call(self.inner.callbacks_of(ref))
+
+    async def unfinished(self) -> AsyncIterator[Entry]:
+        entries = self.inner.unfinished()
+        while (entry := await self._call(anext(entries, None))) is not None:
+            yield entry
+
+    async def recent(self, since: float) -> list[float]:
+        return await self._call(self.inner.recent(since))
+
+    async def aclose(self) -> None:
+        await self._call(self.inner.aclose())
+
+    async def _call(self, call: Awaitable[_T], limit: float | None = None) -> _T:
+        seconds = min(self.limit, _limit.get()) if limit is None else limit
+        failure: StoreError
+        try:
+            async with asyncio.timeout(seconds):
+                return await call
+        except StoreError:
+            raise
+        except TimeoutError:
+            failure = StoreError(f"the store did not respond within {seconds:g} s")
+        except Exception as error:  # a store of the caller's may raise anything
+            failure = StoreError(f"the store failed: {reason_of(error)}")
+            failure.add_note(f"{type(self.inner).__name__} raised a {type(error).__name__}")
+        raise failure
