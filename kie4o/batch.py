@@ -240,7 +240,9 @@ async def resumed(
 
     entries = [entry async for entry in store.unfinished()]
     tasks = [
-        asyncio.create_task(one(Item(index, entry.key, entry.request), entry), name="kie4o resume")
+        asyncio.create_task(
+            one(Item(index, entry.callers_key or entry.key, entry.request), entry), name="kie4o resume"
+        )
         for index, entry in enumerate(entries)
     ]
     try:

@@ -35,7 +35,8 @@ def limited(seconds: float | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _limit.reset(token)
+        with contextlib.suppress(ValueError):  # a coroutine that is collected ends in another context
+            _limit.reset(token)
 
 
 def guarded(store: Store) -> Store:

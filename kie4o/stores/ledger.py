@@ -45,14 +45,14 @@ class Ledger:
     async def begin(self, entry: Entry, previous: Entry | None = None) -> None:
         """Save the INTENT, and the `previous` submit of the key under its ref.
 
-        Raises `StoreError`; then the request must not be sent.
+        Raises `StoreError`; then the request must not be sent. A write that was given up may still happen, so
+        the INTENT is undone as soon as the store works.
         """
-        unsaved = self._unsaved.pop(entry.key, None)  # now, since no older entry may replace the INTENT
+        self._unsaved.pop(entry.key, None)  # now, since no older entry may replace the INTENT
         try:
             await self._store.begin(entry, None if previous is None else previous.superseded())
         except StoreError:
-            if unsaved is not None:
-                self._unsaved.setdefault(entry.key, unsaved)
+            self._save_later(_planned(entry) if previous is None else previous)
             raise
 
     async def submitted(self, entry: Entry) -> None:
@@ -85,7 +85,7 @@ class Ledger:
 
         The `previous` submit of the key is stored under it again. Without a key there is nothing to keep.
         """
-        planned = attrs.evolve(entry, state=EntryState.PLANNED, submitted_at=None, earlier=())
+        planned = _planned(entry)
         error = await self._keep(planned if previous is None else await self._as_it_is_now(previous))
         if error is not None:
             logger.error("a submit was not charged and could not be saved as such: %s", error)
@@ -154,11 +154,15 @@ class Ledger:
             self._saved(entry)
             return error
         except StoreError as error:
-            if self._writer is None:
-                self._writer = asyncio.create_task(self._save_until_done(), name="kie4o store writer")
+            self._save_later(entry)
             return error
         self._saved(entry)
         return None
+
+    def _save_later(self, entry: Entry) -> None:
+        self._unsaved[entry.key] = entry
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._save_until_done(), name="kie4o store writer")
 
     async def _write(self, entry: Entry) -> None:
         if entry.state is EntryState.PLANNED and not entry.keyed:
@@ -205,3 +209,8 @@ class Ledger:
 
     def _unsaved_task(self, task_id: str | None) -> Entry | None:
         return next((entry for entry in self._unsaved.values() if entry.task_id == task_id), None)
+
+
+def _planned(entry: Entry) -> Entry:
+    """The entry of a request that was not charged."""
+    return attrs.evolve(entry, state=EntryState.PLANNED, submitted_at=None, earlier=())

@@ -32,9 +32,8 @@ def ended(entry: Entry, state: EntryState = EntryState.SUCCEEDED) -> Entry:
 
 
 def submitted(key: str, **more: Any) -> Entry:
-    return entry_of(
-        key, state=EntryState.SUBMITTED, submitted_at=A_DAY_AGO, **{"task_id": f"task-of-{key}"} | more
-    )
+    fields = {"submitted_at": A_DAY_AGO, "task_id": f"task-of-{key}"} | more
+    return entry_of(key, state=EntryState.SUBMITTED, **fields)
 
 
 def plain(entry: Entry | None) -> object:

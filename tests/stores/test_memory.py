@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+import tracemalloc
+
 import pytest
+from clients import client_of, until
 from entries import ended, submitted, unfinished_keys
+from faults import FaultServer, answer
 
 import kie4o.stores.memory
-from kie4o import AsyncKieClient
+from kie4o import AsyncKieClient, RateLimit
+from kie4o.details import EXPIRY
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import EntryState
@@ -30,6 +37,69 @@ async def test_memory_keeps_the_last_ended_and_all_unfinished_entries(
     assert kept == list(range(50, 150))
     assert await store.find(task_id="task-of-049") is None
     assert await unfinished_keys(store) == ["unfinished", "again"]
+
+
+@pytest.mark.parametrize("key", ["k{}", None])
+async def test_refused_and_called_off_submits_leave_nothing(key: str | None) -> None:
+    """300 submits that are refused, and 300 that are called off before they are sent."""
+    store = MemoryStore()
+    async with FaultServer(answer(b'{"code":402,"msg":"no credits"}')) as kie:
+        limit = RateLimit(300, per=3600.0)
+        async with client_of(kie.url, store, rate_limit=limit, max_in_flight=600) as client:
+            for after in (0, 300):
+                calls = [
+                    asyncio.create_task(client.submit(f"x{n}", key=key and key.format(n + after)))
+                    for n in range(300)
+                ]
+                if after:
+                    await until(lambda: client._limiter.waiting == 300)
+                    for call in calls:
+                        call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+                await until(lambda: client._submissions.live == 0)
+                assert len(store._entries) == 0
+        assert kie.posts == 300
+
+
+async def test_unfinished_entries_go_when_kie_has_forgotten_their_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After 14 days; what is younger, and what has ended, stays."""
+    monkeypatch.setattr(kie4o.stores.memory, "_SWEEP", 10)
+    store = MemoryStore()
+    old = time.time() - EXPIRY - 1
+    for n in range(4):
+        await store.save(submitted(f"old {n}", submitted_at=old))
+        await store.save(ended(submitted(f"ended {n}", submitted_at=old)))
+    await store.save(submitted("young", submitted_at=old + 60))
+    await store.save(submitted("younger"))
+    assert await unfinished_keys(store) == ["young", "younger"]
+    assert await store.find(task_id="task-of-old 1") is None
+    assert await store.find(ref="ref of old 1") is None
+    assert await store.find(key="ended 3") is not None
+
+
+async def test_submits_that_are_never_waited_for_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """20,000 of them with room for 5,000: the newest stay, in less than 2 KiB each, and one warning is
+    logged."""
+    monkeypatch.setattr(kie4o.stores.memory, "MOST", 5_000)
+    store = MemoryStore()
+    tracemalloc.start()
+    try:
+        for n in range(20_000):
+            await store.save(submitted(f"{n:05}", prompt="a prompt of usual length " * 8))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    kept = await unfinished_keys(store)
+    assert kept == [f"{n:05}" for n in range(15_000, 20_000)]
+    assert used / len(kept) < 2048
+    assert len(store._key_of_task) == len(store._key_of_ref) == len(kept)
+    assert [record.levelname for record in caplog.records if "store in memory" in record.message] == [
+        "WARNING"
+    ]
 
 
 async def test_one_store_object_serves_one_client_at_a_time() -> None:
