@@ -70,7 +70,7 @@ async def traced(case: Case, *options: str, strings: bool = False) -> tuple[int,
     log = case.folder / "trace"
     run = json.dumps(attrs.asdict(case.run_of()))
     assert STRACE is not None
-    command = [STRACE, "-f", "-qq", "--seccomp-bpf", "-o", log, "-s", str(20_000 * strings)]
+    command = [STRACE, "-f", "-qq", "-y", "--seccomp-bpf", "-o", log, "-s", str(20_000 * strings)]
     command += [word for option in options for word in ("-e", option)]
     with (case.folder / "stderr").open("ab") as errors:
         process = await asyncio.create_subprocess_exec(*command, sys.executable, CHILD, run, stderr=errors)
@@ -159,3 +159,22 @@ async def test_an_intent_is_synced_before_its_request_is_sent(tmp_path: Path) ->
             sent.append(match[1])
             assert match[1] in synced
     assert sorted(sent) == ITEMS
+
+
+async def test_the_name_of_a_new_store_is_synced_before_a_request_is_sent(tmp_path: Path) -> None:
+    """Its directory is synced after the file got its name, and before the first POST.
+
+    Otherwise a crash of the machine would lose the file with all its intents.
+    """
+    async with Case(tmp_path / "case", CountingServer()) as case:
+        code, trace = await traced(case, "trace=link,linkat,fsync,sendto", strings=True)
+    assert code == 0
+    steps = {
+        "named": rf'link(at)?\(.*"{re.escape(str(case.folder / "run.db"))}"',
+        "synced": rf"fsync\(\d+<{re.escape(str(case.folder))}>",
+        "sent": r'sendto\(.*"POST .*draw item',
+    }
+    lines = trace.splitlines()
+    seen = [[number for number, line in enumerate(lines) if re.search(step, line)] for step in steps.values()]
+    assert all(seen), seen
+    assert sorted(seen) == seen

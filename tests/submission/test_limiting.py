@@ -257,3 +257,26 @@ def test_impossible_limits_are_refused(limit, per) -> None:
     """A limit that cannot work is refused when it is created."""
     with pytest.raises(ConfigurationError):
         RateLimit(limit, per=per)
+
+
+@given(st.lists(st.floats(0, 15), min_size=10, max_size=40))
+def test_remembered_slots_come_in_any_order(ages: list[float]) -> None:
+    """However the ages of an earlier run are ordered, no window holds more than the limit."""
+
+    async def run() -> list[float]:
+        loop, limiter, granted = asyncio.get_running_loop(), RateLimiter(LIMIT), []
+        limiter.remember(ages)
+        start = loop.time()
+
+        async def one() -> None:
+            await limiter.acquire()
+            granted.append(loop.time() - start)
+            limiter.release(counted=True)
+
+        await asyncio.gather(*(one() for _ in range(30)))
+        return granted
+
+    granted = run_virtual(run())
+    submits = granted + [-age for age in ages]
+    for at in granted:
+        assert sum(at - LIMIT.per + 1e-6 < submit <= at for submit in submits) <= LIMIT.limit
