@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Unpack
 
-from . import callbacks, clock
+from . import callbacks
 from .arguments import (
     OnUnknown,
     callback_url_of,
@@ -31,7 +31,7 @@ from .batch import Batch, Requests, resumed
 from .callbacks.delivery import Delivery
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
-from .errors import KieError, client_closed, invalid
+from .errors import KieError, StoreError, client_closed, invalid
 from .files.transfers import Files
 from .lifecycle import Lifecycle, known_task_id
 from .models import (
@@ -51,7 +51,7 @@ from .settings import Secret, count, flag, resolve, seconds
 from .stores.choosing import store_of
 from .stores.guard import Guard, guarded
 from .stores.ledger import Ledger
-from .stores.store import Entry, Store
+from .stores.store import Entry, Store, SupportsBackup
 from .submission.permit import Permits
 from .submission.rate_limit import RateLimiter
 from .submission.submissions import Submissions
@@ -315,6 +315,20 @@ class AsyncKieClient:
             async for completion in completions:
                 yield completion
 
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the store file while it is in use. The copy is complete and on the disk when this returns.
+
+        Args:
+            path: The new file, mode 0600. A file that is there is replaced, unless it is the store itself.
+
+        Raises:
+            StoreError: The copy could not be written, or the store has no file; then nothing was changed.
+        """
+        await self._ready()
+        if not isinstance(self._store, SupportsBackup):
+            raise StoreError("this store has no file to back up; pass store='run.db', or another path")
+        await self._store.backup(path)
+
     def task(self, task_id: str) -> ImageTask:
         """A handle to an existing task; no network call.
 
@@ -550,12 +564,11 @@ class AsyncKieClient:
         """Open the store. What it saw submitted recently still counts against the account's limit."""
         await self._store.open()
         try:
-            now = clock.unix_time()
-            times = await self._store.recent(now - self._limiter.limit.per)
+            ages = await self._store.recent(self._limiter.limit.per)
         except BaseException:
             await self._store.aclose()
             raise
-        self._limiter.remember(now - time for time in times)
+        self._limiter.remember(ages)
         self._opened = True
 
     # -- closing, in a task of its own -------------------------------------------------------------

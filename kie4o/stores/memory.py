@@ -15,6 +15,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 KEPT = 10_000  # ended entries under a caller's key; older ones are dropped
 KEPT_UNKEYED = 1_000  # the same without a key, for repeated callbacks
+KEPT_SLOTS = 10_000  # submits that count against the account's limit, which admits 20 in 10 s
 MOST = 100_000  # entries in all, at 1 to 1.8 KiB each; the account's limit admits as many in 14 hours
 
 _SWEEP = 1_000  # saves after which old entries are looked for
@@ -35,6 +36,7 @@ class MemoryStore:
         self._key_of_ref: dict[str, str] = {}  # where the key is not the ref itself
         self._callbacks: dict[str, list[str]] = {}  # task ids by ref
         self._ended: dict[bool, dict[str, None]] = {True: {}, False: {}}  # keys by `keyed`, oldest first
+        self._slots: dict[str, tuple[float, float]] = {}  # Unix time and uptime of submits, by ref
         self._is_open = False
         self._saves = 0
         self._warned = False
@@ -59,6 +61,7 @@ class MemoryStore:
     async def save(self, entry: Entry) -> None:
         self._check_task_id(entry)
         previous = self._index(entry)
+        self._count_slot(entry, previous)
         if entry.state.ended:
             self._callbacks.pop(entry.ref, None)
             ended = self._ended[entry.keyed]
@@ -75,6 +78,8 @@ class MemoryStore:
             self._drop(key)
 
     async def forget(self, key: str) -> None:
+        if key in self._entries:
+            self._slots.pop(self._entries[key].ref, None)
         self._drop(key)
 
     async def find(
@@ -157,9 +162,25 @@ class MemoryStore:
             if entry.state in (EntryState.SUBMITTED, EntryState.UNKNOWN):
                 yield entry
 
-    async def recent(self, since: float) -> list[float]:
-        times = [entry.submitted_at for entry in self._entries.values() if entry.submitted_at is not None]
-        return [time for time in times if time > since]  # of an earlier client on this store
+    async def recent(self, per: float) -> list[float]:
+        now = clock.uptime()
+        return [
+            now - at for _, at in self._slots.values() if now - at < per
+        ]  # of an earlier client on this store
+
+    def _count_slot(self, entry: Entry, previous: Entry | None) -> None:
+        """Count the submit against the account's limit from now, unless it is counted or was not paid for."""
+        if previous is not None and previous.state is EntryState.INTENT and previous.ref != entry.ref:
+            self._slots.pop(previous.ref, None)  # what was stored before that submit is restored
+        if entry.state is EntryState.PLANNED:
+            self._slots.pop(entry.ref, None)
+        elif entry.submitted_at is not None and not entry.state.ended:
+            counted_at, _ = self._slots.get(entry.ref, (None, None))
+            if counted_at != entry.submitted_at:
+                self._slots.pop(entry.ref, None)
+                self._slots[entry.ref] = entry.submitted_at, clock.uptime()
+                if len(self._slots) > KEPT_SLOTS:
+                    del self._slots[next(iter(self._slots))]
 
     async def aclose(self) -> None:
         """Entries are kept for as long as the store object lives."""

@@ -2,24 +2,31 @@
 
 A write is on disk when it returns (`synchronous=FULL`): without an INTENT there is no POST. The file is
 locked while it is open, since two processes that do not know of each other would pay twice; the lock ends
-with the process.
+with the process. Before each group of calls the path is compared with the open file: what is written into a
+file that no one can find again is lost.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import AsyncIterator, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
+from .. import clock
 from .packing import checksum, unpacked
 from .shared import Shared
-from .sqlite_file import SAVE, row_of
+from .sqlite_backup import copy_to
+from .sqlite_file import SAVE, StoreConnection, ages_of_slots, count_slot, row_of
 from .sqlite_worker import ThreadWorker, Worker
 from .store import CALLBACKS_PER_REF, Entry, EntryState, duplicate_task, hash_of_ref
 
 _PAGE = 500  # entries fetched at once
+# A new submit of a key that is replaced by what was stored before it was not paid for.
+_GIVE_UP_SLOT = """
+DELETE FROM slot WHERE ref_hash IN
+    (SELECT ref_hash FROM entry WHERE key = ? AND state = 'intent' AND ref_hash <> ?)
+"""
 
 
 class SQLiteStore:
@@ -40,7 +47,7 @@ class SQLiteStore:
     ) -> Entry | None:
         row = row_of(entry)
 
-        def work(connection: sqlite3.Connection) -> Entry:
+        def work(connection: StoreConnection) -> Entry:
             stored = _find(connection, column="key", value=entry.key)
             if stored is None:
                 connection.execute(SAVE, row)
@@ -51,7 +58,7 @@ class SQLiteStore:
     async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
         writes = [_Write(each) for each in (superseded, entry) if each is not None]
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: StoreConnection) -> None:
             for write in writes:
                 write(connection)
 
@@ -65,7 +72,7 @@ class SQLiteStore:
         await self._worker.run(lambda connection: connection.execute(sql, (key,)))
 
     async def forget(self, key: str) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: StoreConnection) -> None:
             for row in connection.execute("SELECT ref_hash FROM entry WHERE key = ?", (key,)).fetchall():
                 connection.execute("DELETE FROM slot WHERE ref_hash = ?", row)
                 connection.execute("DELETE FROM callback WHERE ref_hash = ?", row)
@@ -85,7 +92,7 @@ class SQLiteStore:
     async def keep_callback(self, ref: str, task_id: str) -> None:
         ref_hash = hash_of_ref(ref)
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: StoreConnection) -> None:
             sql = "SELECT count(*) FROM callback WHERE ref_hash = ?"
             [count] = connection.execute(sql, (ref_hash,)).fetchone()
             if count < CALLBACKS_PER_REF:
@@ -107,10 +114,11 @@ class SQLiteStore:
                 yield entry
             last = page[-1][0]
 
-    async def recent(self, since: float) -> list[float]:
-        sql = "SELECT at FROM slot WHERE at > ?"
-        rows = await self._worker.run(lambda connection: connection.execute(sql, (since,)).fetchall())
-        return [row[0] for row in rows]
+    async def recent(self, per: float) -> list[float]:
+        return await self._worker.run(partial(ages_of_slots, per=per))
+
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        await self._worker.run(partial(copy_to, target=Path(path)), alone=True)
 
     async def aclose(self) -> None:
         await self._worker.stop()
@@ -123,30 +131,29 @@ class _Write:
         self._entry = entry
         self._row = row_of(entry)
         self._ref_hash = hash_of_ref(entry.ref)
+        self._uptime = clock.uptime()
 
-    def __call__(self, connection: sqlite3.Connection) -> None:
+    def __call__(self, connection: StoreConnection) -> None:
         entry, ref_hash = self._entry, self._ref_hash
         if entry.state is EntryState.SUBMITTED:
             owner = _find(connection, column="task_id", value=entry.task_id)
             if owner is not None and owner.ref != entry.ref:
                 raise duplicate_task(owner.task_id or "", owner)
         connection.execute("DELETE FROM entry WHERE ref_hash = ? AND key != ?", (ref_hash, entry.key))
+        connection.execute(_GIVE_UP_SLOT, (entry.key, ref_hash))
         connection.execute(SAVE, self._row)
-        if entry.state is EntryState.PLANNED:
-            connection.execute("DELETE FROM slot WHERE ref_hash = ?", (ref_hash,))
-        elif entry.submitted_at is not None:
-            connection.execute("INSERT OR REPLACE INTO slot VALUES (?, ?)", (ref_hash, entry.submitted_at))
+        count_slot(connection, entry, self._uptime)
         if entry.state.ended:
             connection.execute("DELETE FROM callback WHERE ref_hash = ?", (ref_hash,))
 
 
-def _find(connection: sqlite3.Connection, *, column: str, value: object) -> Entry | None:
+def _find(connection: StoreConnection, *, column: str, value: object) -> Entry | None:
     sql = f"SELECT body, checksum FROM entry WHERE {column} = ?"  # noqa: S608  # one of three columns named above
     row = connection.execute(sql, (value,)).fetchone()
     return None if row is None else unpacked(*row)
 
 
-def _unfinished(connection: sqlite3.Connection, after: int) -> list[tuple[int, Entry]]:
+def _unfinished(connection: StoreConnection, after: int) -> list[tuple[int, Entry]]:
     sql = (
         "SELECT id, body, checksum FROM entry "
         "WHERE state IN ('submitted', 'unknown') AND id > ? ORDER BY id LIMIT ?"

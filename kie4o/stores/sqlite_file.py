@@ -1,7 +1,8 @@
 """The SQLite file of a store: created, locked, checked when it is opened, and its rows.
 
 What SQLite does not notice is checked here: an empty file that should not be empty, a damaged log, rows
-whose checksum does not match. A damaged store is an error, never a silent start from an empty one.
+whose checksum does not match, and a file that was deleted, renamed or replaced while it is open. A damaged
+store is an error, never a silent start from an empty one.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from .. import clock
 from ..errors import StoreError, StoreLockedError, reason_of
+from .file_lock import FileLock, Identity, identity_of
 from .packing import checksum, packed, unpacked
 from .sqlite_log import is_damaged
 from .store import Entry, EntryState, hash_of_ref
 
 APPLICATION_ID = 0x6B696534  # "kie4" in the file's header
 SCHEMA = 1
-_SLOT_RETENTION = 3600.0  # seconds for which past submits are kept for the account's limit
+_SLOT_RETENTION = 86_400.0  # seconds for which past submits are kept, or longer if the limit's window is
 _TABLES = """
 CREATE TABLE entry (
     id INTEGER PRIMARY KEY,
@@ -36,7 +38,9 @@ CREATE TABLE entry (
 CREATE INDEX entry_of_ref ON entry (ref_hash);
 CREATE INDEX entry_of_task ON entry (task_id) WHERE task_id IS NOT NULL;
 CREATE INDEX entry_unfinished ON entry (id) WHERE state IN ('submitted', 'unknown');
-CREATE TABLE slot (ref_hash BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE slot (
+    ref_hash BLOB PRIMARY KEY, at REAL NOT NULL, uptime REAL NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE callback (
     ref_hash BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (ref_hash, task_id)
 ) WITHOUT ROWID;
@@ -49,32 +53,96 @@ ON CONFLICT (key) DO UPDATE SET ref_hash = excluded.ref_hash, task_id = excluded
 """
 
 
-def open_file(path: Path) -> sqlite3.Connection:
-    """A locked, checked connection. Raises `StoreError`."""
-    connection = None
+_SLOT = """
+INSERT INTO slot (ref_hash, at, uptime) VALUES (?, ?, ?)
+ON CONFLICT (ref_hash) DO UPDATE SET at = excluded.at, uptime = excluded.uptime WHERE at <> excluded.at
+"""
+# An uptime that is lower than the stored one shows that the machine was restarted, and the file may have come
+# from a machine that runs for longer than the other did. The wall clock is believed only then.
+_AGES = """
+SELECT ref_hash, CASE WHEN uptime <= :uptime THEN min(:now - at, :uptime - uptime) ELSE :now - at END
+FROM slot
+"""
+
+
+class StoreConnection(sqlite3.Connection):
+    """The connection of a store, which holds the lock of its file."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        self.path = path
+        self._lock = lock
+        self._in_use = {path: lock.identity}
+        super().__init__(path, timeout=0, isolation_level=None)
+
+    def watch(self, file: Path) -> None:
+        """From now on `check_in_place` checks this file as well."""
+        self._in_use[file] = identity_of(file.stat())
+
+    def check_in_place(self) -> None:
+        """Raises `StoreError` if the path of the file or of its log names another file, or none."""
+        for file, identity in self._in_use.items():
+            if _identity_at(file) != identity:
+                raise StoreError(
+                    f"the file {file} of the store was deleted, renamed or replaced while it was open; "
+                    "nothing is submitted until it is back in its place"
+                )
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):  # what was committed stays committed
+            super().close()
+        self._lock.release()
+
+
+def _identity_at(file: Path) -> Identity | None:
     try:
-        if not path.exists():
-            _create(path)
-        elif path.stat().st_size == 0:
-            raise _damaged(path, "it is empty, which a store never is")
-        log_is_damaged = is_damaged(path.with_name(path.name + "-wal"))
-        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=True)
-        _lock(connection)
-        if log_is_damaged:
-            raise _damaged(path, "its log cannot be read")
-        _check(connection, path)
-        return connection
-    except Exception as error:  # the caller waits for an answer, whatever is wrong with the file
-        failure = error if isinstance(error, StoreError) else failure_of(path, error)
-    if connection is not None:
-        connection.close()
+        return identity_of(file.stat())
+    except OSError:
+        return None
+
+
+def open_file(path: Path) -> StoreConnection:
+    """A locked, checked connection. Raises `StoreError`."""
+    with ExitStack() as undo:
+        try:
+            path = path.resolve()  # SQLite puts the log beside the file, not beside a link to it
+            log = log_of(path)
+            log_exists = log.exists()
+            if not path.exists():
+                if log_exists:
+                    raise StoreError(
+                        f"the store {path} is missing, but its log {log.name} is still there; put the file "
+                        "back, or move the log away to start with an empty store"
+                    )
+                _create(path)
+            lock = FileLock(path)
+            undo.callback(lock.release)
+            if path.stat().st_size == 0:
+                raise _damaged(path, "it is empty, which a store never is")
+            log_is_damaged = is_damaged(log)
+            connection = StoreConnection(path, lock)
+            undo.callback(connection.close)
+            _lock(connection)
+            if log_is_damaged:
+                raise _damaged(path, "its log cannot be read")
+            _check(connection, path)
+            connection.watch(log)
+            connection.check_in_place()
+            undo.pop_all()
+            return connection
+        except Exception as error:  # the caller waits for an answer, whatever is wrong with the file
+            failure = error if isinstance(error, StoreError) else failure_of(path, error)
     raise failure
+
+
+def log_of(path: Path) -> Path:
+    """The write-ahead log that SQLite keeps beside a file."""
+    return path.with_name(path.name + "-wal")
 
 
 def failure_of(path: Path, error: Exception) -> StoreError:
     """The error of a failed operation on the file."""
     reason = reason_of(error)
-    if "locked" in reason:
+    if "locked" in reason:  # by SQLite, or by FileLock
         return StoreLockedError(
             f"another client or process has the store {path} open; close it first, or use another file"
         )
@@ -121,12 +189,13 @@ def _create(path: Path) -> None:
             connection.close()
         with suppress(FileExistsError):  # another process was first, and its file is as good
             os.link(draft, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make the names of new files durable."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -163,10 +232,33 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         if entry.state is EntryState.INTENT:
             intents.append(entry.become(EntryState.UNKNOWN, submitted_at=clock.unix_time()))
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute("DELETE FROM slot WHERE at < ?", (clock.unix_time() - _SLOT_RETENTION,))
     for entry in intents:
         connection.execute(SAVE, row_of(entry))
-        connection.execute(
-            "INSERT OR REPLACE INTO slot VALUES (?, ?)", (hash_of_ref(entry.ref), entry.submitted_at)
-        )
+        count_slot(connection, entry, clock.uptime())
     connection.execute("COMMIT")
+
+
+def count_slot(connection: sqlite3.Connection, entry: Entry, uptime: float) -> None:
+    """Count the submit of an entry against the account's limit from now, its `uptime`.
+
+    It does not count if it was not paid for. Saving what is already counted changes nothing: the entry of a
+    task that ends later keeps its slot.
+    """
+    ref_hash = hash_of_ref(entry.ref)
+    if entry.state is EntryState.PLANNED:
+        connection.execute("DELETE FROM slot WHERE ref_hash = ?", (ref_hash,))
+    elif entry.submitted_at is not None and not entry.state.ended:
+        connection.execute(_SLOT, (ref_hash, entry.submitted_at, uptime))
+
+
+def ages_of_slots(connection: sqlite3.Connection, per: float) -> list[float]:
+    """The ages in seconds of the submits of the last `per` seconds. Deletes what no limit needs any more."""
+    clocks = {"now": clock.unix_time(), "uptime": clock.uptime()}
+    connection.execute(
+        "UPDATE slot SET at = :now, uptime = :uptime WHERE at > :now", clocks
+    )  # set back since
+    ages = connection.execute(_AGES, clocks).fetchall()
+    kept = max(per, _SLOT_RETENTION)
+    old = [(ref_hash,) for ref_hash, age in ages if age > kept]
+    connection.executemany("DELETE FROM slot WHERE ref_hash = ?", old)
+    return [age for _, age in ages if age < per]

@@ -8,21 +8,23 @@ own, with time and faults under its control; `run_group` is what both do with a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..errors import StoreError, StoreLockedError
-from .sqlite_file import failure_of, open_file
+from .sqlite_file import StoreConnection, failure_of, open_file
 
 _T = TypeVar("_T")
-Work = Callable[[sqlite3.Connection], _T]
-_Job = tuple[Work[Any], asyncio.Future[Any]]
+Work = Callable[[StoreConnection], _T]
+Result = tuple[Any, StoreError | None]
 _Outcome = tuple[asyncio.Future[Any], Any, StoreError | None]
 
 _GROUP = 1000  # calls that may share one transaction
@@ -34,89 +36,112 @@ class Worker(Protocol):
     async def start(self, path: Path) -> None:
         """Open the file. Raises `StoreError`."""
 
-    async def run(self, work: Work[_T]) -> _T:
-        """What `work` returns once its transaction is on disk.
+    async def run(self, work: Work[_T], *, alone: bool = False) -> _T:
+        """What `work` returns once its transaction is on disk, or, with `alone`, outside any transaction.
 
         Cancelling does not undo it. Raises `StoreError`.
         """
         ...
 
     async def stop(self) -> None:
-        """Finish what is queued and close the file."""
+        """Finish what is queued and close the file. If this is cancelled it goes on, and the next `stop` or
+        `start` waits for it."""
+
+
+class _Job(NamedTuple):
+    work: Work[Any]
+    done: asyncio.Future[Any]
+    alone: bool
 
 
 class ThreadWorker:
-    """The worker of a real store."""
+    """The worker of a real store.
+
+    Its thread is a daemon, and no executor joins it: one that hangs in the disk keeps neither the event loop
+    nor the interpreter from ending.
+    """
 
     def __init__(self) -> None:
         self._path = Path()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._stopping: threading.Thread | None = (
-            None  # the previous thread, which may still have the file open
-        )
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # in which it is open
+        self._ended: Future[None] | None = None  # of the latest thread, which may still have the file open
         self._pid = os.getpid()
 
     async def start(self, path: Path) -> None:
-        if self._thread is not None:
+        if self._loop is None:
+            await self._end()
+        if self._loop is not None:
             raise StoreLockedError(f"the store {path} is already open; give each client its own store")
-        await self._join()
-        self._path = path
+        self._path, self._pid = path, os.getpid()
         loop = self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
         self._jobs = queue.SimpleQueue()
+        self._ended = Future()
+        self._ended.set_running_or_notify_cancel()  # a waiter that is cancelled cannot cancel it
         opened: asyncio.Future[None] = loop.create_future()
-        self._thread = threading.Thread(
-            target=_serve, args=(path, loop, self._jobs, opened), name="kie4o store", daemon=True
-        )
-        self._thread.start()
+        threading.Thread(
+            target=_serve, args=(path, loop, self._jobs, opened, self._ended), name="kie4o store", daemon=True
+        ).start()
         try:
             await opened
         except BaseException:
             self._request_stop()
             raise
 
-    async def run(self, work: Work[_T]) -> _T:
+    async def run(self, work: Work[_T], *, alone: bool = False) -> _T:
         loop = asyncio.get_running_loop()
-        if self._thread is None or self._loop is not loop:
+        if self._loop is not loop:
             raise StoreError("the store is not open in this event loop")
         if self._pid != os.getpid():
             raise StoreError(f"the store {self._path} was opened before a fork; open it in the child process")
         done: asyncio.Future[_T] = loop.create_future()
-        self._jobs.put((work, done))
+        self._jobs.put(_Job(work, done, alone))
         return await done
 
     async def stop(self) -> None:
-        if self._thread is not None:
+        if self._loop is not None:
             self._request_stop()
-        await self._join()
+        await self._end()
 
     def _request_stop(self) -> None:
         self._jobs.put(None)
-        self._stopping, self._thread = self._thread, None
+        self._loop = None
 
-    async def _join(self) -> None:
-        if self._stopping is not None:
-            await asyncio.shield(asyncio.to_thread(self._stopping.join))
+    async def _end(self) -> None:
+        """Wait for the end of the latest thread. After a fork it is not in this process."""
+        if self._ended is not None and self._pid == os.getpid():
+            await asyncio.wrap_future(self._ended)
 
 
-def run_group(
-    connection: sqlite3.Connection, path: Path, group: Sequence[Work[Any]]
-) -> list[tuple[Any, StoreError | None]]:
+def run_group(connection: StoreConnection, group: Sequence[Work[Any]]) -> list[Result]:
     """The results of a group in one transaction. If that fails each call gets its own, and its own error."""
     try:
+        connection.check_in_place()
         connection.execute("BEGIN IMMEDIATE")
         results = [work(connection) for work in group]
         connection.execute("COMMIT")
+        connection.check_in_place()  # or it was committed to a file that no one will find
         return [(result, None) for result in results]
     except Exception as error:  # the thread must not die, since callers wait for it
-        failure = error if isinstance(error, StoreError) else failure_of(path, error)
-    with suppress(sqlite3.Error):
+        failure = error if isinstance(error, StoreError) else failure_of(connection.path, error)
+    with contextlib.suppress(sqlite3.Error):
         connection.execute("ROLLBACK")
     if len(group) > 1:
-        return [result for work in group for result in run_group(connection, path, [work])]
+        return [result for work in group for result in run_group(connection, [work])]
     return [(None, failure)]
+
+
+def run_alone(connection: StoreConnection, group: Sequence[Work[Any]]) -> list[Result]:
+    """The results of calls that are not part of a transaction."""
+    results: list[Result] = []
+    for work in group:
+        try:
+            connection.check_in_place()
+            results.append((work(connection), None))
+        except Exception as error:
+            failure = error if isinstance(error, StoreError) else failure_of(connection.path, error)
+            results.append((None, failure))
+    return results
 
 
 def _serve(
@@ -124,27 +149,38 @@ def _serve(
     loop: asyncio.AbstractEventLoop,
     jobs: queue.SimpleQueue[_Job | None],
     opened: asyncio.Future[None],
+    ended: Future[None],
 ) -> None:
     """The thread, from opening the file to closing it."""
     try:
-        connection = open_file(path)
+        with contextlib.closing(open_file(path)) as connection:
+            _report(loop, [(opened, None, None)])
+            _work(connection, loop, jobs)
     except StoreError as error:
         _report(loop, [(opened, None, error)])
-        return
-    _report(loop, [(opened, None, None)])
+    finally:
+        ended.set_result(None)
+
+
+def _work(
+    connection: StoreConnection, loop: asyncio.AbstractEventLoop, jobs: queue.SimpleQueue[_Job | None]
+) -> None:
+    """What the thread does until it is stopped."""
     groups, checkpoint_at = 0, 1
     group, more = _next_group(jobs)
     while group:
-        outcomes = run_group(connection, path, [work for work, _ in group])
+        outcomes: list[_Outcome] = []
+        for alone, jobs_alike in itertools.groupby(group, lambda job: job.alone):
+            part = list(jobs_alike)
+            results = (run_alone if alone else run_group)(connection, [job.work for job in part])
+            outcomes += [(job.done, *result) for job, result in zip(part, results, strict=True)]
         groups += 1
         if groups == checkpoint_at:  # 1, 2, 4, ...: a new store is then not only in its log
             checkpoint_at *= 2
-            with suppress(sqlite3.Error):  # what was committed stays committed
+            with contextlib.suppress(sqlite3.Error):  # what was committed stays committed
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        _report(loop, [(done, *outcome) for (_, done), outcome in zip(group, outcomes, strict=True)])
+        _report(loop, outcomes)
         group, more = _next_group(jobs) if more else ([], False)
-    with suppress(sqlite3.Error):
-        connection.close()
 
 
 def _next_group(jobs: queue.SimpleQueue[_Job | None]) -> tuple[list[_Job], bool]:
@@ -169,5 +205,5 @@ def _report(loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:
             else:
                 done.set_exception(error)
 
-    with suppress(RuntimeError):  # the loop is closed, so no one waits
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so no one waits
         loop.call_soon_threadsafe(resolve)

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import os
 from collections.abc import AsyncIterator, Collection, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import attrs
 
@@ -200,10 +201,21 @@ class Store(Protocol):
         """Every entry that is SUBMITTED or UNKNOWN: charged, or perhaps charged, and not finished."""
         ...
 
-    async def recent(self, since: float) -> list[float]:
-        """When submits later than `since` (Unix time) were answered or begun. They still count against the
-        account's limit; a store with a `shared` limiter need not know them."""
+    async def recent(self, per: float) -> list[float]:
+        """How many seconds ago each submit of the last `per` seconds was answered or begun.
+
+        They still count against the account's limit; a store with a `shared` limiter need not know them. A
+        clock that was set may make an age too low, never too high.
+        """
         ...
 
     async def aclose(self) -> None:
         """Write what is still to be written, and close."""
+
+
+@runtime_checkable
+class SupportsBackup(Protocol):
+    """A store that can be copied while it is in use."""
+
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy everything to the new file `path`. Raises `StoreError`; then there is no new file."""

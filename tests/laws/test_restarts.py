@@ -12,7 +12,7 @@ from clocks import run_scaled
 from faults import FaultServer, stall
 
 import kie4o
-from kie4o import RateLimit
+from kie4o import RateLimit, clock
 from kie4o.emulator import Emulator
 from kie4o.stores.sqlite import SQLiteStore
 
@@ -85,3 +85,42 @@ async def test_a_submit_that_was_given_up_counts_from_then(store: MakeStore) -> 
             with pytest.raises(kie4o.SubmissionUnknownError):
                 await client.submit("x", key="a")
             assert (await kept.find(key="a")).submitted_at > time.time() - 0.25
+
+
+@pytest.mark.parametrize("step", [5.0, 3600.0, -3600.0])
+async def test_a_step_of_the_wall_clock_admits_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """The clock is set before each of two restarts, by more than the window: it still holds 5 submits.
+
+    Set back it may delay, by one window at each restart.
+    """
+    limit = RateLimit(5, per=0.5)
+    true_time = time.time
+    async with Emulator(limit=1000, per=0.5) as kie:
+        for restart in range(3):
+            monkeypatch.setattr(clock, "unix_time", lambda restart=restart: true_time() + restart * step)
+            async with client_of(kie.url, SQLiteStore(tmp_path / "run.db"), rate_limit=limit) as client:
+                await asyncio.gather(*(client.submit(f"{restart}.{n}") for n in range(5)))
+        assert kie.most_in_window() <= 5
+        assert kie.accepted == 15
+
+
+async def test_a_restart_after_hours_remembers_a_window_of_a_day(
+    store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 5 a day, a process that is restarted two hours later submits nothing."""
+    limit = RateLimit(5, per=86_400)
+    true_time, true_uptime = clock.unix_time, clock.uptime
+    async with Emulator() as kie:
+        async with client_of(kie.url, store(), rate_limit=limit) as client:
+            await asyncio.gather(*(client.submit(f"{n}") for n in range(5)))
+        monkeypatch.setattr(clock, "unix_time", lambda: true_time() + 7200)
+        monkeypatch.setattr(clock, "uptime", lambda: true_uptime() + 7200)
+        async with client_of(kie.url, store(), rate_limit=limit) as client:
+            calls = [asyncio.create_task(client.submit(f"later {n}")) for n in range(5)]
+            _, waiting = await asyncio.wait(calls, timeout=0.2)
+            assert kie.posts == 5
+            for call in waiting:
+                call.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)

@@ -31,7 +31,7 @@ from kie4o import ImageRequest, StoreError, TaskDetails, TaskState
 from kie4o.stores.packing import packed
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.sqlite_file import SCHEMA
-from kie4o.stores.store import Entry, EntryState
+from kie4o.stores.store import Entry, EntryState, hash_of_ref
 
 State = frozenset[bytes]
 
@@ -389,6 +389,63 @@ def test_a_damaged_main_file_beside_a_log(
     was = judged(tmp_path, past, kind("main", past.main), file="main", may_be_empty=False)
     assert was.faults == []
     assert was.opened + was.refused
+
+
+@pytest.mark.parametrize("link", ["file", "folder", "dangling before"])
+def test_a_damaged_log_beside_the_target_of_a_link(tmp_path: Path, young: Past, link: str) -> None:
+    """The log lies beside the file that the link leads to, and is checked there."""
+    (tmp_path / "data").mkdir()
+    real, opened_as = tmp_path / "data" / "run.db", tmp_path / "run.db"
+    if link == "folder":
+        (tmp_path / "link").symlink_to(real.parent)
+        opened_as = tmp_path / "link" / "run.db"
+    else:
+        opened_as.symlink_to(real)
+    real.write_bytes(young.main)
+    real.with_name("run.db-wal").write_bytes(bytes([young.wal[0] ^ 1]) + young.wal[1:])
+    assert "its log cannot be read" in asyncio.run(refusal(opened_as))
+    real.with_name("run.db-wal").write_bytes(young.wal)
+    assert kept_in(opened_as, young.keys[-1]) is not None
+
+
+@pytest.mark.parametrize(
+    "owner", ["entry_of_ref", "entry_of_task", "sqlite_autoindex_entry_1", "slot", "callback"]
+)
+def test_a_damaged_page_of_an_index_is_refused(tmp_path: Path, closed: Past, owner: str) -> None:
+    """The rows of the entries are sound, and SQLite finds out when it looks everywhere.
+
+    An entry that its index does not lead to would be submitted again.
+    """
+    path = tmp_path / "run.db"
+    path.write_bytes(closed.main)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        [size] = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute("INSERT INTO callback VALUES (x'00', 'task', x'00')")
+        [root] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (owner,)).fetchone()
+    connection.close()
+    main = bytearray(path.read_bytes())
+    start = (root - 1) * size
+    main[start + 3 : start + 5] = bytes(2)  # the number of cells on the page: none
+    state = Opener(tmp_path, closed.keys)(bytes(main), b"")
+    assert isinstance(state, StoreError)
+    assert "is damaged" in str(state)
+
+
+@pytest.mark.parametrize("column", ["task_id", "ref_hash", "checksum"])
+async def test_a_changed_callback_is_ignored(tmp_path: Path, column: str) -> None:
+    """A kept task id that differs from what was written would bind another task to the request."""
+    path = tmp_path / "run.db"
+    store = SQLiteStore(path)
+    await store.open()
+    await store.keep_callback("ref", "task-1")
+    assert list(await store.callbacks_of("ref")) == ["task-1"]
+    changes = {"task_id": "'task-2'", "ref_hash": f"x'{hash_of_ref('other').hex()}'", "checksum": "x'00'"}
+    sql = f"UPDATE callback SET {column} = {changes[column]}"
+    await store._worker.run(lambda connection: connection.execute(sql))
+    assert list(await store.callbacks_of("ref")) == []
+    assert list(await store.callbacks_of("other")) == []
+    await store.aclose()
 
 
 # -- files of other programs, and without permission -----------------------------------------------

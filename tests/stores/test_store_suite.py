@@ -223,25 +223,6 @@ async def test_unfinished_while_entries_are_written(store: Store) -> None:
     assert {f"{n:04}" for n in range(1199)} <= set(seen) <= {*(f"{n:04}" for n in range(1200)), "new"}
 
 
-async def test_recent_returns_the_submits_that_count_against_the_limit(store: Store, kind: Kind) -> None:
-    """The times of submits that were sent, after a given moment.
-
-    A durable store returns all of them, whatever their outcome.
-    """
-    for number, state in enumerate(EntryState):
-        stamp = None if state is EntryState.PLANNED else 100.0 + number
-        await store.save(
-            entry_of(state.value, state=state, submitted_at=stamp, keyed=state.value != "failed")
-        )
-    times = await store.recent(0.0)
-    assert all(isinstance(stamp, float) for stamp in times)
-    assert set(times) <= {101.0, 102.0, 103.0, 104.0, 105.0}
-    assert await store.recent(105.0) == []
-    if kind.durable:
-        assert sorted(times) == [101.0, 102.0, 103.0, 104.0, 105.0]
-        assert sorted(await store.recent(103.0)) == [104.0, 105.0]
-
-
 async def test_an_ended_entry_without_a_key_is_not_unfinished(store: Store) -> None:
     """It is not listed any more; if it is still found, then as it ended."""
     entry = submitted("ref", keyed=False)

@@ -133,8 +133,8 @@ class DyingStore:
     async def callbacks_of(self, ref: str) -> Sequence[str]:
         return await self._inner.callbacks_of(ref)
 
-    async def recent(self, since: float) -> list[float]:
-        return await self._through("recent", lambda: self._inner.recent(since))
+    async def recent(self, per: float) -> list[float]:
+        return await self._through("recent", lambda: self._inner.recent(per))
 
     async def aclose(self) -> None:
         await self._through("close", self._inner.aclose)

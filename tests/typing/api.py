@@ -285,5 +285,7 @@ async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
         assert_type(entry.state, EntryState)
     async for done in client.resume():
         assert_type(done.ok, bool)
+    await client.backup("copy.db")
+    await client.backup(Path("copy.db"))
     for store in (None, "run.db", "sqlite:///run.db", Path("run.db"), own):
         AsyncKieClient("key", store=store)

@@ -1,0 +1,129 @@
+"""The lock that keeps other processes, and other clients of this one, out of a store file.
+
+SQLite's own locks are POSIX locks. Those belong to the process, and closing any descriptor of the file drops
+them, as a copy of the open file does. This lock belongs to one open file description and ends with it. It
+covers a single byte that SQLite leaves alone, because on network file systems and on BSD locks of the whole
+file conflict with SQLite's.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import sys
+from pathlib import Path
+
+logger: logging.Logger = logging.getLogger("kie4o")
+
+_BYTE = 0x7FFFFFFE  # SQLite locks 0x40000000 to 0x400001FF ("File Locking And Concurrency")
+_TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+Identity = tuple[int, int]  # device and inode
+
+_held: dict[Identity, FileLock] = {}
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, _BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+    def _unlock(descriptor: int) -> None:
+        os.lseek(descriptor, _BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+
+elif sys.platform in ("linux", "darwin"):
+    import fcntl
+
+    def _set(descriptor: int, kind: int) -> None:
+        """`struct flock` of the platform: see fcntl(2)."""
+        if sys.platform == "linux":
+            request = struct.pack("hhqqi", kind, os.SEEK_SET, _BYTE, 1, 0)
+        else:
+            request = struct.pack("qqihh", _BYTE, 1, 0, kind, os.SEEK_SET)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+
+    def _lock(descriptor: int) -> None:
+        _set(descriptor, fcntl.F_WRLCK)
+
+    def _unlock(descriptor: int) -> None:
+        _set(descriptor, fcntl.F_UNLCK)
+
+else:
+
+    def _lock(descriptor: int) -> None:
+        raise OSError(errno.ENOTSUP, "this system has no locks of open files")
+
+    def _unlock(descriptor: int) -> None:
+        """Nothing was locked."""
+
+
+class FileLock:
+    """Locks the file at `path` until `release`. Raises `BlockingIOError` if it is locked already.
+
+    `release` it only after SQLite has closed the file: closing this descriptor drops SQLite's locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if (
+            identity_of(path.stat()) in _held
+        ):  # found out without a descriptor, whose closing would drop its locks
+            raise BlockingIOError(errno.EAGAIN, "the file is locked")
+        self._descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            _lock_or_warn(self._descriptor, path)
+            self.identity: Identity = identity_of(os.fstat(self._descriptor))
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        _held[self.identity] = self
+
+    def release(self) -> None:
+        """Does nothing if it is released already."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        _held.pop(self.identity, None)
+        try:
+            _unlock(descriptor)  # at once, also if a child process is just being started with a duplicate
+        except OSError:
+            pass  # it was not locked, see _lock_or_warn
+        finally:
+            os.close(descriptor)
+
+
+def identity_of(found: os.stat_result) -> Identity:
+    """What tells a file from another one at the same path."""
+    return found.st_dev, found.st_ino
+
+
+def _lock_or_warn(descriptor: int, path: Path) -> None:
+    try:
+        _lock(descriptor)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            raise BlockingIOError(errno.EAGAIN, "the file is locked") from None
+        if error.errno not in _UNSUPPORTED:
+            raise
+        logger.warning(
+            "the store %s is on a file system without locks of open files (%s); do not copy it while it is "
+            "open, and do not open it twice",
+            path,
+            error.strerror,
+        )
+
+
+def _forget_in_child() -> None:
+    """The locks stay with the parent. A child that kept their descriptors would hold them longer."""
+    for lock in _held.values():
+        os.close(lock._descriptor)
+        lock._descriptor = -1
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,179 @@
+"""The thread of a SQLite store: groups of calls, and a disk that does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from entries import PATIENCE, submitted, unfinished_keys
+from test_sqlite import in_child, opened
+
+from kie4o import StoreError, StoreLockedError
+from kie4o.stores.sqlite import SQLiteStore
+
+
+class Disk:
+    """A call that blocks the thread of a store, as a disk does that does not answer."""
+
+    def __init__(self) -> None:
+        self.blocks = threading.Event()
+        self._answers = threading.Event()
+
+    def __call__(self, connection: sqlite3.Connection) -> None:
+        self.blocks.set()
+        self._answers.wait(PATIENCE)
+
+    def answer(self) -> None:
+        self._answers.set()
+
+    async def block(self, store: SQLiteStore) -> asyncio.Task[None]:
+        """Returns once the thread is in the call."""
+        task = asyncio.create_task(store._worker.run(self))
+        while not self.blocks.is_set():
+            await asyncio.sleep(0.001)
+        return task
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    disk = Disk()
+    yield disk
+    disk.answer()
+
+
+def fails(connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT INTO nothing VALUES (1)")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("failing", [0, 1, 2])
+async def test_each_call_of_a_group_gets_its_own_outcome(
+    tmp_path: Path, disk: Disk, size: int, failing: int
+) -> None:
+    """Of calls that wait together one fails; it raises, and the others return, also in a group of two."""
+    async with opened(tmp_path / "run.db") as store:
+        blocked = await disk.block(store)
+        calls: list[Any] = [store.save(submitted(f"{n}")) for n in range(size)]
+        if failing < size:
+            calls[failing].close()
+            calls[failing] = store._worker.run(fails)
+        together = asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(0)
+        disk.answer()
+        outcomes = await asyncio.wait_for(together, PATIENCE)
+        await blocked
+        assert [isinstance(outcome, StoreError) for outcome in outcomes] == [
+            n == failing for n in range(size)
+        ]
+        assert await unfinished_keys(store) == [f"{n}" for n in range(size) if n != failing]
+
+
+async def test_a_call_alone_runs_between_its_neighbours(tmp_path: Path, disk: Disk) -> None:
+    """Outside a transaction and in its place in the queue; its error is its own."""
+    seen: list[Any] = []
+
+    def look(connection: sqlite3.Connection) -> None:
+        [count] = connection.execute("SELECT count(*) FROM entry").fetchone()
+        seen.append((connection.in_transaction, count))
+
+    async with opened(tmp_path / "run.db") as store:
+        blocked = await disk.block(store)
+        together = asyncio.gather(
+            store.save(submitted("a")),
+            store._worker.run(look, alone=True),
+            store._worker.run(fails, alone=True),
+            store.save(submitted("b")),
+            store._worker.run(look),
+            return_exceptions=True,
+        )
+        await asyncio.sleep(0)
+        disk.answer()
+        outcomes = await asyncio.wait_for(together, PATIENCE)
+        await blocked
+    assert seen == [(False, 1), (True, 2)]
+    assert [isinstance(outcome, StoreError) for outcome in outcomes] == [False, False, True, False, False]
+
+
+def test_a_stuck_disk_does_not_keep_the_loop_from_ending(tmp_path: Path, disk: Disk) -> None:
+    """Closing can be given up, and `asyncio.run` then returns; nothing of the loop joins the thread."""
+
+    async def main() -> None:
+        store = SQLiteStore(tmp_path / "run.db")
+        await store.open()
+        blocked = await disk.block(store)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(store.aclose(), 0.05)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(store.open(), 0.05)
+        blocked.cancel()
+
+    start = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - start < PATIENCE / 2
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_another_loop_waits_for_the_end_of_the_thread(tmp_path: Path, disk: Disk, cancelled: bool) -> None:
+    """A store that was closed in one loop opens in the next once its thread has let the file go."""
+    store = SQLiteStore(tmp_path / "run.db")
+
+    async def first() -> None:
+        await store.open()
+        await store.save(submitted("a"))
+        blocked = await disk.block(store)
+        closing = asyncio.create_task(store.aclose())
+        await asyncio.sleep(0.01)
+        if cancelled:
+            closing.cancel()
+        else:
+            disk.answer()
+        await asyncio.wait([closing])
+        blocked.cancel()
+
+    async def second() -> list[str]:
+        opening = asyncio.create_task(store.open())
+        await asyncio.sleep(0.05)
+        assert opening.done() != cancelled
+        disk.answer()
+        await asyncio.wait_for(opening, PATIENCE)
+        keys = await unfinished_keys(store)
+        await store.aclose()
+        return keys
+
+    asyncio.run(first())
+    assert asyncio.run(second()) == ["a"]
+
+
+async def test_of_two_openings_at_once_one_is_refused(tmp_path: Path) -> None:
+    """Also while both wait for the end of an earlier thread."""
+    store = SQLiteStore(tmp_path / "run.db")
+    await store.open()
+    closing = asyncio.create_task(store.aclose())
+    await asyncio.sleep(0)
+    outcomes = await asyncio.gather(store.open(), store.open(), return_exceptions=True)
+    await closing
+    assert sorted(type(outcome) for outcome in outcomes if outcome is not None) == [StoreLockedError]
+    await store.save(submitted("a"))
+    await store.aclose()
+
+
+def test_a_forked_child_can_close_it(tmp_path: Path) -> None:
+    """The thread is not in the child, so closing there waits for nothing. The parent goes on."""
+
+    async def close() -> None:
+        await asyncio.wait_for(store.aclose(), 2)
+        raise StoreError("closed")
+
+    store = SQLiteStore(tmp_path / "run.db")
+    with asyncio.Runner() as runner:
+        runner.run(store.open())
+        assert in_child(lambda: asyncio.run(close())) == 0
+        runner.run(store.save(submitted("a")))
+        runner.run(store.aclose())
