@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -173,20 +174,11 @@ async def test_a_store_is_locked_while_its_process_runs(tmp_path: Path) -> None:
 
     After `kill -9` of the first the store opens, and the batch continues.
     """
-    frozen = asyncio.Event()
     async with Lane() as first, Lane() as second, Case(tmp_path / "case", CountingServer("post", 5)) as case:
-
-        def freeze() -> None:
-            first.kill(signal.SIGSTOP)
-            frozen.set()
-
-        case.server.kill = freeze
-        await first.start(case.run_of())
-        await frozen.wait()
+        await frozen(case, first)
         await second.start(case.run_of())
         assert await second.wait() == 0
-        of_second = [line for line in case.lines("outcomes") if line["run"] == second.pid]
-        assert of_second == [{"run": second.pid, "ended": "StoreLockedError"}]
+        assert case.of_run(second.pid) == [{"run": second.pid, "ended": "StoreLockedError"}]
         assert second.pid not in {line["run"] for line in case.lines("evidence")}
         with pytest.raises(StoreLockedError):
             async with AsyncKieClient("sk-test", base_url=case.server.url, store=case.folder / "run.db"):
@@ -195,6 +187,19 @@ async def test_a_store_is_locked_while_its_process_runs(tmp_path: Path) -> None:
         case.codes.append(await first.wait())
         assert case.codes == [KILLED]
         assert await case.finish(second) == []
+
+
+async def frozen(case: Case, lane: Lane, *step: Any, **more: Any) -> None:
+    """Start a run, and stop its process (SIGSTOP) where the server would kill it."""
+    reached = asyncio.Event()
+
+    def freeze() -> None:
+        lane.kill(signal.SIGSTOP)
+        reached.set()
+
+    case.server.kill = freeze
+    await lane.start(case.run_of(*step, **more))
+    await reached.wait()
 
 
 async def test_a_fresh_interpreter_continues_a_killed_batch(tmp_path: Path) -> None:
@@ -223,3 +228,107 @@ async def test_an_unknown_outcome_is_reported_and_not_sent_again(tmp_path: Path)
             with pytest.raises(KieError, match="may have been charged"):
                 await client.submit(unknown[0].request, key=unknown[0].key)
         assert max(case.server.posts.values()) == 1
+
+
+# -- files that are copied, deleted, renamed and linked --------------------------------------------
+
+
+async def two_processes(folder: Path, *, unprotected: bool) -> Case:
+    """A process copies its open store; a second one tries to use the store; both go on to their ends."""
+    async with Lane() as first, Lane() as second, Case(folder, CountingServer("post", 10)) as case:
+        await frozen(case, first, "after submitted", 2, mishap="copy", unprotected=unprotected)
+        await second.start(case.run_of(unprotected=unprotected))
+        case.codes.append(await second.wait())
+        first.kill(signal.SIGCONT)
+        case.codes.append(await first.wait())
+        await case.server.settled()
+        if not unprotected:
+            assert case.of_run(second.pid) == [{"run": second.pid, "ended": "StoreLockedError"}]
+            assert await case.finish(second) == []
+        return case
+
+
+async def test_a_copy_of_an_open_store_lets_no_second_process_in(tmp_path: Path) -> None:
+    """Closing the handle of a copy drops SQLite's lock; ours stays, so nothing is paid twice."""
+    case = await two_processes(tmp_path / "case", unprotected=False)
+    assert case.double_payments == 0
+    assert (case.folder / "copy.db").exists()
+
+
+async def test_control_sqlites_lock_lets_a_second_process_in(tmp_path: Path) -> None:
+    """Control: under SQLite's lock alone both processes pay."""
+    assert (await two_processes(tmp_path / "case", unprotected=True)).double_payments > 0
+
+
+async def test_a_backup_of_a_finished_batch_is_restored_elsewhere(tmp_path: Path) -> None:
+    """It was made through the open store, and replays every item without a request."""
+    async with Lane() as lane, Case(tmp_path / "case", CountingServer()) as case:
+        assert await case.run(lane, "before close", 1, mishap="backup") == 0
+        elsewhere = case.folder / "elsewhere"
+        elsewhere.mkdir()
+        (case.folder / "backup.db").rename(elsewhere / "run.db")
+        case.store = "elsewhere/run.db"
+        assert await case.finish(lane) == []
+        assert case.server.posts.total() == len(ITEMS)
+
+
+@pytest.mark.parametrize("at", [1, 4, 9])
+@pytest.mark.parametrize("mishap", ["delete", "rename"])
+async def test_a_store_that_is_moved_away_stops_its_batch(tmp_path: Path, mishap: str, at: int) -> None:
+    """Nothing is sent without an intent in a file that can be found, by this process or by the next.
+
+    Once the file is back the batch continues, and nothing was paid twice.
+    """
+    async with Lane() as lane, Case(tmp_path / "case", CountingServer()) as case:
+        assert await case.run(lane, "after submitted", at, mishap=mishap) == 0
+        intents = [line for line in case.lines("evidence") if line.get("asked") == "intent"]
+        saved = {line["number"] for line in case.lines("evidence") if "done" in line}
+        assert set(case.server.posts) == {line["key"] for line in intents if line["number"] in saved}
+        posts = case.server.posts.total()
+        assert at <= posts < len(ITEMS)
+        assert await case.run(lane) == 0  # the log of the missing file keeps a new store from starting
+        assert [line["ended"] for line in case.of_run(lane.pid)] == ["StoreError"]
+        assert case.server.posts.total() == posts
+        if mishap == "rename":
+            (case.folder / "moved.db").rename(case.folder / "run.db")
+            assert await case.finish(lane) == []
+        assert case.double_payments == 0
+
+
+@pytest.mark.parametrize("mishap", ["delete", "rename"])
+async def test_control_a_store_that_believes_its_path_loses_what_it_pays(tmp_path: Path, mishap: str) -> None:
+    """Control: the batch goes on into a file that no one finds, and the next run pays for all of it again."""
+    async with Lane() as lane, Case(tmp_path / "case", CountingServer()) as case:
+        await case.run(lane, "after submitted", 4, mishap=mishap, unprotected=True)
+        assert case.server.posts.total() == len(ITEMS)
+        (case.folder / "run.db-wal").unlink()
+        await case.run(lane)
+        assert case.double_payments == len(ITEMS)
+
+
+async def behind_a_link(folder: Path, *, unprotected: bool) -> Case:
+    """A store that is opened through a link is killed, and the log beside the real file damaged."""
+    async with Lane() as lane, Case(folder, CountingServer("post", 9), store="link.db") as case:
+        real = case.folder / "data" / "real.db"
+        real.parent.mkdir()
+        (case.folder / "link.db").symlink_to(real)
+        assert await case.run(lane) == KILLED
+        log = real.with_name("real.db-wal")
+        content = log.read_bytes()
+        log.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        await case.run(lane, unprotected=unprotected)
+        if not unprotected:
+            assert [line["ended"] for line in case.of_run(lane.pid)] == ["StoreError"]
+            log.write_bytes(content)
+            assert await case.finish(lane) == []
+        return case
+
+
+async def test_a_damaged_log_behind_a_link_is_found(tmp_path: Path) -> None:
+    """Nothing is sent, and with the right log nothing is paid twice."""
+    assert (await behind_a_link(tmp_path / "case", unprotected=False)).double_payments == 0
+
+
+async def test_control_a_damaged_log_that_is_believed_pays_twice(tmp_path: Path) -> None:
+    """Control: what SQLite finds without the log is paid for again."""
+    assert (await behind_a_link(tmp_path / "case", unprotected=True)).double_payments > 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -29,7 +30,9 @@ from clocks import TimelapseLoop
 
 from kie4o import AsyncKieClient, PollPolicy, RateLimit
 from kie4o.errors import KieError
+from kie4o.stores import file_lock, sqlite_file
 from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.sqlite_file import StoreConnection
 from kie4o.stores.store import Entry
 
 SPEED = 20.0  # loop seconds per second: two looks are at least 17 ms apart
@@ -40,7 +43,8 @@ PATH = "/api/v1/gpt4o-image/generate"
 
 @attrs.frozen
 class Run:
-    """The arguments of one run. Its store kills it at the `at`-th occurrence of `step`."""
+    """The arguments of one run. At the `at`-th occurrence of `step` its store kills it, or does what `mishap`
+    names."""
 
     url: str
     folder: str
@@ -48,6 +52,9 @@ class Run:
     naive: bool = False
     step: str = ""
     at: int = 0
+    mishap: str = "kill"
+    store: str = "run.db"
+    unprotected: bool = False
 
 
 class Lines:
@@ -64,17 +71,19 @@ class Lines:
 
 
 class DyingStore:
-    """A `Store` around another: it logs the calls, and kills the process at a named step.
+    """A `Store` around another: it logs the calls. At a named step it kills the process, or copies, deletes
+    or renames the file.
 
     A step is "before", "during" or "after" and a name: open, recent, find, claim, close, or the state that is
     being saved.
     """
 
-    def __init__(self, inner: SQLiteStore, evidence: Lines, step: str, at: int) -> None:
+    def __init__(self, inner: SQLiteStore, evidence: Lines, run: Run) -> None:
         self._inner = inner
         self._evidence = evidence
-        self._step = step
-        self._at = at
+        self._step = run.step
+        self._at = run.at
+        self._mishap = MISHAPS[run.mishap]
         self._seen: Counter[str] = Counter()
         self._writes = 0
         self._begun: asyncio.Future[Any] | None = None  # keeps a reference
@@ -85,7 +94,7 @@ class DyingStore:
 
     async def _through(self, name: str, act: Callable[[], Awaitable[Any]]) -> Any:
         if self._due(f"before {name}"):
-            die()
+            await self._mishap(self._inner)
         if self._due(f"during {name}"):
             self._begun = asyncio.ensure_future(act())
             await asyncio.sleep(0)
@@ -93,7 +102,7 @@ class DyingStore:
             die()
         value = await act()
         if self._due(f"after {name}"):
-            die()
+            await self._mishap(self._inner)
         return value
 
     async def _write(self, name: str, entry: Entry, act: Callable[[], Awaitable[Any]]) -> Any:
@@ -145,12 +154,48 @@ def die() -> NoReturn:
     raise AssertionError("unreachable")
 
 
+async def _kill(store: SQLiteStore) -> None:
+    die()
+
+
+async def _copy(store: SQLiteStore) -> None:
+    shutil.copy(store.path, store.path.with_name("copy.db"))
+
+
+async def _back_up(store: SQLiteStore) -> None:
+    await store.backup(store.path.with_name("backup.db"))
+
+
+async def _delete(store: SQLiteStore) -> None:
+    store.path.unlink()
+
+
+async def _rename(store: SQLiteStore) -> None:
+    store.path.rename(store.path.with_name("moved.db"))
+
+
+MISHAPS: dict[str, Callable[[SQLiteStore], Awaitable[None]]] = {
+    "kill": _kill,
+    "copy": _copy,
+    "backup": _back_up,
+    "delete": _delete,
+    "rename": _rename,
+}
+
+
+def take_away_protection() -> None:
+    """Control: a store under SQLite's lock alone, which believes its path and its log."""
+    file_lock._lock = lambda descriptor: None
+    StoreConnection.check_in_place = lambda self: None  # type: ignore[method-assign]  # in this process only
+    sqlite_file.is_damaged = lambda log: False
+
+
 async def batch(run: Run) -> None:
     """The batch as a user writes it: a mapping of custom ids, a store, completions as they arrive."""
     folder = Path(run.folder)
     outcomes = Lines(folder / "outcomes")
     evidence = Lines(folder / "evidence")
-    store = DyingStore(SQLiteStore(folder / "run.db"), evidence, run.step, run.at)
+    store = DyingStore(SQLiteStore(folder / run.store), evidence, run)
     me = os.getpid()
     try:
         async with AsyncKieClient(
@@ -203,6 +248,8 @@ async def naive_batch(run: Run) -> None:
 
 def perform(run: Run) -> int:
     """Run it; the exit code is 0 unless it raised anything but a `KieError`."""
+    if run.unprotected:
+        take_away_protection()
     try:
         with asyncio.Runner(loop_factory=lambda: TimelapseLoop(SPEED)) as runner:
             _beat(runner.get_loop())

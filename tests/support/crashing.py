@@ -228,6 +228,7 @@ class Case:
     folder: Path
     server: CountingServer
     naive: bool = False
+    store: str = "run.db"
     codes: list[int] = attrs.field(factory=list, init=False)
 
     async def __aenter__(self) -> Case:
@@ -238,13 +239,17 @@ class Case:
     async def __aexit__(self, *exc: object) -> None:
         await self.server.__aexit__()
 
-    def run_of(self, step: str = "", at: int = 0) -> Run:
-        return Run(self.server.url, str(self.folder), ITEMS, self.naive, step, at)
+    def run_of(self, step: str = "", at: int = 0, **more: Any) -> Run:
+        return Run(
+            self.server.url, str(self.folder), ITEMS, self.naive, step, at, **{"store": self.store} | more
+        )
 
-    async def run(self, lane: Lane, step: str = "", at: int = 0, *, kill_after: float | None = None) -> int:
+    async def run(
+        self, lane: Lane, step: str = "", at: int = 0, *, kill_after: float | None = None, **more: Any
+    ) -> int:
         """One run on this store, killed after `kill_after` seconds unless it has ended."""
         self.server.kill = lane.kill
-        await lane.start(self.run_of(step, at))
+        await lane.start(self.run_of(step, at, **more))
         killer = None
         if kill_after is not None:
             killer = asyncio.get_running_loop().call_later(kill_after, lane.kill)
@@ -272,7 +277,7 @@ class Case:
 
     async def entries(self) -> dict[str, Entry]:
         """The entries in the store now."""
-        store = SQLiteStore(self.folder / "run.db")
+        store = SQLiteStore(self.folder / self.store)
         await store.open()
         try:
             found = await asyncio.gather(*(store.find(key=item) for item in ITEMS))
@@ -288,6 +293,10 @@ class Case:
     @property
     def double_payments(self) -> int:
         return sum(count - 1 for count in self.server.posts.values() if count > 1)
+
+    def of_run(self, pid: int) -> list[dict[str, Any]]:
+        """What that run yielded, and how it ended."""
+        return [line for line in self.lines("outcomes") if line["run"] == pid]
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         file = self.folder / name
