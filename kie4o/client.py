@@ -31,7 +31,7 @@ from .batch import Batch, Requests, resumed
 from .callbacks.delivery import Delivery
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
-from .errors import KieError, StoreError, client_closed, invalid
+from .errors import KieError, client_closed, invalid
 from .files.transfers import Files
 from .lifecycle import Lifecycle, known_task_id
 from .models import (
@@ -51,7 +51,7 @@ from .settings import Secret, count, flag, resolve, seconds
 from .stores.choosing import store_of
 from .stores.guard import Guard, guarded
 from .stores.ledger import Ledger
-from .stores.store import Entry, Store, SupportsBackup
+from .stores.store import Entry, Store, SupportsBackup, no_backup
 from .submission.permit import Permits
 from .submission.rate_limit import RateLimiter
 from .submission.submissions import Submissions
@@ -326,7 +326,7 @@ class AsyncKieClient:
         """
         await self._ready()
         if not isinstance(self._store, SupportsBackup):
-            raise StoreError("this store has no file to back up; pass store='run.db', or another path")
+            raise no_backup()
         await self._store.backup(path)
 
     def task(self, task_id: str) -> ImageTask:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
@@ -16,7 +17,7 @@ from typing import TypeVar
 from ..errors import StoreError, reason_of
 from .memory import MemoryStore
 from .shared import Shared
-from .store import Entry, EntryState, Store
+from .store import Entry, EntryState, Store, SupportsBackup, no_backup
 
 LIMIT = 30.0  # seconds for one call
 SHORTEST = 1.0  # seconds that a call has at least, however short the timeout of the verb is
@@ -93,8 +94,13 @@ class Guard:
         while (entry := await self._call(anext(entries, None))) is not None:
             yield entry
 
-    async def recent(self, since: float) -> list[float]:
-        return await self._call(self.inner.recent(since))
+    async def recent(self, per: float) -> list[float]:
+        return await self._call(self.inner.recent(per))
+
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(self.inner, SupportsBackup):
+            raise no_backup()
+        await self._call(self.inner.backup(path), OPENING)
 
     async def aclose(self) -> None:
         await self._call(self.inner.aclose())

@@ -219,3 +219,8 @@ class SupportsBackup(Protocol):
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy everything to the new file `path`. Raises `StoreError`; then there is no new file."""
+
+
+def no_backup() -> StoreError:
+    """The error of a store that does not support backups."""
+    return StoreError("this store has no file to back up; pass store='run.db', or another path")

@@ -98,21 +98,22 @@ async def test_a_submit_that_was_not_paid_for_does_not_count(store: Store, clock
     await store.save(planned)
     await store.save(begun("b"))
     await store.forget("b")
-    previous = ended(submitted("c", submitted_at=clocks.wall), EntryState.FAILED)
-    await store.save(previous)
-    await store.save(begun("c", ref="another ref"))
-    await store.save(previous)
+    failed = ended(submitted("c", submitted_at=clocks.wall), EntryState.FAILED)
+    await store.save(failed)
+    await store.begin(begun("c", ref="another ref"), failed.superseded())
+    await store.save(failed)
     assert await store.recent(DAY) == []
 
 
 async def test_a_key_that_is_used_again_counts_twice(store: Store, clocks: Clocks) -> None:
-    """The first task of the key was paid for, and so is the second."""
-    first = submitted("a", submitted_at=clocks.wall)
+    """The first submit of the key may have been paid for, and the second is. The first one keeps its age."""
+    first = begun("a", EntryState.UNKNOWN)
     await store.save(first)
-    await store.save(ended(first, EntryState.FAILED))
-    await store.save(begun("a", ref="another ref"))
-    await store.save(submitted("a", ref="another ref", task_id="second", submitted_at=clocks.wall))
-    assert await store.recent(10) == [0, 0]
+    clocks.pass_(4)
+    await store.begin(begun("a", ref="another ref"), first.superseded())
+    clocks.pass_(1)
+    await store.save(submitted("a", ref="another ref", submitted_at=clocks.wall))
+    assert sorted(await store.recent(10)) == [0, 5]
 
 
 async def test_slots_are_kept_for_the_window(

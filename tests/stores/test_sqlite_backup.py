@@ -165,11 +165,16 @@ async def test_a_client_backs_up_its_store(path: Path, target: Path) -> None:
         assert kie.posts == 1
 
 
+class Other(MemoryStore):
+    """A store of the caller's."""
+
+
 async def test_memory_has_no_file_to_back_up(target: Path) -> None:
     """The error says what to do."""
     assert isinstance(SQLiteStore("run.db"), SupportsBackup)
     assert not isinstance(MemoryStore(), SupportsBackup)
-    async with AsyncKieClient("sk-test", base_url="http://127.0.0.1:9") as client:
-        with pytest.raises(StoreError, match="no file to back up; pass store="):
-            await client.backup(target)
+    for store in (None, Other()):
+        async with AsyncKieClient("sk-test", base_url="http://127.0.0.1:9", store=store) as client:
+            with pytest.raises(StoreError, match="no file to back up; pass store="):
+                await client.backup(target)
     assert names(target.parent) == []
