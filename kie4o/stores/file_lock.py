@@ -41,11 +41,14 @@ elif sys.platform in ("linux", "darwin"):
 
     def _set(descriptor: int, kind: int) -> None:
         """`struct flock` of the platform: see fcntl(2)."""
+        command = getattr(fcntl, "F_OFD_SETLK", None)  # not every Python has it
+        if command is None:
+            raise OSError(errno.ENOTSUP, "this system has no locks of open files")
         if sys.platform == "linux":
             request = struct.pack("hhqqi", kind, os.SEEK_SET, _BYTE, 1, 0)
         else:
             request = struct.pack("qqihh", _BYTE, 1, 0, kind, os.SEEK_SET)
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+        fcntl.fcntl(descriptor, command, request)
 
     def _lock(descriptor: int) -> None:
         _set(descriptor, fcntl.F_WRLCK)
@@ -69,9 +72,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
-        if (
-            identity_of(path.stat()) in _held
-        ):  # found out without a descriptor, whose closing would drop its locks
+        if identity_of(path.stat()) in _held:  # closing a descriptor of it would drop SQLite's locks
             raise BlockingIOError(errno.EAGAIN, "the file is locked")
         self._descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
