@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import EllipsisType
 from typing import TypeVar
 
@@ -41,11 +41,11 @@ from ..version import __version__
 from ..wire.envelope import retry_after_of
 from ..wire.requests import ENDPOINTS, SUBMIT, Endpoint
 from .paid_body import JSON, PaidAttempt, PaidBody
+from .redaction import redactor
 
 MAX_BODY = 1024 * 1024  # bytes of a JSON answer; real ones have less than 2 KiB
 USER_AGENT = f"kie4o/{__version__}"  # Cloudflare refuses the default ones with "error code: 1010"
 _RECEIVE_AT_ONCE = 64 * 1024  # bytes
-_SHORTEST_SECRET = 16  # characters; Kie's keys have 32
 _KEPT_READ = 15.0  # an idle connection is reused for this long
 _KEPT_PAID = 2.0  # servers commonly keep connections for 5 s or more: none closes while we send
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
@@ -96,7 +96,7 @@ class Transport:
         hosts = {False: settings.base_url, True: settings.upload_url}
         # Normalized here and not at each call: it takes 1 us of a status check of 100 us.
         self._urls = {each: str(URL(hosts[each.uploads] + each.path)) for each in ENDPOINTS}
-        self._redacted = _redactor(settings)
+        self._redacted = redactor(settings.api_key)
 
     async def read(
         self,
@@ -125,21 +125,22 @@ class Transport:
         failure: APIConnectionError
         received: list[bytes] = []
         try:
-            response = await session.request(
+            request = session.request(
                 endpoint.method,
                 URL(self._urls[endpoint] + query, encoded=True),
                 data=aiohttp.BytesPayload(body, content_type=JSON) if isinstance(body, bytes) else body,
                 timeout=self._client_timeout(timeout),
                 allow_redirects=False,
             )
-            await _receive(response, received)
+            status, header = await _exchange(request, received)
         except Exception as error:  # nothing of aiohttp may leave
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
             failure = kind(self._no_answer(endpoint, error))
         else:
-            header = response.headers.get(hdrs.RETRY_AFTER)
-            retry_after = None if header is None else retry_after_of(header)
-            return reader(response.status, self._redacted(b"".join(received)), retry_after)
+            answer = self._redacted(b"".join(received))
+            received.clear()  # a traceback shows it, and an answer may echo the key
+            return reader(status, answer, None if header is None else retry_after_of(header))
+        received.clear()
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
@@ -240,15 +241,14 @@ class Transport:
         return f"no answer from {endpoint.method} {self._urls[endpoint]}: {_reason(error)}"
 
 
-def _redactor(settings: Settings) -> Callable[[bytes], bytes]:
-    """Removes the key from a body, should an answer ever contain it.
-
-    A word that is too short to be a secret stays, since it may be part of anything.
-    """
-    key = settings.api_key.reveal().encode()
-    if len(key) < _SHORTEST_SECRET:
-        return lambda body: body
-    return lambda body: body.replace(key, b"***") if key in body else body
+async def _exchange(
+    request: Awaitable[aiohttp.ClientResponse], received: list[bytes]
+) -> tuple[int, str | None]:
+    """The status and the Retry-After of the answer. Apart from `read`, whose frame is in tracebacks, since
+    headers may echo the key too."""
+    response = await request
+    await _receive(response, received)
+    return response.status, response.headers.get(hdrs.RETRY_AFTER)
 
 
 async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> None:
