@@ -6,7 +6,8 @@ import enum
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from types import NoneType
+from typing import Any, NoReturn
 
 import attrs
 
@@ -27,6 +28,66 @@ class TaskState(enum.Enum):
         return self in (TaskState.SUCCEEDED, TaskState.FAILED)
 
 
+def _refuse(self: object, *_: object, **__: object) -> NoReturn:
+    raise TypeError("the raw response is read-only, since others may hold it too; change a copy of it")
+
+
+class _ReadOnlyDict(dict[str, Any]):
+    """A dict that cannot be changed. It compares, pickles, copies and becomes JSON as a dict does."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
+
+
+class _ReadOnlyList(list[Any]):
+    """The same for a list."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type, tuple[list[Any]]]:
+        return type(self), (list(self),)
+
+
+for _kind, _names in (
+    (_ReadOnlyDict, "__setitem__ __delitem__ __ior__ clear pop popitem setdefault update"),
+    (
+        _ReadOnlyList,
+        "__setitem__ __delitem__ __iadd__ __imul__ append clear extend insert pop remove reverse sort",
+    ),
+):
+    for _name in _names.split():
+        setattr(_kind, _name, _refuse)
+
+
+_LEAVES = frozenset({str, int, float, bool, NoneType})  # most values; asking for a type is the cheaper check
+
+
+def _read_only(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A copy in which no object or list can be changed, at any depth.
+
+    Without recursion, since JSON may be nested deeply, and objects of a caller may hold themselves.
+    """
+    if type(raw) is _ReadOnlyDict:
+        return raw
+    copy = _ReadOnlyDict(raw)
+    copies: dict[int, _ReadOnlyDict | _ReadOnlyList] = {id(raw): copy}
+    todo: list[Any] = [copy]
+    for outer in todo:
+        kind: Any = dict if isinstance(outer, dict) else list
+        for key, value in outer.items() if kind is dict else enumerate(outer):
+            if type(value) in _LEAVES or not isinstance(value, (dict, list, tuple)):
+                continue
+            inner = copies.get(id(value))
+            if inner is None:
+                inner = _ReadOnlyDict(value) if isinstance(value, dict) else _ReadOnlyList(value)
+                copies[id(value)] = inner
+                todo.append(inner)
+            kind.__setitem__(outer, key, inner)
+    return copy
+
+
 @attrs.frozen(kw_only=True)
 class TaskDetails:
     """The status of a task: what one poll found, or what a callback said. Source: Kie's record-info page.
@@ -41,7 +102,7 @@ class TaskDetails:
         error_message: Kie's own words about a failure.
         created_at: When Kie created the task, as an aware UTC datetime.
         completed_at: When it ended, as an aware UTC datetime.
-        raw: The `data` of Kie's response, as it arrived.
+        raw: The `data` of Kie's response, as it arrived. Read-only at any depth.
     """
 
     task_id: str = attrs.field(kw_only=False)
@@ -53,7 +114,7 @@ class TaskDetails:
     error_message: str | None = None
     created_at: datetime | None = None
     completed_at: datetime | None = None
-    raw: Mapping[str, Any] = attrs.field(factory=dict, eq=False, repr=False)
+    raw: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only, eq=False, repr=False)
 
     @property
     def params(self) -> Mapping[str, Any]:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 # A running task often answers with the same bytes, which are then read once: that saves 9 us of a status
-# check of 105 us (`python -m benchmarks --only cpu`). As many are kept as tasks are usually in flight.
-_details_of = functools.lru_cache(maxsize=128)(details_of)
+# check of 105 us (`python -m benchmarks --only cpu`).
+_REMEMBERED = 128  # answers; as many as tasks are usually in flight
+_LONGEST_REMEMBERED = 16 * 1024  # bytes of a body, so 2 MiB of them at most; real ones have less than 2 KiB
 
 
 class FreeCalls:
@@ -34,12 +35,17 @@ class FreeCalls:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._remembered = functools.lru_cache(maxsize=_REMEMBERED)(details_of)
 
     def details(self, task_id: str) -> Coroutine[Any, Any, TaskDetails]:
         """The details of a task, by one call without a timeout: the poller has its own."""
-        reader = functools.partial(_details_of, task_id)
+        reader = functools.partial(self._details_of, task_id)
         query = f"?taskId={task_id}"  # a task id needs no quoting (`decoding.TASK_ID`)
         return self._transport.read(DETAILS, reader, query=query, timeout=None)
+
+    def _details_of(self, task_id: str, status: int, body: bytes, retry_after: float | None) -> TaskDetails:
+        read = self._remembered if len(body) <= _LONGEST_REMEMBERED else details_of
+        return read(task_id, status, body, retry_after)
 
     async def credits(self) -> Decimal:
         """The balance of the account."""
