@@ -413,18 +413,23 @@ class AsyncKieClient:
         directory: str | os.PathLike[str],
         *,
         name: str | None = None,
+        verify: bool = False,
     ) -> list[Path]:
         """Save the images of a task, and return their paths in order. Free, for 14 days after the task.
 
         Each file appears complete or not at all: it is checked to be a whole PNG, JPEG, WebP or GIF first.
+        The checksums of a PNG show every damage.
 
         Args:
             result: An `ImageResult`, or the id of a finished task.
             directory: Where to save them; created if it is missing.
             name: A file name without suffix. By default files are named ``<task id>_<index>.<suffix>``. An
                 existing file is replaced.
+            verify: Decode each image with Pillow before its file appears, in a thread: 20 ms of CPU for a
+                megapixel.
 
         Raises:
+            ConfigurationError: `verify` needs Pillow, which is not installed; nothing was sent.
             DownloadError: An image could not be downloaded or saved. The task is paid; download it again.
         """
         await self._ready()
@@ -438,6 +443,7 @@ class AsyncKieClient:
             directory,
             task_id=task_id,
             name=name,
+            verify=verify,
             renew=lambda url: self.download_url(task_id, url),
         )
 

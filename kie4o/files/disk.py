@@ -39,38 +39,34 @@ class PartialFile:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.size: int = 0
-        self.head: bytes = b""  # the first `images.HEAD` bytes
-        self.tail: bytes = b""  # the last `images.TAIL` bytes
         self.directory = directory
+        self.seen = images.Inspection()
+        self.path: str | None = None
         self._file: int | None = None
-        self._path: str | None = None
 
     def write(self, chunk: bytes) -> None:
         """Append a chunk; the first one creates the file."""
         if self._file is None:
-            self._file, self._path = tempfile.mkstemp(dir=self.directory, prefix=PREFIX)
+            self._file, self.path = tempfile.mkstemp(dir=self.directory, prefix=PREFIX)
         view = memoryview(chunk)
         while view:
             view = view[os.write(self._file, view) :]
-        self.size += len(chunk)
-        self.head = (self.head + chunk[: images.HEAD])[: images.HEAD]
-        self.tail = (self.tail + chunk[-images.TAIL :])[-images.TAIL :]
+        self.seen.feed(chunk)
 
     def commit(self, name: str) -> Path:
         """Flush the file to the disk and rename it to `name`, replacing a file of that name."""
-        if self._file is None or self._path is None:
+        if self._file is None or self.path is None:
             raise FileNotFoundError(errno.ENOENT, "nothing was written")
         path = self.directory / name
         os.fsync(self._file)
         self._close()
-        Path(self._path).replace(path)
-        self._path = None
+        Path(self.path).replace(path)
+        self.path = None
         return path
 
     def discard(self) -> None:
         """Close and delete the file, unless it was committed. Never raises."""
-        path, self._path = self._path, None
+        path, self.path = self.path, None
         with contextlib.suppress(OSError):
             self._close()
         if path is not None:

@@ -24,11 +24,11 @@ import attrs
 from aiohttp import hdrs
 from yarl import URL
 
-from ..errors import DownloadError, KieError, client_closed, reason_of
+from ..errors import DownloadError, KieError, reason_of
 from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import USER_AGENT
 from ..wire import decoding
-from . import images
+from . import images, verification
 from .addresses import is_private_host, is_public
 from .disk import PartialFile, in_thread
 
@@ -48,13 +48,15 @@ _T = TypeVar("_T")
 
 @attrs.frozen(kw_only=True)
 class Download:
-    """One image to fetch, and where to save it. `name` returns the file name for a suffix."""
+    """One image to fetch, and where to save it. `name` returns the file name for a suffix; `verify` asks
+    for the image to be decoded first."""
 
     url: str
     task_id: str
     directory: Path
     name: Callable[[images.Suffix], str]
     renew: Renew
+    verify: bool
 
 
 class PrivateAddressError(OSError):
@@ -130,7 +132,6 @@ class Downloader:
         self._sleep = sleep
         self._jitter = jitter
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether they use a proxy
-        self._closed = False
 
     async def fetch(self, download: Download) -> Path:
         """Save the image and return its path. Raises `DownloadError`."""
@@ -151,10 +152,9 @@ class Downloader:
         raise _download_error(f"download {_shown_url(link)}", str(failure), download.task_id)
 
     async def aclose(self) -> None:
-        self._closed = True
-        sessions, self._sessions = self._sessions, {}
-        for session in sessions.values():
-            await session.close()
+        async with contextlib.AsyncExitStack() as stack:  # closes the second if the first is cancelled
+            for session in self._sessions.values():
+                stack.push_async_callback(session.close)
 
     # -- one attempt -----------------------------------------------------------------------------
 
@@ -169,8 +169,10 @@ class Downloader:
             except Exception as error:  # no exception of aiohttp may reach the caller
                 failure = _failure_of(error)
             else:
-                name = download.name(_suffix_of(file))
-                return await _on_disk(file.directory, file.commit, name)
+                suffix = _suffix_of(file.seen)
+                if download.verify:
+                    await _verify(file, suffix)
+                return await _on_disk(file.directory, file.commit, download.name(suffix))
             raise failure
         finally:
             await in_thread(file.discard)
@@ -214,8 +216,6 @@ class Downloader:
 
     def _session(self, *, proxied: bool) -> aiohttp.ClientSession:
         """A session; through a proxy its sockets are not checked, since a proxy may be private."""
-        if self._closed:
-            raise FetchError(str(client_closed()))
         session = self._sessions.get(proxied)
         if session is None:
             factory = None if proxied else self._policy.create_socket
@@ -292,14 +292,27 @@ def _check_format(head: bytes | bytearray) -> images.Suffix:
     return suffix
 
 
-def _suffix_of(file: PartialFile) -> images.Suffix:
-    """The suffix for a complete image. A truncated one is a temporary failure."""
-    if file.size < images.HEAD:
-        raise FetchError(f"the response ended after {file.size} bytes", temporary=True)
-    suffix = _check_format(file.head)
-    if not images.is_whole(suffix, head=file.head, tail=file.tail, size=file.size):
-        raise FetchError(f"the {suffix} image is cut off after {file.size} bytes", temporary=True)
+def _suffix_of(seen: images.Inspection) -> images.Suffix:
+    """The suffix for a complete image. A damaged one is a temporary failure."""
+    if seen.size < images.HEAD:
+        raise FetchError(f"the response ended after {seen.size} bytes", temporary=True)
+    suffix = _check_format(seen.head)
+    if seen.problem is not None:
+        raise FetchError(f"the {suffix} image {seen.problem}", temporary=True)
     return suffix
+
+
+async def _verify(file: PartialFile, suffix: images.Suffix) -> None:
+    """Decode the image. One that cannot be decoded is a temporary failure."""
+    try:
+        await in_thread(verification.decode, file.path, suffix)
+        return
+    except verification.TooManyPixels as error:
+        failure = FetchError(f"the {suffix} image cannot be verified: {error}")
+    except Exception as error:  # whatever Pillow raises for the bytes of a stranger
+        reason = decoding.shown(str(error)) or type(error).__name__
+        failure = FetchError(f"the {suffix} image cannot be decoded ({reason})", temporary=True)
+    raise failure
 
 
 # -- messages ----------------------------------------------------------------------------------

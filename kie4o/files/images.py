@@ -1,15 +1,17 @@
 """What the bytes of an image say about its format, and which file name is safe for it. Pure.
 
 Content types, URLs and the file names in them are chosen by the file host and are ignored: only the
-bytes count. Their end is checked too, since HTTP cannot tell that a body was cut off if only the end
-of the connection delimits it. The first and last bytes are enough, so that the image need not be in
-memory.
+bytes count. Their end is checked, since HTTP cannot tell that a body was cut off if only the end of the
+connection delimits it, and so are the checksums of a PNG. The other formats have none. The bytes are
+looked at as they arrive, so that the image need not be in memory.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 import unicodedata
+import zlib
 from typing import Literal
 
 Suffix = Literal["png", "jpg", "webp", "gif"]  # without the dot
@@ -32,12 +34,13 @@ _START: dict[Suffix, re.Pattern[bytes]] = {
     "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
     "gif": re.compile(rb"GIF8[79]a"),
 }
-# A WebP image has no trailer; its header states the length instead.
+# A WebP image has no trailer; its header states the length instead. A PNG is read chunk by chunk.
 _END: dict[Suffix, re.Pattern[bytes]] = {
-    "png": re.compile(rb"\0{4}IEND\xae\x42\x60\x82"),  # the IEND chunk is empty: its checksum is constant
     "jpg": re.compile(rb"\xff\xd9\0*\Z"),  # inside the picture another byte follows each ff
     "gif": re.compile(rb"\0;\0*\Z"),  # the end of a block, then the trailer
 }
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_FRAME = struct.Struct(">II4s")
 _TYPED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 
 _SEPARATORS = frozenset('/\\:*?"<>|')  # of paths, drives, streams and patterns, on any system
@@ -54,11 +57,79 @@ def suffix_of(head: bytes) -> Suffix | None:
     return next((suffix for suffix, start in _START.items() if start.match(head)), None)
 
 
-def is_whole(suffix: Suffix, *, head: bytes, tail: bytes, size: int) -> bool:
-    """Whether an image of `size` bytes is complete, given its first `HEAD` and last `TAIL` bytes."""
-    if suffix == "webp":
-        return size >= 8 + int.from_bytes(head[4:8], "little") > 8
-    return _END[suffix].search(tail) is not None
+class Inspection:
+    """What an image of which the bytes are fed in order has shown so far. The bytes are not kept."""
+
+    def __init__(self) -> None:
+        self.size: int = 0
+        self.head: bytes = b""  # the first `HEAD` bytes
+        self._tail: bytes = b""  # the last `TAIL` bytes
+        self._chunks = _Chunks()
+
+    def feed(self, data: bytes) -> None:
+        self.size += len(data)
+        self.head = (self.head + data[:HEAD])[:HEAD]
+        self._tail = (self._tail + data[-TAIL:])[-TAIL:]
+        self._chunks.feed(data)
+
+    @property
+    def suffix(self) -> Suffix | None:
+        return suffix_of(self.head)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the image is not complete, as in "the image ..."; None if it is, or if it is no image."""
+        suffix = self.suffix
+        if suffix == "png" and self._chunks.damaged:
+            return "is damaged: it does not match its checksums"
+        return f"is cut off after {self.size} bytes" if suffix and not self._ended(suffix) else None
+
+    def _ended(self, suffix: Suffix) -> bool:
+        if suffix == "png":
+            return self._chunks.ended
+        if suffix == "webp":
+            return self.size >= 8 + int.from_bytes(self.head[4:8], "little") > 8
+        return _END[suffix].search(self._tail) is not None
+
+
+class _Chunks:
+    """The chunks of a PNG, each compared with its checksum. `ended` is set after the last one, IEND.
+
+    As for Pillow the checksum of every chunk counts, not only of those that hold the picture. The
+    signature is read as a chunk with a checksum that is known.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.damaged = False
+        self._unread = len(_SIGNATURE)  # bytes of the chunk
+        self._sum = 0  # of what was read of it
+        self._last = False  # whether it is IEND
+        # The checksum that follows it, then the length and the type of the next chunk.
+        self._frame = bytearray(zlib.crc32(_SIGNATURE).to_bytes(4, "big"))
+
+    def feed(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view and not (self.ended or self.damaged):
+            if self._unread:
+                part = view[: self._unread]
+                self._sum = zlib.crc32(part, self._sum)
+                self._unread -= len(part)
+            else:
+                part = view[: (4 if self._last else _FRAME.size) - len(self._frame)]
+                self._frame += part
+                self._check()
+            view = view[len(part) :]
+
+    def _check(self) -> None:
+        if self._last and len(self._frame) == 4:
+            self.ended = int.from_bytes(self._frame, "big") == self._sum
+            self.damaged = not self.ended
+        elif len(self._frame) == _FRAME.size:
+            checksum, self._unread, kind = _FRAME.unpack(self._frame)
+            self.damaged = checksum != self._sum
+            self._sum, self._last = zlib.crc32(kind), kind == b"IEND"
+            self._frame.clear()
 
 
 def file_name(

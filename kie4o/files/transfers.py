@@ -8,15 +8,16 @@ they would add 8 ms to the 195 ms of CPU time that `import kie4o.client` takes (
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
-from ..errors import DownloadError, client_closed, invalid
+from ..errors import DownloadError, KieError, client_closed, invalid
 from ..models import UploadedFile
 from ..settings import Settings
 from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
@@ -36,10 +37,20 @@ if TYPE_CHECKING:
 MAX_IMAGE_BYTES = 64 * 1024 * 1024  # of one download; images from Kie have 1 to 5 MB
 MAX_CONCURRENT = 4  # downloads of one call; more fail under load: 8 of 44 in one public report
 UPLOAD_TIMEOUT = 300.0  # seconds for one upload, or `timeout` if that is longer
+STUCK = 5.0  # seconds that a transfer which was stopped may take; only a disk that does not answer needs them
+
+logger: logging.Logger = logging.getLogger("kie4o")
+_T = TypeVar("_T")
 
 
 class Files:
-    """Uploads and downloads of one client."""
+    """Uploads and downloads of one client.
+
+    Each runs in a task of its own. If its caller is cancelled or the client is closed, it is cancelled and
+    awaited until its files are closed and its partial files removed, but not for longer than `STUCK`: a
+    thread that waits for a broken disk cannot be stopped. It is then left behind, and cleans up when it
+    returns.
+    """
 
     def __init__(
         self,
@@ -62,6 +73,7 @@ class Files:
         self._sleep = sleep
         self._jitter = jitter
         self._closed = False
+        self._running: dict[asyncio.Task[Any], asyncio.Future[bool]] = {}
 
     @cached_property
     def _downloader(self) -> Downloader:
@@ -90,11 +102,15 @@ class Files:
 
         target = Target(path, name)
         content = Content(source)
-        try:
-            await content.open()
-            return await self._store(UPLOAD_STREAM, lambda: form_of(content, target))
-        finally:
-            await in_thread(content.close)
+
+        async def send() -> UploadedFile:
+            try:
+                await content.open()
+                return await self._store(UPLOAD_STREAM, lambda: form_of(content, target))
+            finally:
+                await in_thread(content.close)
+
+        return await self._run(send(), client_closed)
 
     async def upload_from_url(
         self, url: str, *, name: str | None = None, path: str = "kie4o"
@@ -105,7 +121,7 @@ class Files:
         if not is_web_url(url):
             raise invalid("url", url, "a complete http:// or https:// URL without spaces")
         body = json_body({"fileUrl": url, **Target(path, name).fields()})
-        return await self._store(UPLOAD_FROM_URL, lambda: body)
+        return await self._run(self._store(UPLOAD_FROM_URL, lambda: body), client_closed)
 
     async def download(
         self,
@@ -114,36 +130,80 @@ class Files:
         *,
         task_id: str,
         name: str | None = None,
+        verify: bool = False,
         renew: Renew,
     ) -> list[Path]:
         """Save images and return their paths, in the order of the URLs. Raises `DownloadError`.
 
         `renew` returns a new link for one that has expired. Each file appears complete or not at
-        all. The first failure cancels the other downloads; files that are already complete stay.
+        all. The first failure cancels the other downloads; files that are already complete stay. With
+        `verify` each is decoded first; without Pillow that raises `ConfigurationError`.
         """
         if name is not None and not isinstance(name, str):
             raise invalid("name", name, "a string or None")
-        if self._closed:
-            raise DownloadError(str(client_closed()), task_id=task_id)
-        from .downloads import Download, created_directory
+        if not isinstance(verify, bool):
+            raise invalid("verify", verify, "True or False")
+        links, limit = tuple(urls), asyncio.Semaphore(MAX_CONCURRENT)
 
-        links = tuple(urls)
-        target = await created_directory(directory, task_id)
-        limit = asyncio.Semaphore(MAX_CONCURRENT)
+        async def save() -> list[Path]:
+            from .downloads import Download, created_directory
+            from .verification import require_pillow
 
-        async def fetch(index: int, url: str) -> Path:
-            file_name = partial(images.file_name, task_id, index, name=name, several=len(links) > 1)
-            async with limit:
-                return await self._downloader.fetch(
-                    Download(url=url, task_id=task_id, directory=target, name=file_name, renew=renew)
+            if verify:
+                await require_pillow()
+            target = await created_directory(directory, task_id)
+
+            async def fetch(index: int, url: str) -> Path:
+                file_name = partial(images.file_name, task_id, index, name=name, several=len(links) > 1)
+                image = Download(
+                    url=url, task_id=task_id, directory=target, name=file_name, renew=renew, verify=verify
                 )
+                async with limit:
+                    return await self._downloader.fetch(image)
 
-        return await _all([asyncio.ensure_future(fetch(index, url)) for index, url in enumerate(links)])
+            return await _all([asyncio.ensure_future(fetch(index, url)) for index, url in enumerate(links)])
+
+        return await self._run(save(), lambda: DownloadError(str(client_closed()), task_id=task_id))
 
     async def aclose(self) -> None:
+        """Stop what is running. Its callers get an error that says that the client is closed."""
         self._closed = True
-        if "_downloader" in vars(self):
-            await self._downloader.aclose()
+        running = set(self._running)
+        for task in running:
+            self._wake(task, closing=True)
+        try:
+            await _stopped(running)
+        finally:
+            if "_downloader" in vars(self):
+                await self._downloader.aclose()
+
+    async def _run(self, work: Coroutine[Any, Any, _T], closed: Callable[[], KieError]) -> _T:
+        """The result of a transfer; `closed` makes the error that is raised if the client is closed."""
+        if self._closed:
+            work.close()
+            raise closed()
+        task = asyncio.ensure_future(work)
+        waiter = self._running[task] = asyncio.get_running_loop().create_future()
+        task.add_done_callback(self._wake)
+        closing = False
+        try:
+            closing = await waiter
+        finally:
+            task.cancel()
+            try:
+                await _stopped({task})
+            finally:
+                if not task.done():
+                    logger.warning("a transfer is left behind: the disk did not answer for %g s", STUCK)
+        if closing and (task.cancelled() or not task.done()):
+            raise closed()
+        return task.result()
+
+    def _wake(self, task: asyncio.Task[Any], *, closing: bool = False) -> None:
+        """Let the caller go on: its task is done, or is to be stopped because the client closes."""
+        waiter = self._running.pop(task, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(closing)
 
     async def _store(self, endpoint: Endpoint, body: Callable[[], bytes | aiohttp.FormData]) -> UploadedFile:
         """Send an upload. It is retried, since uploads are free and overwrite a file of the same name."""
@@ -170,3 +230,15 @@ async def _all(fetches: list[asyncio.Task[Path]]) -> list[Path]:
     if errors:
         raise errors[0]
     return [fetch.result() for fetch in fetches]
+
+
+async def _stopped(tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait until they are done, for `STUCK` seconds at most, also while the caller is being cancelled."""
+    if all(task.done() for task in tasks):
+        return
+    try:
+        await wait_uncancelled([asyncio.ensure_future(asyncio.wait(tasks, timeout=STUCK))])
+    finally:
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # a cancelled caller will not ask for it, and asyncio would log it

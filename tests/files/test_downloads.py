@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import ssl
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,48 @@ async def test_temporary_failures_are_retried(tmp_path: Path, status: str) -> No
         assert status[:3] in str(await fails(files, tmp_path, host.url))
     assert delays == [0.5, 1.0, 0.5, 1.0]
     assert len(host.requests) == 6
+
+
+async def test_a_png_with_a_broken_middle_is_not_saved(tmp_path: Path) -> None:
+    """Its first and last bytes are as they should be. It is tried again as one that is cut off, and a whole
+    one is saved."""
+    body = picture(side=500)
+    middle = len(body) // 2
+    flipped = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+    zeros = body[:middle] + bytes(5000) + body[middle + 5000 :]
+    async with Host(answer(flipped), answer(zeros), answer(body)) as host, files_for(host.url) as files:
+        [path] = await files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal)
+        assert path.read_bytes() == body
+        path.unlink()
+        host.replies = [answer(flipped)]
+        assert "the png image is damaged: it does not match its checksums" in str(
+            await fails(files, tmp_path, host.url)
+        )
+    assert len(host.requests) == 6
+
+
+async def test_the_image_is_not_held_in_memory(tmp_path: Path) -> None:
+    """A PNG of 40 MiB is checked with less than 4 MiB of memory."""
+
+    async def reply(_: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(open_ended(PNG[:33]))
+        data, total = b"caBX" + bytes(2**20), 0
+        chunk = (2**20).to_bytes(4, "big") + data + zlib.crc32(data).to_bytes(4, "big")
+        for _ in range(40):
+            writer.write(chunk)
+            await writer.drain()
+            total += len(chunk)
+        writer.write(PNG[33:])
+
+    async with Host(reply) as host, files_for(host.url) as files:
+        tracemalloc.start()
+        try:
+            [path] = await files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert path.stat().st_size > 40 * 2**20
+    assert peak < 8 * 2**20  # of which the server has two
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kie4o.files.images import HEAD, TAIL, file_name, is_whole, suffix_of
+from kie4o.files.images import Inspection, file_name, suffix_of
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}
 TASK = "3f1c0d2e4b5a69788796a5b4c3d2e1f0"
@@ -29,16 +29,24 @@ def picture(suffix: str, side: int = 40) -> bytes:
     return buffer.getvalue()
 
 
-def whole(body: bytes) -> bool:
-    suffix = suffix_of(body[:HEAD])
-    return suffix is not None and is_whole(suffix, head=body[:HEAD], tail=body[-TAIL:], size=len(body))
+def inspected(body: bytes, step: int = 100_000) -> Inspection:
+    """The inspection of an image that arrives in pieces of `step` bytes."""
+    seen = Inspection()
+    for start in range(0, len(body), step):
+        seen.feed(body[start : start + step])
+    return seen
+
+
+def whole(body: bytes, step: int = 100_000) -> bool:
+    seen = inspected(body, step)
+    return seen.suffix is not None and seen.problem is None
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_real_images(suffix: str) -> None:
     """Images written by Pillow are recognised by their first bytes and complete by their last."""
     body = picture(suffix)
-    assert suffix_of(body[:HEAD]) == suffix
+    assert inspected(body).suffix == suffix
     assert whole(body)
 
 
@@ -47,6 +55,43 @@ def test_every_truncation_is_detected(suffix: str) -> None:
     """An image that is cut off anywhere is not complete."""
     body = picture(suffix)
     assert not [at for at in range(len(body)) if whole(body[:at])]
+
+
+def test_every_flipped_bit_of_a_png_is_detected() -> None:
+    """In the picture, in a checksum, in the length or the type of a chunk, or in the signature."""
+    body = picture("png", side=12)
+    assert whole(body)
+    for bit in range(len(body) * 8):
+        flipped = bytearray(body)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert not whole(bytes(flipped)), bit
+
+
+def test_zeros_in_the_middle_of_a_png_are_detected() -> None:
+    """A hole that some program filled with zeros, whose first and last bytes are as they were."""
+    body = picture("png")
+    for start in range(50, len(body) - 150, 97):
+        seen = inspected(body[:start] + bytes(100) + body[start + 100 :])
+        assert seen.problem in (
+            "is damaged: it does not match its checksums",
+            f"is cut off after {len(body)} bytes",
+        )
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 11, 12, 13, 64, 1000])
+def test_the_size_of_the_pieces_does_not_matter(suffix: str, step: int) -> None:
+    """A whole image is whole, and a damaged PNG is damaged, however its bytes arrive."""
+    body = picture(suffix)
+    assert whole(body, step)
+    damaged = body[: len(body) // 2] + bytes(8) + body[len(body) // 2 + 8 :]
+    assert whole(damaged, step) is (suffix != "png")
+    assert not whole(body[:-13], step)
+
+
+def test_what_follows_a_png_does_not_matter() -> None:
+    """Some programs append data of their own."""
+    assert whole(picture("png") + b"appended" * 1000)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif"])

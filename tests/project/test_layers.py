@@ -45,7 +45,7 @@ FOREIGN = {
     "cattrs": {"wire", "stores"},
     "cyclopts": {"cli"},
     "rich": {"cli"},
-    "PIL": {EMULATOR, "cli"},
+    "PIL": {EMULATOR, "cli", "files"},
 }
 LONGEST = 400  # lines of a module without its docstrings; a longer one should be two
 

@@ -170,7 +170,7 @@ async def files(client: AsyncKieClient, result: ImageResult, path: os.PathLike[s
             uploaded = await client.upload(source, name="a.png", path="kie4o")
             assert_type(uploaded, UploadedFile)
     assert_type(await client.upload_from_url("https://example.com/a.png"), UploadedFile)
-    assert_type(await client.download("task id", path, name="lake"), list[Path])
+    assert_type(await client.download("task id", path, name="lake", verify=True), list[Path])
     assert_type(await client.download_url(result.task_id, result.urls[0]), str)
     assert_type(await client.credits(), Decimal)
     await client.aclose()
