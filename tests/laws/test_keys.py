@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import clients
 import pytest
+from canary import CANARY_KEY
 from cancelling import cancelled_at
-from clients import LOST, MakeStore, client_of, state_of, until
+from clients import LOST, MakeStore, state_of, until
 from clocks import run_scaled
 from faults import unused_port
 
@@ -21,6 +24,12 @@ from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import EntryState, Store
 
 SPEED = 20  # loop seconds per second
+
+
+def client_of(url: str, store: Store | None = None, **more: Any) -> AsyncKieClient:
+    """A client with a key that is long enough to be hidden."""
+    return clients.client_of(url, store, api_key=CANARY_KEY, **more)
+
 
 # -- the same key, the same request ----------------------------------------------------------------
 
