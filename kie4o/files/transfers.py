@@ -234,11 +234,6 @@ async def _all(fetches: list[asyncio.Task[Path]]) -> list[Path]:
 
 async def _stopped(tasks: set[asyncio.Task[Any]]) -> None:
     """Wait until they are done, for `STUCK` seconds at most, also while the caller is being cancelled."""
-    if all(task.done() for task in tasks):
-        return
-    try:
-        await wait_uncancelled([asyncio.ensure_future(asyncio.wait(tasks, timeout=STUCK))])
-    finally:
-        for task in tasks:
-            if task.done() and not task.cancelled():
-                task.exception()  # a cancelled caller will not ask for it, and asyncio would log it
+    running = [task for task in tasks if not task.done()]
+    if running:
+        await wait_uncancelled([asyncio.ensure_future(asyncio.wait(running, timeout=STUCK))])

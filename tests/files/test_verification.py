@@ -89,6 +89,14 @@ async def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path: Path, body
     assert len(host.requests) == 1
 
 
+async def test_the_limit_of_pillow_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses a WebP that is far too large as soon as it is opened; that is no damage either."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    async with Host(answer(gradient())) as host, files_for(host.url) as files:
+        assert "more pixels" in str(await fails(files, tmp_path, host.url, verify=True))
+    assert len(host.requests) == 1
+
+
 async def test_the_frames_of_an_animation_count_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
