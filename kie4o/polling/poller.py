@@ -52,6 +52,7 @@ _UNUSUAL: Mapping[TaskState, str] = MappingProxyType(
     }
 )
 _LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
+_LATE = 0.5  # seconds after which a deadline is noticed late: the process slept, or the loop was blocked
 _LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
 
 _W = TypeVar("_W", bound=Waiter)
@@ -152,16 +153,18 @@ class TaskPoller:
         finally:
             self.leave(listener)
 
-    async def look(self, task_id: str) -> TaskDetails:
+    async def look(self, task_id: str, *, since: float = NOW) -> TaskDetails:
         """Check the status of a task once, as soon as Kie's limit per task allows.
 
         It shares a look that is running. Raises the error of the look.
 
         Args:
             task_id: The task to check.
+            since: The event loop's time before which the look must not have begun. Another one follows
+                a look that is running and began earlier, unless that finds the task finished.
         """
         one = self._join(OneLook, task_id, timeout=None)
-        self._look_soon(one.watch)
+        one.too_early = self._look_soon(one.watch, since)
         try:
             return await one
         finally:
@@ -187,10 +190,8 @@ class TaskPoller:
         watch.source = "callback"
         if details is not None and is_final(details):
             self._finish(watch, details)
-        elif watch.look_task is None:
-            self._look_soon(watch)
         else:
-            watch.urgent = True  # look again after this look, which may have begun too early
+            self._look_soon(watch, NEVER)  # another look follows one that is running
         return True
 
     def waits_for(self, task_id: str) -> bool:
@@ -331,17 +332,28 @@ class TaskPoller:
             waiter.deliver(outcome, final=True)
 
     def _expire(self, watch: Watch, now: float) -> None:
-        """Time out the waiters whose deadline has passed; they leave after that."""
+        """Time out the waiters whose deadline has passed; they leave after that.
+
+        If that is noticed late, because the process or its machine slept, the task is looked at once before.
+        """
         if self._watches.get(watch.task_id) is not watch:
             return  # it has just finished
+        due = [waiter for waiter in watch.waiters if waiter.deadline <= now and not waiter.done()]
+        on_time = [waiter for waiter in due if waiter.deadline >= now - _LATE]
+        if len(on_time) < len(due) and watch.spared_until == NOW:
+            watch.spared_until = now + self._schedule.look_timeout
+            self._look_soon(watch, now)
+        if watch.spared_until > now:
+            due = on_time
+        else:
+            watch.spared_until = NOW
         found = watch.finding or "it is still running"
         message = f"timed out waiting for task {watch.task_id}; {found}: "
         message += f"call client.wait({watch.task_id!r}) to resume"
-        for waiter in watch.waiters:
-            if waiter.deadline <= now:
-                waiter.deliver(TaskTimeoutError(message, task_id=watch.task_id), final=True)
-        others = (waiter.deadline for waiter in watch.waiters if waiter.deadline > now)
-        watch.deadline = min(others, default=NEVER)
+        for waiter in due:
+            waiter.deliver(TaskTimeoutError(message, task_id=watch.task_id), final=True)
+        times = (*(waiter.deadline for waiter in watch.waiters), watch.spared_until)
+        watch.deadline = min((time for time in times if time > now), default=NEVER)
         self._replan(watch, now)
 
     # -- planning --------------------------------------------------------------------------------
@@ -359,12 +371,17 @@ class TaskPoller:
         else:
             self._schedule.refresh(watch)
 
-    def _look_soon(self, watch: Watch) -> None:
-        """Look as soon as the limit allows; a look that is running will do."""
+    def _look_soon(self, watch: Watch, since: float) -> bool:
+        """Look as soon as the limit allows. A look that is running will do if it began at `since` or later;
+        otherwise another one follows it, and the result is True."""
         if watch.look_task is None:
             watch.urgent = True
             now = self._schedule.loop.time()
             self._schedule.plan(watch, max(now, watch.last_look_at + GAP), now)
+            return False
+        too_early = self._schedule.began_at(watch) < since
+        watch.urgent |= too_early
+        return too_early
 
     def _delay(self, watch: Watch, sighting: Sighting) -> float:
         """Until the next look: long if a callback is expected and callbacks have been arriving."""
@@ -420,6 +437,9 @@ class TaskPoller:
             waiter.deliver(outcome, final=False)
         delay = max(error_delay, self._delay(watch, watch.looked(outcome, now)))
         self._plan(watch, now if watch.urgent else now + delay, now)
+        if watch.spared_until > NOW and isinstance(outcome, TaskDetails) and not watch.urgent:
+            watch.spared_until = now
+            self._expire(watch, now)
 
     def _learn(self, watch: Watch, outcome: Outcome, now: float) -> None:
         """Tell the pace when this task finished, unless it ended without final details."""

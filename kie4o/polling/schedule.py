@@ -44,7 +44,7 @@ class Schedule:
         self._start_look = start_look
         self._expire = expire
         self._spacing = 1 / per_second
-        self._look_timeout = look_timeout
+        self.look_timeout = look_timeout
         self._times: list[float] = []  # a heap
         self._watches_at: dict[float, list[Watch]] = {}  # by each of these times
         self._entries = 0  # watches in these lists
@@ -111,6 +111,10 @@ class Schedule:
             self._grant(now)
             self._arm_for_next()
 
+    def began_at(self, watch: Watch) -> float:
+        """When the look that is running began; NOW if that is long ago."""
+        return self._running.get(watch, NOW)
+
     def timed_out(self, watch: Watch) -> bool:
         """Whether the look that is ending took too long."""
         return watch not in self._running
@@ -170,7 +174,7 @@ class Schedule:
         if self._queue and len(self._running) < AT_ONCE:
             self._arm(self._booked_until - _BURST)
         if self._running:
-            self._arm(next(iter(self._running.values())) + self._look_timeout)
+            self._arm(next(iter(self._running.values())) + self.look_timeout)
 
     def _wake(self, watch: Watch, now: float) -> None:
         if watch.deadline <= now:
@@ -215,7 +219,7 @@ class Schedule:
             self._booked_until = max(self._booked_until, now) + self._spacing
             self._running[watch] = now
             self._start_look(watch)
-            if watch.deadline < now + self._look_timeout:
+            if watch.deadline < now + self.look_timeout:
                 self.refresh(watch)
 
     def _cancel_slow_looks(self, now: float) -> None:
@@ -226,7 +230,7 @@ class Schedule:
         """
         while self._running:
             watch, started_at = next(iter(self._running.items()))
-            if started_at + self._look_timeout > now:
+            if started_at + self.look_timeout > now:
                 return
             del self._running[watch]
             if watch.look_task is not None and not watch.look_task.cancel():

@@ -44,6 +44,7 @@ class Watch:
     due: float = NEVER  # when the next look is planned; NOW while it queues, NEVER while it runs
     deadline: float = NEVER  # the nearest of the waiters
     wake_at: float = NEVER  # when the schedule wakes up for this watch
+    spared_until: float = NOW  # a look or this time ends waits whose deadline was noticed late; NOW: none
     urgent: bool = False  # a callback has arrived, or a caller has asked for a look
     expecting: bool = False  # a callback
     source: Source = "poll"
@@ -112,10 +113,16 @@ class Waiter(asyncio.Future[TaskDetails]):
 class OneLook(Waiter):
     """A future of the next look, whatever its outcome."""
 
-    __slots__ = ()
+    __slots__ = ("too_early",)
+
+    def __init__(self, watch: Watch, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(watch, deadline, loop)
+        self.too_early = False  # the look that is running has begun before what it should show
 
     def deliver(self, outcome: Outcome, *, final: bool) -> None:
-        self.resolve(outcome)
+        if final or not self.too_early:
+            self.resolve(outcome)
+        self.too_early = False
 
 
 class Listener(Waiter):
@@ -146,13 +153,29 @@ class Listener(Waiter):
         return outcome
 
     async def forward_updates(self) -> None:
-        """Call `on_update` with the details of each look until they are final."""
+        """Call `on_update` with the details of each look until they are final.
+
+        At the deadline it is cancelled, and this returns: awaiting the waiter gives the outcome.
+        """
+        deadline = None if self.deadline == NEVER else self.deadline
         details = None
         while details is None or not is_final(details):
             details = await self.next()
             result = self.on_update(details) if self.on_update is not None else None
-            if inspect.isawaitable(result):
-                await result
+            if inspect.isawaitable(result) and not await _ends_before(deadline, result):
+                return
+
+
+async def _ends_before(deadline: float | None, work: Awaitable[object]) -> bool:
+    """Await `work` until the deadline, and return whether it has ended by then. Its errors are raised."""
+    scope = asyncio.timeout_at(deadline)
+    try:
+        async with scope:
+            await work
+    except TimeoutError:
+        if not scope.expired():
+            raise  # by the caller's own code
+    return not scope.expired()
 
 
 def _own(error: Exception) -> Exception:
