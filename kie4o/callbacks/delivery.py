@@ -3,16 +3,20 @@
 A callback is a hint. Its signature covers the task id and the time, not the result, so nothing it says is
 believed until Kie's own record says the same (unless the client trusts callbacks). The ref in its URL does
 prove which request it belongs to. That is how a paid task is found again whose submit response was lost.
+
+Kie does not repeat a callback that was answered with 200, so its confirmation is repeated here: polls may
+fail, and the record may lag behind the callback.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 
 from ..details import TaskDetails, TaskState
-from ..errors import CallbackError, KieError, StoreError
+from ..errors import CallbackError, KieError, StoreError, client_closed, worth_repeating
 from ..models import Callback
 from ..polling.outcome import is_final
 from ..polling.poller import TaskPoller
@@ -22,6 +26,10 @@ from ..transport.retrying import repeated
 
 logger: logging.Logger = logging.getLogger("kie4o")
 
+PENDING = 1000  # callbacks that may wait for their confirmation
+_FIRST_DELAY = 1.0  # seconds until a callback that could not be confirmed is tried again; then doubled
+_LONGEST_DELAY = 30.0
+_GIVE_UP = 3600.0  # seconds after which a confirmation is not repeated any more
 _RECHECK = 30.0  # seconds until the task ids that callbacks have named are checked once more
 _WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN)
 
@@ -36,6 +44,8 @@ class Delivery:
         self._trusting = trusting
         self._unnamed: dict[str, set[asyncio.Future[Entry | None]]] = {}  # waiters for the task of a ref
         self._confirming: set[asyncio.Task[None]] = set()
+        self._keeping = 0  # callbacks that are being stored, to be confirmed then
+        self._repeating: set[tuple[str, str]] = set()  # refs and task ids whose confirmation is repeated
         self._closed = False
 
     @property
@@ -46,15 +56,23 @@ class Delivery:
     async def deliver(self, callback: Callback) -> TaskDetails:
         """Keep and confirm a callback; return the details of its task.
 
-        Raises `CallbackError` if it is unknown.
+        If they are not final, the confirmation is repeated in the background. Raises `CallbackError` if the
+        callback is unknown, and the error of the last poll if three have failed.
         """
-        return await self._confirmed(callback, await self.keep(callback))
+        since = asyncio.get_running_loop().time()
+        entry = await self.keep(callback)
+        self._notify(callback, entry)
+        details, confirmed = await repeated(lambda: self._check(callback, entry, since))
+        if not confirmed and entry is not None and len(self._confirming) < PENDING and not self._closed:
+            self._start(callback, entry, since, delayed=True)
+        return details
 
     async def keep(self, callback: Callback) -> Entry | None:
         """Find the entry that a callback belongs to, and store the task id it names. Polls nothing.
 
-        An unknown callback costs one search, whatever it says. The entry is None for a task that is waited
-        for and was not submitted here.
+        For an entry that has its task id nothing is stored: it is unfinished, and whatever waits for it in
+        the next run polls it at once. An unknown callback costs one search, whatever it says. The entry is
+        None for a task that is waited for and was not submitted here.
         """
         entry = None
         if callback.ref is not None:
@@ -78,12 +96,19 @@ class Delivery:
 
         Returns False, and keeps nothing, if `limit` callbacks are being confirmed already.
         """
-        if len(self._confirming) >= limit:
+        if len(self._confirming) + self._keeping >= limit:
             return False
-        entry = await self.keep(callback)
-        task = asyncio.create_task(self._confirm(callback, entry), name="kie4o callback")
-        self._confirming.add(task)
-        task.add_done_callback(self._confirming.discard)
+        since = asyncio.get_running_loop().time()
+        self._keeping += 1
+        try:
+            entry = await self.keep(callback)
+        finally:
+            self._keeping -= 1
+        if self._closed:
+            raise client_closed()
+        self._notify(callback, entry)
+        if entry is not None:
+            self._start(callback, entry, since)
         return True
 
     async def named_task(self, ref: str) -> Entry | None:
@@ -92,8 +117,11 @@ class Delivery:
         if entry is None:
             return None
         for task_id in await self._store.callbacks_of(ref):
+            self._poller.notify(task_id)
             with contextlib.suppress(KieError):  # it stays unknown and can be asked for again
-                await self._check_name(entry, task_id)
+                details = await repeated(functools.partial(self._poller.look, task_id))
+                await self._name(entry, details)
+                await self._finish(details)
         entry = await self._store.find(ref=ref)
         return entry if entry is not None and entry.task_id is not None else None
 
@@ -133,50 +161,101 @@ class Delivery:
 
     # -- confirming ------------------------------------------------------------------------------
 
-    async def _confirm(self, callback: Callback, entry: Entry | None) -> None:
-        try:
-            await self._confirmed(callback, entry)
-        except KieError as error:
-            logger.warning("the callback for task %s could not be confirmed: %s", callback.task_id, error)
+    def _notify(self, callback: Callback, entry: Entry | None) -> None:
+        """Nudge the poller, unless the callback is a repetition."""
+        if entry is None or entry.details is None:
+            details = callback.details if self._trusts(callback, entry) else None
+            self._poller.notify(callback.task_id, details)
 
-    async def _confirmed(self, callback: Callback, entry: Entry | None) -> TaskDetails:
-        """The details of the callback's task. Three cases:
+    def _trusts(self, callback: Callback, entry: Entry | None) -> bool:
+        is_named = entry is None or entry.task_id is not None
+        return self._trusting and is_named and is_final(callback.details)
+
+    def _start(self, callback: Callback, entry: Entry, since: float, *, delayed: bool = False) -> None:
+        confirmation = self._confirm(callback, entry, since, delayed=delayed)
+        task = asyncio.create_task(confirmation, name="kie4o callback")
+        self._confirming.add(task)
+        task.add_done_callback(self._confirming.discard)
+
+    async def _confirm(self, callback: Callback, entry: Entry, since: float, *, delayed: bool) -> None:
+        """Confirm a callback that arrived at `since`, and repeat that until it succeeds."""
+        if not delayed and await self._is_settled(callback, entry, since):
+            return
+        name = (entry.ref, callback.task_id)
+        if name in self._repeating:
+            return  # an earlier callback of the same task
+        self._repeating.add(name)
+        try:
+            await self._repeat(callback, entry, since)
+        finally:
+            self._repeating.discard(name)
+
+    async def _repeat(self, callback: Callback, entry: Entry, since: float) -> None:
+        delay, loop = _FIRST_DELAY, asyncio.get_running_loop()
+        while loop.time() < since + _GIVE_UP:
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
+            with contextlib.suppress(StoreError):  # the store may work again later
+                stored = await self._store.find(ref=entry.ref)
+                if stored is None or stored.task_id not in (None, callback.task_id):
+                    return
+                if await self._is_settled(callback, stored, since):
+                    return
+        logger.warning(
+            "the callback for task %s could not be confirmed in an hour; client.wait(%r) polls the task",
+            callback.task_id,
+            callback.task_id,
+        )
+
+    async def _is_settled(self, callback: Callback, entry: Entry, since: float) -> bool:
+        """Try to confirm a callback; False if it should be tried again later."""
+        watched = entry.task_id is not None and self._poller.waits_for(entry.task_id)
+        if watched and entry.details is None and not self._trusts(callback, entry):
+            return False  # the wait, which was nudged, saves the end of the task
+        try:
+            _, settled = await self._check(callback, entry, since)
+        except KieError as error:
+            if worth_repeating(error) or isinstance(error, StoreError):
+                return False
+            logger.warning("the callback for task %s could not be confirmed: %s", callback.task_id, error)
+            return True
+        return settled
+
+    async def _check(self, callback: Callback, entry: Entry | None, since: float) -> tuple[TaskDetails, bool]:
+        """The details of the callback's task, and whether nothing is left to confirm. Four cases:
 
         1. The entry has ended: the callback is a repetition.
-        2. The entry has no task id: the callback names it.
-        3. The task is polled now instead of later, or the callback is trusted.
+        2. The callback is trusted.
+        3. The entry has no task id: the callback names it.
+        4. The task is polled now instead of later.
         """
         if entry is not None and entry.details is not None:
-            return entry.details
-        if entry is not None and entry.task_id is None:
-            return await self._check_name(entry, callback.task_id)
-        if self._trusting and is_final(callback.details):
+            return entry.details, True
+        if self._trusts(callback, entry):
             details = callback.details
-            self._poller.notify(callback.task_id, details)
         else:
-            self._poller.notify(callback.task_id)
-            details = await self._poller.look(callback.task_id)
+            details = await self._poller.look(callback.task_id, since=since)
+        if entry is not None and entry.task_id is None:
+            entry = await self._name(entry, details)
         await self._finish(details)
-        return details
+        return details, entry is None or (entry.task_id is not None and is_final(details))
 
-    async def _check_name(self, entry: Entry, task_id: str) -> TaskDetails:
-        """Give the entry this task id, provided that Kie knows the task and no other entry has it."""
-        self._poller.notify(task_id)
-        details = await repeated(lambda: self._poller.look(task_id))
-        stored = await self._store.find(key=entry.key)
-        owner = await self._store.find(task_id=task_id)
-        if owner is not None and owner.ref != entry.ref:
-            return details
-        if details.state is TaskState.MISSING or stored is None or stored.ref != entry.ref:
-            return details
-        if stored.state is EntryState.UNKNOWN:
-            stored = await self._ledger.name_task(stored, task_id)
+    async def _name(self, entry: Entry, details: TaskDetails) -> Entry | None:
+        """Give the entry the task of these details, provided that Kie knows it and no other entry has it.
+
+        Returns the entry as it is stored then. It has no task id yet if Kie does not know the task, or while
+        the submit is under way. None if the entry has another task, or another entry has this one.
+        """
+        stored = await self._store.find(ref=entry.ref)
+        owner = await self._store.find(task_id=details.task_id)
+        if stored is None or (owner is not None and owner.ref != entry.ref):
+            return None
+        if stored.state is EntryState.UNKNOWN and details.state is not TaskState.MISSING:
+            stored = await self._ledger.name_task(stored, details.task_id)
         for waiter in self._unnamed.get(entry.ref, ()):
             if stored.task_id is not None and not waiter.done():
                 waiter.set_result(stored)
-        if stored.task_id == task_id:
-            await self._finish(details)
-        return details
+        return stored if stored.task_id in (None, details.task_id) else None
 
     async def _finish(self, details: TaskDetails) -> None:
         """Save the outcome of a task that may have no waiter."""

@@ -22,11 +22,11 @@ from ..errors import (
     MalformedCallbackError,
 )
 from ..models import Callback
+from .delivery import PENDING as PENDING  # re-exported for the client
 from .delivery import Delivery
 from .parsing import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE
 
 BODY_TIMEOUT = 5.0  # seconds for a whole body of well under one KiB
-PENDING = 1000  # callbacks that may wait for their confirmation
 _SEEN = 10_000  # signed callbacks remembered, so that a repetition costs nothing
 
 # The first class that fits counts.

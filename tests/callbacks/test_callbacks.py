@@ -140,6 +140,15 @@ def test_junk_is_malformed(junk: Any) -> None:
     assert caught.value.__context__ is None
 
 
+def test_a_body_of_more_than_64_kib_is_refused_unread() -> None:
+    """A true callback is read up to that size; with one byte more it is refused, as bytes and as text."""
+    padded = BODY + b" " * (MAX_BODY - len(BODY))
+    assert parse_callback(padded).task_id == TASK_ID
+    for longer in (padded + b" ", padded.decode() + " "):
+        with pytest.raises(MalformedCallbackError, match="larger than 65536 bytes"):
+            parse_callback(longer)
+
+
 # -- signatures ------------------------------------------------------------------------------------
 
 

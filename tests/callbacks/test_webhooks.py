@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from clients import QUICK
+from clients import QUICK, state_of, until
 
 import kie4o
 from kie4o import AsyncKieClient, sign_callback
@@ -212,6 +212,75 @@ async def test_repeated_callbacks_cost_nothing() -> None:
             assert await here.by_aiohttp(body_of(here.task.id), headers) == 200
         await here.task
         assert len(here.kie.tasks[here.task.id].looks) <= 2
+
+
+@pytest.mark.parametrize("limit", ["number", "time"])
+async def test_repetitions_are_remembered_within_bounds(limit: str, monkeypatch) -> None:
+    """What is remembered of signed callbacks is bounded; a forgotten one is confirmed like a new one."""
+    if limit == "number":
+        monkeypatch.setattr("kie4o.callbacks.receiving._SEEN", 2)
+    else:
+        monkeypatch.setattr("kie4o.callbacks.receiving.TOLERANCE", -1.0)  # over at once
+    async with Setting() as here:
+        receiver = here.client.receiver()
+        for age in [0, 1, 2, 3, 4, 5, 0, 1]:
+            headers = [("content-type", "application/json")]
+            headers += signed(here.task.id, at=time.time() - 10 * age).items()
+            assert await receiver.receive(headers, body_of(here.task.id), here.ref) == 200
+            assert len(receiver._seen) <= 3
+        assert (await here.task).urls
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_a_store_that_fails_answers_503(how: str, monkeypatch) -> None:
+    """Nothing escapes to the web server, and the callback is not taken for a repetition when Kie sends it
+    again."""
+    async with Setting() as here:
+        post, ours = getattr(here, how), signed(here.task.id)
+        with monkeypatch.context() as patch:
+
+            async def broken(**by: str) -> None:
+                raise kie4o.StoreError("disk I/O error")
+
+            patch.setattr(here.client._store, "find", broken)
+            assert await post(body_of(here.task.id), ours) == 503
+        assert here.kie.tasks[here.task.id].looks == []
+        assert await post(body_of(here.task.id), ours) == 200
+        await until(lambda: here.client._delivery.pending == 0)
+        assert await state_of(here.client._store, "k") is EntryState.SUCCEEDED
+
+
+async def test_paths() -> None:
+    """`routes` has a default path, and an ASGI application accepts every path unless it is given one."""
+    async with Setting() as here:
+        [route] = routes(here.client)
+        assert (route.method, route.path) == ("POST", "/kie/callback")
+        assert await here.by_asgi(body_of(here.task.id), signed(here.task.id), ref="a/b") == 404
+        assert here.kie.tasks[here.task.id].looks == []
+        here.asgi = asgi_app(here.client)
+        assert await here.by_asgi(body_of(here.task.id), signed(here.task.id), ref="a/b") == 200
+
+
+async def test_an_asgi_client_that_disconnects_has_sent_no_callback() -> None:
+    """The server reports it in the middle of the body: what has arrived is not a callback."""
+    async with Setting() as here:
+        body, sent = body_of(here.task.id), []
+        messages = [
+            {"type": "http.request", "body": body[:20], "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": f"/kie/{here.ref}", "headers": headers}
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        await here.asgi(scope, receive, send)
+        assert sent[0]["status"] == 400
+        assert here.kie.tasks[here.task.id].looks == []
 
 
 async def test_a_true_callback_gets_through_a_flood() -> None:

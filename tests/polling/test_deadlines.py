@@ -195,6 +195,46 @@ def test_a_task_that_ended_during_the_sleep_is_seen(seconds: float, at: float) -
     assert after < 1.0
 
 
+def test_a_look_from_before_the_sleep_that_is_answered_after_it_does_not_decide() -> None:
+    """It began before the task ended and shows it running: the look that follows it decides."""
+
+    async def look(task_id: str) -> TaskDetails:
+        details = RUNNING if asyncio.get_running_loop().time() < 1005.0 else DONE
+        await asyncio.sleep(15.0)
+        return details
+
+    outcome, after = slept(11.0, look, at=2.0)
+    assert isinstance(outcome, kie4o.ImageResult), outcome
+    assert after == pytest.approx(2.0 + 0.34 + 15.0)
+
+
+def test_a_reader_of_updates_that_is_slow_causes_no_looks() -> None:
+    """Its wait has timed out, and it has not noticed yet: that is not a deadline noticed late."""
+
+    async def run() -> int:
+        seen = 0
+
+        async def look(task_id: str) -> TaskDetails:
+            nonlocal seen
+            seen += 1
+            return RUNNING
+
+        poller = TaskPoller(look, policy=PollPolicy(first=60.0, maximum=60.0, jitter=False))
+
+        async def read() -> None:
+            async for _ in poller.watch("t", timeout=5.0):
+                await asyncio.sleep(20.0)
+
+        reader = asyncio.create_task(read())
+        with pytest.raises(kie4o.TaskTimeoutError):
+            await poller.wait("t", timeout=10.0)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        return seen
+
+    assert run_virtual(run()) == 3  # at 0 s, and 1 s before each deadline
+
+
 def test_a_task_that_still_runs_after_the_sleep_times_out_after_one_look() -> None:
     """The look shows it running: that ends the wait, without another one."""
     seen: list[TaskDetails] = []

@@ -329,6 +329,81 @@ def test_a_callback_is_a_nudge() -> None:
     assert (result.source, took, starts) == ("callback", 2.0, [1.0, 2.0])
 
 
+def test_a_callback_during_a_look_is_followed_by_another_look() -> None:
+    """The look that is running may have begun too early: the next one does not wait for its turn."""
+
+    async def run() -> list[float]:
+        looks = Looks(RUNNING, DONE, takes=1.0)
+        poller = TaskPoller(looks, policy=PollPolicy(first=30, maximum=30, jitter=False))
+        start = asyncio.get_running_loop().time()
+        wait = asyncio.create_task(poller.wait("t"))
+        await asyncio.sleep(0.5)
+        assert poller.notify("t") is True
+        assert (await wait).source == "callback"
+        return [round(at - start, 2) for at in looks.starts]
+
+    assert run_virtual(run()) == [0.0, 1.34]
+
+
+@pytest.mark.parametrize(("since", "starts"), [(0.0, [0.0]), (0.5, [0.0, 1.34])])
+def test_a_look_may_have_to_begin_later(since: float, starts: list[float]) -> None:
+    """`look(since=)` shares a look that is running only if that began at that time or later."""
+
+    async def run() -> list[float]:
+        looks = Looks(RUNNING, takes=1.0)
+        poller = TaskPoller(looks)
+        start = asyncio.get_running_loop().time()
+        first = asyncio.create_task(poller.look("t"))
+        await asyncio.sleep(0.5)
+        assert await poller.look("t", since=start + since) == await first == RUNNING
+        assert poller.waiting == 0
+        return [round(at - start, 2) for at in looks.starts]
+
+    assert run_virtual(run()) == starts
+
+
+def test_early_callbacks_are_remembered_within_bounds(monkeypatch) -> None:
+    """Callbacks of tasks that are not waited for yet: the oldest are forgotten."""
+    monkeypatch.setattr("kie4o.polling.poller._EARLY_CALLBACKS", 2)
+
+    async def run() -> list[str]:
+        poller = TaskPoller(Looks(DONE), policy=PLAIN)
+        for name in "abc":
+            assert poller.notify(name) is False
+            assert not poller.waits_for(name)
+        since = asyncio.get_running_loop().time()
+        return [(await poller.wait(name, since=since)).source for name in "abc"]
+
+    assert run_virtual(run()) == ["poll", "callback", "callback"]
+
+
+def test_a_look_that_ignores_its_cancel_is_not_used() -> None:
+    """The last waiter has left when it ends: its outcome is dropped, and does not disturb a new wait."""
+    ends: list[TaskDetails] = []
+
+    async def look(task_id: str) -> TaskDetails:
+        details = DONE
+        try:
+            await asyncio.sleep(1.0)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.5)
+            details = FAILED
+        ends.append(details)
+        return details
+
+    async def run() -> None:
+        poller = TaskPoller(look, policy=PLAIN)
+        wait = asyncio.create_task(poller.wait("t"))
+        await asyncio.sleep(0.5)
+        wait.cancel()
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert (await poller.wait("t")).urls == DONE.urls
+        assert ends == [FAILED, DONE]
+
+    run_virtual(run())
+
+
 def test_trusted_details_end_the_wait_without_a_look() -> None:
     """A callback whose details are passed on ends the wait with an equal result."""
 
