@@ -347,8 +347,7 @@ class AsyncKieClient:
             APIStatusError, APIConnectionError, UnexpectedResponseError: The poll failed, which says nothing
                 about the task.
         """
-        await self._ready()
-        return await self._poller.look(task_id_of(task_id))
+        return await self._lifecycle.details(task_id_of(task_id))
 
     async def wait(
         self, task_id: str, *, timeout: Timeout = ..., on_update: OnUpdate | None = None
@@ -434,7 +433,7 @@ class AsyncKieClient:
         """
         await self._ready()
         if isinstance(result, str):
-            result = images_of(await self._poller.look(task_id_of(result)))
+            result = images_of(await self._lifecycle.details(task_id_of(result)))
         elif not isinstance(result, ImageResult):
             raise invalid("result", result, "an ImageResult or a task id")
         task_id = result.task_id

@@ -6,7 +6,10 @@ The client's verbs that pay or wait are one of these methods with checked argume
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import attrs
 
@@ -16,7 +19,7 @@ from .callbacks.delivery import Delivery
 from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
 from .models import ImageRequest, ImageResult
-from .polling.outcome import result_of
+from .polling.outcome import is_final, result_of
 from .polling.poller import TaskPoller, Timeout
 from .polling.watches import Listener, OnUpdate, Waiter
 from .stores.guard import limited
@@ -80,6 +83,25 @@ class Lifecycle:
         with await self.permits.acquire():
             return await self.wait_for_result(submitted, ..., None)
 
+    async def details(self, task_id: str) -> TaskDetails:
+        """Poll a task once. If it has ended, that is saved."""
+        await self.ready()
+        return await self._saved(await self.poller.look(task_id))
+
+    async def updates(
+        self, task_id: str, timeout: Timeout = ..., since: float | None = None
+    ) -> AsyncGenerator[TaskDetails]:
+        """The details of each poll until the task has ended, and that is saved."""
+        await self.ready()
+        updates = self.poller.watch(task_id, timeout=timeout_of(timeout), since=since)
+        async with contextlib.aclosing(updates):
+            try:
+                async for details in updates:
+                    yield await self._saved(details)
+            except TaskNotFoundError:
+                await self._fail_expired(task_id)
+                raise
+
     async def wait_for_result(
         self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None
     ) -> ImageResult:
@@ -128,6 +150,18 @@ class Lifecycle:
     def _seconds(self, timeout: Timeout) -> float | None:
         return self.poller.timeout if timeout is ... else timeout
 
+    async def _saved(self, details: TaskDetails) -> TaskDetails:
+        """The same details. If they are final, they are saved."""
+        if is_final(details):
+            await self.ledger.finish(details)
+        return details
+
+    async def _report(self, on_update: OnUpdate, details: TaskDetails) -> None:
+        """Call `on_update`, after the end of the task is saved: it may raise, or run into the deadline."""
+        result = on_update(await self._saved(details))
+        if inspect.isawaitable(result):
+            await result
+
     async def _join(
         self,
         task_id: str,
@@ -145,9 +179,8 @@ class Lifecycle:
                 entry = await self.store.find(task_id=task_id)
             if entry is not None and entry.details is not None:
                 return result_of(entry.details, "store", variants_of(request))
-        return self.poller.join(
-            task_id, timeout=timeout, on_update=on_update, since=since, expecting=expecting
-        )
+        report = None if on_update is None else functools.partial(self._report, on_update)
+        return self.poller.join(task_id, timeout=timeout, on_update=report, since=since, expecting=expecting)
 
     async def _fail_expired(self, task_id: str) -> None:
         """A task that Kie has forgotten after its 14 days has failed: nothing should wait for it again."""

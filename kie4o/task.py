@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
-from .arguments import timeout_of
 from .details import TaskDetails
 from .lifecycle import Lifecycle
 from .models import ImageRequest, ImageResult
@@ -40,7 +39,10 @@ class ImageTask:
 
     def __await__(self) -> Generator[Any, None, ImageResult]:
         # Not self.wait(): one coroutine less saves 0.25 of 2.45 KiB per waiting task (benchmarks/memory.py).
-        return self._lifecycle.wait(self.id, ..., None, self._since, self.request).__await__()
+        wait: Any = self._lifecycle.wait(self.id, ..., None, self._since, self.request)
+        wait.__qualname__ = "ImageTask.__await__"  # for Python's warning about what was never awaited
+        steps: Generator[Any, None, ImageResult] = wait.__await__()
+        return steps
 
     async def wait(self, *, timeout: Timeout = ..., on_update: OnUpdate | None = None) -> ImageResult:
         """Wait until the task has ended. Costs no credits.
@@ -60,8 +62,7 @@ class ImageTask:
 
     async def details(self) -> TaskDetails:
         """Poll the task once."""
-        await self._lifecycle.ready()
-        return await self._lifecycle.poller.look(self.id)
+        return await self._lifecycle.details(self.id)
 
     async def updates(self, *, timeout: Timeout = ...) -> AsyncGenerator[TaskDetails]:
         """The details of every poll until the task has ended; the last shows the outcome.
@@ -69,8 +70,7 @@ class ImageTask:
         Args:
             timeout: As for `wait`.
         """
-        await self._lifecycle.ready()
-        updates = self._lifecycle.poller.watch(self.id, timeout=timeout_of(timeout), since=self._since)
+        updates = self._lifecycle.updates(self.id, timeout, self._since)
         async with contextlib.aclosing(updates):
             async for details in updates:
                 yield details
