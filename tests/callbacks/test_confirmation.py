@@ -342,6 +342,24 @@ def test_a_callback_that_arrives_while_the_client_closes_is_refused() -> None:
     run_scaled(run(), SPEED)
 
 
+def test_closing_ends_the_wait_for_a_name() -> None:
+    """`generate` waits for a callback that names its task: the outcome is unknown, and is raised at once."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with Kie(duration=60.0) as kie:
+            kie.plan("x", answer="dropped")
+            async with open_client(kie) as client:
+                running = asyncio.create_task(client.generate("x", key="k"))
+                await until(lambda: client._delivery.pending == 1)
+                start = loop.time()
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await running
+            assert loop.time() - start < 25.0
+
+    run_scaled(run(), SPEED)
+
+
 def test_closing_and_naming_in_the_same_moment() -> None:
     """The wait for a name that was just found is not ended a second time by closing."""
 
