@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from clients import QUICK, state_of, until
+from canary import CANARY_KEY
 
 import kie4o
 from kie4o import AsyncKieClient, sign_callback
@@ -41,7 +42,7 @@ class Setting:
     async def __aenter__(self) -> Setting:
         self.kie = await Emulator(duration=0.0, limit=1000).__aenter__()
         self.kie.plan("x", callback="never")
-        self.client = AsyncKieClient("sk-test", base_url=self.kie.url, poll=QUICK, **self.arguments)
+        self.client = AsyncKieClient(CANARY_KEY, base_url=self.kie.url, poll=QUICK, **self.arguments)
         self.task = await self.client.submit("x", key="k")
         url = self.kie.tasks[self.task.id].request["callBackUrl"]
         self.ref = url.rpartition("/")[2]
@@ -178,7 +179,7 @@ async def test_a_sender_that_hangs_up_raises_nothing() -> None:
 
 async def test_without_a_key_unsigned_must_be_allowed() -> None:
     """Without a webhook key a receiver needs `allow_unsigned=True`; then only the ref decides."""
-    client = AsyncKieClient("sk-test")
+    client = AsyncKieClient(CANARY_KEY)
     for make in (routes, asgi_app, AsyncKieClient.receiver):
         with pytest.raises(kie4o.ConfigurationError, match="allow_unsigned"):
             make(client)
@@ -190,7 +191,7 @@ async def test_without_a_key_unsigned_must_be_allowed() -> None:
 
 async def test_lifespan_and_other_scopes() -> None:
     """Alone under an ASGI server the application starts and stops; websockets are ignored."""
-    app = asgi_app(AsyncKieClient("sk-test"), allow_unsigned=True)
+    app = asgi_app(AsyncKieClient(CANARY_KEY), allow_unsigned=True)
     messages, sent = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}], []
 
     async def receive():

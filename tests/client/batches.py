@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from canary import CANARY_KEY
 from clients import QUICK, until
 
 from kie4o import AsyncKieClient, Completion, RateLimit
@@ -24,7 +25,7 @@ def kie_of(**more: Any) -> Emulator:
 
 def client_of(kie: Emulator, store: Store | None = None, **more: Any) -> AsyncKieClient:
     settings: dict[str, Any] = {"poll": QUICK, "timeout": 500, "rate_limit": RateLimit(AMPLE, per=10.0)}
-    return AsyncKieClient("sk-test", base_url=kie.url, store=store, **settings | more)
+    return AsyncKieClient(CANARY_KEY, base_url=kie.url, store=store, **settings | more)
 
 
 async def all_of(completions: AsyncIterator[Completion]) -> list[Completion]:

@@ -21,6 +21,7 @@ from batches import (
     paid_is_known,
     paid_once,
 )
+from canary import CANARY_KEY
 from cancelling import cancelled_after, cancelled_at
 from clients import LOST, QUICK, MakeStore, until
 from clocks import run_scaled
@@ -409,7 +410,7 @@ async def test_a_batch_delivers_what_is_in_flight_when_its_source_breaks() -> No
 
     async with (
         Emulator(duration=0.2) as kie,
-        AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK) as client,
+        AsyncKieClient(CANARY_KEY, base_url=kie.url, poll=QUICK) as client,
     ):
         done = []
         with pytest.raises(OSError, match="gone"):

@@ -12,6 +12,7 @@ from decimal import Decimal
 
 import aiohttp
 import pytest
+from canary import CANARY_KEY
 from clients import QUICK, until
 from clocks import run_scaled
 from faults import FaultServer, answer, in_a_thread, raw, stall, unused_port
@@ -22,7 +23,9 @@ from kie4o.emulator import Emulator
 
 
 def client_of(kie: Emulator | FaultServer, **more) -> AsyncKieClient:
-    return AsyncKieClient(**{"api_key": "sk-test", "base_url": kie.url, "poll": QUICK, "timeout": 5.0} | more)
+    return AsyncKieClient(
+        **{"api_key": CANARY_KEY, "base_url": kie.url, "poll": QUICK, "timeout": 5.0} | more
+    )
 
 
 # -- the account limit -----------------------------------------------------------------------------
@@ -174,7 +177,7 @@ async def test_an_answer_that_arrives_while_the_loop_is_blocked_is_no_timeout() 
     record |= {"response": {"resultUrls": ["https://x.example/a.png"]}, "errorMessage": None}
     body = json.dumps({"code": 200, "msg": "", "data": record}).encode()
     with in_a_thread(body) as (url, looked):
-        async with AsyncKieClient("sk-test", base_url=url) as client:
+        async with AsyncKieClient(CANARY_KEY, base_url=url) as client:
             running = asyncio.create_task(client.wait("a" * 32, timeout=0.5))
             while not looked.is_set():
                 await asyncio.sleep(0.001)
@@ -361,7 +364,7 @@ async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
 def test_invalid_settings_are_named(bad) -> None:
     """The constructor refuses what cannot work, and names the argument."""
     with pytest.raises(kie4o.ConfigurationError, match=next(iter(bad))):
-        AsyncKieClient("sk-test", **bad)
+        AsyncKieClient(CANARY_KEY, **bad)
 
 
 async def test_a_lent_session_is_used_and_stays_open() -> None:
@@ -385,7 +388,7 @@ def test_a_client_belongs_to_one_loop() -> None:
         with pytest.raises(kie4o.KieError, match=sentence):
             await client.credits()
 
-    client = AsyncKieClient("sk-test", base_url=f"http://127.0.0.1:{unused_port()}", timeout=1)
+    client = AsyncKieClient(CANARY_KEY, base_url=f"http://127.0.0.1:{unused_port()}", timeout=1)
     with asyncio.Runner() as runner:
         runner.run(use("cannot connect"))
         with asyncio.Runner() as other:
@@ -396,7 +399,7 @@ def test_a_client_belongs_to_one_loop() -> None:
 
 async def test_an_unclosed_client_warns_with_the_remedy() -> None:
     """A client that was not closed gives a ResourceWarning that names `async with`."""
-    client = AsyncKieClient("sk-test")
+    client = AsyncKieClient(CANARY_KEY)
     await client._ready()
     with pytest.warns(ResourceWarning, match="async with"):
         del client
@@ -429,7 +432,7 @@ def test_the_repr_shows_no_key() -> None:
 async def test_a_task_that_has_just_ended_can_be_looked_at() -> None:
     """During the last update of a task it can be looked at and waited for."""
     async with Emulator(duration=0.0) as kie:
-        async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK) as client, asyncio.timeout(5):
+        async with AsyncKieClient(CANARY_KEY, base_url=kie.url, poll=QUICK) as client, asyncio.timeout(5):
             task = await client.submit("x")
             async for details in task.updates():
                 assert (await client.details(task.id)).urls == details.urls

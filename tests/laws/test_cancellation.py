@@ -8,6 +8,7 @@ import gc
 
 import aiohttp
 import pytest
+from canary import CANARY_KEY
 from cancelling import cancelled_after, cancelled_at
 from clients import QUICK, until
 from clocks import run_scaled
@@ -27,7 +28,7 @@ async def one_cancel(verb: str, cancel, *, busy: bool) -> str:
     async with Emulator(duration=0.0, latency=0.002, credits=600) as kie:
         store = MemoryStore()
         client = AsyncKieClient(
-            "sk-test",
+            CANARY_KEY,
             base_url=kie.url,
             poll=QUICK,
             store=store,
@@ -117,7 +118,7 @@ async def naive_submit(session: aiohttp.ClientSession, url: str, kept: list[str]
     async with session.post(
         f"{url}/api/v1/gpt4o-image/generate",
         json={"prompt": "x", "size": "1:1"},
-        headers={"Authorization": "Bearer sk-test"},
+        headers={"Authorization": f"Bearer {CANARY_KEY}"},
     ) as response:
         kept.append((await response.json())["data"]["taskId"])
 
@@ -138,7 +139,7 @@ async def test_control_a_naive_client_loses_paid_ids() -> None:
 async def test_a_cancelled_generate_keeps_its_permit_until_it_is_answered() -> None:
     """`max_in_flight` counts a POST whose caller is gone: the next one starts when it is answered."""
     async with Emulator(duration=0.0, latency=0.1) as kie:
-        async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK, max_in_flight=1) as client:
+        async with AsyncKieClient(CANARY_KEY, base_url=kie.url, poll=QUICK, max_in_flight=1) as client:
             first = asyncio.create_task(client.generate("a"))
             await until(lambda: kie.posts == 1)
             first.cancel()
@@ -154,7 +155,7 @@ async def test_one_of_two_callers_of_a_key_leaves() -> None:
     """A submit that two callers share by its key goes on when one of them is cancelled."""
     async with Emulator(duration=0.0) as kie:
         limit = RateLimit(1, per=0.2)
-        async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK, rate_limit=limit) as client:
+        async with AsyncKieClient(CANARY_KEY, base_url=kie.url, poll=QUICK, rate_limit=limit) as client:
             await client.submit("takes the slot")
             first = asyncio.create_task(client.submit("x", key="k"))
             second = asyncio.create_task(client.submit("x", key="k"))
@@ -168,7 +169,7 @@ async def test_one_of_two_callers_of_a_key_leaves() -> None:
 async def test_asyncio_timeout_around_generate_is_clean() -> None:
     """`asyncio.timeout` around a call ends it with `TimeoutError` and leaves nothing behind."""
     async with Emulator(duration=60.0) as kie:
-        async with AsyncKieClient("sk-test", base_url=kie.url, poll=QUICK) as client:
+        async with AsyncKieClient(CANARY_KEY, base_url=kie.url, poll=QUICK) as client:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await client.generate("x")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from canary import CANARY_KEY
 from cancelling import cancelled_at
 from clients import until
 from faults import GOOD_BODY, TASK_ID, Connection, FaultServer, accepting, good_body, http, raw, task_id_of
@@ -25,7 +26,7 @@ NEXT_SLOT = RateLimit(1, per=1.0)
 
 
 def client_of(url: str, **more: Any) -> AsyncKieClient:
-    return AsyncKieClient("sk-test", base_url=url, **more)
+    return AsyncKieClient(CANARY_KEY, base_url=url, **more)
 
 
 async def outcome_of(awaitable: Awaitable[Any]) -> Any:
@@ -375,7 +376,7 @@ async def test_an_id_in_a_partial_answer_is_kept(monkeypatch) -> None:
 
     store = MemoryStore()
     async with FaultServer(almost) as server:
-        client = AsyncKieClient("sk-test", base_url=server.url, timeout=60, store=store)
+        client = AsyncKieClient(CANARY_KEY, base_url=server.url, timeout=60, store=store)
         submit = asyncio.create_task(client.submit("x"))
         await until(lambda: server.posts)
         await asyncio.sleep(0.05)
@@ -395,7 +396,7 @@ async def test_closing_before_the_answer_is_unknown_not_cancelled(monkeypatch) -
         await asyncio.sleep(60)
 
     async with FaultServer(never) as server:
-        client = AsyncKieClient("sk-test", base_url=server.url, timeout=60)
+        client = AsyncKieClient(CANARY_KEY, base_url=server.url, timeout=60)
         submit = asyncio.create_task(client.submit("x"))
         await until(lambda: server.posts)
         await client.aclose()
@@ -407,7 +408,7 @@ async def test_closing_before_the_answer_is_unknown_not_cancelled(monkeypatch) -
 async def test_free_calls_stop_with_the_client() -> None:
     """A free call that waits before its next try ends when the client closes."""
     async with FaultServer(raw(b"")) as server:
-        client = AsyncKieClient("sk-test", base_url=server.url)
+        client = AsyncKieClient(CANARY_KEY, base_url=server.url)
         call = asyncio.create_task(client.credits())
         await until(lambda: server.connections)
         await client.aclose()

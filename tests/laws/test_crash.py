@@ -20,6 +20,7 @@ from typing import Any
 
 import attrs
 import pytest
+from canary import CANARY_KEY
 from crashing import CHILD, DEEP, ITEMS, KILLED, SERVER_STEPS, Case, CountingServer, Lane, on_lanes
 
 from kie4o import AsyncKieClient, KieError, StoreLockedError
@@ -181,7 +182,7 @@ async def test_a_store_is_locked_while_its_process_runs(tmp_path: Path) -> None:
         assert case.of_run(second.pid) == [{"run": second.pid, "ended": "StoreLockedError"}]
         assert second.pid not in {line["run"] for line in case.lines("evidence")}
         with pytest.raises(StoreLockedError):
-            async with AsyncKieClient("sk-test", base_url=case.server.url, store=case.folder / "run.db"):
+            async with AsyncKieClient(CANARY_KEY, base_url=case.server.url, store=case.folder / "run.db"):
                 pass
         first.kill()
         case.codes.append(await first.wait())
@@ -221,7 +222,7 @@ async def test_an_unknown_outcome_is_reported_and_not_sent_again(tmp_path: Path)
         errors = [line["error"] for line in case.lines("outcomes") if "key" in line]
         assert 2 <= errors.count("SubmissionUnknownError") <= 2 * 8
         async with AsyncKieClient(
-            "sk-test", base_url=case.server.url, store=case.folder / "run.db"
+            CANARY_KEY, base_url=case.server.url, store=case.folder / "run.db"
         ) as client:
             unknown = [entry async for entry in client.unfinished()]
             assert {entry.state.value for entry in unknown} == {"unknown"}

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from aiohttp import web
+from canary import CANARY_KEY
 from clocks import run_scaled
 
 import kie4o
@@ -49,7 +50,7 @@ class Receiving:
 
     def new_client(self, **more) -> AsyncKieClient:
         """The client after a restart; callbacks go to the last one."""
-        self.clients.append(AsyncKieClient("sk-test", base_url=self.kie.url, **(self.arguments | more)))
+        self.clients.append(AsyncKieClient(CANARY_KEY, base_url=self.kie.url, **(self.arguments | more)))
         return self.clients[-1]
 
     async def __aexit__(self, *_: object) -> None:
@@ -75,7 +76,7 @@ def test_the_grid(when: str, trusting: bool) -> None:
             results = await asyncio.gather(
                 *(here.client.generate(f"{copies} {content}") for copies, content in cases)
             )
-            async with AsyncKieClient("sk-test", base_url=kie.url) as alone:
+            async with AsyncKieClient(CANARY_KEY, base_url=kie.url) as alone:
                 for (copies, content), result in zip(cases, results, strict=True):
                     polled = await alone.wait(result.task_id)
                     assert result == polled, (when, copies, content)
@@ -329,7 +330,7 @@ def test_trusted_callbacks_need_no_look() -> None:
         async with Receiving(trust_callbacks=True) as here:
             result = await here.client.generate("x")
             assert here.kie.tasks[result.task_id].looks == []
-            async with AsyncKieClient("sk-test", base_url=here.kie.url) as alone:
+            async with AsyncKieClient(CANARY_KEY, base_url=here.kie.url) as alone:
                 assert await alone.wait(result.task_id) == result
 
     run_scaled(run(), 20)

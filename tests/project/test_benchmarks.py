@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from canary import CANARY_KEY
 from paths import REPOSITORY
 
 from kie4o import AsyncKieClient, PollPolicy
@@ -74,7 +75,7 @@ async def test_the_server_speaks_as_kie_does(base: str) -> None:
     """kie4o gets its image from it after the number of polls that was set."""
     set_server(base, looks=2)
     every = PollPolicy(first=0.34, factor=1.0, maximum=0.34, jitter=False)
-    async with AsyncKieClient("key", base_url=base, poll=every) as client:
+    async with AsyncKieClient(CANARY_KEY, base_url=base, poll=every) as client:
         result = await client.generate(PROMPT)
     assert result.task_id in result.urls[0]
     assert result.details.params["prompt"] == PROMPT

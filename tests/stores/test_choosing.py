@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from canary import CANARY_KEY
 
 from kie4o import AsyncKieClient, ConfigurationError
 from kie4o.stores.choosing import SCHEMES, store_of
@@ -57,4 +58,4 @@ def test_an_object_that_lacks_a_method_is_refused_by_name(missing: str) -> None:
     with pytest.raises(
         ConfigurationError, match=f"^Lacking is not a Store: it lacks {missing}; see kie4o.Store$"
     ):
-        AsyncKieClient("sk-test", store=Lacking())
+        AsyncKieClient(CANARY_KEY, store=Lacking())

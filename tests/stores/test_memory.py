@@ -8,6 +8,7 @@ import tracemalloc
 
 import pytest
 from clients import client_of, until
+from canary import CANARY_KEY
 from entries import ended, submitted, unfinished_keys
 from faults import FaultServer, answer
 
@@ -105,9 +106,9 @@ async def test_submits_that_are_never_waited_for_are_bounded(
 async def test_one_store_object_serves_one_client_at_a_time() -> None:
     """Two clients that did not know of each other would pay twice for a key."""
     store = MemoryStore()
-    async with Emulator() as kie, AsyncKieClient("sk-test", base_url=kie.url, store=store) as first:
+    async with Emulator() as kie, AsyncKieClient(CANARY_KEY, base_url=kie.url, store=store) as first:
         await first.submit("x", key="k")
         with pytest.raises(kie4o.StoreLockedError):
-            await AsyncKieClient("sk-test", base_url=kie.url, store=store).submit("x", key="k")
-    async with AsyncKieClient("sk-test", base_url=kie.url, store=store) as second:
+            await AsyncKieClient(CANARY_KEY, base_url=kie.url, store=store).submit("x", key="k")
+    async with AsyncKieClient(CANARY_KEY, base_url=kie.url, store=store) as second:
         assert [entry.key async for entry in second.unfinished()] == ["k"]

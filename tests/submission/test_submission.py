@@ -9,6 +9,7 @@ import time
 
 import aiohttp
 import pytest
+from canary import CANARY_KEY
 from clocks import run_scaled
 from faults import (
     GOOD_BODY,
@@ -41,7 +42,7 @@ HTML = b"<html><body>Bad gateway</body></html>"
 
 
 def client_of(url: str, **more) -> AsyncKieClient:
-    settings = {"api_key": "sk-test", "base_url": url, "timeout": 0.5} | more
+    settings = {"api_key": CANARY_KEY, "base_url": url, "timeout": 0.5} | more
     return AsyncKieClient(**settings)
 
 
@@ -199,7 +200,7 @@ async def test_every_field_reaches_the_wire_under_its_name() -> None:
     }
     head = server.heads[0].decode().lower()
     assert "user-agent: kie4o/" in head
-    assert "authorization: bearer sk-test" in head
+    assert f"authorization: bearer {CANARY_KEY}" in head
     assert "content-type: application/json" in head
 
 
@@ -362,7 +363,7 @@ class Paper:
 async def test_an_answer_that_came_while_the_loop_was_blocked_is_read() -> None:
     """Or while the process was stopped: the time is up, and the answer is there."""
     with in_a_thread(GOOD_BODY) as (url, arrived):
-        async with AsyncKieClient("sk-test", base_url=url, timeout=0.5) as client:
+        async with AsyncKieClient(CANARY_KEY, base_url=url, timeout=0.5) as client:
             running = asyncio.create_task(client.submit("x"))
             while not arrived.is_set():
                 await asyncio.sleep(0.001)
@@ -374,7 +375,7 @@ async def test_a_closed_session_is_reported_at_once() -> None:
     """Every call says so, without a retry."""
     session = aiohttp.ClientSession()
     await session.close()
-    async with AsyncKieClient("sk-test", base_url="http://127.0.0.1:9", session=session) as client:
+    async with AsyncKieClient(CANARY_KEY, base_url="http://127.0.0.1:9", session=session) as client:
         for call in (client.submit("x"), client.credits()):
             with pytest.raises(KieError, match="the aiohttp session that was passed to the client is closed"):
                 await call
@@ -409,7 +410,7 @@ async def test_reading_the_paid_body_counts_as_sending(way: str, withdrawn: bool
 async def pay(url: str, attempt: PaidAttempt) -> Judgement:
     """One attempt over a transport of its own, and what it came to."""
     settings = resolve(
-        api_key=Secret("sk-test"), base_url=url, upload_url=None, webhook_key=None, environment={}
+        api_key=Secret(CANARY_KEY), base_url=url, upload_url=None, webhook_key=None, environment={}
     )
     sender = transport.Transport(settings, timeout=5.0)
     await sender.pay(b'{"prompt":"x"}', attempt)
@@ -677,7 +678,7 @@ def test_a_refused_submit_without_a_caller_is_not_resent() -> None:
             await connection.send(http(b'{"code":429,"msg":"later"}'))
 
         async with FaultServer(slow, later) as server:
-            client = AsyncKieClient("sk-test", base_url=server.url, timeout=100)
+            client = AsyncKieClient(CANARY_KEY, base_url=server.url, timeout=100)
             submit = asyncio.create_task(client.submit("x"))
             while not server.posts:
                 await asyncio.sleep(0.1)
@@ -709,7 +710,7 @@ def test_after_a_429_every_submit_waits_for_a_window() -> None:
         async with FaultServer(note) as server:
             limit = RateLimit(1, per=10.0)
             async with AsyncKieClient(
-                "sk-test", base_url=server.url, timeout=100, rate_limit=limit
+                CANARY_KEY, base_url=server.url, timeout=100, rate_limit=limit
             ) as client:
                 await asyncio.gather(client.submit("a"), client.submit("b"))
         assert times[1] - times[0] >= 10.0

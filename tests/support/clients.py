@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from canary import CANARY_KEY
+
 from kie4o import AsyncKieClient, PollPolicy
 from kie4o.emulator import Answer
 from kie4o.stores.store import EntryState, Store
@@ -18,7 +20,7 @@ MakeStore = Callable[[], Store]
 
 
 def client_of(url: str, store: Store | None = None, **more: Any) -> AsyncKieClient:
-    settings: dict[str, Any] = {"api_key": "sk-test", "base_url": url, "timeout": 200, "poll": QUICK}
+    settings: dict[str, Any] = {"api_key": CANARY_KEY, "base_url": url, "timeout": 200, "poll": QUICK}
     return AsyncKieClient(store=store, **settings | more)
 
 

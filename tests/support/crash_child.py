@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import aiohttp
 import attrs
+from canary import CANARY_KEY
 from clocks import TimelapseLoop
 
 from kie4o import AsyncKieClient, PollPolicy, RateLimit
@@ -199,7 +200,7 @@ async def batch(run: Run) -> None:
     me = os.getpid()
     try:
         async with AsyncKieClient(
-            "sk-test",
+            CANARY_KEY,
             base_url=run.url,
             store=store,
             wait_timeout=200.0,

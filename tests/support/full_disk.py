@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from canary import CANARY_KEY
 from clocks import run_scaled
 from faults import Connection, FaultServer, http
 
@@ -64,7 +65,7 @@ async def pay(connection: Connection) -> None:
 
 @contextlib.asynccontextmanager
 async def client_of(server: FaultServer, store: FillingStore) -> AsyncIterator[AsyncKieClient]:
-    async with AsyncKieClient("sk-test", base_url=server.url, store=store) as client:
+    async with AsyncKieClient(CANARY_KEY, base_url=server.url, store=store) as client:
         yield client
 
 
