@@ -19,6 +19,12 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 # The interpreter that runs nox is always found, so that at least one session runs the tests.
 PYTHONS = list(dict.fromkeys([*nox.project.python_versions(PROJECT), RUNNING]))
+# What also runs on uvloop, the loop of most web servers.
+ON_UVLOOP = [
+    *(f"tests/{room}" for room in ("submission", "polling", "stores", "callbacks")),
+    *(f"tests/client/test_{name}.py" for name in ("batch", "batch_stopping", "resume")),
+    *(f"tests/laws/test_{name}.py" for name in ("clocks", "closing", "saving", "restarts", "cancellation")),
+]
 PAID = ["submission", "wire", "transport"]  # rooms through which money goes
 # Per cent of branches and lines that the tests reach: raise them as they rise, never lower them.
 FLOOR = 94
@@ -31,21 +37,27 @@ def dependencies(group: str) -> list[str]:
     return ["." + one.removeprefix("kie4o") if one.startswith("kie4o") else one for one in wanted]
 
 
-def run_tests(session: nox.Session, *command: str, profile: str = "fast") -> None:
+def run_tests(session: nox.Session, *command: str, profile: str = "fast", loop: str = "asyncio") -> None:
     session.install(*dependencies("test"))
-    session.run(*command, *session.posargs, env={"HYPOTHESIS_PROFILE": profile})
+    session.run(*command, *session.posargs, env={"HYPOTHESIS_PROFILE": profile, "KIE4O_TEST_LOOP": loop})
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, under every supported Python that is found; the long sweeps under the first, alone,
-    since they measure rates."""
+    """The tests, under every supported Python that is found. Under the one that runs nox, those of the money
+    on uvloop too, and the long sweeps, alone, since they measure rates."""
     if session.posargs:
         run_tests(session, "pytest")
         return
-    run_tests(session, "pytest", "-m", "not sweep", "-n", "2", "--dist", "worksteal")
-    if str(session.python) == RUNNING:
-        run_tests(session, "pytest", "-m", "sweep")
+    fast = ["pytest", "-m", "not sweep", "-n", "2", "--dist", "worksteal"]
+    run_tests(session, *fast)
+    if str(session.python) != RUNNING:
+        return
+    if sys.platform == "win32":
+        session.warn("uvloop does not run on Windows: nothing is tested on it")
+    else:
+        run_tests(session, *fast, *ON_UVLOOP, loop="uvloop")
+    run_tests(session, "pytest", "-m", "sweep")
 
 
 @nox.session
@@ -131,3 +143,10 @@ def bench(session: nox.Session) -> None:
             except nox.command.CommandFailed:
                 session.warn(f"{peer} cannot be installed here: it is left out")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Every fault at once for 15 minutes: `nox -s soak`, or with `-- --minutes 1 --loop uvloop`."""
+    session.install(".[emulator]", *(one for one in dependencies("bench") if one.startswith("uvloop")))
+    session.run("python", "-m", "benchmarks.soak", *session.posargs)

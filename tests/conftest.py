@@ -1,12 +1,14 @@
 """What every test has: a clean environment, a Hypothesis profile, a time limit, a canary for the API key."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from canary import CANARY_KEY, WATCH
 from clients import MakeStore
+from clocks import KIND, new_loop
 from hypothesis import HealthCheck, settings
 
 from kie4o.emulator import Emulator
@@ -17,6 +19,13 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "fast"
 # Seconds for one test; `timeout` in pyproject.toml is for all others.
 SWEEP_TIMEOUT = 600
 DEEP_TIMEOUT = 3600
+
+# Why a test is left out of a run on uvloop. Those in virtual time are on asyncio there too (see `clocks`).
+ASYNCIO_ONLY = {
+    "test_reset_before_anything_is_read_is_unknown_not_resent": (
+        "uvloop reports the reset before the body is written, so that the request is provably not sent"
+    )
+}
 
 settings.register_profile("fast", max_examples=50, deadline=None)
 settings.register_profile(
@@ -32,9 +41,20 @@ def pytest_configure() -> None:
     WATCH.start()
 
 
+def pytest_report_header() -> str:
+    return f"event loop: {KIND}"
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop of every test that is a coroutine."""
+    return {KIND: new_loop}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give sweeps, and every test of the deep profile, more time."""
+    """Give sweeps, and every test of the deep profile, more time; leave out what needs asyncio's own loop."""
     for item in items:
+        if KIND != "asyncio" and item.name in ASYNCIO_ONLY:
+            item.add_marker(pytest.mark.skip(reason=ASYNCIO_ONLY[item.name]))
         if item.get_closest_marker("timeout"):
             continue
         if PROFILE == "deep":

@@ -110,9 +110,9 @@ def test_items_that_wait_for_a_slot_are_not_sent_after_the_stop() -> None:
                 with pytest.raises(kie4o.InsufficientCreditsError):
                     async for completion in client.generate_many(LETTERS, max_in_flight=8):
                         completions.append(completion)
-                assert kie.posts == 2
+                assert 1 <= kie.posts <= 2  # one if its refusal comes before the second is sent
                 assert {type(each.error) for each in completions} == {kie4o.InsufficientCreditsError}
-                assert len(completions) == 2
+                assert len(completions) == kie.posts
                 await at_rest(client)
 
     run_scaled(run(), SPEED)

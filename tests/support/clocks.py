@@ -1,20 +1,27 @@
-"""Two event loops that do not follow the wall clock: one jumps, one runs fast.
+"""The event loops of the tests: which kind a run uses, and two whose clocks do not follow the wall clock.
 
-`VirtualLoop` is for code without sockets. Whenever nothing is ready its clock jumps to the next timer: a day
-takes milliseconds, and runs are repeatable. `TimelapseLoop` is for real sockets. Its clock runs `speed` times
-faster than the wall clock: at 20, ten seconds of a rate limit take half a second.
+The environment variable KIE4O_TEST_LOOP is "asyncio" (the default) or "uvloop". `VirtualLoop` is for code
+without sockets. Whenever nothing is ready its clock jumps to the next timer: a day takes milliseconds, and
+runs are repeatable. A time-lapse loop is for real sockets. Its clock runs `speed` times faster than the wall
+clock: at 20, ten seconds of a rate limit take half a second.
+
+A `VirtualLoop` is always one of asyncio: its clock is the selector, and uvloop has none.
 """
 
 import asyncio
 import contextlib
+import math
+import os
 import selectors
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from unittest import mock
 
 from kie4o import client
 from kie4o.stores import guard
+
+KIND = os.environ.get("KIE4O_TEST_LOOP") or "asyncio"
 
 _T = TypeVar("_T")
 
@@ -62,6 +69,35 @@ class TimelapseLoop(asyncio.SelectorEventLoop):
         return self._start + (time.monotonic() - self._start) * self._speed
 
 
+def _loops_of_uvloop() -> tuple[Callable[[], asyncio.AbstractEventLoop], type[asyncio.AbstractEventLoop]]:
+    import uvloop  # not on every platform
+
+    class TimelapseUvloop(uvloop.Loop):
+        """As `TimelapseLoop`. Every timer of the loop is set by `call_later` or `call_at`."""
+
+        def __init__(self, speed: float) -> None:
+            super().__init__()
+            self._speed = speed
+            self._start = super().time()
+
+        def time(self) -> float:
+            return self._start + (super().time() - self._start) * self._speed
+
+        def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+            # uvloop rounds to milliseconds. That is up: half of one is 10 ms at 20 times the speed.
+            real = math.ceil(delay / self._speed * 1000) / 1000 if math.isfinite(delay) else delay
+            return super().call_later(real, callback, *args, context=context)
+
+        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+            return self.call_later(when - self.time(), callback, *args, context=context)
+
+    return uvloop.new_event_loop, TimelapseUvloop
+
+
+LOOPS = {"asyncio": lambda: (asyncio.new_event_loop, TimelapseLoop), "uvloop": _loops_of_uvloop}
+new_loop, timelapse_loop = LOOPS[KIND]()
+
+
 def run_virtual(main: Coroutine[Any, Any, _T]) -> _T:
     """`asyncio.run` in a `VirtualLoop`."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -69,12 +105,12 @@ def run_virtual(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 def run_scaled(main: Coroutine[Any, Any, _T], speed: float) -> _T:
-    """`asyncio.run` in a `TimelapseLoop`.
+    """`asyncio.run` in a time-lapse loop.
 
     The thread of a SQLite store works in real time, so the limits for its calls are not scaled.
     """
     with contextlib.ExitStack() as stack:
         for module, name in ((guard, "LIMIT"), (guard, "SHORTEST"), (client, "CLOSING")):
             stack.enter_context(mock.patch.object(module, name, speed * getattr(module, name)))
-        runner = stack.enter_context(asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)))
+        runner = stack.enter_context(asyncio.Runner(loop_factory=lambda: timelapse_loop(speed)))
         return runner.run(main)
