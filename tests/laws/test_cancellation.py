@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 import json
+import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
@@ -56,7 +57,8 @@ class World:
         before = self.kie.posts
         self.kie.latency = 1.0
         self.callers = [asyncio.create_task(self.client.submit(f"slow {number}")) for number in range(2)]
-        await until(lambda: self.kie.posts == before + 2)
+        # In a task, so that this is one suspension, however long it takes.
+        await asyncio.create_task(until(lambda: self.kie.posts == before + 2))
 
 
 async def every(generator: AsyncGenerator[Any]) -> list[Any]:
@@ -215,11 +217,20 @@ async def lost(kie: Emulator, store: Store) -> list[str]:
 CUT_CLOSING = pytest.mark.xfail(
     strict=True, reason="aclose() that is cancelled loses the ids that it waits for"
 )
-SWEEPS = [
-    pytest.param(case, mode, marks=[CUT_CLOSING] * (case in CLOSING and mode != "done"))
-    for case in CASES
-    for mode in MODES
-]
+LEFT_OPEN = pytest.mark.xfail(
+    sys.version_info >= (3, 13),  # earlier ones do not warn
+    strict=True,
+    reason="a batch that is cancelled again while it ends does not close its temporary database",
+)
+
+
+def marks_of(case: str, mode: str) -> list[pytest.MarkDecorator]:
+    if case in CLOSING and mode != "done":
+        return [CUT_CLOSING]
+    return [LEFT_OPEN] if (case, mode) == ("AsyncKieClient.generate_many", "level") else []
+
+
+SWEEPS = [pytest.param(case, mode, marks=marks_of(case, mode)) for case in CASES for mode in MODES]
 
 
 @pytest.mark.parametrize(("case", "mode"), SWEEPS)
