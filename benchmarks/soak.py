@@ -49,11 +49,9 @@ API_KEY = "sk-soak-5b1f0c77d2e94a63"
 LIMIT = RateLimit(20, per=1.0)
 WAIT_TIMEOUT = 12.0
 STUCK = 60.0  # seconds after which a call that should have ended long ago counts as stuck
-LIVES = 12  # clients with a memory store, one after another: at least so many, each of `LIFE` at most
-LIFE = 20.0
+LIVES = 12  # clients with a memory store, one after another: at least so many
+LIFE = 20.0  # seconds of one, at most
 FAILING_WRITES = 0.01
-SAMPLES = 1.0  # seconds from one sample to the next
-WARM_UP = 10.0  # seconds of which no sample is kept, or a sixth of the run
 # How many MB, descriptors and asyncio tasks the last third of the run may have more than the first, at least.
 MORE = {"memory": 8.0, "descriptors": 20.0, "tasks": 30.0}
 MB = 2**20
@@ -91,7 +89,6 @@ class Run:
     unexpected: list[str] = attrs.Factory(list)
     samples: list[dict[str, float]] = attrs.Factory(list)
     numbers: Iterator[int] = attrs.Factory(lambda: iter(range(10**9)))
-    failing: bool = True  # whether writes may fail
 
     def surprise(self, text: str) -> None:
         if len(self.unexpected) < 50:
@@ -116,17 +113,21 @@ class Log(logging.Handler):
 
 
 class FailingStore:
-    """A store of which some writes fail, each before it has any effect."""
+    """A store of which some writes fail, each before it has any effect, until its client closes.
+
+    An id that cannot be saved then either is only logged.
+    """
 
     def __init__(self, store: Store, run: Run) -> None:
         self.inner = store
+        self.failing = True
         self._run = run
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def _maybe_fail(self) -> None:
-        if self._run.failing and self._run.chance.random() < FAILING_WRITES:
+        if self.failing and self._run.chance.random() < FAILING_WRITES:
             raise StoreError("the disk is full (so the soak says)")
 
     async def begin(self, entry: Entry) -> None:
@@ -153,6 +154,11 @@ class ForgetfulStore(FailingStore):
             self._forgotten = entry.key
         if entry.key != self._forgotten:
             await super().save(entry)
+
+
+def failing(run: Run, store: Store) -> FailingStore:
+    kind = ForgetfulStore if run.arguments.control == "forget" else FailingStore
+    return kind(store, run)
 
 
 # -- the load ------------------------------------------------------------------------------------
@@ -324,9 +330,8 @@ VERBS: dict[Callable[[Worker], Awaitable[None]], int] = {
 
 
 @contextlib.asynccontextmanager
-async def opened(run: Run, account: Account, store: Store) -> AsyncIterator[AsyncKieClient]:
+async def opened(run: Run, account: Account, store: FailingStore) -> AsyncIterator[AsyncKieClient]:
     """A client and its receiver of callbacks."""
-    kind = ForgetfulStore if run.arguments.control == "forget" else FailingStore
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         limit = RateLimit(3 * LIMIT.limit, per=LIMIT.per) if run.arguments.control == "burst" else LIMIT
@@ -340,7 +345,7 @@ async def opened(run: Run, account: Account, store: Store) -> AsyncIterator[Asyn
             poll=PollPolicy(first=0.5, maximum=1.0),
             callback_url=f"http://127.0.0.1:{sock.getsockname()[1]}/{{ref}}",
             webhook_key=WEBHOOK_KEY,
-            store=kind(store, run),
+            store=store,
         )
         app = web.Application()
         app.add_routes(routes(client, "/{ref}"))
@@ -354,8 +359,10 @@ async def opened(run: Run, account: Account, store: Store) -> AsyncIterator[Asyn
             await runner.cleanup()
 
 
-async def load(run: Run, account: Account, client: AsyncKieClient, folder: Path, seconds: float) -> None:
-    """Let workers use the client for so long; they are in the midst of their calls when this returns."""
+async def load(
+    run: Run, account: Account, client: AsyncKieClient, store: FailingStore, folder: Path, seconds: float
+) -> None:
+    """Let workers use the client for so long, and close it in the midst of their calls."""
     workers = [Worker(run, account, client, folder) for _ in range(run.arguments.workers)]
     tasks = [asyncio.create_task(worker.work(), name="soak worker") for worker in workers]
     try:
@@ -364,6 +371,7 @@ async def load(run: Run, account: Account, client: AsyncKieClient, folder: Path,
         if run.chance.random() < 0.5:
             for task in tasks:
                 task.cancel()
+        store.failing = False
         await client.aclose()
         _, hanging = await asyncio.wait(tasks, timeout=STUCK)
         for task in hanging:
@@ -373,13 +381,13 @@ async def load(run: Run, account: Account, client: AsyncKieClient, folder: Path,
 
 async def with_file(run: Run, account: Account, folder: Path, until: float) -> None:
     """One client with a SQLite file for the whole run."""
-    store = SQLiteStore(folder / "run.db")
+    store = failing(run, SQLiteStore(folder / "run.db"))
     async with opened(run, account, store) as client:
         if run.arguments.control == "twice":
             await pay_twice(client)
         checking = asyncio.create_task(check_each_minute(run, account, store))
         try:
-            await load(run, account, client, folder, until - time.monotonic())
+            await load(run, account, client, store, folder, until - time.monotonic())
         finally:
             checking.cancel()
             await asyncio.gather(checking, return_exceptions=True)
@@ -390,30 +398,31 @@ async def with_memory(run: Run, account: Account, folder: Path, until: float) ->
     """One client after another, each with a new store in memory."""
     life = min(LIFE, run.arguments.minutes * 60 / LIVES)
     while (left := until - time.monotonic()) > 0:
-        store = MemoryStore()
+        store = failing(run, MemoryStore())
         async with opened(run, account, store) as client:
-            await load(run, account, client, folder, min(left, life))
+            await load(run, account, client, store, folder, min(left, life))
         await check_closed(run, account, store)
+        run.samples.append(figures())
         await asyncio.sleep(LIMIT.per)  # the next client knows nothing of the window of this one
 
 
 # -- checks --------------------------------------------------------------------------------------
 
 
-async def check_closed(run: Run, account: Account, store: Store) -> None:
+async def check_closed(run: Run, account: Account, store: FailingStore) -> None:
     """Every task that was sold is in the store, now that its client is closed."""
     await store.open()
     await check(run, account, store, settled=0.0)
     await store.aclose()
 
 
-async def check_each_minute(run: Run, account: Account, store: Store) -> None:
+async def check_each_minute(run: Run, account: Account, store: FailingStore) -> None:
     while True:
         await asyncio.sleep(30)
         await check(run, account, store)
 
 
-async def check(run: Run, account: Account, store: Store, settled: float | None = None) -> None:
+async def check(run: Run, account: Account, store: FailingStore, settled: float | None = None) -> None:
     """Look up the tasks that were sold since the last check."""
     query = "" if settled is None else f"&settled={settled}"
     path = f"/__facts?account={run.accounts.index(account)}{query}"
@@ -457,18 +466,16 @@ def thirds(samples: list[dict[str, float]]) -> dict[str, list[float]]:
     return {what: [min(sample[what] for sample in part) for part in parts] for what in MORE}
 
 
-async def sample(run: Run, until: float) -> None:
-    began = time.monotonic()
-    warm = min(WARM_UP, run.arguments.minutes * 10)
-    beat = 0
+async def beat(run: Run, until: float) -> None:
+    """Print a line each minute, and do what a control does each second."""
+    seconds = 0
     while time.monotonic() < until:
-        await asyncio.sleep(SAMPLES)
-        CONTROLS.get(run.arguments.control, lambda run: None)(run)
-        if time.monotonic() - began >= warm:
-            run.samples.append(figures())
-        beat += 1
-        if beat % 60 == 0:
-            print(line(run), flush=True)
+        await asyncio.sleep(1)
+        CONTROLS.get(run.arguments.control, nothing)(run)
+        seconds += 1
+        if seconds % 60 == 0:
+            now = ", ".join(f"{what} {value:,.0f}" for what, value in figures().items())
+            print(f"minute {seconds // 60} | {line(run)} | {now}", flush=True)
 
 
 def figures() -> dict[str, float]:
@@ -490,8 +497,6 @@ def line(run: Run) -> str:
             f"{account.answered:,} ids, {account.stored:,} stored, {facts.get('twice', 0)} twice, "
             f"most {facts.get('most', 0)}"
         )
-    now = run.samples[-1] if run.samples else figures()
-    parts.append(", ".join(f"{what} {value:,.0f}" for what, value in now.items()))
     return " | ".join([*parts, f"{len(run.unexpected)} unexpected"])
 
 
@@ -582,14 +587,14 @@ async def soak(run: Run, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda loop, context: run.surprise(f"the loop: {context}"))
     until = time.monotonic() + run.arguments.minutes * 60
-    sampling = asyncio.create_task(sample(run, until - SAMPLES))
+    beating = asyncio.create_task(beat(run, until))
     file, memory = run.accounts
     users = [with_file(run, file, folder, until), with_memory(run, memory, folder, until)]
     for outcome in await asyncio.gather(*users, return_exceptions=True):
         if isinstance(outcome, BaseException):
             run.surprise("".join(traceback.format_exception(outcome)))
-    sampling.cancel()
-    await asyncio.gather(sampling, return_exceptions=True)
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
     gc.collect()
     left = [task.get_name() for task in asyncio.all_tasks() if "kie4o" in task.get_name()]
     if left:
