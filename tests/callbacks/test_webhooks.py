@@ -11,8 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from clients import QUICK, state_of, until
 from canary import CANARY_KEY
+from clients import QUICK, state_of, until
 
 import kie4o
 from kie4o import AsyncKieClient, sign_callback

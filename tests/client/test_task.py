@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from canary import CANARY_KEY
 from clients import QUICK, MakeStore, client_of, state_of
 from clocks import run_scaled
 
@@ -147,7 +148,7 @@ FORGOTTEN: dict[str, Callable[[AsyncKieClient, ImageTask], object]] = {
 @pytest.mark.parametrize("name", FORGOTTEN)
 def test_a_forgotten_await_is_warned_of_by_the_name_of_the_call(name: str) -> None:
     """Python's warning names what the caller wrote, not a part of the client."""
-    client = AsyncKieClient("sk-test")
+    client = AsyncKieClient(CANARY_KEY)
     sentence = re.escape(f"coroutine '{name}' was never awaited")
     with pytest.warns(RuntimeWarning, match=sentence):
         FORGOTTEN[name](client, client.task("a" * 32))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from canary import CANARY_KEY
 from clients import LOST, client_of, until
 
 import kie4o
@@ -21,7 +22,7 @@ import asyncio
 from kie4o import AsyncKieClient
 
 async def main():
-    async with AsyncKieClient("sk-test", base_url={url!r}) as client:
+    async with AsyncKieClient(CANARY_KEY, base_url={url!r}) as client:
         await asyncio.gather(*(client.generate(f"Lake {{number}} by night") for number in range(5)))
 
 asyncio.run(main())

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from canary import CANARY_KEY
 from clients import client_of
 from clocks import VirtualLoop, run_scaled, run_virtual
 from paths import IMPORT_ROOT
@@ -298,7 +299,7 @@ from kie4o import AsyncKieClient, PollPolicy
 async def main():
     url, count, timeout = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     policy = PollPolicy(first=0.4, maximum=0.4)
-    async with AsyncKieClient("sk-test", base_url=url, wait_timeout=timeout, poll=policy) as client:
+    async with AsyncKieClient(CANARY_KEY, base_url=url, wait_timeout=timeout, poll=policy) as client:
         waits = (client.generate(f"{number}") for number in range(count))
         outcomes = await asyncio.gather(*waits, return_exceptions=True)
     print(json.dumps([type(outcome).__name__ for outcome in outcomes]))

@@ -7,8 +7,8 @@ import time
 import tracemalloc
 
 import pytest
-from clients import client_of, until
 from canary import CANARY_KEY
+from clients import client_of, until
 from entries import ended, submitted, unfinished_keys
 from faults import FaultServer, answer
 

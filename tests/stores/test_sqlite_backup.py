@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from canary import CANARY_KEY
 from entries import ended, entry_of, submitted, unfinished_keys
 from test_sqlite import opened
 
@@ -157,10 +158,10 @@ async def test_a_backup_that_fails_leaves_nothing(path: Path, target: Path) -> N
 async def test_a_client_backs_up_its_store(path: Path, target: Path) -> None:
     """The client of the copy knows what was paid for, and pays nothing again."""
     async with Emulator() as kie:
-        async with AsyncKieClient("sk-test", base_url=kie.url, store=path) as client:
+        async with AsyncKieClient(CANARY_KEY, base_url=kie.url, store=path) as client:
             task = await client.submit("x", key="a")
             await client.backup(target)
-        async with AsyncKieClient("sk-test", base_url=kie.url, store=target) as client:
+        async with AsyncKieClient(CANARY_KEY, base_url=kie.url, store=target) as client:
             assert (await client.submit("x", key="a")).id == task.id
         assert kie.posts == 1
 
@@ -174,7 +175,7 @@ async def test_memory_has_no_file_to_back_up(target: Path) -> None:
     assert isinstance(SQLiteStore("run.db"), SupportsBackup)
     assert not isinstance(MemoryStore(), SupportsBackup)
     for store in (None, Other()):
-        async with AsyncKieClient("sk-test", base_url="http://127.0.0.1:9", store=store) as client:
+        async with AsyncKieClient(CANARY_KEY, base_url="http://127.0.0.1:9", store=store) as client:
             with pytest.raises(StoreError, match="no file to back up; pass store="):
                 await client.backup(target)
     assert names(target.parent) == []
