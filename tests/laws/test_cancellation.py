@@ -105,6 +105,7 @@ FREE: dict[str, Case] = {
         world.result.task_id, world.result.urls[0]
     ),
     "AsyncKieClient.credits": lambda world: world.client.credits(),
+    "AsyncKieClient.backup": lambda world: world.client.backup(world.folder / "backup.db"),
     "AsyncKieClient.deliver": lambda world: world.client.deliver(
         world.client.parse_callback(world.callback(), ref=world.ref)
     ),
@@ -161,6 +162,7 @@ async def one_cancel(case: str, cancel: Cancel, *, busy: bool = False, file: boo
     before = open_sockets()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        file = file or case == "AsyncKieClient.backup"
         store = SQLiteStore(folder / "run.db") if file else MemoryStore()
         async with Emulator(duration=0.0, latency=0.002, credits=600) as kie:
             world = await world_of(case, kie, store, folder)
@@ -213,10 +215,6 @@ async def lost(kie: Emulator, store: Store) -> list[str]:
     return [task_id for task_id in kie.tasks if await store.find(task_id=task_id) is None]
 
 
-# Cancelled while it waits for the answers, it cancels what it waits for.
-CUT_CLOSING = pytest.mark.xfail(
-    strict=True, reason="aclose() that is cancelled loses the ids that it waits for"
-)
 LEFT_OPEN = pytest.mark.xfail(
     sys.version_info >= (3, 13),  # earlier ones do not warn
     strict=True,
@@ -225,8 +223,6 @@ LEFT_OPEN = pytest.mark.xfail(
 
 
 def marks_of(case: str, mode: str) -> list[pytest.MarkDecorator]:
-    if case in CLOSING and mode != "done":
-        return [CUT_CLOSING]
     return [LEFT_OPEN] if (case, mode) == ("AsyncKieClient.generate_many", "level") else []
 
 
@@ -368,7 +364,6 @@ async def slow() -> AsyncIterator[Emulator]:
         yield kie
 
 
-@CUT_CLOSING
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_a_client_in_a_cancel_scope_keeps_every_id(slow: Emulator, kind: str, tmp_path: Path) -> None:
     """Of five submits whose answers come after the scope was cancelled all ids are stored, and waiting for

@@ -22,7 +22,7 @@ import asyncio
 from kie4o import AsyncKieClient
 
 async def main():
-    async with AsyncKieClient(CANARY_KEY, base_url={url!r}) as client:
+    async with AsyncKieClient({key!r}, base_url={url!r}) as client:
         await asyncio.gather(*(client.generate(f"Lake {{number}} by night") for number in range(5)))
 
 asyncio.run(main())
@@ -39,7 +39,7 @@ async def test_ctrl_c_shows_every_paid_id() -> None:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            SCRIPT.format(url=kie.url),
+            SCRIPT.format(key=CANARY_KEY, url=kie.url),
             stderr=asyncio.subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )

@@ -299,7 +299,7 @@ from kie4o import AsyncKieClient, PollPolicy
 async def main():
     url, count, timeout = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     policy = PollPolicy(first=0.4, maximum=0.4)
-    async with AsyncKieClient(CANARY_KEY, base_url=url, wait_timeout=timeout, poll=policy) as client:
+    async with AsyncKieClient(sys.argv[4], base_url=url, wait_timeout=timeout, poll=policy) as client:
         waits = (client.generate(f"{number}") for number in range(count))
         outcomes = await asyncio.gather(*waits, return_exceptions=True)
     print(json.dumps([type(outcome).__name__ for outcome in outcomes]))
@@ -315,7 +315,7 @@ async def test_a_process_that_was_stopped_looks_before_it_times_out() -> None:
     count = 15
     async with Emulator(duration=1.2) as kie:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CHILD, kie.url, str(count), "1.5"),
+            *(sys.executable, "-c", CHILD, kie.url, str(count), "1.5", CANARY_KEY),
             stdout=subprocess.PIPE,
             cwd=IMPORT_ROOT,
         )
