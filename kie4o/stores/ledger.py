@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import attrs
 
@@ -20,6 +22,16 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 _FIRST_DELAY = 1.0  # seconds before a failed write is repeated; doubled each time
 _LONGEST_DELAY = 30.0
+_PAID = "%s is paid and was never saved; keep its id for client.wait()"
+_NEVER_SAVED: Mapping[EntryState, str] = MappingProxyType(
+    {
+        EntryState.PLANNED: "%s was not charged, which was never saved; the next run may take it for unknown",
+        EntryState.UNKNOWN: "%s has an unknown outcome, which was never saved; the next run will take it so",
+        EntryState.SUBMITTED: _PAID,
+        EntryState.SUCCEEDED: _PAID,
+        EntryState.FAILED: _PAID,
+    }
+)
 
 
 class Ledger:
@@ -27,8 +39,9 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._unsaved: dict[str, Entry] = {}  # by key; PLANNED: nothing was charged
+        self._unsaved: dict[str, Entry] = {}  # by key
         self._writer: asyncio.Task[None] | None = None
+        self._closed = False
 
     # -- a submit --------------------------------------------------------------------------------
 
@@ -74,10 +87,9 @@ class Ledger:
         raise StoreError(message, task_id=entry.task_id, key=entry.callers_key)
 
     async def unknown(self, entry: Entry) -> None:
-        """Save that the outcome is unknown. A failure is logged only: an INTENT says the same."""
-        try:
-            await self._store.save(entry)
-        except StoreError as error:
+        """Save that the outcome is unknown, so that a callback may name the task."""
+        error = await self._keep(entry)
+        if error is not None:
             logger.error("a submit has an unknown outcome and could not be saved as such: %s", error)
 
     async def unpaid(self, entry: Entry, previous: Entry | None = None) -> Entry:
@@ -106,33 +118,30 @@ class Ledger:
         """Save the task id that a callback named for a submit whose outcome was unknown."""
         named = entry.become(EntryState.SUBMITTED, task_id=task_id)
         await self._store.save(named)
+        self._unsaved.pop(named.key, None)  # an older entry must not replace it
         logger.info("%s, whose submit response was lost, was found by its callback", named.label)
         return named
 
     async def finish(self, details: TaskDetails) -> None:
-        """Save the final status of a task.
-
-        A failure is logged only: the next process polls again, for free.
-        """
+        """Save the final status of a task. A failure is logged: at worst the next process polls again."""
         state = EntryState.FAILED if details.state is TaskState.FAILED else EntryState.SUCCEEDED
+        error: StoreError | None
         try:
-            entry = self._unsaved_task(details.task_id)
-            if entry is not None:
-                entry = self._unsaved[entry.key] = entry.become(state, details=details)
-            else:
-                entry = await self._store.find(task_id=details.task_id)
-                if entry is None or entry.state.ended:
-                    return
-                entry = entry.become(state, details=details)
-            await self._store.save(entry)
-            self._saved(entry)
-        except StoreError as error:
+            entry = self._unsaved_task(details.task_id) or await self._store.find(task_id=details.task_id)
+        except StoreError as failure:
+            error = failure
+        else:
+            if entry is None or entry.state.ended:
+                return
+            error = await self._keep(entry.become(state, details=details))
+        if error is not None:
             logger.error("the outcome of task %s could not be saved: %s", details.task_id, error)
 
     # -- failed writes ---------------------------------------------------------------------------
 
     async def aclose(self) -> None:
         """Try once more to save what could not be saved."""
+        self._closed = True
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
@@ -140,10 +149,7 @@ class Ledger:
             await self._save_unsaved()
         finally:
             for entry in self._unsaved.values():
-                if entry.task_id is not None:
-                    logger.error("%s is paid and was never saved; keep its id for client.wait()", entry.label)
-                else:
-                    logger.error("%s was not charged, which could not be saved: check it", entry.label)
+                logger.error(_NEVER_SAVED[entry.state], entry.label)
 
     async def _keep(self, entry: Entry) -> StoreError | None:
         """Save the entry, now or later. Returns why it is not saved yet."""
@@ -161,7 +167,7 @@ class Ledger:
 
     def _save_later(self, entry: Entry) -> None:
         self._unsaved[entry.key] = entry
-        if self._writer is None:
+        if self._writer is None and not self._closed:
             self._writer = asyncio.create_task(self._save_until_done(), name="kie4o store writer")
 
     async def _write(self, entry: Entry) -> None:
