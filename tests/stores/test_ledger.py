@@ -1,0 +1,364 @@
+"""Task ids that could not be saved are saved later, and an older one replaces no newer one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import client_of, until
+from clocks import run_scaled
+from held import HeldServer
+
+import kie4o
+from kie4o import AsyncKieClient, RateLimit, StoreError
+from kie4o.emulator import Emulator
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.store import Entry, EntryState
+
+SPEED = 50  # loop seconds per second
+SAVED_BY = 35.0  # seconds within which a repaired store has everything: writes are repeated every 30 s
+
+
+class Stubborn(SQLiteStore):
+    """Saves of task ids fail for the keys in `broken`, and wait for the gate of their key and number."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.broken: set[str] = set()
+        self.saves: Counter[str] = Counter()  # of task ids, by key
+        self.gates: dict[tuple[str, int], asyncio.Event] = {}
+
+    def gate(self, key: str, number: int) -> asyncio.Event:
+        return self.gates.setdefault((key, number), asyncio.Event())
+
+    async def save(self, entry: Entry) -> None:
+        if entry.state is EntryState.SUBMITTED:
+            self.saves[entry.key] += 1
+            if entry.key in self.broken:
+                raise StoreError("the disk is full")
+            gate = self.gates.get((entry.key, self.saves[entry.key]))
+            if gate is not None:
+                await gate.wait()
+        await super().save(entry)
+
+
+async def id_of(store: Any, key: str) -> str | None:
+    entry = await store.find(key=key)
+    return None if entry is None else entry.task_id
+
+
+async def saved(store: Any, key: str, task_id: str) -> None:
+    """Wait until the store has the id under the key; fail if it never does."""
+    loop = asyncio.get_running_loop()
+    until_then = loop.time() + SAVED_BY
+    while await id_of(store, key) != task_id:
+        assert loop.time() < until_then, await id_of(store, key)
+        await asyncio.sleep(0.2)
+
+
+async def fails_to_save(client: AsyncKieClient, key: str, **more: Any) -> str:
+    """A submit whose id cannot be saved; return the id, which its error has."""
+    with pytest.raises(StoreError, match="paid") as caught:
+        await client.submit(key, key=key, **more)
+    assert caught.value.task_id is not None
+    return caught.value.task_id
+
+
+# -- an older entry and a newer one ------------------------------------------------------------------
+
+
+def test_an_older_entry_that_is_saved_late_replaces_no_newer_one(tmp_path: Path, api_key: str) -> None:
+    """While the ids of an earlier failure are written again, a key gets its second task.
+
+    The store keeps the second task, and the key is not paid a third time.
+    """
+
+    async def run() -> None:
+        store = Stubborn(tmp_path / "run.db")
+        async with Emulator(duration=0.0) as kie, client_of(kie.url, store, api_key=api_key) as client:
+            kie.plan("b", outcome="failed")
+            store.broken = {"a"}
+            await fails_to_save(client, "a")
+            own, again = store.gate("b", 1), store.gate("a", 2)
+            first = asyncio.create_task(client.generate("b", key="b"))
+            await until(lambda: store.saves["b"])  # its own save takes long
+            store.broken.clear()
+            await until(lambda: store.saves["a"] == 2)  # and so does the repeated one of the other key
+            own.set()
+            with pytest.raises(kie4o.TaskFailedError):
+                await first
+            second = await client.generate("b", key="b", retry_failed=True)
+            again.set()
+            await asyncio.sleep(5.0)
+            entry = await store.find(key="b")
+            assert (entry.state, entry.task_id) == (EntryState.SUCCEEDED, second.task_id)
+            result = await client.generate("b", key="b", retry_failed=True)
+            assert (result, result.source) == (second, "store")
+            assert kie.posts == 3
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_late_save_of_an_older_entry_drops_no_newer_one(tmp_path: Path, api_key: str) -> None:
+    """A repeated save returns after its key got a second task, whose id cannot be saved at first.
+
+    The second id is saved once the store works again.
+    """
+
+    async def run() -> None:
+        store = Stubborn(tmp_path / "run.db")
+        async with Emulator(duration=0.0) as kie, client_of(kie.url, store, api_key=api_key) as client:
+            kie.plan("b", outcome="failed")
+            store.broken = {"a"}
+            await fails_to_save(client, "a")
+            own, again = store.gate("b", 1), store.gate("b", 2)
+            first = asyncio.create_task(client.generate("b", key="b"))
+            # Its own save takes long, and a repeated one begins; or the store is asked only once.
+            await until(lambda: store.saves["b"] == 2 or store.saves["a"] > 4)
+            own.set()
+            with pytest.raises(kie4o.TaskFailedError):
+                await first
+            store.broken.add("b")
+            second = await fails_to_save(client, "b", retry_failed=True)
+            again.set()
+            await asyncio.sleep(1.0)
+            store.broken.clear()
+            await saved(store, "b", second)
+            assert (await client.generate("b", key="b")).task_id == second
+            assert kie.posts == 3
+        async with client_of(kie.url, SQLiteStore(tmp_path / "run.db"), api_key=api_key) as later:
+            assert (await later.submit("b", key="b")).id == second
+
+    run_scaled(run(), SPEED)
+
+
+# -- several failures --------------------------------------------------------------------------------
+
+
+def test_an_id_that_cannot_be_saved_keeps_no_other_from_being_saved(tmp_path: Path, api_key: str) -> None:
+    """The repeated save of one key goes on failing; the other key's id is saved all the same."""
+
+    async def run() -> None:
+        store = Stubborn(tmp_path / "run.db")
+        async with Emulator() as kie, client_of(kie.url, store, api_key=api_key) as client:
+            store.broken = {"a", "b", "c"}
+            ids = {key: await fails_to_save(client, key) for key in ("a", "b", "c")}
+            store.broken = {"a"}
+            await saved(store, "b", ids["b"])
+            await saved(store, "c", ids["c"])
+            assert await id_of(store, "a") is None
+            store.broken.clear()
+            await saved(store, "a", ids["a"])
+            assert kie.posts == 3
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_later_failure_is_written_again_like_the_first(tmp_path: Path, api_key: str) -> None:
+    """The store fails, works, and fails again: each time the ids are saved without closing the client."""
+
+    async def run() -> None:
+        store = Stubborn(tmp_path / "run.db")
+        async with Emulator() as kie, client_of(kie.url, store, api_key=api_key) as client:
+            for key in ("a", "b"):
+                store.broken = {key}
+                task_id = await fails_to_save(client, key)
+                await asyncio.sleep(3.0)
+                store.broken.clear()
+                await saved(store, key, task_id)
+                await asyncio.sleep(SAVED_BY)
+            assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
+
+
+def test_an_id_without_a_key_is_saved_later_too(tmp_path: Path, api_key: str) -> None:
+    """A submit without a key, of which the store had only the INTENT."""
+
+    async def run() -> None:
+        class Full(SQLiteStore):
+            full = True
+
+            async def save(self, entry: Entry) -> None:
+                if self.full and entry.state is EntryState.SUBMITTED:
+                    raise StoreError("the disk is full")
+                await super().save(entry)
+
+        store = Full(tmp_path / "run.db")
+        async with Emulator() as kie, client_of(kie.url, store, api_key=api_key) as client:
+            with pytest.raises(StoreError) as caught:
+                await client.submit("x")
+            assert [caught.value.task_id] == list(kie.tasks)
+            assert caught.value.key is None
+            store.full = False
+            await asyncio.sleep(SAVED_BY)
+            assert [entry.task_id async for entry in client.unfinished()] == [caught.value.task_id]
+
+    run_scaled(run(), SPEED)
+
+
+# -- closing -----------------------------------------------------------------------------------------
+
+
+def writers() -> list[str]:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    return [task.get_name() for task in tasks if task.get_name().startswith("kie4o")]
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_closing_leaves_no_writer_behind(
+    failures: int, repaired: bool, tmp_path: Path, api_key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the close no task of the client runs, and each id is in the store or in the log."""
+    store = Stubborn(tmp_path / "run.db")
+    async with Emulator() as kie:
+        client = client_of(kie.url, store, api_key=api_key)
+        store.broken = {f"{number}" for number in range(failures)}
+        ids = {key: await fails_to_save(client, key) for key in sorted(store.broken)}
+        caplog.clear()
+        if repaired:
+            store.broken.clear()
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.wait([closing], timeout=5)
+        assert closing.done()
+        assert not closing.cancelled()
+        assert closing.exception() is None
+        assert writers() == []
+        errors = " ".join(record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR)
+        assert all((task_id in errors) is not repaired for task_id in ids.values())
+        later = SQLiteStore(tmp_path / "run.db")
+        await later.open()
+        assert {key: await id_of(later, key) for key in ids} == (ids if repaired else dict.fromkeys(ids))
+        await later.aclose()
+
+
+async def test_the_store_is_closed_after_the_last_save_has_ended(api_key: str) -> None:
+    """A repeated save that is under way when the client closes ends before the store is closed."""
+
+    class Slow(MemoryStore):
+        failures = 1
+        saving = 0
+        saving_at_close: int | None = None
+
+        async def save(self, entry: Entry) -> None:
+            if entry.state is not EntryState.SUBMITTED:
+                await super().save(entry)
+                return
+            if self.failures:
+                self.failures -= 1
+                raise StoreError("the disk is full")
+            self.saving += 1
+            begun.set()
+            try:
+                await asyncio.sleep(0.2)
+            finally:
+                try:
+                    await asyncio.sleep(0.1)  # what a thread does is not stopped by a cancel
+                    await super().save(entry)
+                finally:
+                    self.saving -= 1
+
+        async def aclose(self) -> None:
+            self.saving_at_close = self.saving
+            await super().aclose()
+
+    store, begun = Slow(), asyncio.Event()
+    async with Emulator() as kie:
+        client = client_of(kie.url, store, api_key=api_key)
+        task_id = await fails_to_save(client, "a")
+        await until(begun.is_set)  # after a second
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.wait([closing], timeout=5)
+        assert closing.done()
+        assert store.saving_at_close == 0
+        assert await id_of(store, "a") == task_id
+
+
+# -- keys that other processes use ---------------------------------------------------------------------
+
+
+class Shared(MemoryStore):
+    """A store that several processes share, as far as keys are concerned."""
+
+    def __init__(self, *, held: bool = False, release_fails: bool = False) -> None:
+        super().__init__()
+        self.shared = self
+        self.held = held
+        self.release_fails = release_fails
+        self.released: list[str] = []
+
+    def limiter(self, limit: RateLimit) -> Any:
+        from kie4o.submission.rate_limit import RateLimiter
+
+        return RateLimiter(limit)
+
+    async def claim(self, entry: Entry, **options: Any) -> Entry | None:
+        return None if self.held else await super().claim(entry, **options)
+
+    async def release(self, key: str) -> None:
+        self.released.append(key)
+        if self.release_fails:
+            raise StoreError("the connection is lost")
+
+
+async def test_a_key_that_another_process_holds_is_not_sent(api_key: str) -> None:
+    """It is submitting just now: `StoreError` names the key."""
+    async with Emulator() as kie, client_of(kie.url, Shared(held=True), api_key=api_key) as client:
+        with pytest.raises(StoreError, match="another process") as caught:
+            await client.submit("x", key="a")
+        assert caught.value.key == "a"
+        assert kie.posts == 0
+
+
+@pytest.mark.parametrize("release_fails", [False, True])
+@pytest.mark.parametrize("outcome", ["accepted", "refused", "lost", "conflict", "called off"])
+async def test_a_key_is_released_whatever_its_submit_came_to(
+    outcome: str, release_fails: bool, api_key: str
+) -> None:
+    """And if that fails, the caller still learns the outcome."""
+    store = Shared(release_fails=release_fails)
+    limit = RateLimit(1, per=0.3)
+    async with (
+        HeldServer() as kie,
+        client_of(kie.url, store, api_key=api_key, rate_limit=limit) as client,
+    ):
+        earlier = asyncio.create_task(client.submit("y", key="earlier"))
+        await until(lambda: kie.posts == 1)
+        kie.accept("y")
+        await asyncio.wait([earlier], timeout=5)
+        key = "earlier" if outcome == "conflict" else "a"
+        store.released.clear()
+        call = asyncio.create_task(client.submit("x", key=key))
+        await until(lambda: client._limiter.waiting or call.done())
+        task_id = None
+        if outcome == "called off":
+            call.cancel()
+        elif outcome != "conflict":
+            await until(lambda: kie.posts == 2)
+        if outcome == "accepted":
+            task_id = kie.accept("x")
+        elif outcome == "refused":
+            kie.refuse("x", 402)
+        elif outcome == "lost":
+            kie.lose("x")
+        await asyncio.wait([call], timeout=5)
+        assert call.done()
+        await until(lambda: client._submissions.live == 0)
+        if outcome == "accepted":
+            assert call.result().id == task_id
+        elif outcome == "called off":
+            assert call.cancelled()
+        else:
+            kinds = {
+                "refused": kie4o.InsufficientCreditsError,
+                "lost": kie4o.SubmissionUnknownError,
+                "conflict": kie4o.KeyConflictError,
+            }
+            assert isinstance(call.exception(), kinds[outcome])
+        assert store.released == [key]

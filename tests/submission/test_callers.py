@@ -1,0 +1,250 @@
+"""Callers that share a submit, join one, or leave one: each learns what its money came to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from clients import LOST, client_of, until
+from clocks import run_scaled
+from held import HeldServer
+
+import kie4o
+from kie4o import RateLimit
+from kie4o.emulator import Emulator
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.store import Entry, EntryState
+
+SPEED = 50  # loop seconds per second
+LIMIT = 5.0  # seconds within which a call ends
+
+
+async def ended(call: asyncio.Task[Any], limit: float = LIMIT) -> Any:
+    """What the call returned or raised; a call that goes on fails the test."""
+    await asyncio.wait([call], timeout=limit)
+    assert call.done()
+    return None if call.cancelled() else call.exception() or call.result()
+
+
+class CancelsAtTheSave(MemoryStore):
+    """Cancels a call so many turns of the loop after the save of a task id has begun, which takes some."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__()
+        self.turns = turns
+        self.call: asyncio.Task[Any] | None = None
+
+    async def save(self, entry: Entry) -> None:
+        if entry.state is EntryState.SUBMITTED and self.call is not None:
+            self._cancel_after(self.turns)
+            for _ in range(5):
+                await asyncio.sleep(0)
+        await super().save(entry)
+
+    def _cancel_after(self, turns: int) -> None:
+        assert self.call is not None
+        if turns:
+            asyncio.get_running_loop().call_soon(self._cancel_after, turns - 1)
+        else:
+            self.call.cancel()
+
+
+@pytest.mark.parametrize("leaves", [0, 1])
+async def test_a_caller_that_leaves_with_the_answer_hides_it_from_no_other(leaves: int, api_key: str) -> None:
+    """Of two callers of a key one is cancelled in any turn around the answer: the other gets the task."""
+    for turns in range(16):
+        store = CancelsAtTheSave(turns)
+        async with HeldServer() as kie, client_of(kie.url, store, api_key=api_key) as client:
+            calls = [asyncio.create_task(client.submit("x", key="k")) for _ in range(2)]
+            store.call = calls[leaves]
+            await until(lambda: kie.posts == 1)
+            task_id = kie.accept("x")
+            task = await ended(calls[1 - leaves])
+            assert isinstance(task, kie4o.ImageTask), (turns, task)
+            assert task.id == task_id
+            await ended(calls[leaves])
+            assert kie.posts == 1
+
+
+def test_a_caller_that_joins_an_abandoned_submit_has_it_sent_again(api_key: str) -> None:
+    """The first caller of a key is cancelled after the request was sent, and another one comes.
+
+    If Kie then refuses for now, the request is sent again, for the caller that waits.
+    """
+
+    async def run() -> None:
+        async with HeldServer() as kie:
+            async with client_of(kie.url, api_key=api_key, rate_limit=RateLimit(5, per=1.0)) as client:
+                first = asyncio.create_task(client.submit("x", key="k"))
+                await until(lambda: kie.posts == 1)
+                first.cancel()
+                await ended(first)
+                second = asyncio.create_task(client.submit("x", key="k"))
+                await asyncio.sleep(1.0)
+                kie.refuse("x", 429)
+                await until(lambda: kie.posts == 2 or second.done())
+                assert not second.done(), second.exception()
+                task_id = kie.accept("x")
+                assert (await ended(second)).id == task_id
+
+    run_scaled(run(), SPEED)
+
+
+async def test_another_request_under_a_key_that_is_being_submitted_is_a_conflict(api_key: str) -> None:
+    """It does not get the task of the first request, and nothing is sent for it."""
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        first = asyncio.create_task(client.submit("x", key="k"))
+        await until(lambda: kie.posts == 1)
+        second = asyncio.create_task(client.submit("y", key="k"))
+        assert isinstance(await ended(second), kie4o.KeyConflictError)
+        task_id = kie.accept("x")
+        assert (await ended(first)).id == task_id
+        assert kie.prompts == ["x"]
+
+
+async def test_a_caller_that_comes_while_a_submit_is_called_off_submits_anew(api_key: str) -> None:
+    """It gets a task of its own and not the error of the submit that was called off."""
+
+    class SlowToUndo(MemoryStore):
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.PLANNED:
+                undoing.set()
+                await asyncio.sleep(0.1)
+            await super().save(entry)
+
+        async def begin(self, entry: Entry) -> None:
+            await super().begin(entry)
+            if not undoing.is_set():
+                begun.set()
+                await asyncio.sleep(3600)
+
+    begun, undoing = asyncio.Event(), asyncio.Event()
+    async with HeldServer() as kie, client_of(kie.url, SlowToUndo(), api_key=api_key) as client:
+        first = asyncio.create_task(client.submit("x", key="k"))
+        await until(begun.is_set)
+        first.cancel()
+        await until(undoing.is_set)
+        second = asyncio.create_task(client.submit("x", key="k"))
+        await until(lambda: kie.posts == 1 or second.done())
+        assert not second.done(), second.exception()
+        task_id = kie.accept("x")
+        assert (await ended(second)).id == task_id
+        assert kie.posts == 1
+
+
+async def test_callers_that_resubmit_in_the_turn_of_the_outcome_share_one_post(api_key: str) -> None:
+    """A caller that resubmits as soon as it learns of an unknown outcome shares its submit with the next.
+
+    Two POSTs in all: the lost one and one more.
+    """
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+
+        async def until_accepted() -> str:
+            try:
+                return (await client.submit("x", key="k")).id
+            except kie4o.SubmissionUnknownError:
+                return (await client.submit("x", key="k", on_unknown="resubmit")).id
+
+        calls = [asyncio.create_task(until_accepted())]
+        await until(lambda: kie.posts == 1)
+        kie.lose("x")
+        await until(lambda: kie.posts == 2)
+        calls += [asyncio.create_task(client.submit("x", key="k", on_unknown="resubmit")) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        assert kie.posts == 2
+        task_id = kie.accept("x")
+        assert await ended(calls[0]) == task_id
+        assert [(await ended(call)).id for call in calls[1:]] == [task_id] * 2
+        assert kie.posts == 2
+
+
+def test_a_batch_that_stops_calls_off_no_submit_of_another_caller(api_key: str) -> None:
+    """An item that waits for a slot when its batch stops is still submitted if another call has its key."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kie.plan("first", answer=402)
+            limit = RateLimit(1, per=5.0)
+            async with client_of(kie.url, api_key=api_key, rate_limit=limit) as client:
+                own = asyncio.create_task(client.submit("blocks"))
+                await until(lambda: kie.posts == 1)
+                batch = {"first": "first", "second": "second"}
+
+                async def stopped() -> None:
+                    async for _ in client.generate_many(batch):
+                        pass
+
+                running = asyncio.create_task(stopped())
+                await until(lambda: client._submissions.live == 2)
+                shared = asyncio.create_task(client.generate("second", key="second"))
+                assert isinstance(await ended(running, 100), kie4o.InsufficientCreditsError)
+                result = await ended(shared, 100)
+                assert isinstance(result, kie4o.ImageResult), result
+                assert (await ended(own)).id in kie.tasks
+                assert kie.accepted == 2
+
+    run_scaled(run(), SPEED)
+
+
+# -- callers that are gone -------------------------------------------------------------------------
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return [record.getMessage() for record in records if record.name == "kie4o"]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_refusal_that_no_caller_sees_is_logged(
+    leaves: bool, api_key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At WARNING, once, with what Kie said. A refusal that the caller gets is not logged as well."""
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        call = asyncio.create_task(client.submit("x"))
+        await until(lambda: kie.posts == 1)
+        if leaves:
+            call.cancel()
+            await ended(call)
+        kie.refuse("x", 402, "credits are used up")
+        await until(lambda: client._submissions.live == 0)
+        await asyncio.sleep(0.02)
+        error = await ended(call)
+        assert error is None if leaves else isinstance(error, kie4o.InsufficientCreditsError)
+        assert sum("credits are used up" in line for line in warnings_in(caplog)) == leaves
+
+
+def test_a_submit_that_is_called_off_is_not_logged(api_key: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its caller left before anything was sent: there is nothing to tell."""
+
+    async def run() -> None:
+        async with Emulator() as kie:
+            async with client_of(kie.url, api_key=api_key, rate_limit=RateLimit(1, per=60.0)) as client:
+                await client.submit("takes the slot")
+                call = asyncio.create_task(client.submit("x"))
+                await until(lambda: client._limiter.waiting == 1)
+                call.cancel()
+                await until(lambda: client._submissions.live == 0)
+                assert warnings_in(caplog) == []
+                assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_lost_answer_without_a_caller_is_unknown_for_the_next(api_key: str) -> None:
+    """The caller left after the request was sent, and the answer is lost: the key is not sent again."""
+
+    async def run() -> None:
+        async with Emulator(latency=5.0) as kie:
+            kie.plan("x", answer=LOST)
+            async with client_of(kie.url, api_key=api_key) as client:
+                call = asyncio.create_task(client.submit("x", key="k"))
+                await until(lambda: kie.posts == 1)
+                call.cancel()
+                await until(lambda: client._submissions.live == 0)
+                again = asyncio.create_task(client.submit("x", key="k"))
+                assert isinstance(await ended(again, 100), kie4o.SubmissionUnknownError)
+                assert kie.posts == 1
+
+    run_scaled(run(), SPEED)

@@ -1,0 +1,201 @@
+"""A refusal costs nothing and binds nothing, also on a store that fails; and resends have an end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+
+import pytest
+from clients import MakeStore, client_of, until
+from clocks import run_scaled
+from faults import Connection, FaultServer, http, unused_port
+from held import HeldServer
+from paths import TLS
+
+import kie4o
+from kie4o import APIConnectionError, RateLimit, StoreError
+from kie4o.emulator import Emulator
+from kie4o.stores.memory import MemoryStore
+
+SPEED = 50  # loop seconds per second
+FAST = 300  # for delays of minutes
+AMPLE = RateLimit(100, per=1.0)
+
+
+# -- what a refused request leaves behind ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("code", [400, 402, 422])
+async def test_a_key_whose_request_was_refused_is_free_for_another(
+    store: MakeStore, code: int, restart: bool, api_key: str
+) -> None:
+    """A refused request may be corrected under its key; the correction is then what the key stands for."""
+    async with Emulator(duration=0.0) as kie:
+        kie.plan("wrong", answer=code)
+        client = client_of(kie.url, store(), api_key=api_key)
+        with pytest.raises(kie4o.APIStatusError) as refused:
+            await client.submit("wrong", key="a")
+        assert refused.value.code == code
+        if restart:
+            await client.aclose()
+            client = client_of(kie.url, store(), api_key=api_key)
+        task = await client.submit("right", key="a")
+        assert [each.request["prompt"] for each in kie.tasks.values()] == ["right"]
+        assert (await client.submit("right", key="a")).id == task.id
+        with pytest.raises(kie4o.KeyConflictError):
+            await client.submit("wrong", key="a")
+        assert (kie.posts, kie.accepted) == (2, 1)
+        await client.aclose()
+
+
+class CannotForget(MemoryStore):
+    """Every `forget` fails."""
+
+    async def forget(self, key: str) -> None:
+        raise StoreError("the disk is full")
+
+
+@pytest.mark.parametrize("verb", ["submit", "generate"])
+async def test_a_refusal_is_raised_though_it_cannot_be_deleted_from_the_store(
+    verb: str, api_key: str
+) -> None:
+    """The caller gets Kie's refusal: the failure of the store does not hide that nothing was charged."""
+    async with Emulator() as kie, client_of(kie.url, CannotForget(), api_key=api_key) as client:
+        kie.plan("x", answer=402)
+        with pytest.raises(kie4o.InsufficientCreditsError):
+            await getattr(client, verb)("x")
+        assert (kie.posts, kie.accepted) == (1, 0)
+
+
+def test_a_request_is_sent_again_though_its_refusal_cannot_be_deleted(api_key: str) -> None:
+    """What Kie refused for now is sent again, whatever the store makes of the refusal."""
+
+    async def run() -> None:
+        async with Emulator() as kie:
+            kie.plan("x", answer=429)
+            limit = RateLimit(5, per=1.0)
+            async with client_of(kie.url, CannotForget(), api_key=api_key, rate_limit=limit) as client:
+                task = await client.submit("x")
+                assert [task.id] == list(kie.tasks)
+                assert (kie.posts, kie.accepted) == (2, 1)
+
+    run_scaled(run(), SPEED)
+
+
+async def test_a_call_that_is_called_off_ends_though_it_cannot_be_deleted(api_key: str) -> None:
+    """A call that was not sent says so, though its INTENT cannot be deleted."""
+    client = client_of(f"http://127.0.0.1:{unused_port()}", CannotForget(), api_key=api_key)
+    call = asyncio.create_task(client.submit("x"))
+    await asyncio.sleep(0.05)  # in the delay before it is sent again
+    await client.aclose()
+    await asyncio.wait([call], timeout=5)
+    assert call.done()
+    assert "nothing was charged" in str(call.exception())
+
+
+# -- resends ---------------------------------------------------------------------------------------
+
+
+class Alternating(FaultServer):
+    """Refuses each submit with the next of these codes, and accepts when a client does not give up."""
+
+    def __init__(self, *codes: int, patience: int = 25) -> None:
+        super().__init__(self._refuse)
+        self._codes = codes
+        self._patience = patience
+        self.answers: list[int] = []
+
+    async def _refuse(self, connection: Connection) -> None:
+        await connection.request()
+        code = self._codes[len(self.answers) % len(self._codes)]
+        data = None
+        if len(self.answers) >= self._patience:
+            code, data = 200, {"taskId": "0" * 32}
+        self.answers.append(code)
+        await connection.send(http(json.dumps({"code": code, "msg": "later", "data": data}).encode()))
+
+
+@pytest.mark.parametrize(
+    ("codes", "posts"),
+    [((455, 550), 7), ((550, 455), 8), ((429, 455), 8), ((429, 430), 11)],
+)
+@pytest.mark.parametrize("key", ["a", None])
+def test_resends_have_an_end_also_if_the_causes_change(
+    codes: tuple[int, ...], posts: int, key: str | None, api_key: str
+) -> None:
+    """Each cause has its own number of resends, and another cause in between does not give it new ones.
+
+    The last refusal is raised: of 455 the fourth, of 550 the fifth, of 429 and 430 the sixth.
+    """
+
+    async def run() -> None:
+        limit = RateLimit(5, per=1.0)
+        async with Alternating(*codes) as kie:
+            async with client_of(kie.url, api_key=api_key, rate_limit=limit, timeout=10_000) as client:
+                with pytest.raises(kie4o.APIStatusError) as caught:
+                    await client.submit("x", key=key)
+        assert caught.value.code == kie.answers[-1]
+        assert len(kie.answers) == posts
+
+    run_scaled(run(), FAST)
+
+
+async def test_requests_that_cannot_connect_do_not_all_come_back_at_the_same_moment(api_key: str) -> None:
+    """Of twenty that failed together, the first comes back well before half a second has passed."""
+    loop = asyncio.get_running_loop()
+    arrivals: list[float] = []
+
+    async def hang_up(connection: Connection) -> None:
+        arrivals.append(loop.time())
+
+    async with FaultServer(hang_up) as server:  # plain sockets on the server, TLS from the client
+        url = server.url.replace("http:", "https:")
+        async with client_of(url, api_key=api_key, rate_limit=AMPLE, timeout=5) as client:
+            calls = [asyncio.create_task(client.submit(f"{number}")) for number in range(20)]
+            await until(lambda: len(arrivals) > 20)
+            assert arrivals[20] - arrivals[0] < 0.45
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls, timeout=5)
+
+
+async def test_a_certificate_that_is_not_accepted_is_asked_for_once(api_key: str) -> None:
+    """Sending again would not help: the error comes after one connection, on which nothing was sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+
+    async def secure(connection: Connection) -> None:
+        with contextlib.suppress(ssl.SSLError):
+            await connection.writer.start_tls(context)
+
+    async with FaultServer(secure) as server:
+        url = server.url.replace("http:", "https:")
+        async with client_of(url, api_key=api_key, timeout=5) as client:
+            with pytest.raises(APIConnectionError, match="certificate"):
+                await client.submit("x")
+        assert (server.connections, server.posts) == (1, 0)
+
+
+async def test_the_error_of_a_refused_request_names_its_key(api_key: str) -> None:
+    """Also if it was not sent at all; without a key of the caller's it names none."""
+    async with client_of(f"http://127.0.0.1:{unused_port()}", api_key=api_key) as client:
+        calls = [asyncio.create_task(client.submit("x", key=key)) for key in ("a", None)]
+        done, _ = await asyncio.wait(calls, timeout=5)
+        assert len(done) == 2
+        assert [call.exception().key for call in calls] == ["a", None]
+
+
+async def test_an_unknown_outcome_is_no_refusal(api_key: str) -> None:
+    """Control: after a lost answer the key stands for its request, and another one is a conflict."""
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        call = asyncio.create_task(client.submit("x", key="a"))
+        await until(lambda: kie.posts == 1)
+        kie.lose("x")
+        await asyncio.wait([call], timeout=5)
+        assert isinstance(call.exception(), kie4o.SubmissionUnknownError)
+        with pytest.raises(kie4o.KeyConflictError):
+            await client.submit("y", key="a")
+        assert kie.posts == 1
