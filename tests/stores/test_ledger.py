@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,45 @@ def test_a_late_save_of_an_older_entry_drops_no_newer_one(tmp_path: Path, api_ke
     run_scaled(run(), SPEED)
 
 
+def test_an_older_entry_is_not_even_saved_for_a_moment(tmp_path: Path, api_key: str) -> None:
+    """The second id of a key waits for the store to work again when it is the turn of the first.
+
+    The store then keeps the INTENT of the second submit: if the process were killed now, the next one would
+    know that the second submit may be paid.
+    """
+
+    async def run() -> None:
+        store = Stubborn(tmp_path / "run.db")
+        async with Emulator(duration=0.0) as kie, client_of(kie.url, store, api_key=api_key) as client:
+            kie.plan("b", outcome="failed")
+            store.broken = {"a"}
+            await fails_to_save(client, "a")
+            own, again = store.gate("b", 1), store.gate("a", 2)
+            first = asyncio.create_task(client.generate("b", key="b"))
+            await until(lambda: store.saves["b"])
+            store.broken.clear()
+            await until(lambda: store.saves["a"] == 2)
+            own.set()
+            with pytest.raises(kie4o.TaskFailedError) as failed:
+                await first
+            store.broken.add("b")
+            second = await fails_to_save(client, "b", retry_failed=True)
+            store.broken.clear()
+            store.gate("b", store.saves["b"] + 1)  # whatever is saved next waits
+            again.set()
+            await until(lambda: store.saves["b"] > 2)
+            for gate in store.gates.values():
+                gate.set()
+            task_ids = set()
+            for _ in range(20):
+                task_ids.add(await id_of(store, "b"))
+                await asyncio.sleep(0.1)
+            assert failed.value.task_id not in task_ids
+            await saved(store, "b", second)
+
+    run_scaled(run(), SPEED)
+
+
 # -- several failures --------------------------------------------------------------------------------
 
 
@@ -242,27 +282,26 @@ async def test_the_store_is_closed_after_the_last_save_has_ended(api_key: str) -
     """A repeated save that is under way when the client closes ends before the store is closed."""
 
     class Slow(MemoryStore):
-        failures = 1
-        saving = 0
+        saves = saving = 0
         saving_at_close: int | None = None
 
         async def save(self, entry: Entry) -> None:
-            if entry.state is not EntryState.SUBMITTED:
-                await super().save(entry)
-                return
-            if self.failures:
-                self.failures -= 1
-                raise StoreError("the disk is full")
+            if entry.state is EntryState.SUBMITTED:
+                self.saves += 1
+                if self.saves == 1:
+                    raise StoreError("the disk is full")
+                if self.saves == 2:
+                    await self._wait_for_the_thread()
+            await super().save(entry)
+
+        async def _wait_for_the_thread(self) -> None:
             self.saving += 1
             begun.set()
             try:
-                await asyncio.sleep(0.2)
-            finally:
-                try:
-                    await asyncio.sleep(0.1)  # what a thread does is not stopped by a cancel
-                    await super().save(entry)
-                finally:
-                    self.saving -= 1
+                await asyncio.sleep(3600)
+            finally:  # a cancel does not stop what a thread does
+                await asyncio.sleep(0.3)
+                self.saving -= 1
 
         async def aclose(self) -> None:
             self.saving_at_close = self.saving
@@ -291,6 +330,7 @@ class Shared(MemoryStore):
         self.shared = self
         self.held = held
         self.release_fails = release_fails
+        self.taken: list[set[EntryState]] = []
         self.released: list[str] = []
 
     def limiter(self, limit: RateLimit) -> Any:
@@ -298,8 +338,11 @@ class Shared(MemoryStore):
 
         return RateLimiter(limit)
 
-    async def claim(self, entry: Entry, **options: Any) -> Entry | None:
-        return None if self.held else await super().claim(entry, **options)
+    async def claim(
+        self, entry: Entry, *, takes: Collection[EntryState] = (EntryState.PLANNED,), wait: bool = True
+    ) -> Entry | None:
+        self.taken.append(set(takes))
+        return None if self.held else await super().claim(entry, takes=takes, wait=wait)
 
     async def release(self, key: str) -> None:
         self.released.append(key)
@@ -314,6 +357,43 @@ async def test_a_key_that_another_process_holds_is_not_sent(api_key: str) -> Non
             await client.submit("x", key="a")
         assert caught.value.key == "a"
         assert kie.posts == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({}, set()),
+        ({"on_unknown": "resubmit"}, {EntryState.UNKNOWN}),
+        ({"retry_failed": True}, {EntryState.FAILED}),
+    ],
+    ids=["default", "resubmit", "retry"],
+)
+async def test_a_key_is_taken_in_the_states_from_which_it_is_sent(
+    options: dict[str, Any], more: set[EntryState], api_key: str
+) -> None:
+    """Another process must not send it at the same time; what is only read need not be held."""
+    store = Shared()
+    async with Emulator(duration=0.0) as kie, client_of(kie.url, store, api_key=api_key) as client:
+        await client.submit("x", key="a", **options)
+    assert store.taken[0] == {EntryState.PLANNED} | more
+
+
+async def test_a_store_that_is_slow_to_release_a_key_delays_no_caller(api_key: str) -> None:
+    """The caller has its task id, and its permit is free, as soon as the id is saved."""
+
+    class SlowToRelease(Shared):
+        async def release(self, key: str) -> None:
+            await released.wait()
+            await super().release(key)
+
+    store, released = SlowToRelease(), asyncio.Event()
+    async with Emulator() as kie:
+        async with client_of(kie.url, store, api_key=api_key, max_in_flight=1) as client:
+            calls = [asyncio.create_task(client.submit(key, key=key)) for key in ("a", "b")]
+            done, _ = await asyncio.wait(calls, timeout=2)
+            released.set()
+            assert len(done) == 2
+            assert {call.result().id for call in calls} == set(kie.tasks)
 
 
 @pytest.mark.parametrize("release_fails", [False, True])

@@ -68,6 +68,26 @@ async def test_a_caller_that_leaves_with_the_answer_hides_it_from_no_other(leave
             assert kie.posts == 1
 
 
+@pytest.mark.parametrize("leaves", [0, 1])
+def test_a_caller_that_leaves_calls_off_no_submit_that_another_waits_for(leaves: int, api_key: str) -> None:
+    """Of two callers of a key, whose request waits for a slot, one is cancelled: the other gets the task."""
+
+    async def run() -> None:
+        async with Emulator() as kie:
+            limit = RateLimit(1, per=5.0)
+            async with client_of(kie.url, api_key=api_key, rate_limit=limit) as client:
+                await client.submit("takes the slot")
+                calls = [asyncio.create_task(client.submit("x", key="k")) for _ in range(2)]
+                await until(lambda: client._limiter.waiting == 1)
+                calls[leaves].cancel()
+                await ended(calls[leaves])
+                task = await ended(calls[1 - leaves], 100)
+                assert isinstance(task, kie4o.ImageTask), task
+                assert (task.id in kie.tasks, kie.posts) == (True, 2)
+
+    run_scaled(run(), SPEED)
+
+
 def test_a_caller_that_joins_an_abandoned_submit_has_it_sent_again(api_key: str) -> None:
     """The first caller of a key is cancelled after the request was sent, and another one comes.
 

@@ -12,7 +12,8 @@ from held import HeldServer, never_connects
 
 import kie4o
 from kie4o import AsyncKieClient, RateLimit
-from kie4o.stores.store import EntryState
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.store import Entry, EntryState
 
 SPEED = 100  # loop seconds per second
 LIMIT = 5.0  # seconds within which a call ends
@@ -135,6 +136,33 @@ async def test_a_first_submit_that_is_called_off_leaves_its_key_free(
         [task] = await ended(running)
         assert task.id == task_id
         assert kie.posts == 1
+
+
+@pytest.mark.parametrize("first", ["cancel", "close"])
+async def test_closing_does_not_interrupt_the_undoing_of_a_submit(first: str, api_key: str) -> None:
+    """A submit is being called off when the client closes (again): its key is free afterwards."""
+
+    class SlowToUndo(MemoryStore):
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.PLANNED:
+                undoing.set()
+                await asyncio.sleep(0.1)
+            await super().save(entry)
+
+    undoing = asyncio.Event()
+    with never_connects() as url:
+        async with client_of(url, kept := SlowToUndo(), api_key=api_key) as client:
+            running = asyncio.create_task(client.submit("x", key="a"))
+            await intent(kept, "a", running)
+            if first == "cancel":
+                running.cancel()
+            closing = [asyncio.create_task(client.aclose())] if first == "close" else []
+            await until(undoing.is_set)
+            await asyncio.sleep(0.02)
+            await ended(asyncio.create_task(client.aclose()), *closing)
+            assert await state_of(kept, "a") is EntryState.PLANNED
+            await asyncio.wait([running], timeout=LIMIT)
+            assert running.done()
 
 
 async def intent(kept: Any, key: str, running: asyncio.Task[Any]) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import ssl
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 from clients import MakeStore, client_of, until
@@ -15,13 +17,21 @@ from held import HeldServer
 from paths import TLS
 
 import kie4o
-from kie4o import APIConnectionError, RateLimit, StoreError
+from kie4o import APIConnectionError, ImageTask, RateLimit, StoreError
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 
 SPEED = 50  # loop seconds per second
 FAST = 300  # for delays of minutes
 AMPLE = RateLimit(100, per=1.0)
+
+
+async def outcome_of(call: Coroutine[Any, Any, Any], limit: float = 5.0) -> Any:
+    """What the call returns or raises; a call that goes on fails the test."""
+    task = asyncio.create_task(call)
+    await asyncio.wait([task], timeout=limit)
+    assert task.done()
+    return task.exception() or task.result()
 
 
 # -- what a refused request leaves behind ------------------------------------------------------------
@@ -42,7 +52,8 @@ async def test_a_key_whose_request_was_refused_is_free_for_another(
         if restart:
             await client.aclose()
             client = client_of(kie.url, store(), api_key=api_key)
-        task = await client.submit("right", key="a")
+        task = await outcome_of(client.submit("right", key="a"))
+        assert isinstance(task, ImageTask), task
         assert [each.request["prompt"] for each in kie.tasks.values()] == ["right"]
         assert (await client.submit("right", key="a")).id == task.id
         with pytest.raises(kie4o.KeyConflictError):
@@ -65,8 +76,8 @@ async def test_a_refusal_is_raised_though_it_cannot_be_deleted_from_the_store(
     """The caller gets Kie's refusal: the failure of the store does not hide that nothing was charged."""
     async with Emulator() as kie, client_of(kie.url, CannotForget(), api_key=api_key) as client:
         kie.plan("x", answer=402)
-        with pytest.raises(kie4o.InsufficientCreditsError):
-            await getattr(client, verb)("x")
+        error = await outcome_of(getattr(client, verb)("x"))
+        assert isinstance(error, kie4o.InsufficientCreditsError), error
         assert (kie.posts, kie.accepted) == (1, 0)
 
 
@@ -78,7 +89,8 @@ def test_a_request_is_sent_again_though_its_refusal_cannot_be_deleted(api_key: s
             kie.plan("x", answer=429)
             limit = RateLimit(5, per=1.0)
             async with client_of(kie.url, CannotForget(), api_key=api_key, rate_limit=limit) as client:
-                task = await client.submit("x")
+                task = await outcome_of(client.submit("x"), limit=100.0)
+                assert isinstance(task, ImageTask), task
                 assert [task.id] == list(kie.tasks)
                 assert (kie.posts, kie.accepted) == (2, 1)
 
@@ -143,6 +155,29 @@ def test_resends_have_an_end_also_if_the_causes_change(
     run_scaled(run(), FAST)
 
 
+def test_a_request_that_was_refused_goes_before_those_that_wait(api_key: str) -> None:
+    """It has waited longer than they have."""
+
+    async def run() -> None:
+        async with HeldServer() as kie:
+            limit = RateLimit(1, per=2.0)
+            async with client_of(kie.url, api_key=api_key, rate_limit=limit) as client:
+                calls = [asyncio.create_task(client.submit("first"))]
+                await until(lambda: kie.posts == 1)
+                calls += [asyncio.create_task(client.submit("second"))]
+                await until(lambda: client._limiter.waiting == 1)
+                kie.refuse("first", 429)
+                await until(lambda: kie.posts == 2)
+                assert kie.prompts == ["first", "first"]
+                kie.accept("first")
+                await until(lambda: kie.posts == 3)
+                kie.accept("second")
+                done, _ = await asyncio.wait(calls, timeout=10)
+                assert len({call.result().id for call in done}) == 2
+
+    run_scaled(run(), SPEED)
+
+
 async def test_requests_that_cannot_connect_do_not_all_come_back_at_the_same_moment(api_key: str) -> None:
     """Of twenty that failed together, the first comes back well before half a second has passed."""
     loop = asyncio.get_running_loop()
@@ -186,6 +221,17 @@ async def test_the_error_of_a_refused_request_names_its_key(api_key: str) -> Non
         done, _ = await asyncio.wait(calls, timeout=5)
         assert len(done) == 2
         assert [call.exception().key for call in calls] == ["a", None]
+
+
+async def test_an_unknown_outcome_says_what_kie_said(api_key: str) -> None:
+    """The reason is in the message, for a look into kie.ai/logs."""
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        call = asyncio.create_task(client.submit("x"))
+        await until(lambda: kie.posts == 1)
+        kie.refuse("x", 500, "Server exception, please try again later")
+        await asyncio.wait([call], timeout=5)
+        assert isinstance(call.exception(), kie4o.SubmissionUnknownError)
+        assert "Server exception" in str(call.exception())
 
 
 async def test_an_unknown_outcome_is_no_refusal(api_key: str) -> None:
