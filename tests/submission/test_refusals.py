@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from clients import MakeStore, client_of, until
 from clocks import run_scaled
-from faults import Connection, FaultServer, http, unused_port
+from faults import Connection, FaultServer, answer, http, unused_port
 from held import HeldServer
 from paths import TLS
 
@@ -24,6 +24,8 @@ from kie4o.stores.memory import MemoryStore
 SPEED = 50  # loop seconds per second
 FAST = 300  # for delays of minutes
 AMPLE = RateLimit(100, per=1.0)
+# Seconds that pass at least between a refusal and the next attempt; the limit's window is one.
+SHORTEST = {429: 0.9, 430: 0.9, 455: 59.0, 550: 29.0}
 
 
 async def outcome_of(call: Coroutine[Any, Any, Any], limit: float = 5.0) -> Any:
@@ -119,6 +121,7 @@ class Alternating(FaultServer):
         self._codes = codes
         self._patience = patience
         self.answers: list[int] = []
+        self.times: list[float] = []
 
     async def _refuse(self, connection: Connection) -> None:
         await connection.request()
@@ -127,6 +130,7 @@ class Alternating(FaultServer):
         if len(self.answers) >= self._patience:
             code, data = 200, {"taskId": "0" * 32}
         self.answers.append(code)
+        self.times.append(asyncio.get_running_loop().time())
         await connection.send(http(json.dumps({"code": code, "msg": "later", "data": data}).encode()))
 
 
@@ -134,9 +138,8 @@ class Alternating(FaultServer):
     ("codes", "posts"),
     [((455, 550), 7), ((550, 455), 8), ((429, 455), 8), ((429, 430), 11)],
 )
-@pytest.mark.parametrize("key", ["a", None])
 def test_resends_have_an_end_also_if_the_causes_change(
-    codes: tuple[int, ...], posts: int, key: str | None, api_key: str
+    codes: tuple[int, ...], posts: int, api_key: str
 ) -> None:
     """Each cause has its own number of resends, and another cause in between does not give it new ones.
 
@@ -148,11 +151,28 @@ def test_resends_have_an_end_also_if_the_causes_change(
         async with Alternating(*codes) as kie:
             async with client_of(kie.url, api_key=api_key, rate_limit=limit, timeout=10_000) as client:
                 with pytest.raises(kie4o.APIStatusError) as caught:
-                    await client.submit("x", key=key)
+                    await client.submit("x", key="a")
         assert caught.value.code == kie.answers[-1]
         assert len(kie.answers) == posts
+        for code, before, after in zip(kie.answers, kie.times, kie.times[1:], strict=False):
+            assert after - before > SHORTEST[code]
 
     run_scaled(run(), FAST)
+
+
+def test_a_retry_after_of_a_day_does_not_keep_the_caller_for_a_day(api_key: str) -> None:
+    """It lengthens the delay by half a minute at most."""
+
+    async def run() -> None:
+        body = b'{"code":429,"msg":"later","data":null}'
+        async with FaultServer(answer(body, "429 Later", "Retry-After: 86400"), answer()) as kie:
+            limit = RateLimit(5, per=1.0)
+            async with client_of(kie.url, api_key=api_key, rate_limit=limit) as client:
+                task = await outcome_of(client.submit("x"), limit=60.0)
+                assert isinstance(task, ImageTask), task
+            assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
 
 
 def test_a_request_that_was_refused_goes_before_those_that_wait(api_key: str) -> None:
