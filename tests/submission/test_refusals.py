@@ -160,6 +160,17 @@ def test_resends_have_an_end_also_if_the_causes_change(
     run_scaled(run(), FAST)
 
 
+@pytest.mark.parametrize("header", ["Retry-After: 7", "X-Other: 7"])
+async def test_a_refusal_has_the_retry_after_that_kie_sent(header: str, api_key: str) -> None:
+    """For a caller that repeats the call of its own accord."""
+    body = b'{"code":402,"msg":"no","data":null}'
+    async with FaultServer(answer(body, "402 Payment Required", header)) as kie:
+        async with client_of(kie.url, api_key=api_key) as client:
+            error = await outcome_of(client.submit("x"))
+            assert isinstance(error, kie4o.InsufficientCreditsError)
+            assert error.retry_after == (7.0 if header.startswith("Retry") else None)
+
+
 def test_a_retry_after_of_a_day_does_not_keep_the_caller_for_a_day(api_key: str) -> None:
     """It lengthens the delay by half a minute at most."""
 
