@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from clients import LOST, client_of, until
+from clients import LOST, MakeStore, client_of, until
 from clocks import run_scaled
 
 import kie4o
@@ -74,6 +74,48 @@ def test_a_store_that_fails_later_does_not_hide_an_unknown_outcome(
             again = await ended(asyncio.create_task(call))
             assert isinstance(again, SubmissionUnknownError), again
             assert (again.key, again.ref) == ("k", first.ref)
+            assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("verb", ["submit", "generate"])
+def test_a_callback_that_was_kept_gives_an_unknown_key_its_task(
+    store: MakeStore, verb: str, api_key: str
+) -> None:
+    """Each call under the key finds the task that is paid, and sends nothing."""
+
+    async def run() -> None:
+        async with Emulator(duration=0.0) as kie:
+            kie.plan("x", answer=LOST)
+            async with client_of(kie.url, kept := store(), api_key=api_key) as client:
+                unknown = await ended(asyncio.create_task(client.submit("x", key="k")))
+                assert isinstance(unknown, SubmissionUnknownError)
+                [task_id] = kie.tasks
+                await kept.keep_callback(unknown.ref, task_id)
+            async with client_of(kie.url, store(), api_key=api_key) as later:
+                found = await ended(asyncio.create_task(getattr(later, verb)("x", key="k")))
+                assert not isinstance(found, Exception), found
+                assert (found.id if verb == "submit" else found.task_id) == task_id
+            assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+def test_an_unknown_outcome_of_an_earlier_run_is_raised_at_once(store: MakeStore, api_key: str) -> None:
+    """Also with callbacks: the one of an earlier run may have come long ago, so it is not waited for."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with Emulator(callback="never") as kie:
+            kie.plan("x", answer=LOST)
+            async with client_of(kie.url, store(), api_key=api_key) as client:
+                await ended(asyncio.create_task(client.submit("x", key="k")))
+            async with client_of(kie.url, store(), api_key=api_key, callback_url=HOOK) as later:
+                start = loop.time()
+                error = await ended(asyncio.create_task(later.generate("x", key="k")))
+                assert isinstance(error, SubmissionUnknownError)
+                assert loop.time() - start < 20.0
             assert kie.posts == 1
 
     run_scaled(run(), SPEED)
