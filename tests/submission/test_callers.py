@@ -134,8 +134,8 @@ async def test_a_caller_that_comes_while_a_submit_is_called_off_submits_anew(api
                 await asyncio.sleep(0.1)
             await super().save(entry)
 
-        async def begin(self, entry: Entry) -> None:
-            await super().begin(entry)
+        async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+            await super().begin(entry, superseded)
             if not undoing.is_set():
                 begun.set()
                 await asyncio.sleep(3600)
