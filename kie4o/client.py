@@ -338,7 +338,8 @@ class AsyncKieClient:
         return ImageTask(self._lifecycle, task_id_of(task_id))
 
     async def details(self, task_id: str) -> TaskDetails:
-        """Poll a task once. Polls of the same task are at least 0.34 s apart (Kie's record-info page).
+        """Poll a task once; if it has ended, that is saved. Polls of the same task are at least 0.34 s apart
+        (Kie's record-info page).
 
         Args:
             task_id: The id of the task.
@@ -472,9 +473,11 @@ class AsyncKieClient:
             callback: What `parse_callback` returned.
 
         Returns:
-            The confirmed details of the task; with `trust_callbacks` those of the callback.
+            The details of the task as a poll finds them; with `trust_callbacks` those of the callback. If
+            they are not final, polling continues in the background.
 
         Raises:
+            APIStatusError, APIConnectionError, UnexpectedResponseError: Three polls failed.
             CallbackError: The callback matches no request submitted by this client. `parse_callback` needs
                 the `ref` that its URL carried.
         """
@@ -526,7 +529,8 @@ class AsyncKieClient:
         """Close the client; ``async with`` calls it. It takes 30 s at most.
 
         Submits that were not sent are called off. The responses to those that were are awaited, for 25 s at
-        most, also while the caller is being cancelled. Waits end with an error that carries the task id.
+        most, also while the caller is being cancelled. Waits end with an error that carries the task id;
+        uploads and downloads are stopped.
         Unfinished tasks are logged as warnings if the client has no store of yours that remembers them.
         """
         self._closed = True
