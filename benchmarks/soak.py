@@ -130,9 +130,9 @@ class FailingStore:
         if self.failing and self._run.chance.random() < FAILING_WRITES:
             raise StoreError("the disk is full (so the soak says)")
 
-    async def begin(self, entry: Entry) -> None:
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
         self._maybe_fail()
-        await self.inner.begin(entry)
+        await self.inner.begin(entry, superseded)
 
     async def save(self, entry: Entry) -> None:
         if entry.state is EntryState.SUBMITTED or entry.state.ended:

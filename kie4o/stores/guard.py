@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import StoreError, reason_of
 from .memory import MemoryStore
@@ -59,58 +59,62 @@ class Guard:
         self.shared: Shared | None = inner.shared
 
     async def open(self) -> None:
-        await self._call(self.inner.open(), OPENING)
+        await self._within(OPENING, self.inner.open)
 
     async def claim(
         self, entry: Entry, *, takes: Collection[EntryState] = (EntryState.PLANNED,), wait: bool = True
     ) -> Entry | None:
-        return await self._call(self.inner.claim(entry, takes=takes, wait=wait))
+        return await self._call(self.inner.claim, entry, takes=takes, wait=wait)
 
     async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
-        await self._call(self.inner.begin(entry, superseded))
+        await self._call(self.inner.begin, entry, superseded)
 
     async def save(self, entry: Entry) -> None:
-        await self._call(self.inner.save(entry))
+        await self._call(self.inner.save, entry)
 
     async def release(self, key: str) -> None:
-        await self._call(self.inner.release(key))
+        await self._call(self.inner.release, key)
 
     async def forget(self, key: str) -> None:
-        await self._call(self.inner.forget(key))
+        await self._call(self.inner.forget, key)
 
     async def find(
         self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
     ) -> Entry | None:
-        return await self._call(self.inner.find(key=key, task_id=task_id, ref=ref))
+        return await self._call(self.inner.find, key=key, task_id=task_id, ref=ref)
 
     async def keep_callback(self, ref: str, task_id: str) -> None:
-        await self._call(self.inner.keep_callback(ref, task_id))
+        await self._call(self.inner.keep_callback, ref, task_id)
 
     async def callbacks_of(self, ref: str) -> Sequence[str]:
-        return await self._call(self.inner.callbacks_of(ref))
+        return await self._call(self.inner.callbacks_of, ref)
 
     async def unfinished(self) -> AsyncIterator[Entry]:
         entries = self.inner.unfinished()
-        while (entry := await self._call(anext(entries, None))) is not None:
+        while (entry := await self._call(anext, entries, None)) is not None:
             yield entry
 
     async def recent(self, per: float) -> list[float]:
-        return await self._call(self.inner.recent(per))
+        return await self._call(self.inner.recent, per)
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(self.inner, SupportsBackup):
             raise no_backup()
-        await self._call(self.inner.backup(path), OPENING)
+        await self._within(OPENING, self.inner.backup, path)
 
     async def aclose(self) -> None:
-        await self._call(self.inner.aclose())
+        await self._call(self.inner.aclose)
 
-    async def _call(self, call: Awaitable[_T], limit: float | None = None) -> _T:
-        seconds = min(self.limit, _limit.get()) if limit is None else limit
+    async def _call(self, method: Callable[..., Awaitable[_T]], *words: Any, **more: Any) -> _T:
+        return await self._within(min(self.limit, _limit.get()), method, *words, **more)
+
+    async def _within(
+        self, seconds: float, method: Callable[..., Awaitable[_T]], *words: Any, **more: Any
+    ) -> _T:
         failure: StoreError
         try:
             async with asyncio.timeout(seconds):
-                return await call
+                return await method(*words, **more)
         except StoreError:
             raise
         except TimeoutError:
