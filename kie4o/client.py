@@ -27,7 +27,9 @@ from .arguments import (
     resubmit_of,
     task_id_of,
 )
-from .batch import Batch, Requests, resumed
+from .batch.batch import Batch
+from .batch.items import Requests
+from .batch.resumption import Resumption
 from .callbacks.delivery import Delivery
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
@@ -58,7 +60,7 @@ from .submission.submissions import Submissions
 from .task import ImageTask
 from .transport.free_calls import FreeCalls
 from .transport.transport import Transport
-from .waiting import finished_within, wait_uncancelled
+from .waiting import close_iterator, finished_within, wait_uncancelled
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -286,14 +288,15 @@ class AsyncKieClient:
         resubmit = resubmit_of(on_unknown, retry_failed)
         limit = self._lifecycle.permits.limit
         run = Batch(
+            requests,
             self._store,
-            lambda request, key, gate: self._lifecycle.generate(request, key, resubmit, gate=gate),
+            self._lifecycle.generate,
             self._submissions.call_off,
             self._delivery.named_task,
             max_in_flight=limit if max_in_flight is None else count("max_in_flight", max_in_flight),
             name=batch,
             resubmit=resubmit,
-        ).run(requests)
+        )
         async with contextlib.aclosing(run) as completions:
             async for completion in completions:
                 yield completion
@@ -301,8 +304,12 @@ class AsyncKieClient:
     async def unfinished(self) -> AsyncGenerator[Entry]:
         """The entries of the store that are paid, or may be, and have not finished."""
         await self._ready()
-        async for entry in self._store.unfinished():
-            yield entry
+        entries = self._store.unfinished()
+        try:
+            async for entry in entries:
+                yield entry
+        finally:
+            await close_iterator(entries)
 
     async def resume(self) -> AsyncGenerator[Completion]:
         """Wait for everything in `unfinished()`; yields a `Completion` for each. Nothing is submitted.
@@ -311,7 +318,7 @@ class AsyncKieClient:
         task.
         """
         await self._ready()
-        async with contextlib.aclosing(resumed(self._store, self._lifecycle.resume)) as completions:
+        async with contextlib.aclosing(Resumption(self._store, self._lifecycle.resume)) as completions:
             async for completion in completions:
                 yield completion
 

@@ -61,13 +61,16 @@ class Lifecycle:
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
         gate: Callable[[], None] = lambda: None,
+        on_submitted: Callable[[Submitted], None] = lambda submitted: None,
     ) -> ImageResult:
-        """Submit and wait; the permit is held until the result. `gate` may raise once there is a permit."""
+        """Submit and wait; the permit is held until the result. `gate` may raise once there is a permit;
+        `on_submitted` is called with the outcome of the submit, before any wait."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         with await self.permits.acquire() as permit:
             gate()
             with limited(self._seconds(timeout)):
                 submitted = await self._submitted(request, key, permit, resubmit)
+            on_submitted(submitted)
             if submitted.entry.task_id is None:
                 submitted, timeout = await self._named(submitted, timeout)
             return await self.wait_for_result(submitted, timeout, on_update)

@@ -1,4 +1,5 @@
-"""Waiting for work that must be finished although the caller is cancelled, or that may take too long."""
+"""Waiting for work that must be finished although the caller is cancelled, or that may take too long, and
+closing what an `async for` has left."""
 
 from __future__ import annotations
 
@@ -42,6 +43,20 @@ async def finished_within(seconds: float, work: Awaitable[object]) -> bool:
     if task.done():
         task.result()
     return task.done()
+
+
+async def close_iterator(iterator: object) -> None:
+    """Close what an `async for` that was left iterated over, if it can be closed."""
+    aclose = getattr(iterator, "aclose", None)
+    if aclose is None:
+        return
+    try:
+        # If the loop has collected the iterator together with its user, or ends, it closes it as well, in
+        # this turn. Of two calls of `aclose` at once the second fails.
+        await asyncio.sleep(0)
+    finally:
+        if not getattr(iterator, "ag_running", False):
+            await aclose()
 
 
 def _shielded() -> contextlib.AbstractContextManager[object]:

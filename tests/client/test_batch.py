@@ -464,7 +464,8 @@ def test_a_custom_id_used_for_another_request_is_a_value(store: MakeStore, ended
 PROMPTS = 200_000  # a million take half a minute with the same result
 FLAT = f"""
 import asyncio, collections, hashlib, resource, sys
-from kie4o.batch import Batch, _items
+from kie4o.batch.batch import Batch
+from kie4o.batch.items import Items
 from kie4o.stores.memory import MemoryStore
 from kie4o import ImageResult, TaskDetails, TaskState
 from kie4o.submission.resending import NO_RESUBMIT
@@ -473,7 +474,7 @@ def resident():
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize() / 2**20
 
-async def generate(request, key, gate):
+async def generate(request, key, resubmit, *, gate, on_submitted):
     gate()
     await asyncio.sleep(0)
     details = TaskDetails(key, state=TaskState.SUCCEEDED, urls=("https://images.example/1.png",))
@@ -487,6 +488,10 @@ async def growth(steps, first):
             before = resident()
     return count, resident() - before
 
+async def items(source):
+    while (item := await source.next()) is not None:
+        yield item
+
 def prompts(count):
     return (f"prompt {{n}}" for n in range(count))
 
@@ -495,10 +500,16 @@ async def main():
         return None
 
     batch = Batch(
-        MemoryStore(), generate, lambda key, why: False, recalled, max_in_flight=20, resubmit=NO_RESUBMIT
+        prompts({PROMPTS // 20}),
+        MemoryStore(),
+        generate,
+        lambda key, why: False,
+        recalled,
+        max_in_flight=20,
+        resubmit=NO_RESUBMIT,
     )
-    print(*await growth(batch.run(prompts({PROMPTS // 20})), 1000))
-    print(*await growth(_items(prompts({PROMPTS}), ""), 1000))
+    print(*await growth(batch, 1000))
+    print(*await growth(items(Items(prompts({PROMPTS}), "")), 1000))
     before = resident()
     seen = collections.Counter(hashlib.sha256(prompt.encode()).hexdigest() for prompt in prompts({PROMPTS}))
     print(len(seen), resident() - before)

@@ -25,13 +25,14 @@ from canary import CANARY_KEY
 from cancelling import cancelled_after, cancelled_at
 from clients import LOST, QUICK, MakeStore, until
 from clocks import run_scaled
+from faults import FaultServer, raw
 
 import kie4o
 from kie4o import AsyncKieClient, Completion, RateLimit
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.store import EntryState, Store
+from kie4o.stores.store import Entry, EntryState, Store
 
 # -- what stops a batch ----------------------------------------------------------------------------
 
@@ -162,6 +163,94 @@ def test_a_stop_does_not_call_off_a_shared_submit() -> None:
     run_scaled(run(), SPEED)
 
 
+def test_a_stop_does_not_call_off_the_submit_of_an_outside_caller() -> None:
+    """Not even if the item with its key has not joined it yet: the store is still asked for that item."""
+    asked, answering = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        times = 0
+
+        async def find(self, *, key: str | None = None, **other: Any) -> Entry | None:
+            self.times += key == "b"
+            if key == "b" and self.times == 2:  # the first time is for the finished items
+                asked.set()
+                await answering.wait()
+            return await super().find(key=key, **other)
+
+    async def run() -> None:
+        slots = RateLimit(1, per=20.0)
+        async with kie_of(latency=1.0) as kie, client_of(kie, Slow(), rate_limit=slots) as client:
+            kie.plan("a", answer=402)
+            batch = asyncio.create_task(all_of(client.generate_many({"a": "a", "b": "b"})))
+            await asked.wait()
+            await until(lambda: kie.posts == 1)
+            outside = asyncio.create_task(client.generate("b", key="b"))  # waits for the next slot
+            await until(lambda: client._limiter.waiting == 1)
+            await until(lambda: client._submissions.live == 1)
+            answering.set()
+            with pytest.raises(kie4o.InsufficientCreditsError):
+                await batch
+            assert (await outside).urls
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_stop_does_not_call_off_a_later_submit_of_an_outside_caller() -> None:
+    """An item that was refused has no submit any more; another caller may send its request again."""
+
+    async def run() -> None:
+        slots = RateLimit(1, per=5.0)
+        async with kie_of() as kie, client_of(kie, rate_limit=slots) as client:
+            kie.plan("a", answer=422)
+            kie.plan("b", answer=402)
+            many = client.generate_many({"a": "a", "b": "b"})
+            assert isinstance((await anext(many)).error, kie4o.UnprocessableEntityError)
+            outside = asyncio.create_task(client.generate("a", key="a"))  # waits for the slot after "b"
+            await until(lambda: client._limiter.waiting == 2)
+            with pytest.raises(kie4o.InsufficientCreditsError):
+                await all_of(many)
+            assert (await outside).urls
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_batch_stops_while_its_consumer_is_busy() -> None:
+    """Items that wait for a slot are called off at once, not when the consumer asks for a completion."""
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie, rate_limit=RateLimit(1, per=1.0)) as client:
+            kie.plan("b", answer=402)
+            with pytest.raises(kie4o.InsufficientCreditsError):
+                async for _ in client.generate_many(LETTERS):
+                    await asyncio.sleep(20.0)  # such as for a download
+            assert kie.posts == 2
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("most", [1, 10])
+def test_a_store_that_cannot_save_a_task_id_stops_the_batch(most: int) -> None:
+    """Every further task would be paid without a record. The completion has the id of the one that was."""
+
+    class Broken(MemoryStore):
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.SUBMITTED:
+                raise kie4o.StoreError("disk I/O error")
+            await super().save(entry)
+
+    async def run() -> None:
+        slots = RateLimit(1, per=1.0)
+        async with kie_of() as kie, client_of(kie, Broken(), rate_limit=slots) as client:
+            completions = []
+            with pytest.raises(kie4o.StoreError, match="disk I/O error"):
+                async for completion in client.generate_many(LETTERS, max_in_flight=most):
+                    completions.append(completion)
+            assert kie.posts == 1
+            assert [completion.task_id for completion in completions] == list(kie.tasks)
+
+    run_scaled(run(), SPEED)
+
+
 def lost(kie: Emulator, prompts: str) -> None:
     for prompt in prompts:
         kie.plan(prompt, answer=LOST)
@@ -189,8 +278,53 @@ def test_five_unknown_in_a_row_stop_the_batch(store: MakeStore) -> None:
     run_scaled(run(), SPEED)
 
 
+@pytest.mark.parametrize("callback_url", [None, "https://example.com/kie"])
+async def test_a_batch_that_expects_callbacks_stops_as_soon(callback_url: str | None) -> None:
+    """It counts an unknown outcome when the answer is lost, and waits for its callback afterwards."""
+    settings: dict[str, Any] = {"rate_limit": RateLimit(1, per=0.05), "callback_url": callback_url}
+    async with (
+        FaultServer(raw(b"", reset=True)) as server,
+        AsyncKieClient(CANARY_KEY, base_url=server.url, wait_timeout=1.5, **settings) as client,
+    ):
+        completions = []
+        with pytest.raises(kie4o.SubmissionUnknownError, match="5 submits in a row"):
+            async for completion in client.generate_many(f"{n}" for n in range(60)):
+                completions.append(completion)
+        assert server.posts == 5
+        assert [type(each.error) for each in completions] == [kie4o.SubmissionUnknownError] * 5
+        assert len({each.error.ref for each in completions}) == 5
+
+
+def test_a_task_of_an_earlier_run_does_not_start_the_count_anew() -> None:
+    """Nothing was answered: four lost answers, a task that is only waited for, and the fifth."""
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie) as client:
+            await client.submit("e", key="e")
+            lost(kie, "abcdfghij")
+            with pytest.raises(kie4o.SubmissionUnknownError, match="5 submits in a row"):
+                await all_of(client.generate_many({each: each for each in LETTERS}, max_in_flight=1))
+            assert kie.posts == 1 + 5
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_task_id_starts_the_count_anew_when_it_arrives() -> None:
+    """Not when its task ends: "e" is accepted between four and four lost answers, and runs for long."""
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie, rate_limit=RateLimit(1, per=1.0)) as client:
+            lost(kie, "abcdfghi")
+            kie.plan("e", duration=60.0)
+            completions = await all_of(client.generate_many(LETTERS))
+            assert sorted(each.request.prompt for each in completions if each.ok) == ["e", "j"]
+            assert kie.posts == len(LETTERS)
+
+    run_scaled(run(), SPEED)
+
+
 def test_four_unknown_in_a_row_do_not_stop_the_batch() -> None:
-    """Any other outcome of a submit starts the count anew."""
+    """Any task id starts the count anew."""
 
     async def run() -> None:
         async with kie_of() as kie, client_of(kie) as client:
@@ -383,17 +517,23 @@ async def test_a_source_that_raises_at_once(failing: str) -> None:
 
 
 def test_closing_the_client_ends_a_batch() -> None:
-    """A batch whose client is closed ends without further POSTs and without a leak."""
+    """What is in flight is yielded, then the error is raised, without further POSTs and without a leak."""
 
     async def run() -> None:
         async with kie_of(duration=5.0) as kie:
             client = client_of(kie)
-            call = asyncio.create_task(all_of(client.generate_many(FEW, max_in_flight=2)))
+            completions = []
+
+            async def consume() -> None:
+                async for completion in client.generate_many(LETTERS, max_in_flight=2):
+                    completions.append(completion)
+
+            consumer = asyncio.create_task(consume())
             await until(lambda: kie.accepted == 2)
             await client.aclose()
-            with contextlib.suppress(kie4o.KieError):
-                completions = await asyncio.wait_for(call, 100)
-                assert not any(completion.ok for completion in completions)
+            with pytest.raises(kie4o.KieError, match="closed"):
+                await asyncio.wait_for(consumer, 100)
+            assert {completion.task_id for completion in completions} == kie.tasks.keys()
             assert kie.posts == 2
             assert batch_tasks() == []
 

@@ -1,0 +1,245 @@
+"""One run over one set of requests: what is taken when, and what stops it.
+
+Requests are taken lazily, at most `max_in_flight` at a time. Completions are handed out as they finish, and
+errors are values. With a store that survives the process, the same batch after a crash continues where it
+stopped: finished items are replayed without a submit, paid ones are waited for, and only the rest is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Protocol
+
+from ..errors import (
+    AuthenticationError,
+    InsufficientCreditsError,
+    KeyConflictError,
+    KeyLimitError,
+    KieError,
+    StoreError,
+    SubmissionUnknownError,
+)
+from ..models import Completion, ImageRequest, ImageResult
+from ..stores.store import Entry, EntryState, Store
+from ..submission.pending import Submitted
+from ..submission.resending import Resubmit
+from .completions import completion_of, replayed_completion
+from .items import Item, Items, Requests
+from .tasks import Tasks
+
+# Errors that every other item would meet too: new submits stop instead of failing one by one.
+STOPPING = (AuthenticationError, InsufficientCreditsError, KeyLimitError)
+MAX_UNKNOWN = 5  # unknown outcomes in a row after which new submits stop
+_KEYS_AT_ONCE = 200  # keys looked up at once when a list is searched for finished items
+
+
+class Generate(Protocol):
+    """The client's generate.
+
+    `gate` is called once there is a permit, and may raise. `on_submitted` is called with the outcome of the
+    submit, before any wait.
+    """
+
+    def __call__(
+        self,
+        request: ImageRequest,
+        key: str,
+        resubmit: Resubmit,
+        *,
+        gate: Callable[[], None],
+        on_submitted: Callable[[Submitted], None],
+    ) -> Coroutine[Any, Any, ImageResult]: ...
+
+
+class Batch:
+    """One run over one set of requests: an async iterator of completions that must be closed.
+
+    The finished items of a list or a mapping come first. `named_task` returns the entry of a ref if a
+    callback has named its task.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        store: Store,
+        generate: Generate,
+        call_off: Callable[[str, str], bool],
+        named_task: Callable[[str], Awaitable[Entry | None]],
+        *,
+        max_in_flight: int,
+        name: str = "",
+        resubmit: Resubmit,
+    ) -> None:
+        self._store = store
+        self._generate = generate
+        self._call_off = call_off
+        self._named_task = named_task
+        self._max_in_flight = max_in_flight
+        self._resubmit = resubmit
+        self._items = Items(requests, name)
+        listed = isinstance(requests, (list, tuple, Mapping))
+        self._listed = Items(requests, name) if listed else None  # searched first for finished items
+        self._finished: deque[Completion] = deque()  # found there
+        self._replayed: set[int] = set()  # their indices
+        self._tasks = Tasks()
+        self._in_flight = 0  # items that are not handed out
+        self._submitting: set[str] = set()  # keys whose submit has no outcome yet
+        self._pull: asyncio.Task[Item | None] | None = None
+        self._exhausted = False
+        self._unknown = 0  # outcomes in a row
+        self._stop: KieError | None = None
+        self._called_off: frozenset[str] = frozenset()  # keys
+        self._source_error: BaseException | None = None
+
+    def __aiter__(self) -> Batch:
+        return self
+
+    async def __anext__(self) -> Completion:
+        while self._listed is not None and not self._finished:
+            await self._search(self._listed)
+        if self._finished:
+            return self._finished.popleft()
+        while True:
+            await self._ask_source()
+            task = await self._tasks.next()
+            if task is None:
+                break
+            if task is self._pull:
+                self._pulled(task)
+            elif (completion := self._completed(task.result())) is not None:
+                return completion
+        error = self._stop or self._source_error
+        raise StopAsyncIteration if error is None else error
+
+    async def aclose(self) -> None:
+        """Cancel what is in flight, as any caller of `generate` may be cancelled, and close the source."""
+        try:
+            await self._tasks.cancel()
+        finally:
+            if self._listed is not None:
+                await self._listed.aclose()
+            await self._items.aclose()
+
+    # -- the source ------------------------------------------------------------------------------
+
+    async def _ask_source(self) -> None:
+        """Ask for the next item if there is room for it."""
+        if self._stop is not None and self._pull is not None:  # the source may never yield another
+            await self._tasks.cancel(self._pull)
+            self._pull = None
+        room = self._stop is None and self._in_flight < self._max_in_flight
+        if room and self._pull is None and not self._exhausted:
+            self._pull = self._tasks.start(self._items.next(), "kie4o batch source")
+
+    def _pulled(self, pull: asyncio.Task[Item | None]) -> None:
+        """Start the next item. If the source raises, the batch ends after the completions in flight."""
+        self._pull = None
+        error = None if pull.cancelled() else pull.exception()
+        item = pull.result() if error is None else None
+        self._source_error, self._exhausted = error, item is None
+        if item is not None and item.index not in self._replayed and self._stop is None:
+            self._tasks.start(self._one(item), "kie4o batch item")
+            self._in_flight += 1
+
+    async def _search(self, listed: Items) -> None:
+        """Search some more items of a list or a mapping for finished ones."""
+        chunk: list[Item] = []
+        while len(chunk) < _KEYS_AT_ONCE and (item := await listed.next()) is not None:
+            chunk.append(item)
+        entries = await asyncio.gather(*(self._store.find(key=item.key) for item in chunk))
+        for item, entry in zip(chunk, entries, strict=True):
+            if entry is None or not entry.state.ended:
+                continue  # a callback may have arrived for an unknown one; confirming it takes a poll
+            if item.request is not None and self._is_outcome(entry):
+                self._finished.append(replayed_completion(item, entry))
+                self._replayed.add(item.index)
+        if not chunk:
+            await listed.aclose()
+            self._listed = None
+
+    # -- one item --------------------------------------------------------------------------------
+
+    async def _one(self, item: Item) -> Completion:
+        """Never raises a `KieError`: a failed item does not affect the others, unless it stops the batch."""
+        completion = await self._outcome(item)
+        self._submitting.discard(item.key)
+        if completion.error is not None and _stops(completion.error):
+            self._halt(copy.copy(completion.error))
+        return completion
+
+    async def _outcome(self, item: Item) -> Completion:
+        request = item.request
+        if request is None:
+            return completion_of(item, error=item.error)
+        try:
+            entry = await self._known(item.key)
+            if entry is not None and self._is_outcome(entry):
+                return replayed_completion(item, entry)
+            gate = functools.partial(self._gate, item.key)
+            on_submitted = functools.partial(self._on_submitted, item.key)
+            result = await self._generate(
+                request, item.key, self._resubmit, gate=gate, on_submitted=on_submitted
+            )
+        except KieError as error:
+            return completion_of(item, error=error)
+        return completion_of(item, result=result, replayed=result.source == "store")
+
+    async def _known(self, key: str) -> Entry | None:
+        """What is stored under the key, with the task that a callback may have named meanwhile. A resubmit
+        checks that itself."""
+        entry = await self._store.find(key=key)
+        if entry is not None and entry.state is EntryState.UNKNOWN and not self._resubmit.after_unknown:
+            return await self._named_task(entry.ref) or entry
+        return entry
+
+    def _is_outcome(self, entry: Entry) -> bool:
+        """Whether the entry is the outcome: there is nothing to send and nothing to wait for."""
+        final = entry.state.ended or entry.state is EntryState.UNKNOWN
+        return final and not self._resubmit.allows(entry.state)
+
+    def _completed(self, completion: Completion) -> Completion | None:
+        """The completion to hand out, unless a stop called the item off."""
+        self._in_flight -= 1
+        dropped = isinstance(completion.error, _Stopped) or completion.key in self._called_off
+        return None if dropped else completion
+
+    # -- stopping: at once, also while the consumer is busy ----------------------------------------
+
+    def _gate(self, key: str) -> None:
+        if self._stop is not None:
+            raise _Stopped("the batch has stopped")
+        self._submitting.add(key)
+
+    def _on_submitted(self, key: str, submitted: Submitted) -> None:
+        """Count unknown outcomes in a row, without waiting for the callbacks that may resolve them."""
+        self._submitting.discard(key)
+        if submitted.entry.task_id is None:
+            self._unknown += 1
+        elif submitted.since is not None:  # not from an earlier run
+            self._unknown = 0
+        if self._unknown >= MAX_UNKNOWN:
+            message = f"the batch stopped: {MAX_UNKNOWN} submits in a row have an unknown outcome"
+            self._halt(SubmissionUnknownError(f"{message}; check kie.ai/logs"))
+
+    def _halt(self, error: KieError) -> None:
+        """Submit nothing more. The error is raised after the completions of what is in flight."""
+        if self._stop is not None:
+            return
+        error.add_note("No further requests were submitted; run the same batch again to continue.")
+        self._stop = error
+        reason = "the batch stopped"
+        self._called_off = frozenset(key for key in self._submitting if self._call_off(key, reason))
+
+
+def _stops(error: KieError) -> bool:
+    """Whether new submits stop: also if the store cannot be written or the client was closed."""
+    unwritable = isinstance(error, StoreError) and not isinstance(error, KeyConflictError)
+    return isinstance(error, STOPPING) or unwritable or type(error) is KieError
+
+
+class _Stopped(KieError):
+    """Raised at the gate of a batch that has stopped; callers never see it."""

@@ -1,0 +1,39 @@
+"""What became of an item: its result or its error, from this run or from the store."""
+
+from __future__ import annotations
+
+from ..errors import KieError, key_conflict
+from ..models import Completion, ImageResult
+from ..polling.outcome import result_of
+from ..stores.store import Entry, fingerprint
+from ..submission.pending import unknown_error
+from .items import Item
+
+
+def replayed_completion(item: Item, entry: Entry) -> Completion:
+    """The completion of an item whose outcome is stored."""
+    try:
+        if item.request is None or entry.fingerprint != fingerprint(item.request):
+            raise key_conflict(item.key)
+        if entry.details is None:
+            raise unknown_error(entry, "from an earlier run")
+        result = result_of(entry.details, "store", entry.request.n_variants)
+        return completion_of(item, result=result, replayed=True)
+    except KieError as error:
+        return completion_of(item, error=error, replayed=True)
+
+
+def completion_of(
+    item: Item, *, result: ImageResult | None = None, error: KieError | None = None, replayed: bool = False
+) -> Completion:
+    if error is not None and error.key is None:
+        error.key = item.key
+    return Completion(
+        item.key,
+        index=item.index,
+        request=item.request,
+        task_id=result.task_id if result is not None else getattr(error, "task_id", None),
+        result=result,
+        error=error,
+        replayed=replayed,
+    )
