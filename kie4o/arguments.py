@@ -50,6 +50,13 @@ def key_of(key: str | None) -> str | None:
     return key
 
 
+def batch_of(name: str) -> str:
+    """The name of a batch."""
+    if not isinstance(name, str):
+        raise invalid("batch", name, "a string")
+    return name
+
+
 def task_id_of(task_id: str) -> str:
     """An id that Kie can have issued."""
     if not is_task_id(task_id):

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Unpack
 from . import callbacks
 from .arguments import (
     OnUnknown,
+    batch_of,
     callback_url_of,
     image_url_of,
     key_of,
@@ -294,7 +295,7 @@ class AsyncKieClient:
             self._submissions.call_off,
             self._delivery.named_task,
             max_in_flight=limit if max_in_flight is None else count("max_in_flight", max_in_flight),
-            name=batch,
+            name=batch_of(batch),
             resubmit=resubmit,
         )
         async with contextlib.aclosing(run) as completions:

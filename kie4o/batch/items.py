@@ -91,7 +91,8 @@ def _key(name: str, custom_id: str | None, request: ImageRequest, occurrences: _
     if custom_id is not None:
         if not isinstance(custom_id, str):
             raise invalid("id", custom_id, "a string as the id of a request")
-        return key_of(f"{name}/{custom_id}" if name else custom_id) or ""
+        escaped = name.replace("%", "%25").replace("/", "%2F")  # "a/b" and "c" are not "a" and "b/c"
+        return key_of(f"{escaped}/{custom_id}" if name else custom_id) or ""
     digest = fingerprint(request)
     text = f"{name}\0{digest}\0{occurrences.count(digest)}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

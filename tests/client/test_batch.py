@@ -244,6 +244,38 @@ def test_another_name_is_another_batch(store: MakeStore) -> None:
     run_scaled(run(), SPEED)
 
 
+def test_a_custom_id_is_one_item_of_one_batch() -> None:
+    """The key is "name/id", and no two pairs share one: "/" and "%" are escaped in the name.
+
+    Control: without that, names and ids with a "/" do.
+    """
+    names = ["a", "a/b", "a/", "/a", "/", "a%2Fb", "a%252Fb", "a%", "a/b/c", "100 %"]
+    ids = ["c", "b/c", "/c", "/", "2Fb/c", "%2Fb/c", "b%2Fc", "a/b/c"]
+    pairs = [(name, custom_id) for name in names for custom_id in ids]
+
+    async def run() -> None:
+        keys = {}
+        async with kie_of() as kie, client_of(kie) as client:
+            for name, custom_id in pairs:
+                [done] = await all_of(client.generate_many({custom_id: f"{name} {custom_id}"}, batch=name))
+                keys[name, custom_id] = done.key
+            assert kie.posts == len(pairs)
+        assert len(set(keys.values())) == len(pairs)
+        assert keys["a", "b/c"] == "a/b/c"
+        assert len({f"{name}/{custom_id}" for name, custom_id in pairs}) < len(pairs)
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("name", [5, None, b"spring", ["spring"]])
+async def test_the_name_of_a_batch_is_a_string(name: Any) -> None:
+    """Anything else is refused with a sentence, before anything is sent."""
+    async with kie_of() as kie, client_of(kie) as client:
+        with pytest.raises(kie4o.InvalidRequestError, match="batch"):
+            await all_of(client.generate_many(["x"], batch=name))
+        assert kie.posts == 0
+
+
 # -- running it again ------------------------------------------------------------------------------
 
 
