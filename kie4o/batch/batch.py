@@ -141,6 +141,8 @@ class Batch:
         error = None if pull.cancelled() else pull.exception()
         item = pull.result() if error is None else None
         self._source_error, self._exhausted = error, item is None
+        if isinstance(error, StoreError):
+            self._halt(error)
         if item is not None and item.index not in self._replayed and self._stop is None:
             self._tasks.start(self._one(item), "kie4o batch item")
             self._in_flight += 1

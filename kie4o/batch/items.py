@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from ..arguments import key_of, request_of
-from ..errors import InvalidRequestError, KieError, invalid
+from ..errors import InvalidRequestError, KieError, StoreError, invalid, reason_of
 from ..models import ImageRequest
 from ..stores.store import fingerprint
 from ..waiting import close_iterator
@@ -108,15 +108,22 @@ class _Occurrences:
         """How often it was counted before this call."""
         import sqlite3  # most programs run no batch
 
-        if self._connection is None:
-            self._connection = sqlite3.connect("", isolation_level=None)
-            _OPEN.add(self._connection)
-            sql = "CREATE TABLE seen (digest TEXT PRIMARY KEY, count INT) WITHOUT ROWID"
-            self._connection.execute(sql)
-            self._connection.execute("BEGIN")
-        sql = "INSERT INTO seen VALUES (?, 0) ON CONFLICT DO UPDATE SET count = count + 1 RETURNING count"
-        [count] = self._connection.execute(sql, (digest,)).fetchone()
-        return int(count)
+        try:
+            if self._connection is None:
+                self._connection = sqlite3.connect("", isolation_level=None)
+                _OPEN.add(self._connection)
+                sql = "CREATE TABLE seen (digest TEXT PRIMARY KEY, count INT) WITHOUT ROWID"
+                self._connection.execute(sql)
+                self._connection.execute("BEGIN")
+            sql = "INSERT INTO seen VALUES (?, 0) ON CONFLICT DO UPDATE SET count = count + 1 RETURNING count"
+            [count] = self._connection.execute(sql, (digest,)).fetchone()
+            return int(count)
+        except sqlite3.Error as error:
+            reason = reason_of(error)
+        raise StoreError(
+            f"the temporary file that counts equal requests cannot be written ({reason}): free some space, "
+            "name another directory in TMPDIR, or pass a mapping with ids of your own"
+        )
 
     def close(self) -> None:
         if self._connection is not None:

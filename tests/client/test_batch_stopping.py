@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from cancelling import cancelled_after, cancelled_at
 from clients import LOST, QUICK, MakeStore, until
 from clocks import run_scaled
 from faults import FaultServer, raw
+from paths import SUPPORT
 
 import kie4o
 from kie4o import AsyncKieClient, Completion, RateLimit
@@ -366,6 +370,26 @@ def test_replayed_unknowns_do_not_count(store: MakeStore, lazy: bool) -> None:
                 assert kie.posts == 19
 
     run_scaled(run(), SPEED)
+
+
+# -- a full disk -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cause", ["full", "no descriptors"])
+def test_the_temporary_file_cannot_be_written(cause: str) -> None:
+    """The file that counts equal requests: its `StoreError` says what to do, and stops the batch.
+
+    Three tasks in flight are yielded; the fourth request, which waits for a slot, is not sent.
+    """
+    child = [sys.executable, SUPPORT / "full_temporary_file.py", cause]
+    ran = subprocess.run(child, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    seen = json.loads(ran.stdout)
+    assert seen["error"] == "StoreError"
+    assert "temporary file" in seen["message"]
+    assert "TMPDIR" in seen["message"]
+    assert "run the same batch again" in seen["notes"]
+    assert (seen["finished"], seen["posts"]) == (3, 3)
 
 
 # -- leaving early ---------------------------------------------------------------------------------
