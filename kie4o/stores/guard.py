@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from ..errors import StoreError, reason_of
+from ..waiting import close_iterator
 from .memory import MemoryStore
 from .shared import Shared
 from .store import Entry, EntryState, Store, SupportsBackup, no_backup
@@ -91,8 +92,11 @@ class Guard:
 
     async def unfinished(self) -> AsyncIterator[Entry]:
         entries = self.inner.unfinished()
-        while (entry := await self._call(anext, entries, None)) is not None:
-            yield entry
+        try:
+            while (entry := await self._call(anext, entries, None)) is not None:
+                yield entry
+        finally:
+            await close_iterator(entries)
 
     async def recent(self, per: float) -> list[float]:
         return await self._call(self.inner.recent, per)

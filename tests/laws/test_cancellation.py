@@ -7,7 +7,6 @@ import contextlib
 import gc
 import inspect
 import json
-import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
@@ -215,18 +214,7 @@ async def lost(kie: Emulator, store: Store) -> list[str]:
     return [task_id for task_id in kie.tasks if await store.find(task_id=task_id) is None]
 
 
-LEFT_OPEN = pytest.mark.xfail(
-    sys.version_info >= (3, 13),  # earlier ones do not warn
-    strict=True,
-    reason="a batch that is cancelled again while it ends does not close its temporary database",
-)
-
-
-def marks_of(case: str, mode: str) -> list[pytest.MarkDecorator]:
-    return [LEFT_OPEN] if (case, mode) == ("AsyncKieClient.generate_many", "level") else []
-
-
-SWEEPS = [pytest.param(case, mode, marks=marks_of(case, mode)) for case in CASES for mode in MODES]
+SWEEPS = [pytest.param(case, mode) for case in CASES for mode in MODES]
 
 
 @pytest.mark.parametrize(("case", "mode"), SWEEPS)
