@@ -48,7 +48,10 @@ from .processes import ROOT, call, environment
 API_KEY = "sk-soak-5b1f0c77d2e94a63"
 LIMIT = RateLimit(20, per=1.0)
 WAIT_TIMEOUT = 12.0
-STUCK = 60.0  # seconds after which a call that should have ended long ago counts as stuck
+# Seconds after which a call counts as stuck: a submit that meets maintenance and full queues is sent again
+# for 180 and 450 s.
+STUCK = 720.0
+CLOSED = 60.0  # the same for a call whose client was closed
 LIVES = 12  # clients with a memory store, one after another: at least so many
 LIFE = 20.0  # seconds of one, at most
 FAILING_WRITES = 0.01
@@ -373,9 +376,9 @@ async def load(
                 task.cancel()
         store.failing = False
         await client.aclose()
-        _, hanging = await asyncio.wait(tasks, timeout=STUCK)
+        _, hanging = await asyncio.wait(tasks, timeout=CLOSED)
         for task in hanging:
-            run.surprise(f"a call had not ended {STUCK:g} s after closing: {task.get_stack()}")
+            run.surprise(f"a call had not ended {CLOSED:g} s after closing: {task.get_stack()}")
             task.cancel()
 
 
