@@ -231,6 +231,21 @@ def test_a_later_failure_is_written_again_like_the_first(tmp_path: Path, api_key
     run_scaled(run(), SPEED)
 
 
+def test_a_long_failure_does_not_put_off_the_save_for_longer(tmp_path: Path, api_key: str) -> None:
+    """After five minutes without a store the id is still saved within half a minute of its repair."""
+
+    async def run() -> None:
+        store = Stubborn(tmp_path / "run.db")
+        async with Emulator() as kie, client_of(kie.url, store, api_key=api_key) as client:
+            store.broken = {"a"}
+            task_id = await fails_to_save(client, "a")
+            await asyncio.sleep(300.0)
+            store.broken.clear()
+            await saved(store, "a", task_id)
+
+    run_scaled(run(), 5 * SPEED)
+
+
 def test_an_id_without_a_key_is_saved_later_too(tmp_path: Path, api_key: str) -> None:
     """A submit without a key, of which the store had only the INTENT."""
 
