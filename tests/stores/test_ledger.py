@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
@@ -23,6 +24,7 @@ from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import Entry, EntryState
 
 SPEED = 50  # loop seconds per second
+SLOW = 10
 SAVED_BY = 35.0  # seconds within which a repaired store has everything: writes are repeated every 30 s
 
 
@@ -187,6 +189,107 @@ def test_an_older_entry_is_not_even_saved_for_a_moment(tmp_path: Path, api_key: 
                 await asyncio.sleep(0.1)
             assert failed.value.task_id not in task_ids
             await saved(store, "b", second)
+
+    run_scaled(run(), SPEED)
+
+
+class Refusing(SQLiteStore):
+    """Saves of entries in these states fail."""
+
+    def __init__(self, path: Path, *states: EntryState) -> None:
+        super().__init__(path)
+        self.broken = set(states)
+
+    async def save(self, entry: Entry) -> None:
+        if entry.state in self.broken:
+            raise StoreError("the disk is full")
+        await super().save(entry)
+
+
+def test_a_refusal_that_is_saved_late_does_not_hide_the_next_submit(tmp_path: Path, api_key: str) -> None:
+    """A key was refused, which could not be saved, and is submitted again; then the store works.
+
+    Until the answer arrives the store has the INTENT: if the process were killed now, the key would not be
+    sent a third time.
+    """
+
+    async def run() -> None:
+        store = Refusing(tmp_path / "run.db", EntryState.PLANNED)
+        async with HeldServer() as kie, client_of(kie.url, store, api_key=api_key) as client:
+            refused = asyncio.create_task(client.submit("x", key="a"))
+            await until(lambda: kie.posts == 1)
+            kie.refuse("x", 402)
+            await asyncio.wait([refused], timeout=50)
+            assert isinstance(refused.exception(), kie4o.InsufficientCreditsError)
+            call = asyncio.create_task(client.submit("x", key="a"))
+            await until(lambda: kie.posts == 2)
+            store.broken.clear()
+            await asyncio.sleep(SAVED_BY)
+            assert (await store.find(key="a")).state is EntryState.INTENT
+            task_id = kie.accept("x")
+            await asyncio.wait([call], timeout=50)
+            assert call.result().id == await id_of(store, "a") == task_id
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("per", [0.9, 1.1])
+def test_a_refusal_is_not_saved_in_the_turn_of_the_next_submit(per: float, api_key: str) -> None:
+    """The same if the repeated save and the slot of the second submit are due in one turn of the loop."""
+
+    class FailsOnce(MemoryStore):
+        failures = 1
+
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.PLANNED and self.failures:
+                self.failures -= 1
+                raise StoreError("the disk is full")
+            await super().save(entry)
+
+    async def run() -> None:
+        store, limit = FailsOnce(), RateLimit(1, per=per)
+        async with (
+            HeldServer() as kie,
+            client_of(kie.url, store, api_key=api_key, rate_limit=limit) as client,
+        ):
+            refused = asyncio.create_task(client.submit("x", key="a"))
+            await until(lambda: kie.posts == 1)
+            kie.refuse("x", 402)
+            await asyncio.wait([refused], timeout=50)
+            call = asyncio.create_task(client.submit("x", key="a"))
+            await until(lambda: client._limiter.waiting == 1)
+            time.sleep(2.0 / SLOW)  # the save is repeated after a second: now both are due
+            await until(lambda: kie.posts == 2)
+            assert (await store.find(key="a")).state is EntryState.INTENT
+            task_id = kie.accept("x")
+            await asyncio.wait([call], timeout=50)
+            assert call.result().id == await id_of(store, "a") == task_id
+
+    run_scaled(run(), SLOW)
+
+
+def test_a_failure_that_is_saved_late_does_not_hide_the_next_submit(tmp_path: Path, api_key: str) -> None:
+    """The same for a task that failed, which could not be saved, and whose key is submitted again."""
+
+    async def run() -> None:
+        store = Refusing(tmp_path / "run.db", EntryState.FAILED)
+        latencies = iter([0.0, 2 * SAVED_BY])
+        async with (
+            Emulator(duration=0.0, latency=lambda: next(latencies)) as kie,
+            client_of(kie.url, store, api_key=api_key) as client,
+        ):
+            kie.plan("x", outcome="failed")
+            with pytest.raises(kie4o.TaskFailedError):
+                await client.generate("x", key="a")
+            call = asyncio.create_task(client.submit("x", key="a", retry_failed=True))
+            await asyncio.sleep(5.0)
+            if call.done():  # the key waits for its failure to be saved
+                return
+            store.broken.clear()
+            await asyncio.sleep(SAVED_BY)
+            assert (await store.find(key="a")).state is EntryState.INTENT
+            await asyncio.wait([call], timeout=3 * SAVED_BY)
+            assert call.result().id == await id_of(store, "a")
 
     run_scaled(run(), SPEED)
 
