@@ -582,8 +582,10 @@ class AsyncKieClient:
         await self._store.open()
         try:
             ages = await self._store.recent(self._limiter.limit.per)
+            if self._closed:  # closing has given up on a store that took too long to open
+                raise client_closed()
         except BaseException:
-            await self._store.aclose()
+            await wait_uncancelled([asyncio.ensure_future(self._store.aclose())])
             raise
         self._limiter.remember(ages)
         self._opened = True

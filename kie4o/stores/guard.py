@@ -116,14 +116,18 @@ class Guard:
         self, seconds: float, method: Callable[..., Awaitable[_T]], *words: Any, **more: Any
     ) -> _T:
         failure: StoreError
+        limit, task = asyncio.timeout(seconds), asyncio.current_task()
         try:
-            async with asyncio.timeout(seconds):
+            async with limit:
                 return await method(*words, **more)
         except StoreError:
             raise
-        except TimeoutError:
-            failure = StoreError(f"the store did not respond within {seconds:g} s")
-        except Exception as error:  # a store of the caller's may raise anything
-            failure = StoreError(f"the store failed: {reason_of(error)}")
-            failure.add_note(f"{type(self.inner).__name__} raised a {type(error).__name__}")
+        except (Exception, asyncio.CancelledError) as error:  # a store of the caller's may raise anything
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # it is the caller that is cancelled
+            if limit.expired():
+                failure = StoreError(f"the store did not respond within {seconds:g} s")
+            else:
+                failure = StoreError(f"the store failed: {reason_of(error)}")
+                failure.add_note(f"{type(self.inner).__name__} raised a {type(error).__name__}")
         raise failure

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextvars import Context
 from types import MappingProxyType
+from weakref import WeakValueDictionary
 
 import attrs
 
@@ -42,6 +44,9 @@ class Ledger:
         self._unsaved: dict[str, Entry] = {}  # by key
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
+        # By caller's key: moving its submits to their refs and back must not mix with other writes of them.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._moves = 0  # begun and ended
 
     # -- a submit --------------------------------------------------------------------------------
 
@@ -61,12 +66,19 @@ class Ledger:
         Raises `StoreError`; then the request must not be sent. A write that was given up may still happen, so
         the INTENT is undone as soon as the store works.
         """
-        self._unsaved.pop(entry.key, None)  # now, since no older entry may replace the INTENT
-        try:
-            await self._store.begin(entry, None if previous is None else previous.superseded())
-        except StoreError:
-            self._save_later(_planned(entry) if previous is None else previous)
-            raise
+        async with self._lock(entry):
+            if previous is not None:
+                self._moves += 1
+                previous = await self._as_it_is_now(previous)
+            self._unsaved.pop(entry.key, None)  # no older entry may replace the INTENT
+            try:
+                await self._store.begin(entry, None if previous is None else previous.superseded())
+            except StoreError:
+                self._save_later(_planned(entry) if previous is None else previous)
+                raise
+            finally:
+                if previous is not None:
+                    self._moves += 1
 
     async def submitted(self, entry: Entry) -> None:
         """Save the task id that arrived.
@@ -74,7 +86,7 @@ class Ledger:
         Raises `DuplicateTaskError` if another submit has it, and a `StoreError` that carries it if it cannot
         be saved.
         """
-        owner = self._unsaved_task(entry.task_id)
+        owner = self._unsaved_where(task_id=entry.task_id)
         if owner is not None and owner.ref != entry.ref:
             raise duplicate_task(owner.task_id or "", owner)
         error = await self._keep(entry)
@@ -98,7 +110,12 @@ class Ledger:
         The `previous` submit of the key is stored under it again. Without a key there is nothing to keep.
         """
         planned = _planned(entry)
-        error = await self._keep(planned if previous is None else await self._as_it_is_now(previous))
+        async with self._lock(entry):
+            self._moves += 1
+            try:
+                error = await self._keep(planned if previous is None else await self._as_it_is_now(previous))
+            finally:
+                self._moves += 1
         if error is not None:
             logger.error("a submit was not charged and could not be saved as such: %s", error)
         return planned
@@ -116,24 +133,33 @@ class Ledger:
 
     async def name_task(self, entry: Entry, task_id: str) -> Entry:
         """Save the task id that a callback named for a submit whose outcome was unknown."""
-        named = entry.become(EntryState.SUBMITTED, task_id=task_id)
-        await self._store.save(named)
-        self._unsaved.pop(named.key, None)  # an older entry must not replace it
+        async with self._lock(entry):
+            stored = await self._latest(entry.ref)
+            if stored is None or stored.state is not EntryState.UNKNOWN:
+                return stored or entry
+            named = stored.become(EntryState.SUBMITTED, task_id=task_id)
+            await self._store.save(named)
+            self._unsaved.pop(named.key, None)  # an older entry must not replace it
         logger.info("%s, whose submit response was lost, was found by its callback", named.label)
         return named
 
     async def finish(self, details: TaskDetails) -> None:
         """Save the final status of a task. A failure is logged: at worst the next process polls again."""
         state = EntryState.FAILED if details.state is TaskState.FAILED else EntryState.SUCCEEDED
-        error: StoreError | None
+        moves, error = self._moves, None
         try:
-            entry = self._unsaved_task(details.task_id) or await self._store.find(task_id=details.task_id)
+            entry = self._unsaved_where(task_id=details.task_id)
+            entry = entry or await self._store.find(task_id=details.task_id)
+            if entry is None:
+                return
+            async with self._lock(entry):
+                if moves != self._moves:
+                    entry = await self._latest(entry.ref)
+                if entry is None or entry.state.ended:
+                    return
+                error = await self._keep(entry.become(state, details=details))
         except StoreError as failure:
             error = failure
-        else:
-            if entry is None or entry.state.ended:
-                return
-            error = await self._keep(entry.become(state, details=details))
         if error is not None:
             logger.error("the outcome of task %s could not be saved: %s", details.task_id, error)
 
@@ -142,7 +168,7 @@ class Ledger:
     async def aclose(self) -> None:
         """Try once more to save what could not be saved."""
         self._closed = True
-        if self._writer is not None:
+        if self._writer is not None and self._writer.get_loop() is asyncio.get_running_loop():
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
         try:
@@ -162,13 +188,19 @@ class Ledger:
         except StoreError as error:
             self._save_later(entry)
             return error
+        except asyncio.CancelledError:
+            self._save_later(entry)
+            raise
         self._saved(entry)
         return None
 
     def _save_later(self, entry: Entry) -> None:
         self._unsaved[entry.key] = entry
         if self._writer is None and not self._closed:
-            self._writer = asyncio.create_task(self._save_until_done(), name="kie4o store writer")
+            # Not in the context of the verb that fails: its timeout is not that of the writer.
+            self._writer = asyncio.create_task(
+                self._save_until_done(), name="kie4o store writer", context=Context()
+            )
 
     async def _write(self, entry: Entry) -> None:
         if entry.state is EntryState.PLANNED and not entry.keyed:
@@ -177,14 +209,24 @@ class Ledger:
             await self._store.save(entry)
 
     async def _as_it_is_now(self, previous: Entry) -> Entry:
-        """The previous submit of a key: a callback may have named its task since."""
+        """The previous submit of a key, under its key: a callback may have named its task since."""
+        unsaved = self._unsaved_where(ref=previous.ref)
         try:
-            current = await self._store.find(ref=previous.ref)
+            current = await self._latest(previous.ref)
         except StoreError:
-            return previous
+            current = None
+        if unsaved is not None:
+            self._saved(unsaved)  # it must not be saved again under the key that it leaves
         if current is None:
             return previous
         return attrs.evolve(current, key=previous.key, keyed=True, superseded_key=None)
+
+    async def _latest(self, ref: str) -> Entry | None:
+        """The entry with this ref as it is now, wherever it has moved."""
+        return self._unsaved_where(ref=ref) or await self._store.find(ref=ref)
+
+    def _lock(self, entry: Entry) -> asyncio.Lock:
+        return self._locks.setdefault(entry.callers_key or entry.key, asyncio.Lock())
 
     async def _save_until_done(self) -> None:
         delay = _FIRST_DELAY
@@ -199,12 +241,15 @@ class Ledger:
         await asyncio.gather(*(self._save_again(entry) for entry in list(self._unsaved.values())))
 
     async def _save_again(self, entry: Entry) -> None:
-        if self._unsaved.get(entry.key) is not entry:
-            return  # saved meanwhile, perhaps followed by something newer
         try:
-            await self._write(entry)
-        except DuplicateTaskError as error:
-            logger.error("the outcome of a submit is unknown after all: %s", error)
+            async with self._lock(entry):
+                if self._unsaved.get(entry.key) is not entry:
+                    return  # saved meanwhile, perhaps followed by something newer
+                try:
+                    await self._write(entry)
+                except DuplicateTaskError as error:
+                    logger.error("the outcome of a submit is unknown after all: %s", error)
+                    await self._write(attrs.evolve(entry, state=EntryState.UNKNOWN, task_id=None))
         except StoreError:
             return
         self._saved(entry)
@@ -213,8 +258,11 @@ class Ledger:
         if self._unsaved.get(entry.key) is entry:
             del self._unsaved[entry.key]
 
-    def _unsaved_task(self, task_id: str | None) -> Entry | None:
-        return next((entry for entry in self._unsaved.values() if entry.task_id == task_id), None)
+    def _unsaved_where(self, *, ref: str | None = None, task_id: str | None = None) -> Entry | None:
+        for entry in self._unsaved.values():
+            if entry.ref == ref or (task_id is not None and entry.task_id == task_id):
+                return entry
+        return None
 
 
 def _planned(entry: Entry) -> Entry:

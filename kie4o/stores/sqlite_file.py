@@ -118,6 +118,7 @@ def open_file(path: Path) -> StoreConnection:
             undo.callback(lock.release)
             if path.stat().st_size == 0:
                 raise _damaged(path, "it is empty, which a store never is")
+            _check_single_name(path)
             log_is_damaged = is_damaged(log)
             connection = StoreConnection(path, lock)
             undo.callback(connection.close)
@@ -192,6 +193,22 @@ def _create(path: Path) -> None:
         sync_directory(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _check_single_name(path: Path) -> None:
+    """SQLite looks for the log beside the name that it opens, and does not find that of another name.
+
+    A name that `_create` has left behind, because its process was killed, is removed.
+    """
+    for draft in path.parent.glob(".kie4o-*.db"):
+        with suppress(FileNotFoundError):
+            if draft.samefile(path):
+                draft.unlink()
+    if path.stat().st_nlink > 1:
+        raise StoreError(
+            f"the store {path} has another name (a hard link), under which it may have been used; remove the "
+            "name that was not used last"
+        )
 
 
 def sync_directory(directory: Path) -> None:

@@ -183,6 +183,7 @@ class Submissions:
 
     async def _claim(self, submit: PendingSubmit, resubmit: Resubmit) -> Entry:
         """What is stored under the caller's key. Raises `KeyConflictError` if it is for another request."""
+        submit.claimed = True  # perhaps, also if this is cancelled
         stored = await self._ledger.claim(submit.entry, resubmit.states)
         submit.claimed = resubmit.allows(stored.state)
         if stored.state is not EntryState.PLANNED:
