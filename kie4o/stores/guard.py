@@ -24,16 +24,18 @@ LIMIT = 30.0  # seconds for one call
 SHORTEST = 1.0  # seconds that a call has at least, however short the timeout of the verb is
 OPENING = 600.0  # seconds; a file is checked from end to end, 25,000 entries a second
 _T = TypeVar("_T")
+_UNCHANGED = contextlib.nullcontext()
 _limit: ContextVar[float] = ContextVar("limit", default=float("inf"))
 
 
-@contextlib.contextmanager
-def limited(seconds: float | None) -> Iterator[None]:
+def limited(seconds: float | None) -> contextlib.AbstractContextManager[None]:
     """Inside, also in tasks that are started inside, a call of a store takes at most so long."""
-    if seconds is None:
-        yield
-        return
-    token = _limit.set(max(seconds, SHORTEST))
+    return _UNCHANGED if seconds is None or seconds >= LIMIT else _limited_to(max(seconds, SHORTEST))
+
+
+@contextlib.contextmanager
+def _limited_to(seconds: float) -> Iterator[None]:
+    token = _limit.set(seconds)
     try:
         yield
     finally:

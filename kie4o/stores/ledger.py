@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import Context
 from types import MappingProxyType
 from weakref import WeakValueDictionary
@@ -24,6 +25,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 _FIRST_DELAY = 1.0  # seconds before a failed write is repeated; doubled each time
 _LONGEST_DELAY = 30.0
+_UNLOCKED = nullcontext()
 _PAID = "%s is paid and was never saved; keep its id for client.wait()"
 _NEVER_SAVED: Mapping[EntryState, str] = MappingProxyType(
     {
@@ -225,8 +227,10 @@ class Ledger:
         """The entry with this ref as it is now, wherever it has moved."""
         return self._unsaved_where(ref=ref) or await self._store.find(ref=ref)
 
-    def _lock(self, entry: Entry) -> asyncio.Lock:
-        return self._locks.setdefault(entry.callers_key or entry.key, asyncio.Lock())
+    def _lock(self, entry: Entry) -> AbstractAsyncContextManager[None]:
+        """The lock of the caller's key. An entry without one never moves."""
+        key = entry.callers_key
+        return _UNLOCKED if key is None else self._locks.setdefault(key, asyncio.Lock())
 
     async def _save_until_done(self) -> None:
         delay = _FIRST_DELAY
