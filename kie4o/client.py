@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Unpack
 
@@ -33,6 +32,7 @@ from .batch.items import Requests
 from .batch.resumption import Resumption
 from .callbacks.delivery import Delivery
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
+from .closing import close_parts, log_unfinished
 from .details import TaskDetails
 from .errors import KieError, client_closed, invalid
 from .files.transfers import Files
@@ -52,7 +52,7 @@ from .polling.poller import TaskPoller, Timeout
 from .polling.watches import OnUpdate
 from .settings import Secret, count, flag, resolve, seconds
 from .stores.choosing import store_of
-from .stores.guard import Guard, guarded
+from .stores.guard import guarded
 from .stores.ledger import Ledger
 from .stores.store import Entry, Store, SupportsBackup, no_backup
 from .submission.permit import Permits
@@ -61,18 +61,12 @@ from .submission.submissions import Submissions
 from .task import ImageTask
 from .transport.free_calls import FreeCalls
 from .transport.transport import Transport
-from .waiting import close_iterator, finished_within, wait_uncancelled
+from .waiting import close_iterator, wait_uncancelled
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     import aiohttp
-
-logger: logging.Logger = logging.getLogger("kie4o")
-
-CLOSING = 30.0  # seconds that closing a client takes at most
-_SHORTEST_STEP = 1.0  # seconds that each part of closing, and each call of the store in it, has at least
-_STORE_CALLS = 4  # of closing, one after the other, that a store may stall: record, release, save, close
 
 
 class AsyncKieClient:
@@ -593,9 +587,8 @@ class AsyncKieClient:
     # -- closing, in a task of its own -------------------------------------------------------------
 
     async def _close(self) -> None:
-        """Close one part after the other, each even if another fails or is cut short."""
-        until = asyncio.get_running_loop().time() + CLOSING
-        steps = (
+        await close_parts(
+            self._store,
             self._submissions.drain,
             self._submissions.aclose,
             self._delivery.aclose,
@@ -604,17 +597,6 @@ class AsyncKieClient:
             self._transport.aclose,
             self._close_store,
         )
-        async with contextlib.AsyncExitStack() as stack:
-            for step in reversed(steps):
-                stack.push_async_callback(self._within, until, step)
-
-    async def _within(self, until: float, step: Callable[[], Awaitable[None]]) -> None:
-        """Run a step of closing. What takes too long is left behind."""
-        left = max(_SHORTEST_STEP, until - asyncio.get_running_loop().time())
-        if isinstance(self._store, Guard):
-            self._store.limit = max(_SHORTEST_STEP, left / _STORE_CALLS)
-        if not await finished_within(left, step()):
-            logger.error("the client was closed, but %s did not end in time", step.__qualname__)
 
     async def _close_store(self) -> None:
         async with self._opening:
@@ -623,16 +605,7 @@ class AsyncKieClient:
             try:
                 await self._ledger.aclose()
                 if self._forgets:
-                    await self._log_unfinished()
+                    await log_unfinished(self._store)
             finally:
                 await self._store.aclose()
                 self._opened = False
-
-    async def _log_unfinished(self) -> None:
-        """A store in memory ends with its client: say which tasks it is forgetting."""
-        async for entry in self._store.unfinished():
-            if entry.task_id is None:
-                logger.warning("%s may be paid; check kie.ai/logs", entry.label)
-            else:
-                advice = f"`await client.wait({entry.task_id!r})` resumes it, with any client"
-                logger.warning("%s is paid and not finished: %s", entry.label, advice)

@@ -33,6 +33,11 @@ def limited(seconds: float | None) -> contextlib.AbstractContextManager[None]:
     return _UNCHANGED if seconds is None or seconds >= LIMIT else _limited_to(max(seconds, SHORTEST))
 
 
+def time_limit() -> float:
+    """Seconds for one call of a store, as `limited` has it here."""
+    return min(LIMIT, _limit.get())
+
+
 @contextlib.contextmanager
 def _limited_to(seconds: float) -> Iterator[None]:
     token = _limit.set(seconds)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from contextvars import Context
 from types import MappingProxyType
 from weakref import WeakValueDictionary
@@ -19,6 +19,7 @@ import attrs
 
 from ..details import TaskDetails, TaskState
 from ..errors import StoreError
+from .guard import time_limit
 from .store import DuplicateTaskError, Entry, EntryState, Store, duplicate_task
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -112,12 +113,15 @@ class Ledger:
         The `previous` submit of the key is stored under it again. Without a key there is nothing to keep.
         """
         planned = _planned(entry)
-        async with self._lock(entry):
-            self._moves += 1
-            try:
-                error = await self._keep(planned if previous is None else await self._as_it_is_now(previous))
-            finally:
+        try:
+            async with self._lock(entry):
                 self._moves += 1
+                error = await self._keep(planned if previous is None else await self._as_it_is_now(previous))
+        except StoreError as failure:  # the lock was not to be had
+            self._save_later(previous or planned)
+            error = failure
+        finally:
+            self._moves += 1
         if error is not None:
             logger.error("a submit was not charged and could not be saved as such: %s", error)
         return planned
@@ -228,9 +232,9 @@ class Ledger:
         return self._unsaved_where(ref=ref) or await self._store.find(ref=ref)
 
     def _lock(self, entry: Entry) -> AbstractAsyncContextManager[None]:
-        """The lock of the caller's key. An entry without one never moves."""
+        """Locks the caller's key. An entry without one never moves."""
         key = entry.callers_key
-        return _UNLOCKED if key is None else self._locks.setdefault(key, asyncio.Lock())
+        return _UNLOCKED if key is None else _held(self._locks.setdefault(key, asyncio.Lock()))
 
     async def _save_until_done(self) -> None:
         delay = _FIRST_DELAY
@@ -272,3 +276,17 @@ class Ledger:
 def _planned(entry: Entry) -> Entry:
     """The entry of a request that was not charged."""
     return attrs.evolve(entry, state=EntryState.PLANNED, submitted_at=None, earlier=())
+
+
+@asynccontextmanager
+async def _held(lock: asyncio.Lock) -> AsyncGenerator[None]:
+    """Waits for a lock as long as for a store, which may stall while another write holds it."""
+    try:
+        async with asyncio.timeout(time_limit()) if lock.locked() else nullcontext():
+            await lock.acquire()
+    except TimeoutError:
+        raise StoreError("the store did not respond to an earlier write of the same key") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -171,6 +171,7 @@ class Submissions:
             self._settle(submit, submitted)  # now; the done callback of the task runs a turn later
             return submitted
         except asyncio.CancelledError:
+            submit.task.uncancel()  # unless it is raised again below
             outcome = await self._cut_short(submit)
             if not submit.called_off and not self._drained:
                 raise

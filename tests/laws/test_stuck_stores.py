@@ -10,8 +10,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
-from clients import client_of, until
+from clients import client_of, state_of, until
 from faults import TASK_ID, FaultServer, accepting, stall
 
 import kie4o
@@ -77,18 +78,28 @@ async def foreign() -> None:
     raise OSError(5, "Input/output error")
 
 
+async def cancels_itself() -> None:
+    """What the store awaits is cancelled, not the caller."""
+    inner = asyncio.ensure_future(never())
+    asyncio.get_running_loop().call_soon(inner.cancel)
+    await inner
+
+
+TROUBLES = [never, foreign, cancels_itself]
+
+
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits as shipped, divided by ten."""
     monkeypatch.setattr(guard, "LIMIT", guard.LIMIT / 10)
     monkeypatch.setattr(guard, "SHORTEST", guard.SHORTEST / 10)
     monkeypatch.setattr(guard, "OPENING", 1.0)
-    monkeypatch.setattr("kie4o.client.CLOSING", 3.0)
-    monkeypatch.setattr("kie4o.client._SHORTEST_STEP", 0.1)
+    monkeypatch.setattr("kie4o.closing.CLOSING", 3.0)
+    monkeypatch.setattr("kie4o.closing.SHORTEST_STEP", 0.1)
     monkeypatch.setattr("kie4o.submission.submissions.DRAIN", 2.5)
 
 
-@pytest.mark.parametrize("trouble", [never, foreign])
+@pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("where", ["claim", "begin", "intent"])
 async def test_before_the_post_nothing_is_sent(where: str, trouble: Any) -> None:
     """A `StoreError` within the timeout of the verb, and no POST; later the key works."""
@@ -105,7 +116,7 @@ async def test_before_the_post_nothing_is_sent(where: str, trouble: Any) -> None
         assert kie.posts == 1
 
 
-@pytest.mark.parametrize("trouble", [never, foreign])
+@pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("verb", ["submit", "generate"])
 async def test_after_the_post_the_error_and_the_log_have_the_id(
     verb: str, trouble: Any, caplog: pytest.LogCaptureFixture
@@ -128,7 +139,27 @@ async def test_after_the_post_the_error_and_the_log_have_the_id(
         assert time.monotonic() - start < 6.0
 
 
-@pytest.mark.parametrize("trouble", [never, foreign])
+async def test_a_task_id_is_saved_again_without_the_timeout_of_its_verb(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A save takes longer than the timeout of `generate`, and is undone if it is cancelled."""
+
+    async def slow() -> None:
+        await asyncio.sleep(0.5)
+
+    monkeypatch.setattr("kie4o.stores.ledger._FIRST_DELAY", 0.05)
+    store = Troubled(slow)
+    store.in_trouble.add("submitted")
+    async with FaultServer(accepting) as kie, client_of(kie.url, store) as client:
+        with pytest.raises(StoreError, match="paid"):
+            await client.generate("a boat", key="order-1", timeout=0.2)
+        start = time.monotonic()
+        while await state_of(store, "order-1") is not EntryState.SUBMITTED:
+            assert time.monotonic() - start < 5
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
 async def test_a_result_is_returned_although_it_cannot_be_saved(trouble: Any) -> None:
     """The images are there: a store that fails at the end does not withhold them."""
     store = Troubled(trouble)
@@ -137,6 +168,19 @@ async def test_a_result_is_returned_although_it_cannot_be_saved(trouble: Any) ->
         start = time.monotonic()
         assert (await client.generate("a boat", key="order-1", timeout=0.8)).urls
         assert time.monotonic() - start < 3.0
+
+
+async def test_an_unknown_task_is_not_found_although_the_store_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is that of the task."""
+    monkeypatch.setattr("kie4o.polling.poller.GRACE", 0.5)
+    store, task_id = Troubled(foreign), "0" * 32
+    async with Emulator() as kie, client_of(kie.url, store) as client:
+        wait = asyncio.create_task(client.wait(task_id))
+        await until(lambda: kie.requests)
+        store.in_trouble.add("find")
+        with pytest.raises(kie4o.TaskNotFoundError) as caught:
+            await wait
+        assert caught.value.task_id == task_id
 
 
 @pytest.mark.parametrize("verb", ["wait", "details", "unfinished", "resume", "deliver"])
@@ -170,6 +214,62 @@ async def test_a_store_that_never_opens() -> None:
         with pytest.raises(StoreError, match="did not respond"):
             await client.submit("a boat")
         await client.aclose()
+
+
+async def test_a_store_that_opens_after_the_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing does not wait for it, the caller learns of the close, and the next client works."""
+    monkeypatch.setattr("kie4o.closing.CLOSING", 0.3)
+    go = asyncio.Event()
+
+    async def slow() -> None:
+        opening.set()
+        await go.wait()
+
+    store, opening = Troubled(slow), asyncio.Event()
+    store.in_trouble.add("open")
+    async with FaultServer(accepting) as kie:
+        client = client_of(kie.url, store)
+        call = asyncio.create_task(client.submit("a boat"))
+        await opening.wait()
+        await client.aclose()
+        assert not call.done()
+        go.set()
+        with pytest.raises(kie4o.KieError, match="the client is closed"):
+            await call
+        store.in_trouble.clear()
+        async with client_of(kie.url, store) as later:
+            await later.submit("a boat")
+        assert kie.posts == 1
+
+
+async def test_a_scope_of_anyio_around_the_first_call_leaves_a_working_client() -> None:
+    """It is cancelled while the store is being opened. Such a scope cancels in each turn of the loop, so also
+    when the store is closed again."""
+
+    class Slow(MemoryStore):
+        scope: anyio.CancelScope | None = None
+
+        async def recent(self, per: float) -> list[float]:
+            if self.scope is not None:
+                self.scope.cancel()
+                await never()
+            return await super().recent(per)
+
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.01)
+            await super().aclose()
+
+    store = Slow()
+    async with FaultServer(accepting) as kie:
+        client = client_of(kie.url, store)
+        with anyio.CancelScope() as store.scope:
+            await client.submit("a boat")
+        assert kie.posts == 0
+        store.scope = None
+        try:
+            assert (await client.submit("a boat")).id == TASK_ID
+        finally:
+            await client.aclose()
 
 
 @pytest.mark.parametrize("trouble", [never, foreign])
@@ -221,3 +321,17 @@ async def test_a_foreign_error_is_named(caplog: pytest.LogCaptureFixture) -> Non
         assert "Troubled raised a OSError" in caught.value.__notes__[0]
         assert caught.value.__cause__ is None
         assert caught.value.__context__ is None
+
+
+async def test_a_timeout_of_the_stores_own_is_not_taken_for_ours() -> None:
+    """A socket of the store timed out at once: the error does not speak of our limit."""
+
+    async def timed_out() -> None:
+        raise TimeoutError("no connection after 0.1 s")
+
+    store = Troubled(timed_out)
+    store.in_trouble.add("begin")
+    async with FaultServer(accepting) as kie, client_of(kie.url, store) as client:
+        with pytest.raises(StoreError, match=r"failed: no connection after 0\.1 s"):
+            await client.submit("a boat", key="order-1")
+        assert kie.posts == 0

@@ -19,7 +19,7 @@ FLOORS = [
     {"cli", "webhooks"},  # rims
     {"client"},
     {"task"},
-    {"batch", "lifecycle"},
+    {"batch", "lifecycle", "closing"},
     {"arguments"},
     {"submission", "callbacks", "files"},
     {"stores", "polling", "transport"},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import client_of, until
+from clients import client_of, state_of, until
 from clocks import run_scaled
 from held import HeldServer
 
@@ -34,6 +34,7 @@ class Stubborn(SQLiteStore):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.broken: set[str] = set()
+        self.ends_fail = False
         self.saves: Counter[str] = Counter()  # of task ids, by key
         self.gates: dict[tuple[str, int], asyncio.Event] = {}
 
@@ -52,6 +53,8 @@ class Stubborn(SQLiteStore):
             gate = self.gates.get((entry.key, self.saves[entry.key]))
             if gate is not None:
                 await gate.wait()
+        if entry.state.ended and self.ends_fail:
+            raise StoreError("the disk is full")
         await super().save(entry)
 
 
@@ -122,35 +125,26 @@ def test_an_older_entry_that_is_saved_late_replaces_no_newer_one(tmp_path: Path,
     run_scaled(run(), SPEED)
 
 
-def test_a_late_save_of_an_older_entry_drops_no_newer_one(tmp_path: Path, api_key: str) -> None:
-    """A repeated save returns after its key got a second task, whose id cannot be saved at first.
+def test_a_save_that_ends_late_drops_no_newer_entry(tmp_path: Path, api_key: str) -> None:
+    """The end of a task becomes known while its id is still being saved, and cannot be saved at first.
 
-    The second id is saved once the store works again.
+    It is saved once the store works again.
     """
 
     async def run() -> None:
         store = Stubborn(tmp_path / "run.db")
         async with Emulator(duration=0.0) as kie, client_on(store, kie, api_key) as client:
-            kie.plan("b", outcome="failed")
-            store.broken = {"a"}
-            await fails_to_save(client, "a")
-            own, again = store.gate("b", 1), store.gate("b", 2)
-            first = asyncio.create_task(client.generate("b", key="b"))
-            # Its own save takes long, and a repeated one begins; or the store is asked only once.
-            await until(lambda: store.saves["b"] == 2 or store.saves["a"] > 4)
+            own = store.gate("b", 1)
+            call = asyncio.create_task(client.submit("b", key="b"))
+            await until(lambda: store.saves["b"] == 1)
+            store.ends_fail = True
+            [task_id] = kie.tasks
+            assert (await client.details(task_id)).state is kie4o.TaskState.SUCCEEDED
             own.set()
-            with pytest.raises(kie4o.TaskFailedError):
-                await first
-            store.broken.add("b")
-            second = await fails_to_save(client, "b", retry_failed=True)
-            again.set()
-            await asyncio.sleep(1.0)
-            store.broken.clear()
-            await saved(store, "b", second)
-            assert (await client.generate("b", key="b")).task_id == second
-            assert kie.posts == 3
-        async with client_of(kie.url, SQLiteStore(tmp_path / "run.db"), api_key=api_key) as later:
-            assert (await later.submit("b", key="b")).id == second
+            assert (await call).id == task_id
+            store.ends_fail = False
+            await asyncio.sleep(SAVED_BY)
+            assert await state_of(store, "b") is EntryState.SUCCEEDED
 
     run_scaled(run(), SPEED)
 
@@ -374,6 +368,33 @@ def test_an_id_without_a_key_is_saved_later_too(tmp_path: Path, api_key: str) ->
     run_scaled(run(), SPEED)
 
 
+def test_the_end_of_a_task_is_saved_later_if_its_waiter_is_cancelled(api_key: str) -> None:
+    """The cancel undoes the save; it is repeated without closing the client."""
+
+    class Undoing(MemoryStore):
+        saving = False
+
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.SUCCEEDED and not self.saving:
+                self.saving = True
+                await asyncio.Event().wait()
+            await super().save(entry)
+
+    async def run() -> None:
+        store = Undoing()
+        async with Emulator(duration=0.0) as kie, client_of(kie.url, store, api_key=api_key) as client:
+            task = await client.submit("x", key="a")
+            waiter = asyncio.create_task(task.details())
+            await until(lambda: store.saving)
+            waiter.cancel()
+            await asyncio.wait([waiter], timeout=5)
+            assert waiter.cancelled()
+            await asyncio.sleep(SAVED_BY)
+            assert await state_of(store, "a") is EntryState.SUCCEEDED
+
+    run_scaled(run(), SPEED)
+
+
 # -- closing -----------------------------------------------------------------------------------------
 
 
@@ -577,3 +598,41 @@ async def test_a_key_that_was_claimed_is_released_whatever_its_submit_came_to(
             assert isinstance(call.exception(), kinds[outcome])
         # A conflict holds no key: the stored entry is in none of the states that are submitted again.
         assert store.released == ([] if outcome == "conflict" else [key])
+
+
+async def test_a_key_is_released_if_its_claim_is_cancelled(api_key: str) -> None:
+    """The store has stored it by then: without the release every such call would leave an entry behind."""
+
+    class Slow(Shared):
+        async def claim(self, entry: Entry, **options: Any) -> Entry | None:
+            stored = await super().claim(entry, **options)
+            claimed.set()
+            await asyncio.Event().wait()
+            return stored
+
+    store, claimed = Slow(), asyncio.Event()
+    async with Emulator() as kie, client_of(kie.url, store, api_key=api_key) as client:
+        call = asyncio.create_task(client.submit("x", key="a"))
+        await asyncio.wait_for(claimed.wait(), 5)
+        call.cancel()
+        await asyncio.wait([call], timeout=5)
+        assert call.cancelled()
+        await until(lambda: client._submissions.live == 0)
+        assert store.released == ["a"]
+        assert kie.posts == 0
+
+
+async def test_a_claim_that_is_cancelled_leaves_nothing_in_a_file(tmp_path: Path, api_key: str) -> None:
+    """The same in a store of ours, at each of the first turns of the loop."""
+    store = SQLiteStore(tmp_path / "run.db")
+    async with Emulator() as kie, client_of(kie.url, store, api_key=api_key) as client:
+        await client.credits()  # opened
+        for turns in range(6):
+            call = asyncio.create_task(client.submit("x", key=f"{turns}"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call], timeout=5)
+            assert call.cancelled()
+        await until(lambda: client._submissions.live == 0)
+        assert [await store.find(key=f"{turns}") for turns in range(6)] == [None] * 6

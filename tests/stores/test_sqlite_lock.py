@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from kie4o import StoreError, StoreLockedError
 from kie4o.stores import file_lock
 from kie4o.stores.file_lock import FileLock
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.sqlite_file import log_of
+from kie4o.stores.sqlite_file import log_of, open_file
 
 OPEN = """
 import asyncio, sys
@@ -111,7 +112,7 @@ async def test_sqlites_lock_is_not_dropped_by_us(path: Path, monkeypatch: pytest
                 link.hardlink_to(path)
             with pytest.raises(StoreLockedError):
                 await SQLiteStore(link).open()
-        link.unlink()  # a store with two names is not opened
+        path.with_name("hard.db").unlink()  # a file with two names is refused for that alone
         assert await in_another_process(path) == "StoreLockedError"
 
 
@@ -340,6 +341,49 @@ async def test_a_file_is_the_same_by_any_name(tmp_path: Path) -> None:
             assert sorted(file.name for file in path.parent.iterdir()) == ["real.db", "real.db-wal"]
             assert await in_another_process(path) == "StoreLockedError"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data", "link.db", "second.db", "to folder"]
+
+
+async def test_a_file_with_two_names_is_refused(tmp_path: Path) -> None:
+    """What a process that was killed has submitted is in the log beside the name that it opened."""
+    path, killed = tmp_path / "run.db", tmp_path / "killed" / "run.db"
+    killed.parent.mkdir()
+    async with opened(path) as store:
+        await store.save(submitted("a"))
+        for file in (path, log_of(path)):
+            shutil.copy(file, killed.parent)
+    other = killed.with_name("other.db")
+    other.hardlink_to(killed)
+    for name in (other, killed):
+        assert "has another name (a hard link)" in str(await refused(name))
+    assert not log_of(other).exists()
+    other.unlink()
+    async with opened(killed) as store:
+        assert await unfinished_keys(store) == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+async def test_a_name_that_a_killed_process_has_left_is_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed while it created the file. The draft of another file is left alone."""
+    link = os.link
+
+    def link_and_die(*names: Path) -> None:
+        link(*names)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(os, "link", link_and_die)
+    assert in_child(lambda: open_file(path)) == -signal.SIGKILL
+    monkeypatch.undo()
+    [draft] = path.parent.glob(".kie4o-*.db")
+    assert draft.samefile(path)
+    shutil.copy(draft, another := path.with_name(".kie4o-another.db"))
+    async with opened(path) as store:
+        await store.save(submitted("a"))
+        assert not draft.exists()
+        assert another.exists()
+    async with opened(path) as store:
+        assert await unfinished_keys(store) == ["a"]
 
 
 async def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:

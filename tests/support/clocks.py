@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from unittest import mock
 
-from kie4o import client
+from kie4o import closing
 from kie4o.stores import guard
 
 KIND = os.environ.get("KIE4O_TEST_LOOP") or "asyncio"
@@ -110,7 +110,7 @@ def run_scaled(main: Coroutine[Any, Any, _T], speed: float) -> _T:
     The thread of a SQLite store works in real time, so the limits for its calls are not scaled.
     """
     with contextlib.ExitStack() as stack:
-        for module, name in ((guard, "LIMIT"), (guard, "SHORTEST"), (client, "CLOSING")):
+        for module, name in ((guard, "LIMIT"), (guard, "SHORTEST"), (closing, "CLOSING")):
             stack.enter_context(mock.patch.object(module, name, speed * getattr(module, name)))
         runner = stack.enter_context(asyncio.Runner(loop_factory=lambda: timelapse_loop(speed)))
         return runner.run(main)
