@@ -335,3 +335,24 @@ async def test_a_timeout_of_the_stores_own_is_not_taken_for_ours() -> None:
         with pytest.raises(StoreError, match=r"failed: no connection after 0\.1 s"):
             await client.submit("a boat", key="order-1")
         assert kie.posts == 0
+
+
+@pytest.mark.parametrize("where", ["submitted", "planned"])
+async def test_a_write_that_is_repeated_does_not_hold_up_its_key(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor longer than the timeout of the verb: the repeated write hangs when the key is used again."""
+    monkeypatch.setattr("kie4o.stores.ledger._FIRST_DELAY", 0.05)
+    store = Troubled(never)
+    store.in_trouble.update({"submitted"} if where == "submitted" else {"planned", "begin"})
+    async with Emulator(duration=0.0) as kie, client_of(kie.url, store) as client:
+        with pytest.raises(StoreError):
+            await client.generate("a boat", key="order-1", timeout=0.2)
+        await until(lambda: any(lock.locked() for lock in client._ledger._locks.values()))
+        start = time.monotonic()
+        if where == "submitted":
+            assert (await client.generate("a boat", key="order-1", timeout=0.5)).urls
+        else:
+            with pytest.raises(StoreError):
+                await client.generate("a boat", key="order-1", timeout=0.5)
+        assert time.monotonic() - start < 1.5
