@@ -16,10 +16,17 @@ import functools
 import logging
 
 from ..details import TaskDetails, TaskState
-from ..errors import CallbackError, KieError, StoreError, client_closed, worth_repeating
+from ..errors import (
+    CallbackError,
+    KieError,
+    StoreError,
+    TaskNotFoundError,
+    client_closed,
+    worth_repeating,
+)
 from ..models import Callback
 from ..polling.outcome import is_final
-from ..polling.poller import TaskPoller
+from ..polling.poller import GRACE, TaskPoller
 from ..stores.ledger import Ledger
 from ..stores.store import Entry, EntryState, Store
 from ..transport.retrying import repeated
@@ -235,6 +242,10 @@ class Delivery:
             details = callback.details
         else:
             details = await self._poller.look(callback.task_id, since=since)
+            age = asyncio.get_running_loop().time() - since
+            if age > GRACE and details.state is not TaskState.RUNNING and not is_final(details):
+                message = "Kie does not know the task, or its record lists no images"
+                raise TaskNotFoundError(message, task_id=callback.task_id)
         if entry is not None and entry.task_id is None:
             entry = await self._name(entry, details)
         await self._finish(details)
