@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import client_of, state_of, until
+from clients import LOST, client_of, state_of, until
 from clocks import run_scaled
 from held import HeldServer
 
@@ -214,6 +214,7 @@ def test_a_refusal_that_is_saved_late_does_not_hide_the_next_submit(tmp_path: Pa
             await until(lambda: kie.posts == 1)
             kie.refuse("x", 402)
             await asyncio.wait([refused], timeout=50)
+            assert refused.done()
             assert isinstance(refused.exception(), kie4o.InsufficientCreditsError)
             call = asyncio.create_task(client.submit("x", key="a"))
             await until(lambda: kie.posts == 2)
@@ -222,6 +223,7 @@ def test_a_refusal_that_is_saved_late_does_not_hide_the_next_submit(tmp_path: Pa
             assert (await store.find(key="a")).state is EntryState.INTENT
             task_id = kie.accept("x")
             await asyncio.wait([call], timeout=50)
+            assert call.done()
             assert call.result().id == await id_of(store, "a") == task_id
 
     run_scaled(run(), SPEED)
@@ -250,6 +252,7 @@ def test_a_refusal_is_not_saved_in_the_turn_of_the_next_submit(per: float, api_k
             await until(lambda: kie.posts == 1)
             kie.refuse("x", 402)
             await asyncio.wait([refused], timeout=50)
+            assert refused.done()
             call = asyncio.create_task(client.submit("x", key="a"))
             await until(lambda: client._limiter.waiting == 1)
             time.sleep(2.0 / SLOW)  # the save is repeated after a second: now both are due
@@ -257,6 +260,7 @@ def test_a_refusal_is_not_saved_in_the_turn_of_the_next_submit(per: float, api_k
             assert (await store.find(key="a")).state is EntryState.INTENT
             task_id = kie.accept("x")
             await asyncio.wait([call], timeout=50)
+            assert call.done()
             assert call.result().id == await id_of(store, "a") == task_id
 
     run_scaled(run(), SLOW)
@@ -283,7 +287,116 @@ def test_a_failure_that_is_saved_late_does_not_hide_the_next_submit(tmp_path: Pa
             await asyncio.sleep(SAVED_BY)
             assert (await store.find(key="a")).state is EntryState.INTENT
             await asyncio.wait([call], timeout=3 * SAVED_BY)
+            assert call.done()
             assert call.result().id == await id_of(store, "a")
+
+    run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_resubmit_that_cannot_begin_leaves_the_outcome_unknown(
+    closes: bool, tmp_path: Path, api_key: str
+) -> None:
+    """The INTENT of a resubmit cannot be saved, so nothing is sent; the first submit may still be paid.
+
+    Its key is not sent again, now or after the next start.
+    """
+
+    class CannotBegin(SQLiteStore):
+        broken = False
+
+        async def begin(self, entry: Entry, *more: Any) -> None:
+            if self.broken:
+                raise StoreError("the disk is full")
+            await super().begin(entry, *more)
+
+    async def run() -> None:
+        store = CannotBegin(tmp_path / "run.db")
+        async with HeldServer() as kie:
+            async with client_of(kie.url, store, api_key=api_key) as client:
+                lost = asyncio.create_task(client.submit("x", key="a"))
+                await until(lambda: kie.posts == 1)
+                kie.lose("x")
+                await asyncio.wait([lost], timeout=50)
+                assert lost.done()
+                assert isinstance(lost.exception(), kie4o.SubmissionUnknownError)
+                store.broken = True
+                call = asyncio.create_task(client.submit("x", key="a", on_unknown="resubmit"))
+                await asyncio.wait([call], timeout=50)
+                assert call.done()
+                assert isinstance(call.exception(), StoreError)
+                store.broken = False
+                await asyncio.sleep(0.0 if closes else SAVED_BY)
+                if not closes:
+                    again = asyncio.create_task(client.submit("x", key="a"))
+                    await asyncio.wait([again], timeout=50)
+                    assert again.done()
+                    assert isinstance(again.exception(), kie4o.SubmissionUnknownError)
+            async with client_of(kie.url, SQLiteStore(tmp_path / "run.db"), api_key=api_key) as later:
+                again = asyncio.create_task(later.submit("x", key="a"))
+                await asyncio.wait([again], timeout=50)
+                assert again.done()
+                assert isinstance(again.exception(), kie4o.SubmissionUnknownError)
+            assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+def test_an_id_that_is_not_saved_yet_is_not_taken_for_that_of_another_submit(
+    tmp_path: Path, api_key: str
+) -> None:
+    """Kie's answer to one submit arrives for another as well: its own task, if there is one, is not known."""
+
+    async def run() -> None:
+        store = Stubborn(tmp_path / "run.db")
+        async with HeldServer() as kie, client_of(kie.url, store, api_key=api_key) as client:
+            store.broken = {"a"}
+            first = asyncio.create_task(client.submit("a", key="a"))
+            await until(lambda: kie.posts == 1)
+            task_id = kie.accept("a")
+            await asyncio.wait([first], timeout=50)
+            assert first.done()
+            assert isinstance(first.exception(), StoreError)
+            second = asyncio.create_task(client.submit("b", key="b"))
+            await until(lambda: kie.posts == 2)
+            kie.accept("b", task_id)
+            await asyncio.wait([second], timeout=50)
+            assert second.done()
+            assert isinstance(second.exception(), kie4o.SubmissionUnknownError), second
+            store.broken.clear()
+            await saved(store, "a", task_id)
+            assert await id_of(store, "b") is None
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_task_that_a_callback_has_named_is_not_forgotten_again(tmp_path: Path, api_key: str) -> None:
+    """The unknown outcome was saved though the store said that it was not, and is saved again later.
+
+    If a callback has named the task meanwhile, the key keeps its id.
+    """
+
+    class SaysNo(SQLiteStore):
+        lies = 1
+
+        async def save(self, entry: Entry) -> None:
+            await super().save(entry)
+            if entry.state is EntryState.UNKNOWN and self.lies:
+                self.lies -= 1
+                raise StoreError("the store did not respond in time")
+
+    async def run() -> None:
+        store = SaysNo(tmp_path / "run.db")
+        async with Emulator() as kie, client_of(kie.url, store, api_key=api_key) as client:
+            kie.plan("x", answer=LOST)
+            with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+                await client.submit("x", key="a")
+            [task_id] = kie.tasks
+            await store.keep_callback(caught.value.ref, task_id)
+            assert (await client.submit("x", key="a")).id == task_id
+            await asyncio.sleep(SAVED_BY)
+            assert await id_of(store, "a") == task_id
+            assert kie.posts == 1
 
     run_scaled(run(), SPEED)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from clients import MakeStore, client_of, state_of, until
 from clocks import run_scaled
+from faults import Connection, FaultServer
 from held import HeldServer, never_connects
 
 import kie4o
@@ -83,6 +84,34 @@ def test_a_submit_that_closing_cuts_short_may_be_paid(
                 if key is not None:
                     [again] = await ended(asyncio.create_task(later.submit("x", key=key)), limit=100.0)
                     assert isinstance(again, kie4o.SubmissionUnknownError)
+            assert kie.posts == 1
+
+    run_scaled(run(), SPEED)
+
+
+def test_half_a_refusal_is_no_refusal(store: MakeStore, api_key: str) -> None:
+    """Closing gives up on an answer whose status says no and whose body is not complete.
+
+    A task id may be in the rest of it, so the key is not sent again.
+    """
+
+    async def half(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nerror")
+        await asyncio.sleep(3600)
+
+    async def run() -> None:
+        async with FaultServer(half) as kie:
+            client = client_of(kie.url, store(), api_key=api_key)
+            running = asyncio.create_task(client.submit("x", key="a"))
+            await until(lambda: kie.posts == 1)
+            await asyncio.sleep(1.0)
+            await ended(asyncio.create_task(client.aclose()), limit=100.0)
+            [error] = await ended(running)
+            assert isinstance(error, kie4o.SubmissionUnknownError), error
+            async with client_of(kie.url, store(), api_key=api_key) as later:
+                [again] = await ended(asyncio.create_task(later.submit("x", key="a")), limit=100.0)
+                assert isinstance(again, kie4o.SubmissionUnknownError), again
             assert kie.posts == 1
 
     run_scaled(run(), SPEED)

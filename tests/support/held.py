@@ -28,10 +28,10 @@ class HeldServer(FaultServer):
         """Of the submits that arrived, in this order."""
         return [json.loads(body)["prompt"] for body in self.bodies]
 
-    def accept(self, prompt: str) -> str:
-        """Answer the oldest submit of this prompt with a new task id, and return the id."""
+    def accept(self, prompt: str, task_id: str = "") -> str:
+        """Answer the oldest submit of this prompt with this or a new task id, and return the id."""
         self._accepted += 1
-        task_id = f"{self._accepted:032x}"
+        task_id = task_id or f"{self._accepted:032x}"
         self._answer(prompt, http(b'{"code":200,"msg":"success","data":{"taskId":"%s"}}' % task_id.encode()))
         return task_id
 
