@@ -530,7 +530,7 @@ _kept: list[Any] = []
 
 def leak_descriptor(run: Run) -> None:
     if len(_kept) < 500:
-        _kept.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(5))
+        _kept.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(20))
 
 
 def leak_memory(run: Run) -> None:
