@@ -40,7 +40,7 @@ class PartialFile:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.seen = images.Inspection()
+        self.seen: images.Inspection = images.Inspection()
         self.path: str | None = None
         self._file: int | None = None
 

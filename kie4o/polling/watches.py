@@ -117,7 +117,7 @@ class OneLook(Waiter):
 
     def __init__(self, watch: Watch, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(watch, deadline, loop)
-        self.too_early = False  # the look that is running has begun before what it should show
+        self.too_early: bool = False  # the look that is running began before what it should show
 
     def deliver(self, outcome: Outcome, *, final: bool) -> None:
         if final or not self.too_early:
