@@ -192,17 +192,21 @@ class Ledger:
             self._saved(entry)
             return error
         except StoreError as error:
-            self._save_later(entry)
+            self._start_writer()
             return error
         except asyncio.CancelledError:
-            self._save_later(entry)
+            self._start_writer()
             raise
         self._saved(entry)
         return None
 
     def _save_later(self, entry: Entry) -> None:
         self._unsaved[entry.key] = entry
-        if self._writer is None and not self._closed:
+        self._start_writer()
+
+    def _start_writer(self) -> None:
+        """Save again what is not saved yet, which may be newer than what has just failed."""
+        if self._unsaved and self._writer is None and not self._closed:
             # Not in the context of the verb that fails: its timeout is not that of the writer.
             self._writer = asyncio.create_task(
                 self._save_until_done(), name="kie4o store writer", context=Context()

@@ -35,6 +35,7 @@ class Stubborn(SQLiteStore):
         super().__init__(path)
         self.broken: set[str] = set()
         self.ends_fail = False
+        self.late_saves_fail = False
         self.saves: Counter[str] = Counter()  # of task ids, by key
         self.gates: dict[tuple[str, int], asyncio.Event] = {}
 
@@ -53,6 +54,8 @@ class Stubborn(SQLiteStore):
             gate = self.gates.get((entry.key, self.saves[entry.key]))
             if gate is not None:
                 await gate.wait()
+                if self.late_saves_fail:
+                    raise StoreError("the disk is full")
         if entry.state.ended and self.ends_fail:
             raise StoreError("the disk is full")
         await super().save(entry)
@@ -143,6 +146,27 @@ def test_a_save_that_ends_late_drops_no_newer_entry(tmp_path: Path, api_key: str
             own.set()
             assert (await call).id == task_id
             store.ends_fail = False
+            await asyncio.sleep(SAVED_BY)
+            assert await state_of(store, "b") is EntryState.SUCCEEDED
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_save_that_fails_late_is_not_repeated_over_a_newer_entry(tmp_path: Path, api_key: str) -> None:
+    """The end of a task is saved while its id is still being saved, which fails: the end stays."""
+
+    async def run() -> None:
+        store = Stubborn(tmp_path / "run.db")
+        async with Emulator(duration=0.0) as kie, client_on(store, kie, api_key) as client:
+            own, store.late_saves_fail = store.gate("b", 1), True
+            call = asyncio.create_task(client.submit("b", key="b"))
+            await until(lambda: store.saves["b"] == 1)
+            [task_id] = kie.tasks
+            assert (await client.details(task_id)).state is kie4o.TaskState.SUCCEEDED
+            assert await state_of(store, "b") is EntryState.SUCCEEDED
+            own.set()
+            with pytest.raises(StoreError):
+                await call
             await asyncio.sleep(SAVED_BY)
             assert await state_of(store, "b") is EntryState.SUCCEEDED
 
