@@ -644,7 +644,7 @@ async def test_a_server_that_closes_idle_connections_swallows_no_submit(
     """Connections are given up long before the server does: 60 submits at gaps around its patience are
     60 POSTs and 60 tasks, though connections are used again."""
     monkeypatch.setattr(transport, "_KEPT_PAID", 0.1)
-    async with Keeping(idle=0.25, deaf=deaf) as server:
+    async with Keeping(idle=0.5, deaf=deaf) as server:
         outcomes = await gaps_around(server)
         assert [outcome for outcome in outcomes if not isinstance(outcome, str)] == []
         assert len(set(outcomes)) == 60
