@@ -226,7 +226,8 @@ class AsyncKieClient:
             key: Your idempotency key. The same request under the same key is paid once, for as long as the
                 store remembers it; after success the stored result is returned.
             timeout: Seconds from the response to the submit; None waits without limit, the default is the
-                client's `wait_timeout`. Waiting for a turn is not counted.
+                client's `wait_timeout`. Waiting for a turn is not counted. A call of the store takes as long
+                at most, but has at least 1 s.
             on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
                 An exception from it ends the wait.
             on_unknown: If an earlier submit under the key has an unknown outcome: ``"hold"`` raises
@@ -531,9 +532,8 @@ class AsyncKieClient:
         """Close the client; ``async with`` calls it. It takes 30 s at most.
 
         Submits that were not sent are called off. The responses to those that were are awaited, for 25 s at
-        most, also while the caller is being cancelled. Waits end with an error that carries the task id;
-        uploads and downloads are stopped.
-        Unfinished tasks are logged as warnings if the client has no store of yours that remembers them.
+        most, also while the caller is being cancelled. Waits end with an error that carries the task id, and
+        uploads and downloads are stopped. Without `store=`, each unfinished task is logged as a warning.
         """
         self._closed = True
         if self._closing is None:

@@ -13,7 +13,8 @@ from typing import Any
 async def wait_uncancelled(work: Collection[asyncio.Future[Any]]) -> None:
     """Wait until every future is done, also while the caller is being cancelled.
 
-    Errors of the futures are not raised. A cancel of the caller is raised once all of them are done.
+    Errors of the futures are not raised, and asyncio does not log them. A cancel of the caller is raised once
+    all of them are done.
     """
     cancel: asyncio.CancelledError | None = None
     with _shielded():
@@ -22,10 +23,10 @@ async def wait_uncancelled(work: Collection[asyncio.Future[Any]]) -> None:
                 await asyncio.wait(pending)
             except asyncio.CancelledError as error:
                 cancel = error
+    for each in work:
+        if not each.cancelled():
+            each.exception()  # retrieved, also if the caller does not ask for it
     if cancel is not None:
-        for each in work:  # the cancelled caller will not ask for the errors, and asyncio would log them
-            if not each.cancelled():
-                each.exception()
         raise cancel
 
 

@@ -42,6 +42,3 @@ class Tasks:
         for task in cancelled:
             task.cancel()
         await wait_uncancelled(cancelled)
-        for task in cancelled:
-            if not task.cancelled():
-                task.exception()  # its error has no other reader, and asyncio would log it

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from contextvars import Context
 from types import MappingProxyType
 from weakref import WeakValueDictionary
@@ -285,11 +285,11 @@ def _planned(entry: Entry) -> Entry:
 @asynccontextmanager
 async def _held(lock: asyncio.Lock) -> AsyncGenerator[None]:
     """Waits for a lock as long as for a store, which may stall while another write holds it."""
-    try:
-        async with asyncio.timeout(time_limit()) if lock.locked() else nullcontext():
+    with suppress(TimeoutError):
+        async with asyncio.timeout(time_limit()) as limit:
             await lock.acquire()
-    except TimeoutError:
-        raise StoreError("the store did not respond to an earlier write of the same key") from None
+    if limit.expired():
+        raise StoreError("the store did not respond to an earlier write of the same key")
     try:
         yield
     finally:
