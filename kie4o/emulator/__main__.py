@@ -17,7 +17,8 @@ def _arguments() -> argparse.Namespace:
         description="Emulate Kie on this machine. Durations are emulated seconds.",
     )
     parser.add_argument("--port", type=int, default=8787, help="port to listen on; 0 picks a free one")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
+    parser.add_argument("--allow-remote", action="store_true", help="answer other machines too, not with 403")
     parser.add_argument("--speed", type=float, default=1.0, help="emulated seconds per real second")
     parser.add_argument("--duration", type=float, default=20.0, help="how long a task takes")
     parser.add_argument("--outcome", choices=OUTCOMES, default="success", help="how tasks end")
@@ -30,7 +31,8 @@ def _arguments() -> argparse.Namespace:
 
 async def _serve(emulator: Emulator) -> None:
     async with emulator as kie:
-        print(f"Kie emulator at {kie.url} (press Ctrl-C to stop)")
+        whom = "any machine" if kie.allow_remote else "this machine only (--allow-remote serves others)"
+        print(f"Kie emulator at {kie.url} for {whom}; press Ctrl-C to stop")
         webhook = "" if kie.webhook_key is None else f" KIE_WEBHOOK_KEY={shlex.quote(str(kie.webhook_key))}"
         print(
             f"export KIE_BASE_URL={kie.url} KIE_UPLOAD_URL={kie.url} KIE_API_KEY=anything{webhook}",

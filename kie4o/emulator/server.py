@@ -18,6 +18,7 @@ from aiohttp import web
 from attrs.validators import gt
 
 from .account import Account, Plan
+from .addresses import is_loopback, reachable
 from .callbacks import Call, CallbackRequest, CallRecord, build_callback
 from .envelopes import (
     UNAUTHORIZED,
@@ -78,7 +79,9 @@ class Emulator(Account):
             submit is answered; "together": at that moment. The contents of a `Call` are names too:
             "altered", "false failure", "forged", "replayed" and "unknown task".
         port: The port to listen on; 0 picks a free one.
-        host: The address to listen on.
+        host: The address to listen on. "0.0.0.0" and "::" are every interface.
+        allow_remote: Answer other machines too. Otherwise they are refused with status 403. The client
+            uses plain http on loopback only, so elsewhere it needs a proxy that speaks TLS.
         api_key: The only key that is accepted; None accepts any.
         speed: Emulated seconds per real second.
         latency: Delay between a submit and its answer; a number or a function. The task is created before it.
@@ -104,6 +107,7 @@ class Emulator(Account):
 
     port: int = 0
     host: str = "127.0.0.1"
+    allow_remote: bool = False
     api_key: str | None = None
     speed: float = attrs.field(default=1.0, validator=gt(0))
     latency: Seconds = 0.0
@@ -123,6 +127,10 @@ class Emulator(Account):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
+        if not (self.allow_remote or is_loopback(reachable(self.host))):
+            raise ValueError(
+                f"host={self.host!r} is not on loopback; allow_remote=True serves other machines"
+            )
         self._files = Files(self)
         self._sender = CallbackSender(self)
 
@@ -136,8 +144,8 @@ class Emulator(Account):
     @property
     def url(self) -> str:
         """The base URL, for `AsyncKieClient(base_url=...)` and KIE_BASE_URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        host = reachable(self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def callbacks(self) -> list[CallRecord]:
@@ -269,7 +277,9 @@ class Emulator(Account):
         )
 
     def _app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._count_request])
+        app = web.Application(
+            client_max_size=MAX_BODY, middlewares=[self._refuse_remote, self._count_request]
+        )
         for method, path, handler in (
             ("POST", GENERATE, self._generate),
             ("GET", RECORD_INFO, self._record_info),
@@ -283,6 +293,13 @@ class Emulator(Account):
         for path in (IMAGES, UPLOADS):
             app.router.add_get(path, self._file)
         return app
+
+    @web.middleware
+    async def _refuse_remote(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self.allow_remote or is_loopback(request.remote):
+            return await handler(request)
+        reason = f"This emulator serves its own machine only, and {request.remote} is another one; "
+        return web.Response(status=403, text=f"{reason}--allow-remote (allow_remote=True) serves all.\n")
 
     @web.middleware
     async def _count_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -341,8 +358,12 @@ class Emulator(Account):
                 async with asyncio.timeout((call.delay + self.callback_timeout) / self.speed):
                     await first.wait()
 
+    def _url_for(self, request: web.Request) -> str:
+        """The base URL of files, as the client that asks can reach them."""
+        return str(request.url.origin()) if self.allow_remote else self.url
+
     async def _record_info(self, request: web.Request) -> Answer:
-        answer = self.look(request.query.get("taskId", ""), self.now(), url=self.url)
+        answer = self.look(request.query.get("taskId", ""), self.now(), url=self._url_for(request))
         await self._sleep(self.look_latency)
         return answer
 
@@ -372,7 +393,7 @@ class Emulator(Account):
 
     async def _upload(self, request: web.Request) -> Answer:
         moment = self.epoch + self.now()
-        upload = await receive(request, self._files.fetch, moment=moment, url=self.url)
+        upload = await receive(request, self._files.fetch, moment=moment, url=self._url_for(request))
         if isinstance(upload, Answer):
             return upload
         self._files.add(upload)

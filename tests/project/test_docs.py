@@ -20,7 +20,7 @@ import kie4o
 from kie4o.emulator import Emulator
 
 PYTHON = blocks("python")
-LANGUAGES = {"python", "sh", "text", "json", "toml", "ini", "http"}
+LANGUAGES = {"python", "sh", "powershell", "text", "json", "toml", "ini", "http"}
 AHEAD = 4  # programs at a time: most of them wait for the emulator
 MOST_WORDS = 1_300
 PLAIN = (
@@ -183,11 +183,18 @@ def test_every_code_block_has_a_known_language(page: Page) -> None:
 
 @pytest.mark.parametrize(("title", "command"), [("Run it", "kie4o demo"), ("Test it", "nox -s tests")])
 def test_there_is_one_command_to_run_and_one_to_test(title: str, command: str) -> None:
-    """The README has exactly one block under each of the two headings, and it is for a shell."""
+    """The README has one line for each shell under each of the two headings, and they do the same."""
     part = section(title)
     assert part.page == "README.md"
-    assert [block.language for block in part.blocks] == ["sh"]
-    assert command in part.blocks[0].code
+    assert [block.language for block in part.blocks] == ["sh", "powershell"]
+    for block in part.blocks:
+        assert command in block.code
+        assert block.code.count("\n") == 1
+    posix, windows = (block.code for block in part.blocks)
+    in_powershell = (
+        posix.replace("python3", "py").replace(" && ", "; ").replace(".venv/bin/", ".venv\\Scripts\\")
+    )
+    assert windows == in_powershell
 
 
 # -- links ---------------------------------------------------------------------------------------
