@@ -183,7 +183,7 @@ class Worker:
         return f"A lighthouse in a storm, number {next(self.run.numbers)} of {self.account.name}"
 
     async def work(self) -> None:
-        while not self.client._closed:
+        while not self.client._runtime.closed:
             verb = self.run.chance.choices(list(VERBS), list(VERBS.values()))[0]
             self.run.verbs[verb.__name__] += 1
             try:

@@ -1,12 +1,12 @@
 """The public client. Each method is a few lines over the packages below.
 
 The client owns everything it starts (submits, polls, sessions) and closes it. It can be created inside or
-outside a running loop, opens nothing before the first call, and belongs to the loop of that first call.
+outside a running loop, opens nothing before the first call, and belongs to the loop of that first call until
+it is closed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import warnings
@@ -32,10 +32,8 @@ from .batch.items import Requests
 from .batch.resumption import Resumption
 from .callbacks.delivery import Delivery
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
-from .closing import close_parts, log_unfinished
 from .details import TaskDetails
-from .errors import KieError, client_closed, invalid
-from .files.transfers import Files
+from .errors import invalid
 from .lifecycle import Lifecycle, known_task_id
 from .models import (
     Callback,
@@ -48,20 +46,14 @@ from .models import (
 )
 from .polling.outcome import images_of
 from .polling.policy import PollPolicy
-from .polling.poller import TaskPoller, Timeout
+from .polling.poller import Timeout
 from .polling.watches import OnUpdate
+from .runtime import Options, Runtime
 from .settings import Secret, count, flag, resolve, seconds
 from .stores.choosing import store_of
-from .stores.guard import guarded
-from .stores.ledger import Ledger
 from .stores.store import Entry, Store, SupportsBackup, no_backup
-from .submission.permit import Permits
-from .submission.rate_limit import RateLimiter
-from .submission.submissions import Submissions
 from .task import ImageTask
-from .transport.free_calls import FreeCalls
-from .transport.transport import Transport
-from .waiting import close_iterator, wait_uncancelled
+from .waiting import close_iterator
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -73,6 +65,7 @@ class AsyncKieClient:
     """A client for Kie.ai's GPT-4o image API: `async with AsyncKieClient() as client:`.
 
     It can be used by any number of tasks of one event loop. Creating it opens nothing; the first call does.
+    `async with` opens a closed client again, also in another event loop.
 
     Args:
         api_key: Created at kie.ai/api-key. Default: the environment variable KIE_API_KEY, then
@@ -119,11 +112,6 @@ class AsyncKieClient:
         proxy: str | None = None,
         trust_env: bool = False,
     ) -> None:
-        self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._opening = asyncio.Lock()
-        self._opened = False
-        self._closing: asyncio.Task[None] | None = None
         secret, api_key = (Secret(api_key) if isinstance(api_key, str) else api_key), None
         self._settings = resolve(
             api_key=secret,
@@ -132,40 +120,22 @@ class AsyncKieClient:
             webhook_key=webhook_key,
             environment=os.environ,
         )
-        exchange = seconds("timeout", timeout) or 0.0
-        trust_env = flag("trust_env", trust_env)
-        self._transport = Transport(
-            self._settings, timeout=exchange, session=session, proxy=proxy, trust_env=trust_env
+        self._options = Options(
+            settings=self._settings,
+            timeout=seconds("timeout", timeout) or 0.0,
+            wait_timeout=seconds("wait_timeout", wait_timeout, optional=True),
+            max_in_flight=count("max_in_flight", max_in_flight),
+            rate_limit=rate_limit_of(rate_limit),
+            poll=poll_of(poll, loopback=self._settings.loopback),
+            callback_url=callback_url_of(callback_url),
+            trust_callbacks=flag("trust_callbacks", trust_callbacks),
+            store=store_of(store),
+            forgets=store is None,
+            session=session,
+            proxy=proxy,
+            trust_env=flag("trust_env", trust_env),
         )
-        self._free_calls = FreeCalls(self._transport)
-        self._files = Files(
-            self._transport, self._settings, timeout=exchange, proxy=proxy, trust_env=trust_env
-        )
-        self._poller = TaskPoller(
-            self._free_calls.details,
-            policy=poll_of(poll, loopback=self._settings.loopback),
-            timeout=seconds("wait_timeout", wait_timeout, optional=True),
-            look_timeout=exchange,
-        )
-        self._store = guarded(store_of(store))
-        self._forgets = store is None  # what is unfinished is forgotten with the client
-        self._ledger = Ledger(self._store)
-        limit, shared = rate_limit_of(rate_limit), self._store.shared
-        self._limiter = RateLimiter(limit) if shared is None else shared.limiter(limit)
-        url = callback_url_of(callback_url)
-        self._submissions = Submissions(self._transport, self._limiter, self._ledger, callback_url=url)
-        trusting = flag("trust_callbacks", trust_callbacks)
-        self._delivery = Delivery(self._store, self._ledger, self._poller, trusting=trusting)
-        self._lifecycle = Lifecycle(
-            ready=self._ready,
-            store=self._store,
-            ledger=self._ledger,
-            submissions=self._submissions,
-            poller=self._poller,
-            delivery=self._delivery,
-            callback_url=url,
-            permits=Permits(count("max_in_flight", max_in_flight)),
-        )
+        self._runtime = Runtime(self._options)
 
     # -- submit and wait -------------------------------------------------------------------------
 
@@ -200,8 +170,8 @@ class AsyncKieClient:
         """
         checked, key = request_of(request, fields), key_of(key)
         resubmit = resubmit_of(on_unknown, retry_failed)
-        await self._ready()
-        submitted = await self._lifecycle.submit(checked, key, resubmit)
+        runtime = await self._runtime.ready()
+        submitted = await runtime.lifecycle.submit(checked, key, resubmit)
         task_id = known_task_id(submitted.entry)
         return ImageTask(self._lifecycle, task_id, request=checked, since=submitted.since)
 
@@ -249,8 +219,8 @@ class AsyncKieClient:
         """
         checked, key = request_of(request, fields), key_of(key)
         resubmit = resubmit_of(on_unknown, retry_failed)
-        await self._ready()
-        return await self._lifecycle.generate(checked, key, resubmit, timeout=timeout, on_update=on_update)
+        runtime = await self._runtime.ready()
+        return await runtime.lifecycle.generate(checked, key, resubmit, timeout=timeout, on_update=on_update)
 
     async def generate_many(
         self,
@@ -280,15 +250,15 @@ class AsyncKieClient:
                 Every further request would fail too (or five in a row had an unknown outcome). No more are
                 submitted, what is in flight is yielded, then the error is raised.
         """
-        await self._ready()
+        runtime = await self._runtime.ready()
         resubmit = resubmit_of(on_unknown, retry_failed)
-        limit = self._lifecycle.permits.limit
+        limit = runtime.lifecycle.permits.limit
         run = Batch(
             requests,
-            self._store,
-            self._lifecycle.generate,
-            self._submissions.call_off,
-            self._delivery.named_task,
+            runtime.store,
+            runtime.lifecycle.generate,
+            runtime.submissions.call_off,
+            runtime.delivery.named_task,
             max_in_flight=limit if max_in_flight is None else count("max_in_flight", max_in_flight),
             name=batch_of(batch),
             resubmit=resubmit,
@@ -299,8 +269,8 @@ class AsyncKieClient:
 
     async def unfinished(self) -> AsyncGenerator[Entry]:
         """The entries of the store that are paid, or may be, and have not finished."""
-        await self._ready()
-        entries = self._store.unfinished()
+        runtime = await self._runtime.ready()
+        entries = runtime.store.unfinished()
         try:
             async for entry in entries:
                 yield entry
@@ -313,8 +283,8 @@ class AsyncKieClient:
         An entry with an unknown outcome gives a `SubmissionUnknownError`, unless a callback has named its
         task.
         """
-        await self._ready()
-        async with contextlib.aclosing(Resumption(self._store, self._lifecycle.resume)) as completions:
+        runtime = await self._runtime.ready()
+        async with contextlib.aclosing(Resumption(runtime.store, runtime.lifecycle.resume)) as completions:
             async for completion in completions:
                 yield completion
 
@@ -327,10 +297,10 @@ class AsyncKieClient:
         Raises:
             StoreError: The copy could not be written, or the store has no file; then nothing was changed.
         """
-        await self._ready()
-        if not isinstance(self._store, SupportsBackup):
+        runtime = await self._runtime.ready()
+        if not isinstance(runtime.store, SupportsBackup):
             raise no_backup()
-        await self._store.backup(path)
+        await runtime.store.backup(path)
 
     def task(self, task_id: str) -> ImageTask:
         """A handle to an existing task; no network call.
@@ -351,7 +321,7 @@ class AsyncKieClient:
             APIStatusError, APIConnectionError, UnexpectedResponseError: The poll failed, which says nothing
                 about the task.
         """
-        return await self._lifecycle.details(task_id_of(task_id))
+        return await self._runtime.lifecycle.details(task_id_of(task_id))
 
     async def wait(
         self, task_id: str, *, timeout: Timeout = ..., on_update: OnUpdate | None = None
@@ -371,7 +341,7 @@ class AsyncKieClient:
             TaskNotFoundError: Kie has not known the task for 90 s.
             TaskTimeoutError: The time is up; the task is still running and can be waited for again.
         """
-        return await self._lifecycle.wait(task_id_of(task_id), timeout, on_update)
+        return await self._runtime.lifecycle.wait(task_id_of(task_id), timeout, on_update)
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -394,8 +364,8 @@ class AsyncKieClient:
             InvalidRequestError: The source cannot be read, is empty or too large; nothing was sent.
             APIStatusError, APIConnectionError, UnexpectedResponseError: The upload failed, after retries.
         """
-        await self._ready()
-        return await self._files.upload(source, name=name, path=path)
+        runtime = await self._runtime.ready()
+        return await runtime.files.upload(source, name=name, path=path)
 
     async def upload_from_url(
         self, url: str, *, name: str | None = None, path: str = "kie4o"
@@ -407,8 +377,8 @@ class AsyncKieClient:
             name: As for `upload`.
             path: As for `upload`.
         """
-        await self._ready()
-        return await self._files.upload_from_url(url, name=name, path=path)
+        runtime = await self._runtime.ready()
+        return await runtime.files.upload_from_url(url, name=name, path=path)
 
     async def download(
         self,
@@ -435,13 +405,13 @@ class AsyncKieClient:
             ConfigurationError: `verify` needs Pillow, which is not installed; nothing was sent.
             DownloadError: An image could not be downloaded or saved. The task is paid; download it again.
         """
-        await self._ready()
+        runtime = await self._runtime.ready()
         if isinstance(result, str):
-            result = images_of(await self._lifecycle.details(task_id_of(result)))
+            result = images_of(await runtime.lifecycle.details(task_id_of(result)))
         elif not isinstance(result, ImageResult):
             raise invalid("result", result, "an ImageResult or a task id")
         task_id = result.task_id
-        return await self._files.download(
+        return await runtime.files.download(
             result.urls,
             directory,
             task_id=task_id,
@@ -457,13 +427,13 @@ class AsyncKieClient:
             task_id: The id of the task.
             url: One of the URLs of its result.
         """
-        await self._ready()
-        return await self._free_calls.download_url(task_id_of(task_id), image_url_of(url))
+        runtime = await self._runtime.ready()
+        return await runtime.free_calls.download_url(task_id_of(task_id), image_url_of(url))
 
     async def credits(self) -> Decimal:
         """The balance of the account, in credits (0.005 USD each; Kie's common API page)."""
-        await self._ready()
-        return await self._free_calls.credits()
+        runtime = await self._runtime.ready()
+        return await runtime.free_calls.credits()
 
     # -- callbacks -------------------------------------------------------------------------------
 
@@ -484,8 +454,8 @@ class AsyncKieClient:
             CallbackError: The callback matches no request submitted by this client. `parse_callback` needs
                 the `ref` that its URL carried.
         """
-        await self._ready()
-        return await self._delivery.deliver(callback)
+        runtime = await self._runtime.ready()
+        return await runtime.delivery.deliver(callback)
 
     def parse_callback(
         self,
@@ -521,7 +491,6 @@ class AsyncKieClient:
             raise unverified()
         return CallbackReceiver(
             lambda body, headers, ref: self.parse_callback(body, headers, ref=ref),
-            self._ready,
             self._delivery,
             pending=pending,
         )
@@ -529,83 +498,38 @@ class AsyncKieClient:
     # -- opening and closing ---------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Close the client; ``async with`` calls it. It takes 30 s at most.
+        """Close the client; ``async with`` calls it, and opens it again later. It takes 30 s at most.
 
         Submits that were not sent are called off. The responses to those that were are awaited, for 25 s at
         most, also while the caller is being cancelled. Waits end with an error that carries the task id, and
         uploads and downloads are stopped. Without `store=`, each unfinished task is logged as a warning.
         """
-        self._closed = True
-        if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._close(), name="kie4o closing")
-        await wait_uncancelled([self._closing])
-        self._closing.result()
+        await self._runtime.aclose()
 
     async def __aenter__(self) -> AsyncKieClient:
-        await self._ready()
+        if (closed := self._runtime).closed:
+            await closed.wait_closed()
+            if self._runtime is closed:  # no other task was first
+                self._runtime = Runtime(self._options)
+        await self._runtime.ready()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_opened", False) and not self._closed:
+        runtime = getattr(self, "_runtime", None)  # missing if a setting was refused
+        if runtime is not None and runtime.in_use:
             sentence = "an AsyncKieClient was not closed: use `async with` or `await client.aclose()`"
             warnings.warn(sentence, ResourceWarning, source=self, stacklevel=1)
 
     def __repr__(self) -> str:
-        return f"<AsyncKieClient {'closed' if self._closed else 'open'}>"
+        return f"<AsyncKieClient {'closed' if self._runtime.closed else 'open'}>"
 
-    async def _ready(self) -> None:
-        """Called before every public method: open on first use, refuse after closing or in another loop."""
-        if self._closed:
-            raise client_closed()
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
-            raise KieError("a client belongs to one event loop; create one in each asyncio.run()")
-        self._loop = loop
-        if not self._opened:
-            async with self._opening:
-                if self._closed:
-                    raise client_closed()
-                if not self._opened:
-                    await self._open()
+    # -- the current parts, for what outlives a closing --------------------------------------------
 
-    async def _open(self) -> None:
-        """Open the store. What it saw submitted recently still counts against the account's limit."""
-        await self._store.open()
-        try:
-            ages = await self._store.recent(self._limiter.limit.per)
-            if self._closed:  # closing has given up on a store that took too long to open
-                raise client_closed()
-        except BaseException:
-            await wait_uncancelled([asyncio.ensure_future(self._store.aclose())])
-            raise
-        self._limiter.remember(ages)
-        self._opened = True
+    def _lifecycle(self) -> Lifecycle:
+        return self._runtime.lifecycle
 
-    # -- closing, in a task of its own -------------------------------------------------------------
-
-    async def _close(self) -> None:
-        await close_parts(
-            self._store,
-            self._submissions.drain,
-            self._submissions.aclose,
-            self._delivery.aclose,
-            self._poller.aclose,
-            self._files.aclose,
-            self._transport.aclose,
-            self._close_store,
-        )
-
-    async def _close_store(self) -> None:
-        async with self._opening:
-            if not self._opened:  # by this client; another one may have the store open
-                return
-            try:
-                await self._ledger.aclose()
-                if self._forgets:
-                    await log_unfinished(self._store)
-            finally:
-                await self._store.aclose()
-                self._opened = False
+    async def _delivery(self) -> Delivery:
+        return (await self._runtime.ready()).delivery

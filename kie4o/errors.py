@@ -346,7 +346,7 @@ def invalid_setting(name: str, value: object, expected: str) -> ConfigurationErr
 
 def client_closed(*, task_id: str | None = None) -> KieError:
     """For every call after `aclose()`."""
-    return KieError("the client is closed; create a new AsyncKieClient", task_id=task_id)
+    return KieError("the client is closed; `async with client` opens it again", task_id=task_id)
 
 
 def key_conflict(key: str) -> KeyConflictError:

@@ -35,7 +35,7 @@ from .submission.submissions import Submissions
 class Lifecycle:
     """What every request of one client passes through. `ready` opens the client, or raises."""
 
-    ready: Callable[[], Awaitable[None]]
+    ready: Callable[[], Awaitable[object]]
     store: Store
     ledger: Ledger
     submissions: Submissions

@@ -49,21 +49,19 @@ class CallbackReceiver:
 
     Args:
         parse: Parses and verifies a callback, given its body, headers and ref.
-        ready: Opens the client, or raises.
-        delivery: Where callbacks are delivered to.
+        delivery: Opens the client, or raises, and returns where callbacks are delivered to: another object
+            after the client was closed and opened again.
         pending: How many callbacks may wait for their confirmation.
     """
 
     def __init__(
         self,
         parse: Callable[[bytes, Headers, str | None], Callback],
-        ready: Callable[[], Awaitable[None]],
-        delivery: Delivery,
+        delivery: Callable[[], Awaitable[Delivery]],
         *,
         pending: int = PENDING,
     ) -> None:
         self._parse = parse
-        self._ready = ready
         self._delivery = delivery
         self._pending = pending
         self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()  # until when, in loop time
@@ -107,8 +105,8 @@ class CallbackReceiver:
         signed = (callback.task_id, dict(headers).get(TIMESTAMP_HEADER.lower(), ""))
         if callback.verified and self._was_seen(signed):
             return HTTPStatus.OK
-        await self._ready()
-        if not await self._delivery.accept(callback, limit=self._pending):
+        delivery = await self._delivery()
+        if not await delivery.accept(callback, limit=self._pending):
             return HTTPStatus.SERVICE_UNAVAILABLE
         if callback.verified:
             self._seen[signed] = asyncio.get_running_loop().time() + 2 * TOLERANCE

@@ -262,6 +262,7 @@ class TaskPoller:
             raise KieError("the poller is closed; create a new TaskPoller", task_id=task_id)
         loop = self._schedule.loop = asyncio.get_running_loop()
         now = loop.time()
+        since = None if since is None or since > now else since  # later than now: of another loop
         seconds = self._timeout if timeout is ... else timeout
         deadline = NEVER if seconds is None else self._schedule.grouped(now + seconds, now)
         watch = self._watches.get(task_id)

@@ -69,7 +69,7 @@ async def delivered(client: AsyncKieClient, task_id: str, ref: str) -> int:
 
 
 async def all_confirmed(client: AsyncKieClient) -> None:
-    await until(lambda: client._delivery.pending == 0)
+    await until(lambda: client._runtime.delivery.pending == 0)
 
 
 Passed = Callable[[AsyncKieClient, str, str], Awaitable[int]]
@@ -92,7 +92,7 @@ def test_a_look_that_began_earlier_is_no_confirmation(passed: Passed) -> None:
             assert await passed(client, task.id, kie.ref_of(task.id)) == 200
             assert (await page).state is TaskState.RUNNING
             await all_confirmed(client)
-            assert await state_of(client._store, "k") is EntryState.SUCCEEDED
+            assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
             assert len(kie.tasks[task.id].looks) == 2
 
     run_scaled(run(), SPEED)
@@ -123,7 +123,7 @@ def test_looks_that_fail_are_repeated() -> None:
             kie.fail_looks(5)
             assert await received(client, task.id, kie.ref_of(task.id)) == 200
             await all_confirmed(client)
-            assert await state_of(client._store, "k") is EntryState.SUCCEEDED
+            assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
 
     run_scaled(run(), SPEED)
 
@@ -140,7 +140,7 @@ def test_a_record_that_lags_is_looked_at_again(passed: Passed) -> None:
             for _ in range(4):  # as often as Kie may send it
                 assert await passed(client, task.id, kie.ref_of(task.id)) == 200
             await all_confirmed(client)
-            assert await state_of(client._store, "k") is EntryState.SUCCEEDED
+            assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
             assert len(kie.tasks[task.id].looks) <= 4 + 5  # after 1, 3, 7, 15 and 31 s, not each four times
 
     run_scaled(run(), SPEED)
@@ -157,7 +157,7 @@ def test_deliver_raises_the_last_error_of_three() -> None:
                 await delivered(client, task.id, kie.ref_of(task.id))
             assert len(kie.tasks[task.id].looks) == 3
             assert await delivered(client, task.id, kie.ref_of(task.id)) == 200
-            assert await state_of(client._store, "k") is EntryState.SUCCEEDED
+            assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
 
     run_scaled(run(), SPEED)
 
@@ -177,9 +177,9 @@ def test_a_task_that_kie_knows_late_is_named(passed: Passed) -> None:
             [task_id] = kie.tasks
             assert caught.value.ref == kie.ref_of(task_id)
             assert await passed(client, task_id, caught.value.ref) == 200
-            assert await state_of(client._store, "k") is EntryState.UNKNOWN
+            assert await state_of(client._runtime.store, "k") is EntryState.UNKNOWN
             await all_confirmed(client)
-            assert await state_of(client._store, "k") is EntryState.SUCCEEDED
+            assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
             assert (await client.generate("x", key="k")).task_id == task_id
             assert kie.posts == 1
 
@@ -199,7 +199,7 @@ def test_a_callback_before_the_response_is_lost_is_used_after_it() -> None:
             with pytest.raises(kie4o.SubmissionUnknownError):
                 await submit
             await all_confirmed(client)
-            assert await state_of(client._store, "k") is EntryState.SUCCEEDED
+            assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
             assert kie.posts == 1
 
     run_scaled(run(), SPEED)
@@ -217,7 +217,7 @@ def test_an_id_that_kie_does_not_know_names_nothing(passed: Passed) -> None:
             ref = str(caught.value.ref)
             assert await passed(client, "f" * 32, ref) == 200
             await asyncio.sleep(5.0)
-            entry = await client._store.find(key="k")
+            entry = await client._runtime.store.find(key="k")
             assert entry is not None
             assert (entry.state, entry.task_id) == (EntryState.UNKNOWN, None)
             [task_id] = kie.tasks
@@ -234,7 +234,7 @@ def test_one_callback_ends_all_waits_for_it() -> None:
         async with Kie(duration=0.0) as kie, open_client(kie) as client:
             kie.plan("x", answer="dropped")
             first, *others = (asyncio.create_task(client.generate("x", key="k")) for _ in range(3))
-            await until(lambda: client._delivery.pending == 3)
+            await until(lambda: client._runtime.delivery.pending == 3)
             first.cancel()
             await until(first.done)
             [task_id] = kie.tasks
@@ -263,7 +263,7 @@ def test_closing_ends_confirmations_and_the_next_run_sees_the_end(tmp_path: Path
                 assert await received(client, task.id, kie.ref_of(task.id)) == 200
                 await until(lambda: kie.tasks[task.id].looks)
                 await asyncio.sleep(0.2)
-                assert client._delivery.pending == 1
+                assert client._runtime.delivery.pending == 1
                 start = loop.time()
             assert loop.time() - start < 5.0
             assert not [each for each in asyncio.all_tasks() if each.get_name() == "kie4o callback"]
@@ -317,8 +317,8 @@ def test_the_number_of_confirmations_is_bounded(slow: bool) -> None:
             if slow:
                 store.gate.clear()
             assert await statuses() == [200, 200, 503, 503, 503, 503]
-            assert client._delivery.pending == 2
-            await until(lambda: client._delivery.pending == 0)
+            assert client._runtime.delivery.pending == 2
+            await until(lambda: client._runtime.delivery.pending == 0)
             assert await statuses() != [503] * 6
 
     run_scaled(run(), SPEED)
@@ -351,7 +351,7 @@ def test_closing_ends_the_wait_for_a_name() -> None:
             kie.plan("x", answer="dropped")
             async with open_client(kie) as client:
                 running = asyncio.create_task(client.generate("x", key="k"))
-                await until(lambda: client._delivery.pending == 1)
+                await until(lambda: client._runtime.delivery.pending == 1)
                 start = loop.time()
             with pytest.raises(kie4o.SubmissionUnknownError):
                 await running
@@ -367,13 +367,13 @@ def test_closing_and_naming_in_the_same_moment() -> None:
         async with Kie(duration=60.0) as kie, open_client(kie) as client:
             kie.plan("x", answer="dropped")
             running = asyncio.create_task(client.generate("x", key="k"))
-            await until(lambda: client._delivery.pending == 1)
+            await until(lambda: client._runtime.delivery.pending == 1)
             [task_id] = kie.tasks
-            entry = await client._store.find(key="k")
+            entry = await client._runtime.store.find(key="k")
             assert entry is not None
-            [waiter] = client._delivery._unnamed[entry.ref]
+            [waiter] = client._runtime.delivery._unnamed[entry.ref]
             waiter.set_result(entry.become(EntryState.SUBMITTED, task_id=task_id))
-            await client._delivery.aclose()
+            await client._runtime.delivery.aclose()
             await client.aclose()
             with pytest.raises(kie4o.KieError) as caught:
                 await running
@@ -553,7 +553,7 @@ async def test_a_callback_without_a_ref_needs_a_signature(signed: bool, whose: s
             task = await (client if whose == "submitted" else elsewhere).submit("x")
             if whose == "waited for":
                 waiting = asyncio.create_task(client.wait(task.id))
-                await until(lambda: client._poller.waiting)
+                await until(lambda: client._runtime.poller.waiting)
             headers = [("content-type", "application/json")]
             if signed:
                 headers += kie4o.sign_callback(task.id, key=KEY, timestamp=time.time()).items()

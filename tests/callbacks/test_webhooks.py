@@ -132,7 +132,7 @@ async def test_answers(how: str) -> None:
         assert await post(good, signed(here.task.id, key=OLD_KEY)) == 200  # rotation
         result = await here.task
         assert result.urls
-        [entry] = [await here.client._store.find(key="k")]
+        [entry] = [await here.client._runtime.store.find(key="k")]
         assert entry.state is EntryState.SUCCEEDED
 
 
@@ -243,12 +243,12 @@ async def test_a_store_that_fails_answers_503(how: str, monkeypatch) -> None:
             async def broken(**by: str) -> None:
                 raise kie4o.StoreError("disk I/O error")
 
-            patch.setattr(here.client._store, "find", broken)
+            patch.setattr(here.client._runtime.store, "find", broken)
             assert await post(body_of(here.task.id), ours) == 503
         assert here.kie.tasks[here.task.id].looks == []
         assert await post(body_of(here.task.id), ours) == 200
-        await until(lambda: here.client._delivery.pending == 0)
-        assert await state_of(here.client._store, "k") is EntryState.SUCCEEDED
+        await until(lambda: here.client._runtime.delivery.pending == 0)
+        assert await state_of(here.client._runtime.store, "k") is EntryState.SUCCEEDED
 
 
 async def test_paths() -> None:

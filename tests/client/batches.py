@@ -40,9 +40,9 @@ def batch_tasks() -> list[str]:
 async def at_rest(client: AsyncKieClient) -> None:
     """Wait until nothing of a batch is left: no task, waiter, slot or permit."""
     await until(lambda: not batch_tasks())
-    await until(lambda: client._poller.waiting == client._submissions.live == 0)
-    assert (client._limiter.open, client._limiter.waiting) == (0, 0)
-    assert client._lifecycle.permits.in_use == 0
+    await until(lambda: client._runtime.poller.waiting == client._runtime.submissions.live == 0)
+    assert (client._runtime.limiter.open, client._runtime.limiter.waiting) == (0, 0)
+    assert client._runtime.lifecycle.permits.in_use == 0
 
 
 async def paid_is_known(kie: Emulator, store: Store) -> None:

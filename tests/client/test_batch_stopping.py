@@ -189,8 +189,8 @@ def test_a_stop_does_not_call_off_the_submit_of_an_outside_caller() -> None:
             await asked.wait()
             await until(lambda: kie.posts == 1)
             outside = asyncio.create_task(client.generate("b", key="b"))  # waits for the next slot
-            await until(lambda: client._limiter.waiting == 1)
-            await until(lambda: client._submissions.live == 1)
+            await until(lambda: client._runtime.limiter.waiting == 1)
+            await until(lambda: client._runtime.submissions.live == 1)
             answering.set()
             with pytest.raises(kie4o.InsufficientCreditsError):
                 await batch
@@ -210,7 +210,7 @@ def test_a_stop_does_not_call_off_a_later_submit_of_an_outside_caller() -> None:
             many = client.generate_many({"a": "a", "b": "b"})
             assert isinstance((await anext(many)).error, kie4o.UnprocessableEntityError)
             outside = asyncio.create_task(client.generate("a", key="a"))  # waits for the slot after "b"
-            await until(lambda: client._limiter.waiting == 2)
+            await until(lambda: client._runtime.limiter.waiting == 2)
             with pytest.raises(kie4o.InsufficientCreditsError):
                 await all_of(many)
             assert (await outside).urls

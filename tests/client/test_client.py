@@ -153,7 +153,7 @@ async def test_any_exception_of_generate_names_the_paid_task() -> None:
         [task_id] = kie.tasks
         assert task_id in caught.value.__notes__[0]
         running = asyncio.create_task(client.generate("y"))
-        await until(lambda: client._poller.waiting)
+        await until(lambda: client._runtime.poller.waiting)
         running.cancel()
         with pytest.raises(asyncio.CancelledError) as cancelled:
             await running
@@ -400,7 +400,7 @@ def test_a_client_belongs_to_one_loop() -> None:
 async def test_an_unclosed_client_warns_with_the_remedy() -> None:
     """A client that was not closed gives a ResourceWarning that names `async with`."""
     client = AsyncKieClient(CANARY_KEY)
-    await client._ready()
+    await client._runtime.ready()
     with pytest.warns(ResourceWarning, match="async with"):
         del client
         gc.collect()

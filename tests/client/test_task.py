@@ -28,7 +28,7 @@ class StopHere(Exception):
 async def by_updates(client: AsyncKieClient, task: ImageTask, folder: Path) -> None:
     async for details in task.updates():
         if details.state is not TaskState.RUNNING:  # it is saved before it is shown
-            assert await state_of(client._store, "k") is EntryState(details.state.value)
+            assert await state_of(client._runtime.store, "k") is EntryState(details.state.value)
 
 
 async def by_leaving_updates(client: AsyncKieClient, task: ImageTask, folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_whatever_sees_the_end_saves_it(
                 task = await client.submit("x", key="k")
                 await see_end(client, task, tmp_path)
                 saved = EntryState.SUCCEEDED if outcome == "success" else EntryState.FAILED
-                assert await state_of(client._store, "k") is saved
+                assert await state_of(client._runtime.store, "k") is saved
             looks = len(kie.tasks[task.id].looks)
             async with client_of(kie.url, store()) as later:
                 assert [entry async for entry in later.unfinished()] == []

@@ -170,7 +170,7 @@ async def one_cancel(case: str, cancel: Cancel, *, busy: bool = False, file: boo
                     await world.client.submit("other")
                 ended, value = await cancel(CASES[case](world))
                 assert ended != "raised", value
-                if world.client._closed:
+                if world.client._runtime.closed:
                     await check_closed(world, store)
                 else:
                     await check_open(world, store)
@@ -198,11 +198,11 @@ async def check_closed(world: World, store: Store) -> None:
 
 async def check_open(world: World, store: Store) -> None:
     client = world.client
-    await until(lambda: client._submissions.live == 0)
-    await until(lambda: client._poller.waiting == 0)
-    assert client._limiter.open == 0
-    assert client._limiter.waiting == 0
-    assert client._lifecycle.permits.in_use == 0
+    await until(lambda: client._runtime.submissions.live == 0)
+    await until(lambda: client._runtime.poller.waiting == 0)
+    assert client._runtime.limiter.open == 0
+    assert client._runtime.limiter.waiting == 0
+    assert client._runtime.lifecycle.permits.in_use == 0
     assert (await client.generate("z")).urls  # the only permit and the only slot are free again
     assert await lost(world.kie, store) == []
     assert world.kie.posts == len(world.kie.tasks)
@@ -393,7 +393,7 @@ async def test_a_cancelled_generate_keeps_its_permit_until_it_is_answered() -> N
             first.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await first
-            assert client._lifecycle.permits.in_use == client._lifecycle.permits.limit
+            assert client._runtime.lifecycle.permits.in_use == client._runtime.lifecycle.permits.limit
             await client.submit("b")
             times = sorted(task.created for task in kie.tasks.values())
             assert times[1] - times[0] >= 0.1
@@ -421,4 +421,4 @@ async def test_asyncio_timeout_around_generate_is_clean() -> None:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await client.generate("x")
-            assert client._poller.waiting == 0
+            assert client._runtime.poller.waiting == 0

@@ -200,7 +200,7 @@ async def test_waiting_for_the_callback_of_a_lost_answer_ends_with_the_client(lo
         await until(lambda: kie.posts == 1)
         if lost == "before":
             go.set()
-            await until(lambda: client._submissions.live == 0)
+            await until(lambda: client._runtime.submissions.live == 0)
         closing = asyncio.create_task(client.aclose())
         await asyncio.sleep(0.05)
         go.set()
@@ -235,7 +235,9 @@ async def test_closing_again_while_a_submit_is_called_off(turns: int, tmp_path: 
             filler.connect_ex(full.getsockname())
         client = client_of(f"http://127.0.0.1:{full.getsockname()[1]}", store=tmp_path / "run.db")
         running = asyncio.create_task(client.submit("x", key="k"))
-        await until(lambda: any(each.entry.submitted_at for each in client._submissions._live.values()))
+        await until(
+            lambda: any(each.entry.submitted_at for each in client._runtime.submissions._live.values())
+        )
         await asyncio.sleep(0.1)
         closing = asyncio.create_task(client.aclose())
         for _ in range(turns):
@@ -259,7 +261,7 @@ async def test_nothing_is_resent_while_closing() -> None:
         first = asyncio.create_task(client.submit("x", key="k"))
         await until(lambda: kie.posts == 1)
         other = asyncio.create_task(client.submit("y"))  # has the second permit, and waits for a slot
-        await until(lambda: client._limiter.waiting == 1)
+        await until(lambda: client._runtime.limiter.waiting == 1)
         second = asyncio.create_task(client.submit("x", key="k"))
         await asyncio.sleep(0.05)
         closing = asyncio.create_task(client.aclose())
@@ -282,8 +284,8 @@ async def test_a_close_that_the_loop_cuts_short_still_closes_everything(mode: An
             client = client_of(kie.url, store=store)
             task = await client.submit("x")
             await outcome_of(client.details(task.id))
-            sessions = (client._transport._paid_session, client._transport._read_session)
-            ended, _ = await cancelled_at(client._close(), at, mode)
+            sessions = (client._runtime.transport._paid_session, client._runtime.transport._read_session)
+            ended, _ = await cancelled_at(client._runtime._close(), at, mode)
             assert all(session is not None and session.closed for session in sessions)
             await client.aclose()
             async with client_of(kie.url, store=store) as later:
@@ -349,14 +351,14 @@ async def test_a_store_that_fails_temporarily_does_not_end_the_wait_for_a_callba
         client_of(kie.url, store=store, callback_url=url, trust_callbacks=True) as client,
     ):
         running = asyncio.create_task(client.generate("x", key="k"))
-        await until(lambda: client._delivery._unnamed)
+        await until(lambda: client._runtime.delivery._unnamed)
         await asyncio.sleep(0.05)
         assert not running.done()
         store.fails = False
-        [ref] = client._delivery._unnamed
+        [ref] = client._runtime.delivery._unnamed
         entry = await store.find(ref=ref)
         assert entry is not None
-        for future in client._delivery._unnamed[ref]:
+        for future in client._runtime.delivery._unnamed[ref]:
             future.set_result(entry.become(EntryState.SUCCEEDED, task_id=TASK_ID, details=details))
         assert (await outcome_of(running)).task_id == TASK_ID
 

@@ -154,7 +154,7 @@ def test_a_callback_that_was_kept_before_a_crash_is_used(tmp_path, how: str) -> 
             with pytest.raises(kie4o.SubmissionUnknownError) as caught:
                 await here.client.submit("x", key="k")
             [task_id] = here.kie.tasks
-            await here.client._store.keep_callback(caught.value.ref, task_id)
+            await here.client._runtime.store.keep_callback(caught.value.ref, task_id)
             await here.client.aclose()
             later = here.new_client()
             if how == "generate":

@@ -181,8 +181,8 @@ def test_callers_cancelled_in_one_tick_leave_every_slot_free(
                     ends = await asyncio.gather(*calls, return_exceptions=True)
                     kinds = {type(end) for end in ends}
                     assert kinds <= {asyncio.CancelledError, kie4o.ImageTask}, ends
-                    await until(lambda client=client: client._submissions.live == 0)
-                    assert (client._limiter.open, client._limiter.waiting) == (0, 0)
+                    await until(lambda client=client: client._runtime.submissions.live == 0)
+                    assert (client._runtime.limiter.open, client._runtime.limiter.waiting) == (0, 0)
                     unfinished = [entry async for entry in kept.unfinished()]
                     assert {entry.task_id for entry in unfinished} >= set(kie.tasks)
                     assert {entry.state for entry in unfinished} <= {EntryState.SUBMITTED}

@@ -258,7 +258,7 @@ async def test_an_id_that_turns_out_to_be_another_submits_is_unknown() -> None:
         await client.submit("a boat", key="a")
         with pytest.raises(StoreError, match="paid"):
             await client.submit("a house", key="b")
-        await until(lambda: client._ledger._writer is None)
+        await until(lambda: client._runtime.ledger._writer is None)
         assert await state_of(store, "b") is EntryState.UNKNOWN
         with pytest.raises(kie4o.SubmissionUnknownError):
             await client.submit("a house", key="b")

@@ -150,7 +150,7 @@ async def test_a_timeout_around_a_call_names_the_paid_task(api_key: str) -> None
 
         notes: list[str] = []
         call = asyncio.create_task(generate())
-        await until(lambda: kie.tasks and client._poller.waiting)
+        await until(lambda: kie.tasks and client._runtime.poller.waiting)
         call.cancel()
         await asyncio.wait([call], timeout=5)
         [task_id] = kie.tasks
@@ -194,7 +194,7 @@ def test_the_first_look_comes_after_the_first_delay(how: str, api_key: str) -> N
             async with client_of(kie.url, api_key=api_key, poll=poll) as client:
                 if how == "generate":
                     call = asyncio.create_task(client.generate("x"))
-                    await until(lambda: client._poller.waiting)
+                    await until(lambda: client._runtime.poller.waiting)
                 else:
                     task: ImageTask = await client.submit("x")
                     await asyncio.sleep(8.0)
@@ -221,7 +221,7 @@ def test_with_callbacks_a_task_is_looked_at_rarely(api_key: str) -> None:
         async with Emulator(duration=3600.0, callback="never") as kie:
             async with client_of(kie.url, api_key=api_key, callback_url=HOOK) as client:
                 call = asyncio.create_task(client.generate("x"))
-                await until(lambda: client._poller.waiting)
+                await until(lambda: client._runtime.poller.waiting)
                 await asyncio.sleep(40.0)
                 assert kie.requests[LOOK] == 0
                 call.cancel()

@@ -348,7 +348,7 @@ async def test_a_write_that_is_repeated_does_not_hold_up_its_key(
     async with Emulator(duration=0.0) as kie, client_of(kie.url, store) as client:
         with pytest.raises(StoreError):
             await client.generate("a boat", key="order-1", timeout=0.2)
-        await until(lambda: any(lock.locked() for lock in client._ledger._locks.values()))
+        await until(lambda: any(lock.locked() for lock in client._runtime.ledger._locks.values()))
         start = time.monotonic()
         if where == "submitted":
             assert (await client.generate("a boat", key="order-1", timeout=0.5)).urls

@@ -18,7 +18,7 @@ FLOORS = [
     {"__main__"},
     {"cli", "webhooks"},  # rims
     {"client"},
-    {"task"},
+    {"task", "runtime"},
     {"batch", "lifecycle", "closing"},
     {"arguments"},
     {"submission", "callbacks", "files"},

@@ -278,7 +278,7 @@ def test_a_refusal_is_not_saved_in_the_turn_of_the_next_submit(per: float, api_k
             await asyncio.wait([refused], timeout=50)
             assert refused.done()
             call = asyncio.create_task(client.submit("x", key="a"))
-            await until(lambda: client._limiter.waiting == 1)
+            await until(lambda: client._runtime.limiter.waiting == 1)
             time.sleep(2.0 / SLOW)  # the save is repeated after a second: now both are due
             await until(lambda: kie.posts == 2)
             assert (await store.find(key="a")).state is EntryState.INTENT
@@ -707,7 +707,7 @@ async def test_a_key_that_was_claimed_is_released_whatever_its_submit_came_to(
         key = "earlier" if outcome == "conflict" else "a"
         store.released.clear()
         call = asyncio.create_task(client.submit("x", key=key))
-        await until(lambda: client._limiter.waiting or call.done())
+        await until(lambda: client._runtime.limiter.waiting or call.done())
         task_id = None
         if outcome == "called off":
             call.cancel()
@@ -721,7 +721,7 @@ async def test_a_key_that_was_claimed_is_released_whatever_its_submit_came_to(
             kie.lose("x")
         await asyncio.wait([call], timeout=5)
         assert call.done()
-        await until(lambda: client._submissions.live == 0)
+        await until(lambda: client._runtime.submissions.live == 0)
         if outcome == "accepted":
             assert call.result().id == task_id
         elif outcome == "called off":
@@ -754,7 +754,7 @@ async def test_a_key_is_released_if_its_claim_is_cancelled(api_key: str) -> None
         call.cancel()
         await asyncio.wait([call], timeout=5)
         assert call.cancelled()
-        await until(lambda: client._submissions.live == 0)
+        await until(lambda: client._runtime.submissions.live == 0)
         assert store.released == ["a"]
         assert kie.posts == 0
 
@@ -771,5 +771,5 @@ async def test_a_claim_that_is_cancelled_leaves_nothing_in_a_file(tmp_path: Path
             call.cancel()
             await asyncio.wait([call], timeout=5)
             assert call.cancelled()
-        await until(lambda: client._submissions.live == 0)
+        await until(lambda: client._runtime.submissions.live == 0)
         assert [await store.find(key=f"{turns}") for turns in range(6)] == [None] * 6

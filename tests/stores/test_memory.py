@@ -53,11 +53,11 @@ async def test_refused_and_called_off_submits_leave_nothing(key: str | None) -> 
                     for n in range(300)
                 ]
                 if after:
-                    await until(lambda: client._limiter.waiting == 300)
+                    await until(lambda: client._runtime.limiter.waiting == 300)
                     for call in calls:
                         call.cancel()
                 await asyncio.gather(*calls, return_exceptions=True)
-                await until(lambda: client._submissions.live == 0)
+                await until(lambda: client._runtime.submissions.live == 0)
                 assert len(store._entries) == 0
         assert kie.posts == 300
 

@@ -78,7 +78,7 @@ def test_a_caller_that_leaves_calls_off_no_submit_that_another_waits_for(leaves:
             async with client_of(kie.url, api_key=api_key, rate_limit=limit) as client:
                 await client.submit("takes the slot")
                 calls = [asyncio.create_task(client.submit("x", key="k")) for _ in range(2)]
-                await until(lambda: client._limiter.waiting == 1)
+                await until(lambda: client._runtime.limiter.waiting == 1)
                 calls[leaves].cancel()
                 await ended(calls[leaves])
                 task = await ended(calls[1 - leaves], 100)
@@ -197,7 +197,7 @@ def test_a_batch_that_stops_calls_off_no_submit_of_another_caller(api_key: str) 
                         pass
 
                 running = asyncio.create_task(stopped())
-                await until(lambda: client._submissions.live == 2)
+                await until(lambda: client._runtime.submissions.live == 2)
                 shared = asyncio.create_task(client.generate("second", key="second"))
                 assert isinstance(await ended(running, 100), kie4o.InsufficientCreditsError)
                 result = await ended(shared, 100)
@@ -228,7 +228,7 @@ async def test_a_refusal_that_no_caller_sees_is_logged(
             call.cancel()
             await ended(call)
         kie.refuse("x", 402, "credits are used up")
-        await until(lambda: client._submissions.live == 0)
+        await until(lambda: client._runtime.submissions.live == 0)
         await asyncio.sleep(0.02)
         error = await ended(call)
         assert error is None if leaves else isinstance(error, kie4o.InsufficientCreditsError)
@@ -243,9 +243,9 @@ def test_a_submit_that_is_called_off_is_not_logged(api_key: str, caplog: pytest.
             async with client_of(kie.url, api_key=api_key, rate_limit=RateLimit(1, per=60.0)) as client:
                 await client.submit("takes the slot")
                 call = asyncio.create_task(client.submit("x"))
-                await until(lambda: client._limiter.waiting == 1)
+                await until(lambda: client._runtime.limiter.waiting == 1)
                 call.cancel()
-                await until(lambda: client._submissions.live == 0)
+                await until(lambda: client._runtime.submissions.live == 0)
                 assert warnings_in(caplog) == []
                 assert kie.posts == 1
 
@@ -262,7 +262,7 @@ def test_a_lost_answer_without_a_caller_is_unknown_for_the_next(api_key: str) ->
                 call = asyncio.create_task(client.submit("x", key="k"))
                 await until(lambda: kie.posts == 1)
                 call.cancel()
-                await until(lambda: client._submissions.live == 0)
+                await until(lambda: client._runtime.submissions.live == 0)
                 again = asyncio.create_task(client.submit("x", key="k"))
                 assert isinstance(await ended(again, 100), kie4o.SubmissionUnknownError)
                 assert kie.posts == 1

@@ -200,7 +200,7 @@ def test_a_request_that_was_refused_goes_before_those_that_wait(api_key: str) ->
                 calls = [asyncio.create_task(client.submit("first"))]
                 await until(lambda: kie.posts == 1)
                 calls += [asyncio.create_task(client.submit("second"))]
-                await until(lambda: client._limiter.waiting == 1)
+                await until(lambda: client._runtime.limiter.waiting == 1)
                 kie.refuse("first", 429)
                 await until(lambda: kie.posts == 2)
                 assert kie.prompts == ["first", "first"]

@@ -100,10 +100,10 @@ def test_a_submit_that_is_called_off_while_it_connects_gives_its_slot_back(api_k
             async with client_of(url, api_key=api_key, rate_limit=limit, timeout=1000) as client:
                 for _ in range(3):
                     call = asyncio.create_task(client.submit("x"))
-                    await until(lambda: client._limiter.open == 1)
+                    await until(lambda: client._runtime.limiter.open == 1)
                     call.cancel()
-                    await until(lambda: client._submissions.live == 0)
-                    assert client._limiter.open == 0
+                    await until(lambda: client._runtime.submissions.live == 0)
+                    assert client._runtime.limiter.open == 0
 
     run_scaled(run(), 40)
 

@@ -1,0 +1,176 @@
+"""What a client consists of from one opening to the next closing.
+
+A runtime belongs to the event loop that it is first used in, and cannot be opened twice. A client that is
+opened again gets a new one with the same options, so that nothing of an earlier loop is left in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import attrs
+
+from .callbacks.delivery import Delivery
+from .closing import close_parts, log_unfinished
+from .errors import KieError, client_closed
+from .files.transfers import Files
+from .lifecycle import Lifecycle
+from .models import RateLimit
+from .polling.policy import PollPolicy
+from .polling.poller import TaskPoller
+from .settings import Settings
+from .stores.guard import guarded
+from .stores.ledger import Ledger
+from .stores.shared import Limiter
+from .stores.store import Store
+from .submission.permit import Permits
+from .submission.rate_limit import RateLimiter
+from .submission.submissions import Submissions
+from .transport.free_calls import FreeCalls
+from .transport.transport import Transport
+from .waiting import wait_uncancelled
+
+if TYPE_CHECKING:
+    import aiohttp
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """The arguments of a client, checked. Durations are seconds."""
+
+    settings: Settings
+    timeout: float
+    wait_timeout: float | None
+    max_in_flight: int
+    rate_limit: RateLimit
+    poll: PollPolicy
+    callback_url: str | None
+    trust_callbacks: bool
+    store: Store
+    forgets: bool  # the store ends with the client
+    session: aiohttp.ClientSession | None
+    proxy: str | None
+    trust_env: bool
+
+
+class Runtime:
+    """The parts of a client. `ready` opens them on first use, `aclose` closes them for good."""
+
+    def __init__(self, options: Options) -> None:
+        self.closed: bool = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
+        self._opened = False
+        self._closing: asyncio.Task[None] | None = None
+        self._forgets = options.forgets
+        settings, timeout = options.settings, options.timeout
+        proxy, trust_env = options.proxy, options.trust_env
+        self.transport: Transport = Transport(
+            settings, timeout=timeout, session=options.session, proxy=proxy, trust_env=trust_env
+        )
+        self.free_calls: FreeCalls = FreeCalls(self.transport)
+        self.files: Files = Files(self.transport, settings, timeout=timeout, proxy=proxy, trust_env=trust_env)
+        self.poller: TaskPoller = TaskPoller(
+            self.free_calls.details, policy=options.poll, timeout=options.wait_timeout, look_timeout=timeout
+        )
+        self.store: Store = guarded(options.store)
+        self.ledger: Ledger = Ledger(self.store)
+        limit, shared = options.rate_limit, self.store.shared
+        self.limiter: Limiter = RateLimiter(limit) if shared is None else shared.limiter(limit)
+        self.submissions: Submissions = Submissions(
+            self.transport, self.limiter, self.ledger, callback_url=options.callback_url
+        )
+        self.delivery: Delivery = Delivery(
+            self.store, self.ledger, self.poller, trusting=options.trust_callbacks
+        )
+        self.lifecycle: Lifecycle = Lifecycle(
+            ready=self.ready,
+            store=self.store,
+            ledger=self.ledger,
+            submissions=self.submissions,
+            poller=self.poller,
+            delivery=self.delivery,
+            callback_url=options.callback_url,
+            permits=Permits(options.max_in_flight),
+        )
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it was opened and not closed."""
+        return self._opened and not self.closed
+
+    async def ready(self) -> Runtime:
+        """Itself, for every public method: opened on first use, refused after closing or in another loop."""
+        if self.closed:
+            raise client_closed()
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise KieError(
+                "a client belongs to one event loop until it is closed; use `async with client` in each "
+                "asyncio.run()"
+            )
+        self._loop = loop
+        if not self._opened:
+            async with self._opening:
+                if self.closed:
+                    raise client_closed()
+                if not self._opened:
+                    await self._open()
+        return self
+
+    async def aclose(self) -> None:
+        """Close everything, also while the caller is being cancelled. A second call waits for the first."""
+        self.closed = True
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close(), name="kie4o closing")
+        await wait_uncancelled([self._closing])
+        self._closing.result()
+
+    async def wait_closed(self) -> None:
+        """Wait for the end of a closing, whether it succeeds or not."""
+        closing = self._closing
+        if closing is None or closing.done():
+            return
+        if closing.get_loop() is not asyncio.get_running_loop():
+            raise KieError("the client is still being closed in another event loop")
+        await wait_uncancelled([closing])
+
+    async def _open(self) -> None:
+        """Open the store. What it saw submitted recently still counts against the account's limit."""
+        await self.store.open()
+        try:
+            ages = await self.store.recent(self.limiter.limit.per)
+            if self.closed:  # closing has given up on a store that took too long to open
+                raise client_closed()
+        except BaseException:
+            await wait_uncancelled([asyncio.ensure_future(self.store.aclose())])
+            raise
+        self.limiter.remember(ages)
+        self._opened = True
+
+    # -- closing, in a task of its own -------------------------------------------------------------
+
+    async def _close(self) -> None:
+        await close_parts(
+            self.store,
+            self.submissions.drain,
+            self.submissions.aclose,
+            self.delivery.aclose,
+            self.poller.aclose,
+            self.files.aclose,
+            self.transport.aclose,
+            self._close_store,
+        )
+
+    async def _close_store(self) -> None:
+        async with self._opening:
+            if not self._opened:  # by this client; another one may have the store open
+                return
+            try:
+                await self.ledger.aclose()
+                if self._forgets:
+                    await log_unfinished(self.store)
+            finally:
+                await self.store.aclose()
+                self._opened = False
