@@ -524,7 +524,8 @@ class AsyncKieClient:
             warnings.warn(sentence, ResourceWarning, source=self, stacklevel=1)
 
     def __repr__(self) -> str:
-        return f"<AsyncKieClient {'closed' if self._runtime.closed else 'open'}>"
+        runtime = getattr(self, "_runtime", None)
+        return f"<AsyncKieClient {'closed' if runtime is not None and runtime.closed else 'open'}>"
 
     # -- the current parts, for what outlives a closing --------------------------------------------
 
