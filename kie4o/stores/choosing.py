@@ -10,11 +10,12 @@ from ..errors import ConfigurationError, invalid_setting
 from .memory import MemoryStore
 from .store import Store
 
-_EXPECTED = "None for memory, a path, 'sqlite:///run.db', or an object with the methods of Store"
+_EXPECTED = "None for memory, a path to a file, 'sqlite:///run.db', or an object with the methods of Store"
+_NO_FILE = ("", os.curdir, os.pardir)  # "runs/" is a folder; `Path` would make a file "runs" of it
 
 
 def _sqlite(path: str) -> Store:
-    if not path.strip() or path == ":memory:":
+    if not path.strip() or path == ":memory:" or os.path.split(path)[1] in _NO_FILE:
         raise invalid_setting("store", path, _EXPECTED)
     from .sqlite import SQLiteStore  # loads sqlite3, which a client without a file never needs
 

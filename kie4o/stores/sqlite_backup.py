@@ -13,7 +13,8 @@ from contextlib import closing
 from pathlib import Path
 
 from ..errors import StoreError, reason_of
-from .sqlite_file import StoreConnection, log_of, sync_directory
+from .durability import make_durable, sync_directory
+from .sqlite_file import StoreConnection, log_of
 
 
 def copy_to(connection: StoreConnection, target: Path) -> None:
@@ -32,18 +33,19 @@ def _replace(target: Path, source: StoreConnection) -> None:
     }
     if target in of_store or (target.exists() and target.samefile(source.path)):
         raise OSError("that is the store itself")
+    if target.is_dir():
+        raise OSError("that is a folder; use a file in it")
     if log_of(target).exists():
         raise OSError(f"{log_of(target).name} is there, the log of another store, and would be applied to it")
     handle, name = tempfile.mkstemp(prefix=".kie4o-", suffix=".db", dir=target.parent)
+    os.close(handle)  # Windows renames no open file
     draft = Path(name)
     try:
         with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
             copy.execute("PRAGMA journal_mode = OFF")  # no second file; a copy that fails is deleted
-            copy.execute("PRAGMA synchronous = OFF")  # synced once, below
+            make_durable(copy)
             source.backup(copy)
-        os.fsync(handle)
         draft.replace(target)
         sync_directory(target.parent)
     finally:
-        os.close(handle)
         draft.unlink(missing_ok=True)

@@ -7,44 +7,21 @@ store is an error, never a silent start from an empty one.
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from .. import clock
 from ..errors import StoreError, StoreLockedError, reason_of
+from .durability import make_durable
 from .file_lock import FileLock, Identity, identity_of
 from .packing import checksum, packed, unpacked
+from .sqlite_creation import APPLICATION_ID, SCHEMA, create, remove_leftovers
 from .sqlite_log import is_damaged
 from .store import Entry, EntryState, hash_of_ref
 
-APPLICATION_ID = 0x6B696534  # "kie4" in the file's header
-SCHEMA = 1
 _SLOT_RETENTION = 86_400.0  # seconds for which past submits are kept, or longer if the limit's window is
-_TABLES = """
-CREATE TABLE entry (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    ref_hash BLOB NOT NULL,
-    task_id TEXT,
-    state TEXT NOT NULL,
-    submitted_at REAL,
-    body BLOB NOT NULL,
-    checksum BLOB NOT NULL
-);
-CREATE INDEX entry_of_ref ON entry (ref_hash);
-CREATE INDEX entry_of_task ON entry (task_id) WHERE task_id IS NOT NULL;
-CREATE INDEX entry_unfinished ON entry (id) WHERE state IN ('submitted', 'unknown');
-CREATE TABLE slot (
-    ref_hash BLOB PRIMARY KEY, at REAL NOT NULL, uptime REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE callback (
-    ref_hash BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (ref_hash, task_id)
-) WITHOUT ROWID;
-"""
 SAVE = """
 INSERT INTO entry (key, ref_hash, task_id, state, submitted_at, body, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET ref_hash = excluded.ref_hash, task_id = excluded.task_id,
@@ -105,6 +82,7 @@ def open_file(path: Path) -> StoreConnection:
     with ExitStack() as undo:
         try:
             path = path.resolve()  # SQLite puts the log beside the file, not beside a link to it
+            _check_kind(path)
             log = log_of(path)
             log_exists = log.exists()
             if not path.exists():
@@ -113,7 +91,7 @@ def open_file(path: Path) -> StoreConnection:
                         f"the store {path} is missing, but its log {log.name} is still there; put the file "
                         "back, or move the log away to start with an empty store"
                     )
-                _create(path)
+                create(path)
             lock = FileLock(path)
             undo.callback(lock.release)
             if path.stat().st_size == 0:
@@ -145,7 +123,8 @@ def failure_of(path: Path, error: Exception) -> StoreError:
     reason = reason_of(error)
     if "locked" in reason:  # by SQLite, or by FileLock
         return StoreLockedError(
-            f"another client or process has the store {path} open; close it first, or use another file"
+            f"another client or process has the store {path} open; close it first, or give each worker a "
+            "store file of its own"
         )
     return StoreError(
         f"the store {path} cannot be used: {reason}. Check the path, its permissions and the free space; "
@@ -173,37 +152,23 @@ def _damaged(path: Path, reason: str) -> StoreError:
     )
 
 
-def _create(path: Path) -> None:
-    """Created under a temporary name, so that the file is either missing or complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".kie4o-", suffix=".db", dir=path.parent)
-    os.close(handle)
-    draft = Path(name)
-    try:
-        connection = sqlite3.connect(draft, isolation_level=None)
-        try:
-            connection.executescript(
-                f"PRAGMA synchronous = FULL; PRAGMA application_id = {APPLICATION_ID}; "
-                f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;"
-            )
-        finally:
-            connection.close()
-        with suppress(FileExistsError):  # another process was first, and its file is as good
-            os.link(draft, path)
-        sync_directory(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+def _check_kind(path: Path) -> None:
+    """What no file can be created at or opened as. Each system refuses it with another error."""
+    reason = ""
+    existing = next((each for each in (path, *path.parents) if each.exists()), path)
+    if existing != path and not existing.is_dir():
+        reason = f"{existing} is a file, not a folder"
+    elif path.is_dir():
+        reason = f"it is a folder; use a file in it, such as {path / 'run.db'}"
+    elif existing == path and path.exists() and not path.is_file():
+        reason = "it is not a regular file; use another path"
+    if reason:
+        raise StoreError(f"the store {path} cannot be used: {reason}")
 
 
 def _check_single_name(path: Path) -> None:
-    """SQLite looks for the log beside the name that it opens, and does not find that of another name.
-
-    A name that `_create` has left behind, because its process was killed, is removed.
-    """
-    for draft in path.parent.glob(".kie4o-*.db"):
-        with suppress(FileNotFoundError):
-            if draft.samefile(path):
-                draft.unlink()
+    """SQLite looks for the log beside the name that it opens, and does not find that of another name."""
+    remove_leftovers(path)
     if path.stat().st_nlink > 1:
         raise StoreError(
             f"the store {path} has another name (a hard link), under which it may have been used; remove the "
@@ -211,20 +176,11 @@ def _check_single_name(path: Path) -> None:
         )
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names of new files durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _lock(connection: sqlite3.Connection) -> None:
     """The exclusive lock is set before WAL mode, which then needs no shared memory file."""
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    make_durable(connection)
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("COMMIT")
 

@@ -64,11 +64,13 @@ def _items(numbers: random.Random, most: int = len(ITEMS)) -> list[int]:
     return list(range(1, most + 1)) if DEEP else [numbers.randint(2, most)]
 
 
-async def killed(folder: Path, lane: Lane, kill: Kill, *, naive: bool = False) -> tuple[Case, list[str]]:
+async def killed(
+    folder: Path, lane: Lane, kill: Kill, *, naive: bool = False, links: bool = True
+) -> tuple[Case, list[str]]:
     """Run a batch that is killed there, then to its end; return its faults too."""
     by_server = kill.by == "server"
     server = CountingServer(kill.step, kill.at) if by_server else CountingServer()
-    async with Case(folder, server, naive) as case:
+    async with Case(folder, server, naive, links=links) as case:
         code = await case.run(lane, *(() if by_server else (kill.step, kill.at)))
         faults = [] if code == KILLED else [f"the step was not reached: code {code}, {case.stderr}"]
         return case, faults + await case.finish(lane)
@@ -87,6 +89,17 @@ async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(tmp_
         return (await killed(tmp_path / str(kill), lane, kill))[1]
 
     assert await on_lanes(named_steps(), act) == []
+
+
+async def test_a_batch_on_a_drive_without_hard_links(tmp_path: Path) -> None:
+    """The same where the store is created by renaming, killed around that and later."""
+    kills = [Kill("store", f"{when} open", 1) for when in ("before", "during", "after")]
+    kills += [Kill("store", "during intent", 3), Kill("server", "half an answer", 7)]
+
+    async def act(lane: Lane, kill: Kill) -> list[str]:
+        return (await killed(tmp_path / str(kill), lane, kill, links=False))[1]
+
+    assert await on_lanes(kills, act) == []
 
 
 @attrs.frozen
@@ -182,7 +195,9 @@ async def test_a_store_is_locked_while_its_process_runs(tmp_path: Path) -> None:
         assert case.of_run(second.pid) == [{"run": second.pid, "ended": "StoreLockedError"}]
         assert second.pid not in {line["run"] for line in case.lines("evidence")}
         with pytest.raises(StoreLockedError):
-            async with AsyncKieClient(CANARY_KEY, base_url=case.server.url, store=case.folder / "run.db"):
+            async with AsyncKieClient(
+                CANARY_KEY, base_url=case.server.url, store=case.folder / "run.db", store_wait=0
+            ):
                 pass
         first.kill()
         case.codes.append(await first.wait())

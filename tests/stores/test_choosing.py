@@ -29,7 +29,12 @@ def test_none_is_memory_and_a_store_is_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "  ", ":memory:", "sqlite:///", "sqlite://run.db", 5, b"run.db"], ids=repr
+    "given",
+    [
+        *("", "  ", ":memory:", "sqlite:///", "sqlite://run.db", 5, b"run.db"),
+        *("runs/", "sqlite:///runs/", ".", "..", "runs/.", "/", Path(), Path("/")),  # folders
+    ],
+    ids=repr,
 )
 def test_what_is_no_store_is_refused_with_what_is_expected(given: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^invalid store=.*: expected None for memory, a path"):

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 from cancelling import cancelled_at
 from entries import PATIENCE, ended, entry_of, plain, submitted, unfinished_keys
+from platforms import like_windows
 
 import kie4o
 from kie4o import AsyncKieClient, PollPolicy, StoreError, StoreLockedError
 from kie4o.emulator import Emulator
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.sqlite_file import SCHEMA
+from kie4o.stores.sqlite_creation import SCHEMA
 from kie4o.stores.store import EntryState, Store
 
 # -- durability ------------------------------------------------------------------------------------
@@ -380,6 +381,31 @@ def test_a_path_that_cannot_be_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     for path in (tmp_path, tmp_path / "file" / "run.db", tmp_path / "null\0.db"):
         assert "cannot be used" in str(asyncio.run(refused(path)))
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "folder": (lambda folder: folder, r"it is a folder; use a file in it, such as .*run\.db"),
+    "link to a folder": (lambda folder: folder / "link", "it is a folder; use a file in it"),
+    "in a file": (lambda folder: folder / "file" / "run.db", r"file is a file, not a folder"),
+    "far in a file": (lambda folder: folder / "file" / "a" / "run.db", r"file is a file, not a folder"),
+    "device": (lambda folder: Path(os.devnull), "it is not a regular file; use another path"),
+}
+
+
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("kind", NO_FILES)
+async def test_a_path_that_is_no_file_is_called_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, windows: bool
+) -> None:
+    """On every platform: Windows refuses to open a folder with `PermissionError`, not `IsADirectoryError`."""
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path)
+    if windows:
+        like_windows(monkeypatch)
+    path_of, sentence = NO_FILES[kind]
+    before = sorted(tmp_path.iterdir())
+    assert re.search(f"cannot be used: .*{sentence}", str(await refused(path_of(tmp_path))))
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("part", ["body", "checksum"])

@@ -30,7 +30,7 @@ from paths import SUPPORT
 from kie4o import ImageRequest, StoreError, TaskDetails, TaskState
 from kie4o.stores.packing import packed
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.sqlite_file import SCHEMA
+from kie4o.stores.sqlite_creation import SCHEMA
 from kie4o.stores.store import Entry, EntryState, hash_of_ref
 
 State = frozenset[bytes]

@@ -12,6 +12,7 @@ returned).
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -55,6 +56,7 @@ class Run:
     at: int = 0
     mishap: str = "kill"
     store: str = "run.db"
+    links: bool = True
     unprotected: bool = False
 
 
@@ -191,6 +193,15 @@ def take_away_protection() -> None:
     sqlite_file.is_damaged = lambda log: False
 
 
+def take_away_links() -> None:
+    """As on FAT and exFAT: link(2)."""
+
+    def link(*names: object) -> NoReturn:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    os.link = link
+
+
 async def batch(run: Run) -> None:
     """The batch as a user writes it: a mapping of custom ids, a store, completions as they arrive."""
     folder = Path(run.folder)
@@ -249,6 +260,8 @@ async def naive_batch(run: Run) -> None:
 
 def perform(run: Run) -> int:
     """Run it; the exit code is 0 unless it raised anything but a `KieError`."""
+    if not run.links:
+        take_away_links()
     if run.unprotected:
         take_away_protection()
     try:

@@ -229,6 +229,7 @@ class Case:
     server: CountingServer
     naive: bool = False
     store: str = "run.db"
+    links: bool = True  # whether its drive has hard links
     codes: list[int] = attrs.field(factory=list, init=False)
 
     async def __aenter__(self) -> Case:
@@ -241,7 +242,13 @@ class Case:
 
     def run_of(self, step: str = "", at: int = 0, **more: Any) -> Run:
         return Run(
-            self.server.url, str(self.folder), ITEMS, self.naive, step, at, **{"store": self.store} | more
+            self.server.url,
+            str(self.folder),
+            ITEMS,
+            self.naive,
+            step,
+            at,
+            **{"store": self.store, "links": self.links} | more,
         )
 
     async def run(

@@ -1,0 +1,362 @@
+"""How a store file comes into being where a drive has no hard links, a directory cannot be synced, or the
+process is killed or stopped in the middle.
+
+A platform is simulated at the call that behaves differently there, with the error that it documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import signal
+import sqlite3
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from entries import submitted, unfinished_keys
+from platforms import like_windows
+from test_sqlite import opened, refused
+
+from kie4o import StoreError, StoreLockedError
+from kie4o.stores import durability, sqlite_creation
+from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.sqlite_file import open_file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder / "run.db"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def raising(error: OSError) -> Callable[..., Any]:
+    def call(*arguments: Any, **more: Any) -> Any:
+        raise error
+
+    return call
+
+
+# -- directories that cannot be synced -------------------------------------------------------------
+
+
+async def creates_and_backs_up(path: Path) -> None:
+    async with opened(path) as store:
+        await store.save(submitted("a"))
+        await store.backup(path.with_name("copy.db"))
+    for file in (path, path.with_name("copy.db")):
+        async with opened(file) as store:
+            assert await unfinished_keys(store) == ["a"]
+    assert names(path.parent) == ["copy.db", "run.db"]
+
+
+async def test_windows_opens_no_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store is created at the first start, and backed up."""
+    like_windows(monkeypatch)
+    await creates_and_backs_up(path)
+
+
+def failing_sync_of_directories(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(error, os.strerror(error))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(durability, "_sync", fsync if sys.platform == "win32" else durability._sync)
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+async def test_a_file_system_that_syncs_no_directory(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """CIFS and FUSE answer so (fsync(2)); the store is created."""
+    failing_sync_of_directories(monkeypatch, error)
+    await creates_and_backs_up(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory is synced on Windows")
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+async def test_a_directory_that_is_not_on_the_disk_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Control: a real failure opens nothing, and backs up nothing."""
+    async with opened(path.with_name("other.db")) as other:
+        failing_sync_of_directories(monkeypatch, error)
+        with pytest.raises(StoreError, match=os.strerror(error)):
+            await SQLiteStore(path).open()
+        with pytest.raises(StoreError, match=os.strerror(error)):
+            await other.backup(path.with_name("copy.db"))
+
+
+# -- past the cache of the drive -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["draft", "store", "backup"])
+async def test_every_connection_that_writes_syncs_fully(
+    path: Path, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On macOS a commit survives a power cut only with `fullfsync`."""
+    seen: dict[str, list[tuple[int, ...]]] = {}
+    real = durability.make_durable
+
+    def make_durable(connection: sqlite3.Connection) -> None:
+        real(connection)
+        [[_, _, file]] = connection.execute("PRAGMA database_list").fetchall()
+        pragmas = ("synchronous", "fullfsync", "checkpoint_fullfsync")
+        values = tuple(connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in pragmas)
+        seen.setdefault(which_of(Path(file)), []).append(values)
+
+    def which_of(file: Path) -> str:
+        if not file.name.startswith(".kie4o-"):
+            return "store"
+        return "backup" if path.exists() else "draft"
+
+    for module in ("sqlite_creation", "sqlite_file", "sqlite_backup"):
+        monkeypatch.setattr(f"kie4o.stores.{module}.make_durable", make_durable)
+    async with opened(path) as store:
+        await store.save(submitted("a"))
+        await store.backup(path.with_name("copy.db"))
+    assert seen[which] == [(2, 1, 1)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory is synced on Windows")
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_directory_is_synced_fully(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
+) -> None:
+    """By `F_FULLFSYNC` (macOS's fcntl(2)); by `fsync` where a drive of another system does not have that."""
+    import fcntl
+
+    calls: list[str] = []
+
+    def call(handle: int, command: int) -> int:
+        assert stat.S_ISDIR(os.fstat(handle).st_mode)
+        calls.append(f"fcntl {command}")
+        if not supported:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+        return 0
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", call)
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append("fsync"))
+    durability.sync_directory(tmp_path)
+    assert calls == ["fcntl 51"] + ["fsync"] * (not supported)
+
+
+# -- drives without hard links ---------------------------------------------------------------------
+
+# link(2): EPERM on FAT and exFAT; FUSE ENOSYS; network drives ENOTSUP, EXDEV; Termux EACCES. Windows reports
+# ERROR_INVALID_FUNCTION (FAT) and ERROR_NOT_SUPPORTED (SMB) as EINVAL.
+REFUSALS = [
+    *(errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),
+    *(errno.EMLINK, errno.EXDEV, errno.EACCES, errno.EINVAL),
+]
+
+
+def without_links(monkeypatch: pytest.MonkeyPatch, error: int = errno.EPERM) -> None:
+    monkeypatch.setattr(os, "link", raising(OSError(error, os.strerror(error))))
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: errno.errorcode[error])
+async def test_a_drive_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """The store is created, by whatever error the drive refuses links, and nothing is left beside it."""
+    without_links(monkeypatch, error)
+    await creates_and_backs_up(path)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EROFS])
+async def test_a_drive_that_fails_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Control: what fails for another reason fails again without links, and leaves nothing."""
+    without_links(monkeypatch, error)
+    monkeypatch.setattr(os, "rename", raising(OSError(error, os.strerror(error))))
+    assert os.strerror(error) in str(await refused(path))
+    assert [name for name in names(path.parent) if name.endswith(".db")] == []
+
+
+async def test_an_empty_file_stays_damaged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step of creating leaves one, so it was a store once, and starting anew would pay again."""
+    without_links(monkeypatch)
+    path.write_bytes(b"")
+    assert "damaged" in str(await refused(path))
+    assert path.read_bytes() == b""
+
+
+# -- killed or stopped at every line ---------------------------------------------------------------
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+PARTS = {sqlite_creation.__file__, __file__}
+
+
+class Child:
+    """A process that opens the store, and gets `signal_` at the `at`-th line of its creation."""
+
+    def __init__(self, path: Path, at: int, signal_: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking beside a thread
+            self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                signal.alarm(20)
+                sys.settrace(self._signalling(at, signal_))
+                open_file(path).close()
+                code = 0
+            except StoreError:
+                code = 2
+            finally:
+                os._exit(code)
+
+    def _signalling(self, at: int, signal_: int) -> Callable[..., Any]:
+        lines = itertools.count(1)
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            if frame.f_code.co_filename not in PARTS:
+                return None
+            if event == "line" and next(lines) == at:
+                os.kill(os.getpid(), signal_)
+            return trace
+
+        return trace
+
+    def wait(self) -> int:
+        """Its exit code; negative if it was killed or has stopped."""
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        return -os.WSTOPSIG(status) if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
+
+
+def lines_of(folder: Path, signal_: int) -> Iterator[tuple[Path, Child]]:
+    """A new store for each line, with the child that got the signal there."""
+    for at in itertools.count(1):
+        path = folder / f"{at}" / "run.db"
+        path.parent.mkdir()
+        child = Child(path, at, signal_)
+        code = child.wait()
+        if code >= 0:
+            assert code == 0
+            assert at > 20
+            return
+        assert code == -signal_
+        yield path, child
+
+
+async def works(path: Path, *before: str) -> None:
+    async with opened(path) as store:
+        assert await unfinished_keys(store) == list(before)
+        await store.save(submitted("a"))
+    async with opened(path) as store:
+        assert await unfinished_keys(store) == [*before, "a"]
+
+
+@forks
+@pytest.mark.parametrize("links", [True, False])
+def test_a_process_killed_at_any_line_leaves_no_store_or_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """The next one opens it, and removes what was left of its name."""
+    if not links:
+        without_links(monkeypatch)
+    for path, _ in lines_of(tmp_path, signal.SIGKILL):
+        if path.exists():
+            with sqlite3.connect(path) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+                assert connection.execute("SELECT count(*) FROM entry").fetchall() == [(0,)]
+            connection.close()
+        asyncio.run(works(path))
+        left = [name for name in names(path.parent) if name != "run.db"]
+        assert all(name.startswith(".kie4o-") and ".db" in name for name in left)
+        assert not sqlite_creation._lock_file_of(path).exists()
+
+
+async def beside(path: Path, child: Child) -> str:
+    """Use the store while the other process has stopped in the middle of its creation; then let it go on."""
+    store = SQLiteStore(path)
+    try:
+        await store.open()
+    except StoreLockedError:
+        os.kill(child.pid, signal.SIGCONT)
+        return "" if child.wait() == 0 else "both were locked out"
+    await store.save(submitted("b"))
+    os.kill(child.pid, signal.SIGCONT)
+    code = child.wait()
+    try:
+        keys = await unfinished_keys(store)
+        await store.aclose()
+    except StoreError as error:
+        await store.aclose()
+        return f"replaced: {error}"
+    return "" if (code, keys) == (2, ["b"]) else f"two have it: {code}, {keys}"
+
+
+def faults_of_two(folder: Path) -> list[str]:
+    faults = []
+    for path, child in lines_of(folder, signal.SIGSTOP):
+        if fault := asyncio.run(beside(path, child)):
+            faults.append(f"line {path.parent.name}: {fault}")
+        else:
+            asyncio.run(works(path, *(["b"] if _has_b(path) else [])))
+    return faults
+
+
+def _has_b(path: Path) -> bool:
+    with sqlite3.connect(path) as connection:
+        [(count,)] = connection.execute("SELECT count(*) FROM entry")
+    connection.close()
+    return bool(count)
+
+
+@forks
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_processes_that_create_a_store_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """One is stopped at each line while the other uses the store: neither replaces the other's file."""
+    if not links:
+        without_links(monkeypatch)
+    assert faults_of_two(tmp_path) == []
+
+
+@forks
+def test_control_renaming_without_a_lock_replaces_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: what the first process has saved would be lost with its file."""
+
+    def naive(draft: Path, path: Path) -> None:
+        if not path.exists():
+            draft.rename(path)
+
+    without_links(monkeypatch)
+    monkeypatch.setattr(sqlite_creation, "_name_without_links", naive)
+    assert any("replaced" in fault for fault in faults_of_two(tmp_path))
+
+
+@forks
+def test_control_building_in_place_leaves_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: a name that is claimed first is an empty file if the process is killed then."""
+
+    def claim(draft: Path, path: Path) -> None:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        draft.replace(path)
+
+    monkeypatch.setattr(sqlite_creation, "_name", claim)
+    sizes = [path.stat().st_size for path, _ in lines_of(tmp_path, signal.SIGKILL) if path.exists()]
+    assert 0 in sizes
