@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from ..errors import StoreError, StoreLockedError
+from ..errors import StoreError, StoreLockedError, reason_of
 from .sqlite_file import StoreConnection, failure_of, open_file
 
 _T = TypeVar("_T")
@@ -73,15 +73,13 @@ class ThreadWorker:
             await self._end()
         if self._loop is not None:
             raise StoreLockedError(f"the store {path} is already open; give each client its own store")
-        self._path, self._pid = path, os.getpid()
-        loop = self._loop = asyncio.get_running_loop()
-        self._jobs = queue.SimpleQueue()
-        self._ended = Future()
-        self._ended.set_running_or_notify_cancel()  # a waiter that is cancelled cannot cancel it
+        loop = asyncio.get_running_loop()
+        jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        ended: Future[None] = Future()
+        ended.set_running_or_notify_cancel()  # a waiter that is cancelled cannot cancel it
         opened: asyncio.Future[None] = loop.create_future()
-        threading.Thread(
-            target=_serve, args=(path, loop, self._jobs, opened, self._ended), name="kie4o store", daemon=True
-        ).start()
+        _start_thread(path, loop, jobs, opened, ended)
+        self._path, self._pid, self._loop, self._jobs, self._ended = path, os.getpid(), loop, jobs, ended
         try:
             await opened
         except BaseException:
@@ -142,6 +140,29 @@ def run_alone(connection: StoreConnection, group: Sequence[Work[Any]]) -> list[R
             failure = error if isinstance(error, StoreError) else failure_of(connection.path, error)
             results.append((None, failure))
     return results
+
+
+def _start_thread(
+    path: Path,
+    loop: asyncio.AbstractEventLoop,
+    jobs: queue.SimpleQueue[_Job | None],
+    opened: asyncio.Future[None],
+    ended: Future[None],
+) -> None:
+    """Raises `StoreError` if the system, such as a container with a limit on processes, allows no more."""
+    arguments = (path, loop, jobs, opened, ended)
+    try:
+        threading.Thread(target=_serve, args=arguments, name="kie4o store", daemon=True).start()
+        return
+    except (RuntimeError, MemoryError) as error:
+        reason = reason_of(error)
+    except BaseException:
+        jobs.put(None)  # interrupted; it may have started
+        raise
+    raise StoreError(
+        f"the store {path} cannot be used: {reason}. It needs a thread of its own; raise the limit on "
+        "processes or memory"
+    )
 
 
 def _serve(

@@ -152,6 +152,58 @@ def test_another_loop_waits_for_the_end_of_the_thread(tmp_path: Path, disk: Disk
     assert asyncio.run(second()) == ["a"]
 
 
+@pytest.mark.parametrize("reason", [RuntimeError("can't start new thread"), MemoryError("no memory")])
+async def test_without_a_thread_nothing_opens_until_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: Exception
+) -> None:
+    """A container's limit on processes, or on memory, is a `StoreError`; the next opening works."""
+
+    def start(thread: threading.Thread) -> None:
+        raise reason
+
+    store = SQLiteStore(tmp_path / "run.db")
+    for _ in range(2):
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", start)
+            with pytest.raises(
+                StoreError, match=f"run.db cannot be used: {reason}.* raise the limit"
+            ) as caught:
+                await store.open()
+            assert caught.value.__context__ is None
+            await asyncio.wait_for(store.aclose(), PATIENCE)
+            with pytest.raises(StoreError, match="not open"):
+                await store.save(submitted("a"))
+        await asyncio.wait_for(store.open(), PATIENCE)
+        await store.save(submitted("a"))
+        await asyncio.wait_for(store.aclose(), PATIENCE)
+
+
+async def test_a_thread_that_is_interrupted_as_it_starts_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would keep the file for as long as the process runs."""
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        real(thread)
+        raise KeyboardInterrupt
+
+    store = SQLiteStore(tmp_path / "run.db")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            await store.open()
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            await store.open()
+            break
+        except StoreLockedError:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+    await store.aclose()
+
+
 async def test_of_two_openings_at_once_one_is_refused(tmp_path: Path) -> None:
     """Also while both wait for the end of an earlier thread."""
     store = SQLiteStore(tmp_path / "run.db")

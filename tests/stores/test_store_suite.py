@@ -56,6 +56,27 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
 
+@every_kind
+def test_a_closed_store_opens_in_another_loop(kind: Kind, tmp_path: Path) -> None:
+    """With what it holds, as often as its client is closed and used again."""
+    store = kind.make(tmp_path)
+
+    async def use(number: int) -> None:
+        await store.open()
+        assert await unfinished_keys(store) == [f"{earlier}" for earlier in range(number)]
+        assert len(await store.recent(1e9)) == number
+        await asyncio.gather(store.save(submitted(f"{number}")), store.claim(entry_of("planned")))
+        await store.release("planned")
+        await store.aclose()
+
+    async def use_each(*numbers: int) -> None:
+        for number in numbers:
+            await use(number)
+
+    for numbers in ([0], [1, 2], [3]):
+        asyncio.run(use_each(*numbers))
+
+
 @pytest.fixture
 async def store(kind: Kind, tmp_path: Path):
     """An open store of each kind."""
