@@ -85,6 +85,8 @@ class AsyncKieClient:
         trust_callbacks: Accept what a recognised callback says without polling its task.
         store: Remembers every submit. None is this process's memory; a path or ``"sqlite:///run.db"`` is a
             file that survives it; or an object with the methods of `Store`.
+        store_wait: Seconds to wait for a store file that another process has open, such as the one that this
+            process replaces; 0 does not wait.
         session: An aiohttp session whose connector is used. You keep ownership and close it.
         proxy: URL of a proxy, as in aiohttp.
         trust_env: Take proxies from the environment, as in aiohttp.
@@ -108,6 +110,7 @@ class AsyncKieClient:
         webhook_key: str | Sequence[str] | None = None,
         trust_callbacks: bool = False,
         store: Store | str | os.PathLike[str] | None = None,
+        store_wait: float = 10.0,
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
         trust_env: bool = False,
@@ -120,6 +123,7 @@ class AsyncKieClient:
             webhook_key=webhook_key,
             environment=os.environ,
         )
+        wait = seconds("store_wait", store_wait, zero=True) or 0.0
         self._options = Options(
             settings=self._settings,
             timeout=seconds("timeout", timeout) or 0.0,
@@ -130,6 +134,7 @@ class AsyncKieClient:
             callback_url=callback_url_of(callback_url),
             trust_callbacks=flag("trust_callbacks", trust_callbacks),
             store=store_of(store),
+            store_wait=wait if isinstance(store, (str, os.PathLike)) else 0.0,
             forgets=store is None,
             session=session,
             proxy=proxy,

@@ -7,13 +7,14 @@ opened again gets a new one with the same options, so that nothing of an earlier
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 import attrs
 
 from .callbacks.delivery import Delivery
 from .closing import close_parts, log_unfinished
-from .errors import KieError, client_closed
+from .errors import KieError, StoreLockedError, client_closed
 from .files.transfers import Files
 from .lifecycle import Lifecycle
 from .models import RateLimit
@@ -34,6 +35,10 @@ from .waiting import wait_uncancelled
 if TYPE_CHECKING:
     import aiohttp
 
+logger: logging.Logger = logging.getLogger("kie4o")
+
+_RETRY = 0.1  # seconds between two attempts to open a store that is open elsewhere
+
 
 @attrs.frozen(kw_only=True)
 class Options:
@@ -48,6 +53,7 @@ class Options:
     callback_url: str | None
     trust_callbacks: bool
     store: Store
+    store_wait: float
     forgets: bool  # the store ends with the client
     session: aiohttp.ClientSession | None
     proxy: str | None
@@ -64,6 +70,7 @@ class Runtime:
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
         self._forgets = options.forgets
+        self._store_wait = options.store_wait
         settings, timeout = options.settings, options.timeout
         proxy, trust_env = options.proxy, options.trust_env
         self.transport: Transport = Transport(
@@ -138,7 +145,7 @@ class Runtime:
 
     async def _open(self) -> None:
         """Open the store. What it saw submitted recently still counts against the account's limit."""
-        await self.store.open()
+        await self._open_store()
         try:
             ages = await self.store.recent(self.limiter.limit.per)
             if self.closed:  # closing has given up on a store that took too long to open
@@ -148,6 +155,27 @@ class Runtime:
             raise
         self.limiter.remember(ages)
         self._opened = True
+
+    async def _open_store(self) -> None:
+        """If another client or process has the store open, wait for it: this one may be its successor."""
+        loop = asyncio.get_running_loop()
+        until, said = loop.time() + self._store_wait, False
+        while True:
+            try:
+                return await self.store.open()
+            except StoreLockedError as error:
+                locked = str(error)
+            left = until - loop.time()
+            if left <= 0:
+                break
+            if not said:
+                logger.info("%s. Waiting up to %g s", locked, self._store_wait)
+                said = True
+            await asyncio.sleep(min(_RETRY, left))
+            if self.closed:
+                raise client_closed()
+        waited = f". Waited {self._store_wait:g} s; store_wait= sets for how long" if said else ""
+        raise StoreLockedError(locked + waited)
 
     # -- closing, in a task of its own -------------------------------------------------------------
 

@@ -112,6 +112,8 @@ def client() -> AsyncKieClient:
         poll=PollPolicy(first=2.0, factor=1.5, maximum=5, jitter=False),
         callback_url="https://example.com/hook",
         webhook_key=["new", "old"],
+        store="run.db",
+        store_wait=0,
         proxy=None,
         trust_env=False,
     )
