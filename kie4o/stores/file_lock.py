@@ -24,6 +24,7 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 Identity = tuple[int, int]  # device and inode
 
 _held: dict[Identity, FileLock] = {}
+_warned: set[Path] = set()
 
 if sys.platform == "win32":
     import msvcrt
@@ -110,6 +111,9 @@ def _lock_or_warn(descriptor: int, path: Path) -> None:
             raise BlockingIOError(errno.EAGAIN, "the file is locked") from None
         if error.errno not in _UNSUPPORTED:
             raise
+        if path in _warned:  # also while it waits for another process, and tries ten times a second
+            return
+        _warned.add(path)
         logger.warning(
             "the store %s is on a file system without locks of open files (%s); do not copy it while it is "
             "open, and do not open it twice",

@@ -1,4 +1,4 @@
-"""The SQLite file of a store: created, locked, checked when it is opened, and its rows.
+"""The SQLite file of a store: locked and checked when it is opened, and its rows.
 
 What SQLite does not notice is checked here: an empty file that should not be empty, a damaged log, rows
 whose checksum does not match, and a file that was deleted, renamed or replaced while it is open. A damaged
