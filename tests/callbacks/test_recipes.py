@@ -73,6 +73,8 @@ async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path
                 assert response.status == 200
                 async with session.post(f"http://127.0.0.1:{port}/kie/forged", json={}) as response:
                     assert response.status in (400, 401)
+                while not kie.callbacks:  # the waiter may be woken before its callback is answered
+                    await asyncio.sleep(0.01)
         finally:
             process.terminate()
             await asyncio.to_thread(process.wait)
