@@ -64,7 +64,8 @@ class CallbackReceiver:
         self._parse = parse
         self._delivery = delivery
         self._pending = pending
-        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()  # until when, in loop time
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()  # until when, in this loop's time
 
     async def receive(
         self, headers: Headers, body: bytes | AsyncIterable[bytes], ref: str | None = None
@@ -113,7 +114,11 @@ class CallbackReceiver:
         return HTTPStatus.OK
 
     def _was_seen(self, signed: tuple[str, str]) -> bool:
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # the times of another loop say nothing in this one
+            self._seen.clear()
+            self._loop = loop
+        now = loop.time()
         while self._seen and (len(self._seen) > _SEEN or next(iter(self._seen.values())) < now):
             self._seen.popitem(last=False)
         return signed in self._seen

@@ -9,14 +9,18 @@ import time
 from pathlib import Path
 
 import aiohttp
+import attrs
 import pytest
 from aiohttp import web
 from canary import CANARY_KEY
 from clients import QUICK, state_of, until
+from clocks import run_virtual
 
 import kie4o
 from kie4o import AsyncKieClient, sign_callback
+from kie4o.callbacks.receiving import CallbackReceiver
 from kie4o.emulator import Emulator
+from kie4o.models import Callback
 from kie4o.stores.store import EntryState
 from kie4o.webhooks import asgi_app, routes
 
@@ -230,6 +234,38 @@ async def test_repetitions_are_remembered_within_bounds(limit: str, monkeypatch)
             assert await receiver.receive(headers, body_of(here.task.id), here.ref) == 200
             assert len(receiver._seen) <= 3
         assert (await here.task).urls
+
+
+def test_a_receiver_tolerates_another_loop() -> None:
+    """Its client may be closed and opened again, and a loop may count time from another origin: what the
+    first one has remembered is neither taken for fresh nor kept for ever."""
+
+    def parse(body: bytes, headers: object, ref: str | None) -> Callback:
+        return attrs.evolve(kie4o.parse_callback(body, ref=ref), verified=True)
+
+    class Accepting:
+        times = 0
+
+        async def accept(self, callback: Callback, *, limit: int) -> bool:
+            self.times += 1
+            return True
+
+    async def ready() -> None: ...
+
+    delivery = Accepting()
+    receiver = CallbackReceiver(parse, ready, delivery)
+
+    async def receive() -> int:
+        return await receiver.receive([("content-type", "application/json")], body_of("t" * 32), "r")
+
+    async def earlier() -> int:
+        asyncio.get_running_loop()._clock.now = 1e9
+        return await receive()
+
+    assert run_virtual(earlier()) == 200
+    assert [run_virtual(receive()) for _ in range(2)] == [200, 200]
+    assert delivery.times == 3
+    assert max(receiver._seen.values()) < 1e6
 
 
 @pytest.mark.parametrize("how", HOWS)
