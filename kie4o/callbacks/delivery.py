@@ -92,6 +92,8 @@ class Delivery:
             if entry is None and self._poller.waits_for(callback.task_id):
                 return None
         if entry is None or entry.task_id != callback.task_id:
+            if entry is None and callback.verified:  # anyone may send one that is not signed
+                self._poller.notify_stray(callback.task_id)
             raise CallbackError(
                 "unknown callback: it matches no request submitted by this client; pass the ref from its URL "
                 "to parse_callback"
@@ -173,6 +175,8 @@ class Delivery:
         if entry is None or entry.details is None:
             details = callback.details if self._trusts(callback, entry) else None
             self._poller.notify(callback.task_id, details)
+        else:
+            self._poller.notify_late(callback.task_id)
 
     def _trusts(self, callback: Callback, entry: Entry | None) -> bool:
         is_named = entry is None or entry.task_id is not None

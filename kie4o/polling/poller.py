@@ -11,6 +11,7 @@ only. An error of a look says nothing about the task.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections import OrderedDict
@@ -33,6 +34,7 @@ from .learning import Pace, Sighting
 from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
 from .schedule import Schedule
+from .trust import CallbackTrust
 from .watches import NEVER, NOW, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -43,7 +45,6 @@ Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... 
 GRACE = 90.0  # seconds during which a task that Kie does not know may still appear
 EMPTY_LOOKS = 5  # looks at a success without images before it is taken as final: the record lags
 _EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited for yet
-_MISSED_CALLBACKS = 3  # in a row, after which callbacks are no longer relied on
 # States other than RUNNING in which a task can be when its wait times out.
 _UNUSUAL: Mapping[TaskState, str] = MappingProxyType(
     {
@@ -92,7 +93,7 @@ class TaskPoller:
         self._watches: dict[str, Watch] = {}
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
         self._early_callbacks: OrderedDict[str, None] = OrderedDict()
-        self._missed_callbacks = 0  # in a row: a callback was expected, but a look found the outcome
+        self._trust = CallbackTrust()
         self._closed = False
 
     # -- for callers -----------------------------------------------------------------------------
@@ -180,7 +181,7 @@ class TaskPoller:
         Returns:
             Whether the task is waited for. If it is not, its next wait begins with a look.
         """
-        self._missed_callbacks = 0
+        self._trust.arrived(task_id)
         watch = self._watches.get(task_id)
         if watch is None:
             self._early_callbacks[task_id] = None
@@ -193,6 +194,26 @@ class TaskPoller:
         else:
             self._look_soon(watch, NEVER)  # another look follows one that is running
         return True
+
+    def notify_late(self, task_id: str) -> None:
+        """Report that a callback about a task has arrived whose end is known already.
+
+        Args:
+            task_id: The task that the callback names.
+        """
+        self._trust.arrived(task_id)
+
+    def notify_stray(self, task_id: str) -> None:
+        """Report that a verified callback about a task of another client has arrived.
+
+        Callbacks then reach the wrong process, perhaps those of the tasks that are waited for here as well,
+        so the poller looks at its usual pace until callbacks of its own arrive.
+
+        Args:
+            task_id: The task that the callback names.
+        """
+        reason = f"the callback of task {task_id}, submitted elsewhere, arrived here"
+        self._rely_less(self._trust.strayed, reason)
 
     def waits_for(self, task_id: str) -> bool:
         """Whether a task is waited for.
@@ -319,18 +340,15 @@ class TaskPoller:
 
     def _finish(self, watch: Watch, outcome: Outcome) -> None:
         """Deliver the outcome of the task to its waiters and end the watch."""
-        if watch.expecting and watch.source == "poll":
-            self._missed_callbacks += 1
-            # Only for a task that has finished: closing the client and refused polls end waits too.
-            if self._missed_callbacks == _MISSED_CALLBACKS and isinstance(outcome, TaskDetails):
-                logger.warning(
-                    "%s tasks in a row finished without a callback; polling at the usual pace. "
-                    "Check that callback_url reaches this process",
-                    _MISSED_CALLBACKS,
-                )
         self._remove(watch)
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=True)
+        # Only for a task that has finished: closing the client and refused polls end waits too. And only if
+        # that happened during the wait: the callback of an earlier run's task may have reached that run.
+        finished = isinstance(outcome, TaskDetails) and (watch.last_running_at is not None or watch.looks > 0)
+        if finished and watch.expecting and watch.source == "poll":
+            missed = functools.partial(self._trust.missed, watch.task_id)
+            self._rely_less(missed, f"task {watch.task_id} finished without a callback")
 
     def _expire(self, watch: Watch, now: float) -> None:
         """Time out the waiters whose deadline has passed; they leave after that.
@@ -372,6 +390,24 @@ class TaskPoller:
         else:
             self._schedule.refresh(watch)
 
+    def _rely_less(self, count: Callable[[], None], reason: str) -> None:
+        """Count evidence against callbacks. Once it suffices, the usual pace holds at once for all tasks that
+        wait for one, as if it had held since their last look."""
+        relied_on = self._trust.relied_on
+        count()
+        if self._trust.relied_on or not relied_on:
+            return
+        logger.warning(
+            "%s; polling at the usual pace until callbacks arrive. "
+            "Check that callback_url reaches this process",
+            reason,
+        )
+        for watch in list(self._watches.values()):
+            if watch.expecting and NOW < watch.due < NEVER:
+                now, last = self._schedule.loop.time(), max(watch.submitted_at, watch.last_look_at)
+                at = last + self._delay(watch, watch.sighting(last))
+                self._plan(watch, min(at, watch.due), now)
+
     def _look_soon(self, watch: Watch, since: float) -> bool:
         """Look as soon as the limit allows. A look that is running will do if it began at `since` or later;
         otherwise another one follows it, and the result is True."""
@@ -385,8 +421,8 @@ class TaskPoller:
         return too_early
 
     def _delay(self, watch: Watch, sighting: Sighting) -> float:
-        """Until the next look: long if a callback is expected and callbacks have been arriving."""
-        relying = watch.expecting and watch.source == "poll" and self._missed_callbacks < _MISSED_CALLBACKS
+        """Until the next look: long if a callback is expected and callbacks can be relied on."""
+        relying = watch.expecting and watch.source == "poll" and self._trust.relied_on
         return self._pace.delay(sighting, self._chance(), safety_net=relying)
 
     # -- looking ---------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from kie4o.stores.ledger import Ledger
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import Entry, EntryState
 
+KEY = "a webhook key"
 URL = "https://me.example/kie/{ref}"  # which the emulator does not call: the tests do
 SPEED = 20
 
@@ -539,9 +540,42 @@ async def test_an_unknown_ref_names_no_task() -> None:
         assert alone.times == []
 
 
-# -- without a ref -------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("whose", "sign", "stray"),
+    [
+        ("another client's", "right", True),
+        ("another client's", "wrong", False),
+        ("another client's", "none", False),
+        ("ours", "right", False),
+    ],
+)
+async def test_a_signed_stray_callback_ends_rare_polls(whose: str, sign: str, stray: bool) -> None:
+    """It is answered with 404, so that Kie repeats it, and shows that callbacks reach the wrong process. One
+    that anyone could have sent has no such effect."""
+    async with Kie(duration=60.0) as kie, open_client(kie) as other:
+        async with open_client(kie, webhook_key=None if sign == "none" else KEY) as client:
+            task = await (client if whose == "ours" else other).submit("x")
+            headers = [("content-type", "application/json")]
+            key = KEY if sign == "right" else "a wrong key"
+            headers += kie4o.sign_callback(task.id, key=key, timestamp=time.time()).items()
+            receiver = client.receiver(allow_unsigned=True)
+            status = await receiver.receive(headers, body_of(task.id), kie.ref_of(task.id))
+            assert status == (200 if whose == "ours" else 401 if sign == "wrong" else 404)
+            assert client._poller._trust.relied_on is not stray
 
-KEY = "a webhook key"
+
+async def test_a_callback_for_a_finished_task_counts_as_one_that_has_arrived() -> None:
+    """A poll that finds the end a little earlier does not turn all callbacks into missed ones."""
+    async with Alone(DONE, state=EntryState.SUCCEEDED) as alone:
+        await alone.store.save(attrs.evolve(alone.entry, details=DONE))
+        alone.poller._trust.missed("t")
+        assert not alone.poller._trust.relied_on
+        await alone.delivery.deliver(CALLBACK)
+        assert alone.poller._trust.relied_on
+        assert alone.times == []
+
+
+# -- without a ref -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signed", [False, True])

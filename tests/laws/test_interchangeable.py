@@ -107,19 +107,19 @@ def test_a_true_callback_is_faster_than_polling() -> None:
 
 
 def test_silent_callbacks_are_no_longer_relied_on() -> None:
-    """After three tasks without a callback the client polls at its usual pace again."""
+    """After one task without a callback, if none has arrived yet, the client polls at its usual pace."""
 
     async def run() -> None:
         async with Receiving() as here:
             loop = asyncio.get_running_loop()
             took = []
-            for number in range(5):
+            for number in range(4):
                 here.kie.next(callback="never")
                 start = loop.time()
                 await here.client.generate(f"{number}")
                 took.append(loop.time() - start)
-            assert all(seconds > 50 for seconds in took[:3])
-            assert all(seconds < 25 for seconds in took[3:])
+            assert took[0] > 50
+            assert all(seconds < 25 for seconds in took[1:])
 
     run_scaled(run(), 40)
 

@@ -229,6 +229,8 @@ async def poll(task_id: str) -> AsyncIterator[TaskDetails]:
     assert_type(await poller.wait(task_id, timeout=None), ImageResult)
     assert_type(await poller.look(task_id), TaskDetails)
     assert_type(poller.notify(task_id), bool)
+    poller.notify_late(task_id)
+    poller.notify_stray(task_id)
     async for details in poller.watch(task_id):
         yield details
     await poller.aclose()
