@@ -561,7 +561,7 @@ async def test_a_signed_stray_callback_ends_rare_polls(whose: str, sign: str, st
             receiver = client.receiver(allow_unsigned=True)
             status = await receiver.receive(headers, body_of(task.id), kie.ref_of(task.id))
             assert status == (200 if whose == "ours" else 401 if sign == "wrong" else 404)
-            assert client._poller._trust.relied_on is not stray
+            assert client._runtime.poller._trust.relied_on is not stray
 
 
 async def test_a_callback_for_a_finished_task_counts_as_one_that_has_arrived() -> None:

@@ -250,10 +250,12 @@ def test_a_receiver_tolerates_another_loop() -> None:
             self.times += 1
             return True
 
-    async def ready() -> None: ...
-
     delivery = Accepting()
-    receiver = CallbackReceiver(parse, ready, delivery)
+
+    async def opened() -> Accepting:
+        return delivery
+
+    receiver = CallbackReceiver(parse, opened)
 
     async def receive() -> int:
         return await receiver.receive([("content-type", "application/json")], body_of("t" * 32), "r")
