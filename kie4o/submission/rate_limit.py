@@ -7,6 +7,9 @@ that, so no jitter of the network can put a 21st request into Kie's window. This
 slot and window, about 1 %. Leaky buckets and GCRA with a burst of 20 admit up to 40 requests in some
 windows of 10 s. Slots counted from the sending were refused in 13 % of submits in simulation.
 
+The clock of the loop ticks, and shows the time of its last tick. A response is therefore taken to have
+arrived at the next one, or a slot would be free up to a tick too early.
+
 `SlidingWindow` is arithmetic on times that are passed in; `RateLimiter` adds the waiting.
 """
 
@@ -18,7 +21,10 @@ from collections.abc import Iterable
 
 import attrs
 
+from .. import clock
 from ..models import RateLimit
+
+_LIBUV = 0.001  # seconds; the clock of libuv, under uvloop, counts whole milliseconds
 
 
 class SlidingWindow:
@@ -108,8 +114,11 @@ class RateLimiter:
 
     def remember(self, ages: Iterable[float]) -> None:
         """Count the slots of an earlier run, given how many seconds ago each was answered."""
-        now, per = asyncio.get_running_loop().time(), self.limit.per
-        self._window = SlidingWindow(self.limit, [now - min(per, max(0.0, age)) for age in ages])
+        loop, per = asyncio.get_running_loop(), self.limit.per
+        tick = _tick(loop)
+        now = loop.time() + tick
+        # An age is the difference of two times, each of which may be a tick behind.
+        self._window = SlidingWindow(self.limit, [now - min(per, max(0.0, age - tick)) for age in ages])
 
     async def acquire(self, *, front: bool = False) -> LocalSlot:
         """Wait for a slot and take it. With `front`, a refused request goes before those that wait."""
@@ -136,7 +145,7 @@ class RateLimiter:
     def release(self, *, counted: bool) -> None:
         """Give a slot back; `counted` unless the request was provably not sent."""
         if counted:
-            self._window.answered(self._loop.time())
+            self._window.answered(self._loop.time() + _tick(self._loop))
         else:
             self._window.give_back()
         if self._waiters:
@@ -144,7 +153,7 @@ class RateLimiter:
 
     def hold_all(self) -> None:
         """Grant nothing for a whole window: Kie refused a request for too many calls."""
-        self._window.hold_until(self._loop.time() + self.limit.per)
+        self._window.hold_until(self._loop.time() + _tick(self._loop) + self.limit.per)
         self._grant()
 
     def _grant(self) -> None:
@@ -163,3 +172,9 @@ class RateLimiter:
             free_at = self._window.free_at(self._loop.time())
             if free_at != float("inf"):
                 self._timer = self._loop.call_at(free_at, self._grant)
+
+
+def _tick(loop: asyncio.AbstractEventLoop) -> float:
+    """By how many seconds the loop's time may be behind; asyncio's own loops read `time.monotonic`."""
+    tick = clock.resolution()
+    return tick if isinstance(loop, asyncio.BaseEventLoop) else max(tick, _LIBUV)

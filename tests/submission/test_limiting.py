@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
-from clocks import run_virtual
+from clocks import VirtualLoop, run_virtual
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie4o import ConfigurationError, RateLimit
+from kie4o import ConfigurationError, RateLimit, clock
 from kie4o.submission.rate_limit import RateLimiter, SlidingWindow
 
 LIMIT = RateLimit(20, per=10.0)
@@ -280,3 +283,91 @@ def test_remembered_slots_come_in_any_order(ages: list[float]) -> None:
     submits = granted + [-age for age in ages]
     for at in granted:
         assert sum(at - LIMIT.per + 1e-6 < submit <= at for submit in submits) <= LIMIT.limit
+
+
+class TickingLoop(VirtualLoop):
+    """Its clock shows the time of its last tick, every 1/64 s, as `time.monotonic` does on Windows until
+    Python 3.12; `exact` is the time."""
+
+    def time(self) -> float:
+        return math.floor(self.exact * 64) / 64
+
+    @property
+    def exact(self) -> float:
+        return super().time()
+
+    async def exchange(self, seconds: float) -> None:
+        """Time that passes between two turns of the loop, without a timer."""
+        await asyncio.sleep(0)
+        self._clock.now += seconds
+
+
+def refused_on_a_ticking_clock(seed: int, remembered: int = 0) -> tuple[int, float]:
+    """How many of 200 requests a strict server with an exact clock refuses on a fast link, and how long they
+    took. The first `remembered` are of an earlier process, which the limiter is told of."""
+
+    async def run() -> tuple[int, float]:
+        rng, server, limiter = random.Random(seed), StrictServer(), RateLimiter(LIMIT)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, TickingLoop)
+        answered = []
+        for _ in range(remembered):
+            await loop.exchange(rng.uniform(0, 0.05))
+            assert server.arrive(loop.exact)
+            answered.append(loop.time())
+        await loop.exchange(rng.uniform(0, 0.05))
+        ages = [loop.time() - at for at in answered]
+        await loop.exchange(rng.uniform(0, 0.02))
+        limiter.remember(ages)
+        start = loop.exact
+
+        async def one() -> None:
+            await limiter.acquire()
+            await loop.exchange(rng.uniform(0, 0.0002))
+            server.arrive(loop.exact)
+            await loop.exchange(rng.uniform(0, 0.0002))
+            limiter.release(counted=True)
+            await loop.exchange(rng.uniform(0, 0.02))
+
+        for _ in range(10):
+            await asyncio.gather(*(one() for _ in range(20)))
+        return server.refused, server.last - start
+
+    with asyncio.Runner(loop_factory=TickingLoop) as runner:
+        return runner.run(run())
+
+
+@pytest.mark.parametrize("remembered", [0, 20])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_coarse_clock_leads_to_no_21st_request(
+    monkeypatch: pytest.MonkeyPatch, seed: int, remembered: int
+) -> None:
+    """A slot is free a window after the response, not after the tick before it. That costs a tick or two per
+    window."""
+    info = SimpleNamespace(resolution=1 / 64)
+    monkeypatch.setattr(time, "get_clock_info", lambda name: info)
+    refused, took = refused_on_a_ticking_clock(seed, remembered)
+    assert refused == 0
+    assert took < (90 + remembered / 2) * 1.005
+
+
+def test_control_a_coarse_clock_that_is_taken_as_exact_leads_to_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Control: without what the platform says of its clock, some are refused."""
+    monkeypatch.setattr(clock, "resolution", lambda: 0.0)
+    assert sum(refused_on_a_ticking_clock(seed)[0] for seed in range(5)) > 0
+
+
+def test_a_clock_that_does_not_tick_is_not_corrected() -> None:
+    """On Linux a window is no longer than a window, to the microsecond."""
+
+    async def run() -> float:
+        loop, limiter = asyncio.get_running_loop(), RateLimiter(RateLimit(1, per=10.0))
+        start = loop.time()
+        for _ in range(2):
+            await limiter.acquire()
+            limiter.release(counted=True)
+        return loop.time() - start
+
+    assert 10.0 <= run_virtual(run()) < 10.000001
