@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 JSON = "application/json"
+_TURNS = 3  # of the loop, until it has told the protocol of what had arrived before
 
 
 @attrs.define(kw_only=True)
@@ -67,6 +68,8 @@ class PaidBody(aiohttp.Payload):
         return self._take().decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         protocol = cast(Any, writer).protocol  # aiohttp's own; the abstract writer does not declare it
         if protocol.should_close or not protocol.is_connected():
             # The connection just broke, or holds a stale response that would be mistaken for ours.

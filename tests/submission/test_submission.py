@@ -22,7 +22,6 @@ from faults import (
     http,
     in_a_thread,
     raw,
-    reset_at_once,
     silent,
     stall,
     unused_port,
@@ -115,9 +114,14 @@ async def test_redirects_are_never_followed(status: int, elsewhere: bool) -> Non
     assert (server.posts, server.connections, other.connections) == (1, 1, 0)
 
 
-async def test_reset_before_anything_is_read_is_unknown_not_resent() -> None:
-    """A connection that was made and then reset proves nothing: the request may have been read."""
-    async with FaultServer(reset_at_once) as server:
+async def test_a_reset_after_the_first_byte_is_unknown_not_resent() -> None:
+    """Once anything of the request has arrived, all of it may have been read."""
+
+    async def reset_early(connection: Connection) -> None:
+        await connection.reader.readexactly(1)
+        connection.reset()
+
+    async with FaultServer(reset_early) as server:
         error = await verdict_of(server)
     assert isinstance(error, kie4o.SubmissionUnknownError)
     assert (server.posts, server.connections) == (0, 1)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import pytest
 from canary import CANARY_KEY
 from faults import GOOD_BODY, Connection, FaultServer, answer, http, silent, stall, unused_port
+from paths import TLS
 
 from kie4o.settings import resolve
 from kie4o.transport.paid_body import PaidAttempt, PaidBody
@@ -79,9 +87,9 @@ async def test_what_was_sent_cannot_be_withdrawn() -> None:
 # -- through the transport ---------------------------------------------------------------------------
 
 
-def transport_to(url: str, timeout: float = 5.0) -> Transport:
+def transport_to(url: str, timeout: float = 5.0, **more: Any) -> Transport:
     settings = resolve(api_key=CANARY_KEY, base_url=url, upload_url=None, webhook_key=None, environment={})
-    return Transport(settings, timeout=timeout)
+    return Transport(settings, timeout=timeout, **more)
 
 
 async def paid(url: str, timeout: float = 5.0, **more: Any) -> PaidAttempt:
@@ -129,6 +137,77 @@ async def test_a_stale_answer_is_no_answer() -> None:
         assert attempts[1].withdrawn
         assert server.posts == 2
         assert attempts[2].body.endswith(b'0002"}}')
+
+
+class Slow:
+    """Blocks the loop for a while in each turn, so that what a server does in its thread comes first."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        time.sleep(0.01)
+        self._handle = self._loop.call_soon(self._turn)
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+
+@contextlib.contextmanager
+def resetting(go: threading.Event, *, answers: int, tls: bool) -> Iterator[tuple[str, list[bytes]]]:
+    """A server in a thread that resets each connection after so many answers, as soon as it may `go`.
+
+    Yields its URL and what it read.
+    """
+    seen: list[bytes] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                if tls:
+                    connection = context.wrap_socket(connection, server_side=True)
+                for _ in range(answers):
+                    seen.append(connection.recv(65536))
+                    connection.sendall(http(GOOD_BODY).replace(b"Connection: close\r\n", b""))
+                assert go.wait(5)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listening.getsockname()[1]}", seen
+        listening.shutdown(socket.SHUT_RDWR)
+    server.join(5)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_reset_that_arrived_before_the_body_leaves_it_unsent(kept: bool, tls: bool) -> None:
+    """On a fresh connection and on one that is reused: the loop has not told anyone of the reset yet."""
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) if tls else None
+    go = threading.Event()
+    with resetting(go, answers=kept, tls=tls) as (url, seen):
+        transport, slow = transport_to(url, session=session), Slow()
+        for _ in range(5):
+            if kept:
+                go.clear()
+                await transport.pay(BODY, first := PaidAttempt())
+                assert first.complete
+            go.set()
+            time.sleep(0.02)
+            await transport.pay(BODY, attempt := PaidAttempt())
+            assert (attempt.sent, attempt.withdrawn) == (False, True)
+            assert attempt.fault
+        slow.stop()
+        await transport.aclose()
+        if session is not None:
+            await session.close()
+    assert len(seen) == 5 * kept
 
 
 async def test_an_attempt_that_ends_unsent_stays_unsent() -> None:
