@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,9 @@ from ..waiting import wait_uncancelled
 from . import images
 
 PREFIX = ".kie4o-"  # of incomplete files; the dot hides them from galleries
+# Until a virus scanner or a viewer lets go of a file on Windows; together one second.
+_PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2, 0.25, 0.25)
+_HELD = (5, 32)  # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION
 _T = TypeVar("_T")
 
 
@@ -60,7 +64,7 @@ class PartialFile:
         path = self.directory / name
         os.fsync(self._file)
         self._close()
-        Path(self.path).replace(path)
+        _when_let_go(Path(self.path).replace, path)
         self.path = None
         return path
 
@@ -71,9 +75,22 @@ class PartialFile:
             self._close()
         if path is not None:
             with contextlib.suppress(OSError):
-                Path(path).unlink()
+                _when_let_go(Path(path).unlink)
 
     def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
+
+
+def _when_let_go(function: Callable[..., object], *arguments: Path) -> None:
+    """Call the function, and again for a second while another process of Windows holds a file open."""
+    for pause in _PAUSES:
+        try:
+            function(*arguments)
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in _HELD:
+                raise
+        time.sleep(pause)
+    function(*arguments)

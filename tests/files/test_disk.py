@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hosts import PNG, TASK, Host, answer, fails, files_for, names, no_renewal, open_ended, picture
 
+from kie4o import DownloadError
 from kie4o.files import disk
 from kie4o.files.disk import PREFIX
 
@@ -159,3 +160,83 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "File too large" in done.stdout
+
+
+# -- Windows -----------------------------------------------------------------------------------------
+
+
+def held_open(winerror: int | None) -> PermissionError:
+    """What Windows raises while another process has a file open; elsewhere there is no `winerror`."""
+    error = PermissionError(errno.EACCES, "Access is denied")
+    if winerror is not None:
+        error.winerror = winerror  # type: ignore[attr-defined]  # only declared for Windows
+    return error
+
+
+def holding(
+    patch: pytest.MonkeyPatch, name: str, error: OSError, times: int
+) -> tuple[list[tuple[Any, ...]], list[float]]:
+    """Let a function of `os` fail so many times. The calls and the pauses, which take no time."""
+    original, calls, pauses = getattr(disk.os, name), [], []
+
+    def call(*arguments: Any, **how: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) <= times:
+            raise error
+        return original(*arguments, **how)
+
+    patch.setattr(disk.os, name, call)
+    patch.setattr(disk.time, "sleep", pauses.append)
+    return calls, pauses
+
+
+@pytest.mark.parametrize("winerror", [5, 32])
+async def test_an_image_that_a_scanner_holds_is_replaced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winerror: int
+) -> None:
+    """Within a second another process lets go of the file that is there."""
+    async with Host(answer(PNG)) as host, files_for(host.url) as files:
+        [path] = await files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal)
+        path.write_bytes(b"old")
+        with monkeypatch.context() as patch:
+            calls, pauses = holding(patch, "replace", held_open(winerror), 5)
+            assert await files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal) == [path]
+        assert len(calls) == 6
+        assert sum(pauses) < 1
+    assert path.read_bytes() == PNG
+    assert names(tmp_path) == {path.name}
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (held_open(32), 1.0),
+        (held_open(None), 0.0),  # a directory that cannot be written to
+        (held_open(1314), 0.0),
+        (OSError(errno.EIO, "Input/output error"), 0.0),
+    ],
+)
+async def test_an_image_that_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, seconds: float
+) -> None:
+    """After a second, or at once if waiting does not help: an error, the old file, no temporary one."""
+    async with Host(answer(PNG)) as host, files_for(host.url) as files:
+        [path] = await files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal)
+        path.write_bytes(b"old")
+        _, pauses = holding(monkeypatch, "replace", error, 1000)
+        with pytest.raises(DownloadError, match=str(error.strerror)):
+            await files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal)
+        assert sum(pauses) == pytest.approx(seconds)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == {path.name}
+
+
+async def test_a_temporary_file_that_a_scanner_holds_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scanner opens every file that appears; this one is removed as soon as it lets go."""
+    async with Host(answer(PNG[:-10])) as host, files_for(host.url) as files:
+        calls, pauses = holding(monkeypatch, "unlink", held_open(32), 2)
+        await fails(files, tmp_path, host.url)
+        assert len(calls) > 2
+        assert len(pauses) == 2
