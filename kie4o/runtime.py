@@ -18,6 +18,7 @@ from .errors import KieError, StoreLockedError, client_closed
 from .files.transfers import Files
 from .lifecycle import Lifecycle
 from .models import RateLimit
+from .opening import import_late_modules
 from .polling.policy import PollPolicy
 from .polling.poller import TaskPoller
 from .settings import Settings
@@ -74,7 +75,12 @@ class Runtime:
         settings, timeout = options.settings, options.timeout
         proxy, trust_env = options.proxy, options.trust_env
         self.transport: Transport = Transport(
-            settings, timeout=timeout, session=options.session, proxy=proxy, trust_env=trust_env
+            settings,
+            timeout=timeout,
+            max_in_flight=options.max_in_flight,
+            session=options.session,
+            proxy=proxy,
+            trust_env=trust_env,
         )
         self.free_calls: FreeCalls = FreeCalls(self.transport)
         self.files: Files = Files(self.transport, settings, timeout=timeout, proxy=proxy, trust_env=trust_env)
@@ -145,6 +151,7 @@ class Runtime:
 
     async def _open(self) -> None:
         """Open the store. What it saw submitted recently still counts against the account's limit."""
+        import_late_modules()
         await self._open_store()
         try:
             ages = await self.store.recent(self.limiter.limit.per)

@@ -7,10 +7,12 @@ the thread before it cleans up, since only then is it known which files exist.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +22,50 @@ from ..waiting import wait_uncancelled
 from . import images
 
 PREFIX = ".kie4o-"  # of incomplete files; the dot hides them from galleries
+_PATIENCE = 2.0  # seconds until a running thread has taken over what no new thread can be started for
 # Until a virus scanner or a viewer lets go of a file on Windows; together one second.
 _PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2, 0.25, 0.25)
 _HELD = (5, 32)  # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION
 _T = TypeVar("_T")
+
+
+class NoThreadError(OSError):
+    """No thread can be started, and none has become free."""
+
+    def __init__(self) -> None:
+        message = (
+            "no thread can be started; raise the limit of threads or processes (ulimit -u, a pids limit)"
+        )
+        super().__init__(errno.EAGAIN, message)
+
+
+def start_in_thread(function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
+    """Run a blocking function in the default executor. A cancel calls it off if it has not begun.
+
+    If no thread can be started, one that is running may still take it over. After `_PATIENCE` seconds the
+    future fails with `NoThreadError`, and the function is not called any more.
+    """
+    loop = asyncio.get_running_loop()
+    work: concurrent.futures.Future[_T] = concurrent.futures.Future()
+    future = asyncio.wrap_future(work)
+    decided = threading.Lock()  # taken by the first of the two below
+
+    def run() -> None:
+        if decided.acquire(blocking=False) and work.set_running_or_notify_cancel():
+            try:
+                work.set_result(function(*arguments))
+            except BaseException as error:
+                work.set_exception(error)
+
+    def give_up() -> None:
+        if decided.acquire(blocking=False) and work.set_running_or_notify_cancel():
+            work.set_exception(NoThreadError())
+
+    try:
+        loop.run_in_executor(None, run)
+    except RuntimeError:  # `run` is in the queue of the executor nevertheless
+        loop.call_later(_PATIENCE, give_up)
+    return future
 
 
 async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
@@ -31,9 +73,17 @@ async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
 
     If the caller is cancelled, `CancelledError` is raised after the function has returned, not before.
     """
-    work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    work = start_in_thread(function, *arguments)
     await wait_uncancelled([work])
     return work.result()
+
+
+async def in_thread_or_here(function: Callable[[], _T]) -> _T:
+    """As `in_thread`, but without a thread the function blocks the loop: what cleans up must be called."""
+    try:
+        return await in_thread(function)
+    except NoThreadError:
+        return function()
 
 
 class PartialFile:

@@ -25,12 +25,13 @@ from aiohttp import hdrs
 from yarl import URL
 
 from ..errors import DownloadError, KieError, reason_of
+from ..transport.connections import when_free
 from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import USER_AGENT
 from ..wire import decoding
 from . import images, verification
 from .addresses import is_private_host, is_public
-from .disk import PartialFile, in_thread
+from .disk import NoThreadError, PartialFile, in_thread, in_thread_or_here
 
 Renew = Callable[[str], Awaitable[str]]
 
@@ -117,6 +118,7 @@ class Downloader:
         policy: HostPolicy,
         timeout: float,
         max_bytes: int,
+        connections: int = 100,
         proxy: str | None,
         trust_env: bool,
         sleep: Sleep = asyncio.sleep,
@@ -132,6 +134,7 @@ class Downloader:
         self._sleep = sleep
         self._jitter = jitter
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether they use a proxy
+        self._turns = asyncio.Semaphore(connections)
 
     async def fetch(self, download: Download) -> Path:
         """Save the image and return its path. Raises `DownloadError`."""
@@ -159,6 +162,11 @@ class Downloader:
     # -- one attempt -----------------------------------------------------------------------------
 
     async def _attempt(self, download: Download, link: str) -> Path:
+        """One attempt. It holds a turn, since it has a connection and a file open."""
+        async with self._turns:
+            return await self._saved(download, link)
+
+    async def _saved(self, download: Download, link: str) -> Path:
         file = PartialFile(download.directory)
         try:
             try:
@@ -175,7 +183,7 @@ class Downloader:
                 return await _on_disk(file.directory, file.commit, download.name(suffix))
             raise failure
         finally:
-            await in_thread(file.discard)
+            await in_thread_or_here(file.discard)
 
     @contextlib.asynccontextmanager
     async def _response(self, link: str) -> AsyncGenerator[aiohttp.ClientResponse]:
@@ -184,7 +192,8 @@ class Downloader:
         for _ in range(MAX_REDIRECTS + 1):
             proxy = self._proxy or (_proxy_of(url) if self._trust_env else None)
             session = self._session(proxied=proxy is not None)
-            async with session.get(url, allow_redirects=False, proxy=proxy) as response:
+            request = functools.partial(session.get, url, allow_redirects=False, proxy=proxy)
+            async with await when_free(request) as response:
                 if response.status not in _REDIRECTS:
                     _check_status(response.status)
                     yield response
@@ -254,9 +263,9 @@ async def _renewed(download: Download) -> str:
 
 
 async def _on_disk(directory: Path, function: Callable[..., _T], *arguments: Any) -> _T:
-    """Run a disk function in a thread. Raises `FetchError`."""
+    """Run a disk function in a thread, as soon as there is a file for it. Raises `FetchError`."""
     try:
-        return await in_thread(function, *arguments)
+        return await when_free(functools.partial(in_thread, function, *arguments))
     except OSError as error:
         reason = reason_of(error)
     raise FetchError(f"cannot write to {str(directory)!r}: {reason}")
@@ -307,8 +316,8 @@ async def _verify(file: PartialFile, suffix: images.Suffix) -> None:
     try:
         await in_thread(verification.decode, file.path, suffix)
         return
-    except verification.TooManyPixels as error:
-        failure = FetchError(f"the {suffix} image cannot be verified: {error}")
+    except (verification.TooManyPixels, NoThreadError) as error:
+        failure = FetchError(f"the {suffix} image cannot be verified: {reason_of(error)}")
     except Exception as error:  # whatever Pillow raises for the bytes of a stranger
         reason = decoding.shown(str(error)) or type(error).__name__
         failure = FetchError(f"the {suffix} image cannot be decoded ({reason})", temporary=True)

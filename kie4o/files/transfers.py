@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
-from ..errors import DownloadError, KieError, client_closed, invalid
+from ..errors import APIConnectionError, DownloadError, KieError, client_closed, invalid
 from ..models import UploadedFile
 from ..settings import Settings
 from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
@@ -27,7 +27,7 @@ from ..waiting import wait_uncancelled
 from ..wire.answers import uploaded_of
 from ..wire.requests import UPLOAD_FROM_URL, UPLOAD_STREAM, Endpoint, json_body
 from . import images
-from .disk import in_thread
+from .disk import in_thread_or_here
 
 if TYPE_CHECKING:
     from .downloads import Downloader, Renew
@@ -73,6 +73,7 @@ class Files:
         self._sleep = sleep
         self._jitter = jitter
         self._closed = False
+        self._uploads = asyncio.Semaphore(max(1, transport.connections // 2))  # leaves some for status checks
         self._running: dict[asyncio.Task[Any], asyncio.Future[bool]] = {}
 
     @cached_property
@@ -83,6 +84,7 @@ class Files:
             policy=HostPolicy(allow_private=self._allow_private),
             timeout=self._timeout,
             max_bytes=self._max_image_bytes,
+            connections=self._transport.connections,
             proxy=self._proxy,
             trust_env=self._trust_env,
             sleep=self._sleep,
@@ -98,17 +100,22 @@ class Files:
         upload. Raises `InvalidRequestError` before any network use; then `APIConnectionError`,
         `APIStatusError` or `UnexpectedResponseError`.
         """
-        from .uploads import Content, Target, form_of
+        from .uploads import Content, Target, cannot_read, form_of
 
         target = Target(path, name)
         content = Content(source)
 
         async def send() -> UploadedFile:
-            try:
-                await content.open()
-                return await self._store(UPLOAD_STREAM, lambda: form_of(content, target))
-            finally:
-                await in_thread(content.close)
+            async with self._uploads:
+                try:
+                    await content.open()
+                    return await self._store(UPLOAD_STREAM, lambda: form_of(content, target))
+                except APIConnectionError:
+                    if not content.failure:
+                        raise
+                finally:
+                    await in_thread_or_here(content.close)
+            raise cannot_read(source, content.failure)
 
         return await self._run(send(), client_closed)
 
@@ -121,7 +128,7 @@ class Files:
         if not is_web_url(url):
             raise invalid("url", url, "a complete http:// or https:// URL without spaces")
         body = json_body({"fileUrl": url, **Target(path, name).fields()})
-        return await self._run(self._store(UPLOAD_FROM_URL, lambda: body), client_closed)
+        return await self._run(self._store(UPLOAD_FROM_URL, body), client_closed)
 
     async def download(
         self,
@@ -205,13 +212,13 @@ class Files:
         if waiter is not None and not waiter.done():
             waiter.set_result(closing)
 
-    async def _store(self, endpoint: Endpoint, body: Callable[[], bytes | aiohttp.FormData]) -> UploadedFile:
+    async def _store(self, endpoint: Endpoint, body: bytes | Callable[[], aiohttp.FormData]) -> UploadedFile:
         """Send an upload. It is retried, since uploads are free and overwrite a file of the same name."""
 
         timeout = max(self._timeout, UPLOAD_TIMEOUT)
 
         async def call() -> UploadedFile:
-            return await self._transport.read(endpoint, uploaded_of, body=body(), timeout=timeout)
+            return await self._transport.read(endpoint, uploaded_of, body=body, timeout=timeout)
 
         return await repeated(call, sleep=self._sleep, jitter=self._jitter)
 

@@ -7,7 +7,6 @@ caller opened is never closed here. `Part` is the form in which aiohttp streams 
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import secrets
@@ -23,8 +22,9 @@ import attrs
 from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import InvalidRequestError, invalid, reason_of
+from ..transport.connections import no_file_left, when_free
 from . import images
-from .disk import in_thread
+from .disk import NoThreadError, in_thread, start_in_thread
 
 UploadSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
@@ -41,6 +41,7 @@ class Content:
         self.size: int = 0
         self.head: bytes = b""
         self.name: str | None = None
+        self.failure: str = ""  # why the last attempt could not be read in a thread
         self._source = source
         self._file: Any = None
         self._opened: list[IO[bytes]] = []  # to be closed here
@@ -49,19 +50,22 @@ class Content:
 
     async def open(self) -> None:
         """Open and check the source. Raises `InvalidRequestError`."""
-        if not await in_thread(self._open):
-            await self._copy()
+        reason = ""
+        try:
+            if not await when_free(lambda: in_thread(self._open)):
+                await self._copy()
+            if self.size:
+                self.head = await in_thread(self.read, 0, images.HEAD)
+        except InvalidRequestError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = reason_of(error)
+        if reason:
+            raise cannot_read(self._source, reason)
         if not self.size:
             raise _cannot_upload(self._source, "it is empty")
         if self.size > MAX_BYTES:
             raise _cannot_upload(self._source, f"it has more than {MAX_BYTES} bytes; pass a smaller file")
-        reason = ""
-        try:
-            self.head = await in_thread(self.read, 0, images.HEAD)
-        except (OSError, ValueError) as error:
-            reason = reason_of(error)
-        if reason:
-            raise _cannot_read(self._source, reason)
 
     def read(self, position: int, count: int) -> bytes:
         """Up to `count` bytes at `position`. A lock keeps seek and read together, since a read of a
@@ -104,20 +108,17 @@ class Content:
     async def _copy(self) -> None:
         """Copy a pipe or a socket to a temporary file. A cancel does not wait for its reads, which
         may block forever."""
-        copy = tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY)  # noqa: SIM115  # closed in close()
+        copy = tempfile.SpooledTemporaryFile()  # noqa: SIM115  # closed in close()
         self._opened.append(copy)
-        chunk, reason = b" ", ""
-        try:
-            while chunk and self.size <= MAX_BYTES:
-                chunk = await asyncio.to_thread(self._file.read, _CHUNK_BYTES)
-                if chunk is None:  # nothing is available now, but more may follow
-                    raise ValueError("it is non-blocking; read it and pass the bytes")
-                await in_thread(copy.write, chunk)
-                self.size += len(chunk)
-        except (OSError, ValueError) as error:
-            reason = reason_of(error)
-        if reason:
-            raise _cannot_read(self._source, reason)
+        chunk = b" "
+        while chunk and self.size <= MAX_BYTES:
+            chunk = await start_in_thread(self._file.read, _CHUNK_BYTES)
+            if chunk is None:  # nothing is available now, but more may follow
+                raise ValueError("it is non-blocking; read it and pass the bytes")
+            if self.size <= _MAX_IN_MEMORY < self.size + len(chunk):
+                await when_free(lambda: in_thread(copy.rollover))
+            await in_thread(copy.write, chunk)
+            self.size += len(chunk)
         self._file = copy
 
 
@@ -130,6 +131,7 @@ class Part(aiohttp.Payload):
         name = name or f"{secrets.token_hex(16)}.{suffix or 'bin'}"
         content_type = images.CONTENT_TYPE_OF[suffix] if suffix else "application/octet-stream"
         super().__init__(content, content_type=content_type, filename=name)
+        content.failure = ""
 
     @property
     def size(self) -> int:
@@ -138,7 +140,11 @@ class Part(aiohttp.Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         position = 0
         while position < self.size:
-            chunk = await in_thread(self._value.read, position, _CHUNK_BYTES)
+            try:
+                chunk = await in_thread(self._value.read, position, _CHUNK_BYTES)
+            except NoThreadError as error:  # of which aiohttp says only that it could not write
+                self._value.failure = reason_of(error)
+                raise
             await writer.write(chunk)
             position += len(chunk)
 
@@ -199,6 +205,8 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
             return file.open("rb")
         reason = "it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file"
     except (OSError, ValueError, TypeError) as error:
+        if no_file_left(error):
+            raise
         reason = reason_of(error)
     raise _cannot_upload(path, f"{reason}; {_EXPECTED}")
 
@@ -210,7 +218,7 @@ def _check_file(file: object) -> None:
     except AttributeError:
         failure = _cannot_upload(file, _EXPECTED)
     except (OSError, ValueError, TypeError) as error:
-        failure = _cannot_read(file, reason_of(error))
+        failure = cannot_read(file, reason_of(error))
     else:
         if is_binary:
             return
@@ -238,5 +246,5 @@ def _cannot_upload(source: object, reason: str) -> InvalidRequestError:
     return InvalidRequestError(f"cannot upload source={shown[:200]}: {reason}")
 
 
-def _cannot_read(source: object, reason: str) -> InvalidRequestError:
+def cannot_read(source: object, reason: str) -> InvalidRequestError:
     return _cannot_upload(source, f"it cannot be read: {reason}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
-from .disk import in_thread
+from .disk import in_thread_or_here
 from .images import Suffix
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class TooManyPixels(Exception):
 async def require_pillow() -> None:
     """Import Pillow, in a thread. Raises `ConfigurationError` if it is not installed."""
     try:
-        await in_thread(_plugins)
+        await in_thread_or_here(_plugins)
         return
     except ImportError:
         pass

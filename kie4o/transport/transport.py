@@ -7,7 +7,8 @@ response errors contains the request headers and with them the key.
 
 The paid POST has a method of its own, `pay`, with three differences:
 
-1. Its connections are reused only while they are young, so that no stale one can swallow it.
+1. Its connections are reused only while they are young, so that no stale one can swallow it. Over the
+   connector of a session that was passed, each has a new one.
 2. Redirects are not followed, since a 307 would send it twice.
 3. It does not raise. It fills in a `PaidAttempt`, in which `sent` is the evidence that counts.
 
@@ -40,6 +41,7 @@ from ..urls import is_web_url
 from ..version import __version__
 from ..wire.envelope import retry_after_of
 from ..wire.requests import ENDPOINTS, SUBMIT, Endpoint
+from .connections import Pool, most_connections, no_file_left, when_free
 from .paid_body import JSON, PaidAttempt, PaidBody
 from .redaction import redactor
 
@@ -74,6 +76,7 @@ class Transport:
         settings: Settings,
         *,
         timeout: float,
+        max_in_flight: int = 100,
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
         trust_env: bool = False,
@@ -91,8 +94,10 @@ class Transport:
         self._proxy = proxy
         self._trust_env = trust_env
         self._closed = False
-        self._read_session: aiohttp.ClientSession | None = None
-        self._paid_session: aiohttp.ClientSession | None = None
+        self._reads = Pool(self._read_session)
+        self._payments = Pool(self._paid_session)
+        # How many connections each of the pools may have, and `files` for its transfers.
+        self.connections: int = most_connections(max_in_flight)
         hosts = {False: settings.base_url, True: settings.upload_url}
         # Normalized here and not at each call: it takes 1 us of a status check of 100 us.
         self._urls = {each: str(URL(hosts[each.uploads] + each.path)) for each in ENDPOINTS}
@@ -104,7 +109,7 @@ class Transport:
         reader: Reader[_T],
         *,
         query: str = "",
-        body: bytes | aiohttp.MultipartWriter | aiohttp.FormData | None = None,
+        body: bytes | Callable[[], aiohttp.FormData] | None = None,
         timeout: float | EllipsisType | None = ...,
     ) -> _T:
         """Make a call that costs nothing and return what `reader` makes of the answer.
@@ -113,7 +118,7 @@ class Transport:
             endpoint: What to call.
             reader: Turns the answer into a value or raises.
             query: The query string, encoded, with its question mark.
-            body: Bytes are sent as JSON.
+            body: Bytes are sent as JSON, what a function returns as a form.
             timeout: None for no timeout; by default the client's.
 
         Raises:
@@ -121,18 +126,23 @@ class Transport:
         """
         if self._closed:
             raise client_closed()
-        session = self._read_session or self._open_read_session()
         failure: APIConnectionError
         received: list[bytes] = []
-        try:
-            request = session.request(
+        session = self._reads.enter()
+
+        def request() -> Awaitable[aiohttp.ClientResponse]:
+            return session.request(
                 endpoint.method,
                 URL(self._urls[endpoint] + query, encoded=True),
-                data=aiohttp.BytesPayload(body, content_type=JSON) if isinstance(body, bytes) else body,
+                data=aiohttp.BytesPayload(body, content_type=JSON)
+                if isinstance(body, bytes)
+                else body and body(),
                 timeout=self._client_timeout(timeout),
                 allow_redirects=False,
             )
-            status, header = await _exchange(request, received)
+
+        try:
+            status, header = await self._exchange(request, received)
         except Exception as error:  # nothing of aiohttp may leave
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
             failure = kind(self._no_answer(endpoint, error))
@@ -140,6 +150,8 @@ class Transport:
             answer = self._redacted(b"".join(received))
             received.clear()  # a traceback shows it, and an answer may echo the key
             return reader(status, answer, None if header is None else retry_after_of(header))
+        finally:
+            self._reads.leave(session)
         received.clear()
         raise failure
 
@@ -152,17 +164,13 @@ class Transport:
         received: list[bytes] = []
         loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
         timer = loop.call_later(self._timeout, lambda: limit.reschedule(loop.time()))
+        session: aiohttp.ClientSession | None = None
         try:
             if self._closed:
                 raise client_closed()
-            session = self._paid_session or self._open_paid_session()
+            session = self._payments.enter()
             async with limit:
-                response = await session.request(
-                    SUBMIT.method,
-                    URL(self._urls[SUBMIT], encoded=True),
-                    data=PaidBody(body, attempt),
-                    allow_redirects=False,
-                )
+                response = await self._respond(session, body, attempt)
                 attempt.status = response.status
                 attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
                 await _receive(response, received)
@@ -177,40 +185,43 @@ class Transport:
             timer.cancel()
             attempt.withdraw()
             attempt.body = self._redacted(b"".join(received))
+            if session is not None:
+                self._payments.leave(session)
 
     async def aclose(self) -> None:
         """Close both sessions. Calls that are running fail."""
         self._closed = True
-        sessions = self._read_session, self._paid_session
-        self._read_session = self._paid_session = None
         async with contextlib.AsyncExitStack() as stack:  # closes the second if the first is cancelled
-            for session in filter(None, sessions):
-                stack.push_async_callback(session.close)
+            stack.push_async_callback(self._payments.aclose)
+            stack.push_async_callback(self._reads.aclose)
 
     # -- sessions --------------------------------------------------------------------------------
 
-    def _open_read_session(self) -> aiohttp.ClientSession:
-        self._read_session = self._session(_KEPT_READ)
+    def _read_session(self) -> aiohttp.ClientSession:
+        session = self._session(_KEPT_READ)
         # aiohttp resends a GET whose connection breaks, which would count twice against Kie's three
         # queries a second. There is no public switch. aiohttp's own test client sets this one, and a
         # test would fail if it stopped working.
-        self._read_session._retry_connection = False
-        return self._read_session
+        session._retry_connection = False
+        return session
 
-    def _open_paid_session(self) -> aiohttp.ClientSession:
-        self._paid_session = self._session(_KEPT_PAID)
-        return self._paid_session
+    def _paid_session(self) -> aiohttp.ClientSession:
+        session = self._session(_KEPT_PAID)
+        if self._user_session is not None:
+            session.headers[hdrs.CONNECTION] = "close"
+        return session
 
     def _session(self, keepalive: float) -> aiohttp.ClientSession:
         """The client's own session, also if the user passed one.
 
         The user's session may have headers, cookies or middlewares that repeat requests. Only its
-        connector is used, with its TLS settings, resolver and kept-alive connections. A stale one of
-        these can make the outcome of a submit unknown, but never lead to a second payment.
+        connector is used, with its TLS settings and resolver. Its idle connections serve reads.
         """
         if self._user_session is None:
             connector: aiohttp.BaseConnector = aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=keepalive, socket_factory=lambda address: _Socket(*address[:3])
+                limit=self.connections,
+                keepalive_timeout=keepalive,
+                socket_factory=lambda address: _Socket(*address[:3]),
             )
         elif self._user_session.connector is None:
             raise ConfigurationError("the aiohttp session that was passed to the client is closed")
@@ -232,6 +243,35 @@ class Transport:
 
     # -- parts of a call -------------------------------------------------------------------------
 
+    async def _exchange(
+        self, request: Callable[[], Awaitable[aiohttp.ClientResponse]], received: list[bytes]
+    ) -> tuple[int, str | None]:
+        """The status and the Retry-After of the answer. Apart from `read`, whose frame is in tracebacks,
+        since headers may echo the key too."""
+        response = await when_free(request, seconds=self._timeout)
+        await _receive(response, received)
+        return response.status, response.headers.get(hdrs.RETRY_AFTER)
+
+    async def _respond(
+        self, session: aiohttp.ClientSession, body: bytes, attempt: PaidAttempt
+    ) -> aiohttp.ClientResponse:
+        """Send the paid request as soon as there is a file for its socket; for half of the timeout."""
+        url = URL(self._urls[SUBMIT], encoded=True)
+        # aiohttp keeps connections apart by this name too. Those of a user's connector may be of any age, and
+        # this one has the right name anyway; together with `Connection: close` each POST has a new one.
+        name = None if self._user_session is None else url.raw_host
+
+        def request() -> Awaitable[aiohttp.ClientResponse]:
+            return session.request(
+                SUBMIT.method, url, data=PaidBody(body, attempt), allow_redirects=False, server_hostname=name
+            )
+
+        return await when_free(
+            request,
+            seconds=self._timeout / 2,
+            waits_for=lambda error: no_file_left(error) and not attempt.sent,
+        )
+
     def _client_timeout(self, timeout: float | EllipsisType | None) -> aiohttp.ClientTimeout:
         if timeout is None:
             return _NO_TIMEOUT
@@ -239,16 +279,6 @@ class Transport:
 
     def _no_answer(self, endpoint: Endpoint, error: Exception) -> str:
         return f"no answer from {endpoint.method} {self._urls[endpoint]}: {_reason(error)}"
-
-
-async def _exchange(
-    request: Awaitable[aiohttp.ClientResponse], received: list[bytes]
-) -> tuple[int, str | None]:
-    """The status and the Retry-After of the answer. Apart from `read`, whose frame is in tracebacks, since
-    headers may echo the key too."""
-    response = await request
-    await _receive(response, received)
-    return response.status, response.headers.get(hdrs.RETRY_AFTER)
 
 
 async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> None:
@@ -276,6 +306,8 @@ def _reason(error: Exception) -> str:
         return f"cannot connect ({reason_of(error.os_error)})"
     if isinstance(error, TimeoutError):
         return "timed out"
+    if isinstance(error, RuntimeError) and "thread" in str(error):  # asyncio looks hosts up in threads
+        return "no thread can be started to look up the host; raise the limit of processes (ulimit -u)"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if type(error) is ValueError or isinstance(error, aiohttp.ServerDisconnectedError):

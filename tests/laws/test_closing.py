@@ -284,9 +284,11 @@ async def test_a_close_that_the_loop_cuts_short_still_closes_everything(mode: An
             client = client_of(kie.url, store=store)
             task = await client.submit("x")
             await outcome_of(client.details(task.id))
-            sessions = (client._runtime.transport._paid_session, client._runtime.transport._read_session)
+            pools = client._runtime.transport._payments, client._runtime.transport._reads
+            sessions = [session for pool in pools for session in pool._calls]
+            assert len(sessions) == 2
             ended, _ = await cancelled_at(client._runtime._close(), at, mode)
-            assert all(session is not None and session.closed for session in sessions)
+            assert all(session.closed for session in sessions)
             await client.aclose()
             async with client_of(kie.url, store=store) as later:
                 assert (await later.submit("x")).id == task_id_of(2)

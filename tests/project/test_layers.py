@@ -19,7 +19,7 @@ FLOORS = [
     {"cli", "webhooks"},  # rims
     {"client"},
     {"task", "runtime"},
-    {"batch", "lifecycle", "closing"},
+    {"batch", "lifecycle", "opening", "closing"},
     {"arguments"},
     {"submission", "callbacks", "files"},
     {"stores", "polling", "transport"},

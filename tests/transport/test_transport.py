@@ -10,7 +10,7 @@ from canary import CANARY_KEY
 from clients import client_of
 from faults import GOOD_BODY, TASK_ID, Connection, FaultServer, http
 
-from kie4o import AsyncKieClient, KieError, SubmissionUnknownError
+from kie4o import APIConnectionError, AsyncKieClient, KieError, SubmissionUnknownError
 from kie4o.transport.transport import MAX_BODY, USER_AGENT
 
 
@@ -139,3 +139,20 @@ async def test_as_shipped_a_submit_does_not_use_a_connection_that_servers_close(
         [late] = await asyncio.gather(client.submit("x"), return_exceptions=True)
         assert not isinstance(late, Exception), late
         assert (server.posts, server.connections) == (3, 2)
+
+
+# -- threads -----------------------------------------------------------------------------------------
+
+
+async def test_a_host_that_cannot_be_looked_up_for_lack_of_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A submit is not sent, and a free call fails; the error says what to do."""
+
+    async def no_thread(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with keyed("http://localhost:9") as client:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_thread)
+        with pytest.raises(APIConnectionError, match=r"no thread can be started.*; the request was not sent"):
+            await client.submit("x")
+        with pytest.raises(APIConnectionError, match="raise the limit of processes"):
+            await client.details("another")
