@@ -20,13 +20,6 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "fast"
 SWEEP_TIMEOUT = 600
 DEEP_TIMEOUT = 3600
 
-# Why a test is left out of a run on uvloop. Those in virtual time are on asyncio there too (see `clocks`).
-ASYNCIO_ONLY = {
-    "test_reset_before_anything_is_read_is_unknown_not_resent": (
-        "uvloop reports the reset before the body is written, so that the request is provably not sent"
-    )
-}
-
 settings.register_profile("fast", max_examples=50, deadline=None)
 settings.register_profile(
     "deep",
@@ -51,10 +44,8 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give sweeps, and every test of the deep profile, more time; leave out what needs asyncio's own loop."""
+    """Give sweeps, and every test of the deep profile, more time."""
     for item in items:
-        if KIND != "asyncio" and item.name in ASYNCIO_ONLY:
-            item.add_marker(pytest.mark.skip(reason=ASYNCIO_ONLY[item.name]))
         if item.get_closest_marker("timeout"):
             continue
         if PROFILE == "deep":

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import time
+from typing import Any
 
 import aiohttp
 import pytest
 from canary import CANARY_KEY
+from clients import until
 from clocks import run_scaled
 from faults import (
     GOOD_BODY,
@@ -22,6 +24,8 @@ from faults import (
     http,
     in_a_thread,
     raw,
+    reset_at_once,
+    resetting_unread,
     silent,
     stall,
     unused_port,
@@ -45,9 +49,9 @@ def client_of(url: str, **more) -> AsyncKieClient:
     return AsyncKieClient(**settings)
 
 
-async def verdict_of(server: FaultServer, **more) -> BaseException | str:
+async def verdict_of(url: str, **more) -> BaseException | str:
     """What one submit comes to: the task id, or the error."""
-    async with client_of(server.url, **more) as client:
+    async with client_of(url, **more) as client:
         try:
             return (await client.submit("x")).id
         except kie4o.KieError as error:
@@ -96,7 +100,7 @@ UNKNOWN = {
 async def test_unknown_is_paid_at_most_once_and_never_sent_again(name: str) -> None:
     """Whatever goes wrong after the headers, the POST is sent once, and the error carries the ref."""
     async with FaultServer(UNKNOWN[name]) as server:
-        error = await verdict_of(server)
+        error = await verdict_of(server.url)
     assert isinstance(error, kie4o.SubmissionUnknownError)
     assert error.ref
     assert server.posts == 1
@@ -109,7 +113,7 @@ async def test_redirects_are_never_followed(status: int, elsewhere: bool) -> Non
     async with FaultServer(answer()) as other:
         target = f"Location: {other.url}/again" if elsewhere else "Location: /again"
         async with FaultServer(answer(b"", f"{status} Moved", target), answer()) as server:
-            error = await verdict_of(server)
+            error = await verdict_of(server.url)
     assert isinstance(error, kie4o.SubmissionUnknownError)
     assert (server.posts, server.connections, other.connections) == (1, 1, 0)
 
@@ -127,10 +131,37 @@ async def test_a_reset_after_the_first_byte_is_unknown_not_resent() -> None:
     assert (server.posts, server.connections) == (0, 1)
 
 
+async def test_reset_before_anything_is_read_is_unknown_not_resent() -> None:
+    """A reset of a connection that the request was written to proves nothing: it may have been read."""
+    with resetting_unread() as (url, seen):
+        error = await verdict_of(url)
+    assert isinstance(error, kie4o.SubmissionUnknownError)
+    assert len(seen) == 1
+
+
+async def test_reset_before_the_request_is_written_costs_nothing() -> None:
+    """Seen in time, it proves that nothing was sent: the request goes out on another connection."""
+
+    class Patient(aiohttp.TCPConnector):
+        """Hands out its first connection only once the server has reset it."""
+
+        first = True
+
+        async def connect(self, *arguments: Any, **more: Any) -> aiohttp.connector.Connection:
+            connection = await super().connect(*arguments, **more)
+            first, self.first = self.first, False
+            if first:
+                await until(lambda: not connection.protocol.is_connected())
+            return connection
+
+    async with FaultServer(reset_at_once, answer()) as server:
+        async with aiohttp.ClientSession(connector=Patient()) as session:
+            assert await verdict_of(server.url, session=session) == TASK_ID
+    assert (server.posts, server.connections) == (1, 2)
+
+
 async def test_control_aiohttp_follows_307_and_pays_twice() -> None:
     """Control: a plain aiohttp session sends the POST again on a 307; this server sees it."""
-    import aiohttp
-
     async with FaultServer(answer(b"", "307 Moved", "Location: /again"), answer()) as server:
         async with aiohttp.ClientSession() as session, session.post(server.url, data=b"{}") as response:
             await response.read()
@@ -154,7 +185,7 @@ async def test_an_id_that_arrived_is_never_lost(reset: bool, chunked: bool) -> N
     complete = whole.index(TASK_ID.encode()) + len(TASK_ID) + 1
     for cut in range(whole.index(b"\r\n\r\n") + 4, len(whole)):
         async with FaultServer(raw(whole[:cut], reset=reset)) as server:
-            outcome = await verdict_of(server)
+            outcome = await verdict_of(server.url)
         assert server.posts == 1
         if cut < complete:
             assert isinstance(outcome, kie4o.SubmissionUnknownError), cut
@@ -167,7 +198,7 @@ async def test_a_body_with_an_id_is_accepted_whatever_its_code(code: int) -> Non
     """Even an error code does not hide a task id: it is paid, so it is kept."""
     body = json.dumps({"code": code, "msg": "x", "data": {"taskId": TASK_ID}}).encode()
     async with FaultServer(answer(body, "500 Error" if code == 505 else "200 OK")) as server:
-        assert await verdict_of(server) == TASK_ID
+        assert await verdict_of(server.url) == TASK_ID
     assert server.posts == 1
 
 
@@ -232,7 +263,7 @@ async def test_refusals_are_typed_and_not_sent_again(code: int, in_200: bool) ->
     """Each refusing code, in an HTTP 200 or as HTTP status, is its error at once and is not resent."""
     body = json.dumps({"code": code, "msg": "no", "data": None}).encode()
     async with FaultServer(answer(body, "200 OK" if in_200 else f"{code} No")) as server:
-        error = await verdict_of(server)
+        error = await verdict_of(server.url)
     assert type(error) is REFUSALS[code]
     assert (error.code, error.message, error.http_status) == (code, "no", 200 if in_200 else code)
     assert server.posts == 1
@@ -241,7 +272,7 @@ async def test_refusals_are_typed_and_not_sent_again(code: int, in_200: bool) ->
 async def test_cloudflares_refusal_is_not_ambiguous() -> None:
     """`error code: 1010` under HTTP 403 is a refusal: nothing reached Kie."""
     async with FaultServer(answer(b"error code: 1010", "403 Forbidden")) as server:
-        assert isinstance(await verdict_of(server), kie4o.PermissionDeniedError)
+        assert isinstance(await verdict_of(server.url), kie4o.PermissionDeniedError)
 
 
 # -- sent again, within bounds ----------------------------------------------------------------------
@@ -462,7 +493,7 @@ async def test_an_answer_to_nobody_decides_no_submit() -> None:
 async def test_untrusted_certificate_is_not_tried_again() -> None:
     """Time does not mend a certificate: one attempt, a clear sentence, nothing sent."""
     async with FaultServer(answer(), tls=True) as server:
-        error = await verdict_of(server)
+        error = await verdict_of(server.url)
     assert isinstance(error, kie4o.APIConnectionError)
     assert "certificate" in str(error)
     assert (server.connections, server.posts) == (0, 0) or server.posts == 0

@@ -205,6 +205,39 @@ def in_a_thread(body: bytes) -> Iterator[tuple[str, threading.Event]]:
         server.join(5)
 
 
+@contextlib.contextmanager
+def resetting_unread() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that resets each connection as soon as a JSON request is complete in it, and reads nothing.
+
+    It is a thread, since the streams of a loop read ahead. Yields its URL, and what it has seen of requests
+    without reading them.
+    """
+    seen: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            connection, _ = listening.accept()
+            if closing:
+                return connection.close()
+            while not (data := connection.recv(65536, socket.MSG_PEEK)).endswith(b"}"):
+                time.sleep(0.001)
+            seen.append(data)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+    closing: list[bool] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        address = listening.getsockname()
+        try:
+            yield f"http://127.0.0.1:{address[1]}", seen
+        finally:
+            closing.append(True)
+            socket.create_connection(address).close()
+            server.join(5)
+
+
 def unused_port() -> int:
     """A port on loopback without a listener."""
     with socket.socket() as probe:
