@@ -179,7 +179,7 @@ def test_what_was_in_flight_is_cancelled_as_callers_are(store: MakeStore) -> Non
     """Nothing is left of a batch that was collected in a cycle, and every task that was paid is stored."""
 
     async def run() -> None:
-        async with kie_of(latency=0.5, duration=5.0) as kie, client_of(kie, kept := store()) as client:
+        async with kie_of(latency=0.5, duration=30.0) as kie, client_of(kie, kept := store()) as client:
             kie.plan("a", duration=0.0)
             await leave("in a cycle", client.generate_many(arriving()))
             await collect()
