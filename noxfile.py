@@ -1,5 +1,6 @@
 """What is checked, and how: `nox -l` lists it. Dependencies come from pyproject.toml alone."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -23,12 +24,8 @@ NEWEST = max(
     (each for each in PYTHONS if each == RUNNING or shutil.which(f"python{each}")),
     key=lambda version: tuple(map(int, version.split("."))),
 )
-# What also runs on uvloop, the loop of most web servers.
-ON_UVLOOP = [
-    *(f"tests/{room}" for room in ("submission", "polling", "stores", "callbacks")),
-    *(f"tests/client/test_{name}.py" for name in ("batch", "batch_stopping", "resume")),
-    *(f"tests/laws/test_{name}.py" for name in ("clocks", "closing", "saving", "restarts", "cancellation")),
-]
+# Most tests wait most of the time: with as many workers as cores these are idle for half of it.
+PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal"]
 PAID = ["submission", "wire", "transport"]  # rooms through which money goes
 # Per cent of branches and lines that the tests reach: raise them as they rise, never lower them.
 FLOOR = 94
@@ -42,29 +39,39 @@ def dependencies(group: str) -> list[str]:
 
 
 def run_tests(session: nox.Session, *command: str, profile: str = "fast", loop: str = "asyncio") -> None:
-    session.install(*dependencies("test"))
-    session.run(*command, *session.posargs, env={"HYPOTHESIS_PROFILE": profile, "KIE4O_TEST_LOOP": loop})
+    env = {
+        "HYPOTHESIS_PROFILE": profile,
+        "KIE4O_TEST_LOOP": loop,
+        "PYTHONDONTWRITEBYTECODE": None,  # what pytest makes of a file is compiled once, not by each worker
+    }
+    session.run(*command, *session.posargs, env=env)
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, under every supported Python that is found. Under the one that runs nox, those of the money
-    on uvloop too, and the long sweeps, alone, since they measure rates; that of cancellation under the newest
-    as well."""
+    """The tests, under every supported Python that is found, and on uvloop under two of them.
+
+    These are the one that runs nox and the newest. The first alone runs the sweeps and what is marked `once`;
+    the sweep of cancellation runs under both, since what a cancel strikes differs between versions. Sweeps
+    that are `paced` run beside each other, not beside the rest.
+    """
+    session.install(*dependencies("test"))
     if session.posargs:
         run_tests(session, "pytest")
         return
-    fast = ["pytest", "-m", "not sweep", "-n", "2", "--dist", "worksteal"]
-    run_tests(session, *fast)
-    if str(session.python) != RUNNING:
-        if str(session.python) == NEWEST:  # what a cancel strikes differs between versions
-            run_tests(session, "pytest", "-m", "sweep", "tests/laws/test_cancellation.py")
-        return
+    running, newest = session.python == RUNNING, session.python == NEWEST
+    pytest = ["pytest", *PARALLEL, "-m"]
+    if running:
+        run_tests(session, *pytest, "not paced")
+        run_tests(session, *pytest, "paced")
+    else:
+        run_tests(session, *pytest, "not sweep and not once")
+    if newest and not running:
+        run_tests(session, *pytest, "sweep", "tests/laws/test_cancellation.py")
     if sys.platform == "win32":
         session.warn("uvloop does not run on Windows: nothing is tested on it")
-    else:
-        run_tests(session, *fast, *ON_UVLOOP, loop="uvloop")
-    run_tests(session, "pytest", "-m", "sweep")
+    elif running or newest:
+        run_tests(session, *pytest, "not sweep and not once", loop="uvloop")
 
 
 @nox.session
@@ -108,12 +115,14 @@ def sdist(session: nox.Session) -> None:
     [archive] = folder.glob("*.tar.gz")
     shutil.unpack_archive(archive, folder, filter="data")
     session.chdir(folder / archive.name.removesuffix(".tar.gz"))
+    session.install(*dependencies("test"))
     run_tests(session, "pytest", "-m", "not sweep", "tests/project", "tests/wire")
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Branch coverage of the tests; the modules through which money goes have a floor of their own."""
+    session.install(*dependencies("test"))
     run_tests(session, "coverage", "run", "-m", "pytest")
     session.run("coverage", "report", f"--fail-under={FLOOR}")
     paid = ",".join(f"*/kie4o/{room}/*" for room in PAID)
@@ -123,6 +132,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session(name="property")
 def property_(session: nox.Session) -> None:
     """The property tests alone, with far more examples."""
+    session.install(*dependencies("test"))
     run_tests(session, "pytest", "-m", "hypothesis", profile="deep")
 
 
@@ -130,6 +140,7 @@ def property_(session: nox.Session) -> None:
 def sweeps(session: nox.Session) -> None:
     """The long sweeps alone, whole: every kill, every system call, every damage to a store."""
     names = ["laws/test_crash", "laws/test_syscalls", "stores/test_store_damage"]
+    session.install(*dependencies("test"))
     run_tests(session, "pytest", *[f"tests/{name}.py" for name in names], profile="deep")
 
 

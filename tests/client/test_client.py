@@ -40,6 +40,7 @@ def anything(rng: random.Random) -> float:
 
 
 @pytest.mark.parametrize(("latency", "least", "speed"), [(short_tail, 0.97, 3), (anything, 0.88, 5)])
+@pytest.mark.paced
 @pytest.mark.sweep
 def test_two_hundred_tasks_through_a_strict_window(latency, least, speed) -> None:
     """200 generates get no 429, at nearly the ideal rate of 2 per second.

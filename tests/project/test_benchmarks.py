@@ -24,6 +24,8 @@ from benchmarks.clients import PROMPT
 from benchmarks.processes import Server, ask, call, counts, set_server
 from benchmarks.turns import FEW, MANY, figures, spread
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[str]:

@@ -19,6 +19,8 @@ from paths import IMPORT_ROOT, REPOSITORY
 import kie4o
 from kie4o.emulator import Emulator
 
+pytestmark = pytest.mark.once
+
 PYTHON = blocks("python")
 LANGUAGES = {"python", "sh", "powershell", "text", "json", "toml", "ini", "http"}
 AHEAD = 4  # programs at a time: most of them wait for the emulator

@@ -14,6 +14,8 @@ from graphlib import CycleError, TopologicalSorter
 import pytest
 from paths import DOCS, IMPORT_ROOT, PACKAGE
 
+pytestmark = pytest.mark.once
+
 FLOORS = [
     {"__main__"},
     {"cli", "webhooks"},  # rims

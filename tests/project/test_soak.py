@@ -84,6 +84,7 @@ def soak(*words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.paced
 @pytest.mark.sweep
 def test_a_short_soak_holds() -> None:
     """The real thing, for a few seconds."""
@@ -92,6 +93,7 @@ def test_a_short_soak_holds() -> None:
 
 
 @pytest.mark.parametrize("control", ["forget", "descriptor"])
+@pytest.mark.paced
 @pytest.mark.sweep
 def test_controls_fail(control: str) -> None:
     """One id that is forgotten, or descriptors that leak: the status is 1."""

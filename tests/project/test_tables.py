@@ -29,6 +29,8 @@ from kie4o.transport import retrying
 from kie4o.wire.envelope import status_error
 from kie4o.wire.requests import body_of
 
+pytestmark = pytest.mark.once
+
 ERRORS = [name for name in kie4o.__all__ if name.endswith("Error")]
 RESENT = "what happened to a submit"
 
