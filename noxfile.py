@@ -52,26 +52,26 @@ def tests(session: nox.Session) -> None:
     """The tests, under every supported Python that is found, and on uvloop under two of them.
 
     These are the one that runs nox and the newest. The first alone runs the sweeps and what is marked `once`;
-    the sweep of cancellation runs under both, since what a cancel strikes differs between versions. Sweeps
-    that are `paced` run beside each other, not beside the rest.
+    the sweep of cancellation runs under both, since what a cancel strikes differs between versions. What is
+    `paced` runs after the rest: tests one by one, and sweeps, which mostly wait, beside each other.
     """
     session.install(*dependencies("test"))
     if session.posargs:
         run_tests(session, "pytest")
         return
     running, newest = session.python == RUNNING, session.python == NEWEST
-    pytest = ["pytest", *PARALLEL, "-m"]
+    parallel, fast = ["pytest", *PARALLEL, "-m"], "not paced and not sweep and not once"
+    run_tests(session, *parallel, "not paced" if running else fast)
+    run_tests(session, "pytest", "-m", "paced and not sweep")
     if running:
-        run_tests(session, *pytest, "not paced")
-        run_tests(session, *pytest, "paced")
-    else:
-        run_tests(session, *pytest, "not sweep and not once")
-    if newest and not running:
-        run_tests(session, *pytest, "sweep", "tests/laws/test_cancellation.py")
+        run_tests(session, *parallel, "paced and sweep")
+    elif newest:
+        run_tests(session, *parallel, "sweep", "tests/laws/test_cancellation.py")
     if sys.platform == "win32":
         session.warn("uvloop does not run on Windows: nothing is tested on it")
     elif running or newest:
-        run_tests(session, *pytest, "not sweep and not once", loop="uvloop")
+        run_tests(session, *parallel, fast, loop="uvloop")
+        run_tests(session, "pytest", "-m", "paced and not sweep", loop="uvloop")
 
 
 @nox.session

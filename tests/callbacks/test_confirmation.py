@@ -96,7 +96,7 @@ def test_a_look_that_began_earlier_is_no_confirmation(passed: Passed) -> None:
             assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
             assert len(kie.tasks[task.id].looks) == 2
 
-    run_scaled(run(), SPEED)
+    run_scaled(run(), 5)
 
 
 def test_deliver_returns_what_a_look_after_the_callback_shows() -> None:
@@ -112,7 +112,7 @@ def test_deliver_returns_what_a_look_after_the_callback_shows() -> None:
             assert (await client.deliver(callback)).state is TaskState.SUCCEEDED
             assert (await page).state is TaskState.RUNNING
 
-    run_scaled(run(), SPEED)
+    run_scaled(run(), 5)
 
 
 def test_looks_that_fail_are_repeated() -> None:

@@ -322,6 +322,7 @@ async def test_an_asgi_client_that_disconnects_has_sent_no_callback() -> None:
         assert here.kie.tasks[here.task.id].looks == []
 
 
+@pytest.mark.paced
 async def test_a_true_callback_gets_through_a_flood() -> None:
     """True callbacks are answered within 100 ms (99th percentile) during a flood.
 

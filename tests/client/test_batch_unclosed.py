@@ -29,7 +29,8 @@ from kie4o.stores.store import Entry, EntryState
 def noise() -> Iterator[list[str]]:
     """All that asyncio logs, all warnings, and all errors that nothing catches.
 
-    Meanwhile garbage is collected only when a test says so, and then all at once.
+    Meanwhile garbage is collected only when a test says so, and then all at once. What is alive before is
+    left out from then on: going through it takes most of the time of these tests.
     """
     seen: list[str] = []
     handler = logging.Handler(logging.WARNING)
@@ -38,6 +39,7 @@ def noise() -> Iterator[list[str]]:
     logger.addHandler(handler)
     sys.unraisablehook = lambda error: seen.append(f"{error.err_msg}: {error.exc_value!r}")
     gc.collect()
+    gc.freeze()
     gc.disable()
     try:
         with warnings.catch_warnings(record=True) as warned:

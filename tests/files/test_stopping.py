@@ -214,6 +214,7 @@ async def test_a_cancel_does_not_wait_for_a_disk_that_hangs(
 # -- a caller that is cancelled again and again --------------------------------------------------------
 
 
+@pytest.mark.paced
 @pytest.mark.parametrize("way", ["download", "upload"])
 async def test_level_cancellation_does_not_spin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str

@@ -352,6 +352,7 @@ async def slow() -> AsyncIterator[Emulator]:
         yield kie
 
 
+@pytest.mark.paced
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_a_client_in_a_cancel_scope_keeps_every_id(slow: Emulator, kind: str, tmp_path: Path) -> None:
     """Of five submits whose answers come after the scope was cancelled all ids are stored, and waiting for
@@ -365,6 +366,7 @@ async def test_a_client_in_a_cancel_scope_keeps_every_id(slow: Emulator, kind: s
     assert cpu < IDLE
 
 
+@pytest.mark.paced
 async def test_control_waiting_on_closing_is_not_enough(slow: Emulator) -> None:
     """Control: a client that awaits its submits on closing loses every id in the same scope."""
     client = NaiveClient(slow.url)
@@ -373,6 +375,7 @@ async def test_control_waiting_on_closing_is_not_enough(slow: Emulator) -> None:
     assert client.kept == []
 
 
+@pytest.mark.paced
 async def test_control_waiting_without_a_shield_spins(slow: Emulator) -> None:
     """Control: one that goes on waiting when it is cancelled keeps the ids, and a core busy."""
     client = NaiveClient(slow.url, spin=True)

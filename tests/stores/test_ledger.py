@@ -477,7 +477,7 @@ def test_a_long_failure_does_not_put_off_the_save_for_longer(tmp_path: Path, api
             store.broken.clear()
             await saved(store, "a", task_id)
 
-    run_scaled(run(), 5 * SPEED)
+    run_scaled(run(), 2 * SPEED)
 
 
 def test_an_id_without_a_key_is_saved_later_too(tmp_path: Path, api_key: str) -> None:
