@@ -348,7 +348,7 @@ def test_submitted_items_are_waited_for(store: MakeStore) -> None:
         async with kie_of(duration=30.0) as kie:
             async with client_of(kie, store(), max_in_flight=4) as client:
                 first = asyncio.create_task(all_of(client.generate_many(LETTERS)))
-                await until(lambda: client._poller.waiting == 4)
+                await until(lambda: client._runtime.poller.waiting == 4)
                 first.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await first
