@@ -93,7 +93,7 @@ def test_resume_respects_max_in_flight_and_can_be_left() -> None:
             async with client_of(kie, kept, max_in_flight=2) as later:
                 async for completion in later.resume():
                     assert completion.ok
-                    assert later._poller.waiting <= 2
+                    assert later._runtime.poller.waiting <= 2
                     break
                 await at_rest(later)
                 assert 1 <= len([entry async for entry in later.unfinished()]) < len(FEW)
