@@ -126,7 +126,7 @@ async def test_a_reset_after_the_first_byte_is_unknown_not_resent() -> None:
         connection.reset()
 
     async with FaultServer(reset_early) as server:
-        error = await verdict_of(server)
+        error = await verdict_of(server.url)
     assert isinstance(error, kie4o.SubmissionUnknownError)
     assert (server.posts, server.connections) == (0, 1)
 
