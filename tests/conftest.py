@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -45,8 +46,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give sweeps, and every test of the deep profile, more time."""
+    """Give sweeps, and every test of the deep profile, more time; leave out what cannot run here."""
     for item in items:
+        posix = item.get_closest_marker("posix")
+        if posix and sys.platform == "win32":
+            item.add_marker(pytest.mark.skip(reason=f"needs {posix.args[0]}"))
         if item.get_closest_marker("timeout"):
             continue
         if PROFILE == "deep":

@@ -551,6 +551,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.posix("/proc/self/statm")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of a process from /proc")
 @pytest.mark.sweep
 def test_a_batch_of_any_length_runs_in_flat_memory() -> None:

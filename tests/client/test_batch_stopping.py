@@ -375,6 +375,7 @@ def test_replayed_unknowns_do_not_count(store: MakeStore, lazy: bool) -> None:
 # -- a full disk -----------------------------------------------------------------------------------
 
 
+@pytest.mark.posix("limits on files")
 @pytest.mark.parametrize("cause", ["full", "no descriptors"])
 def test_the_temporary_file_cannot_be_written(cause: str) -> None:
     """The file that counts equal requests: its `StoreError` says what to do, and stops the batch.

@@ -17,6 +17,7 @@ from pathlib import Path
 import attrs
 import pytest
 from paths import IMPORT_ROOT
+from portable import interruptible
 
 import kie4o
 from kie4o.cli.main import message_of
@@ -58,8 +59,7 @@ class Command:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            # A background job of a shell ignores SIGINT, and its children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **interruptible(),
         )
 
     async def run(self) -> Outcome:
@@ -130,6 +130,7 @@ async def test_demo_never_leaves_the_machine(tmp_path: Path) -> None:
     assert len(list((tmp_path / "here").iterdir())) == 8
 
 
+@pytest.mark.posix("SIGINT for a child process")
 async def test_demo_is_interrupted_cleanly(tmp_path: Path) -> None:
     """Ctrl-C during the demo is one line and status 130, and no picture is saved."""
     process = await Command(tmp_path, "demo", "--speed", "1").start()
@@ -374,6 +375,7 @@ async def read_until(process: asyncio.subprocess.Process, words: bytes) -> bytes
     return stderr
 
 
+@pytest.mark.posix("SIGINT for a child process")
 async def test_interrupted_while_waiting(tmp_path: Path) -> None:
     """Ctrl-C while waiting is status 130, says how to resume and leaves no file."""
     async with Emulator(duration=1000.0) as kie:
@@ -391,6 +393,7 @@ async def test_interrupted_while_waiting(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.posix("SIGINT for a child process")
 async def test_interrupted_before_the_answer(tmp_path: Path) -> None:
     """Ctrl-C after the request was sent waits for its answer, and names the paid task."""
     async with Emulator(duration=1000.0, latency=1.0) as kie:
@@ -407,6 +410,7 @@ async def test_interrupted_before_the_answer(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.posix("SIGINT for a child process")
 async def test_interrupted_before_the_request_is_sent(tmp_path: Path) -> None:
     """Ctrl-C during the delay after a refusal cancels the submit: nothing is paid."""
     async with Emulator() as kie:

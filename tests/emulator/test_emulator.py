@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, FormData
 from paths import FIXTURES, IMPORT_ROOT
+from portable import interruptible
 
 from kie4o.emulator import Answer, Emulator, Outcome, pictures
 from kie4o.emulator.account import Account
@@ -734,12 +735,11 @@ async def run_main(*arguments: str) -> asyncio.subprocess.Process:
         cwd=IMPORT_ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # A background job of a shell ignores SIGINT, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **interruptible(),
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for a child process")
+@pytest.mark.posix("SIGINT for a child process")
 async def test_main(session: ClientSession) -> None:
     """The program prints its address and the variables for a client, and Ctrl-C ends it with status 0."""
     async with asyncio.timeout(20):

@@ -145,7 +145,7 @@ assert os.listdir(sys.argv[1]) == [], os.listdir(sys.argv[1])
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE")
+@pytest.mark.posix("a limit on the size of files")
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     """If the system refuses a write halfway, a `DownloadError` is raised and the directory stays empty."""
     here = Path(__file__).parent

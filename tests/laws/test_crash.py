@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import sys
@@ -25,7 +24,7 @@ from crashing import CHILD, DEEP, ITEMS, KILLED, SERVER_STEPS, Case, CountingSer
 
 from kie4o import AsyncKieClient, KieError, StoreLockedError
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed runs are forked")
+pytestmark = pytest.mark.posix("fork, and signals that stop and kill")
 
 MOMENTS = 200
 SAVED = ("claim", "intent", "submitted", "succeeded")
@@ -210,7 +209,7 @@ async def frozen(case: Case, lane: Lane, *step: Any, **more: Any) -> None:
     reached = asyncio.Event()
 
     def freeze() -> None:
-        lane.kill(signal.SIGSTOP)
+        lane.signal(signal.SIGSTOP)
         reached.set()
 
     case.server.kill = freeze
@@ -255,7 +254,7 @@ async def two_processes(folder: Path, *, unprotected: bool) -> Case:
         await frozen(case, first, "after submitted", 2, mishap="copy", unprotected=unprotected)
         await second.start(case.run_of(unprotected=unprotected))
         case.codes.append(await second.wait())
-        first.kill(signal.SIGCONT)
+        first.signal(signal.SIGCONT)
         case.codes.append(await first.wait())
         await case.server.settled()
         if not unprotected:

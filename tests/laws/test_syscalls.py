@@ -45,7 +45,10 @@ def why_not() -> str:
 
 
 REASON = why_not()
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "strace works")
+pytestmark = [
+    pytest.mark.posix("strace"),
+    pytest.mark.skipif(bool(REASON), reason=REASON or "strace works"),
+]
 
 
 @attrs.frozen

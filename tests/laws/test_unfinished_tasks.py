@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from canary import CANARY_KEY
 from clients import LOST, client_of, until
+from portable import interruptible
 
 import kie4o
 from kie4o.emulator import Emulator
@@ -33,6 +34,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
+@pytest.mark.posix("SIGINT for a child process")
 async def test_ctrl_c_shows_every_paid_id() -> None:
     """A script as in the README, without logging set up, interrupted while its five tasks run."""
     async with Emulator(duration=600.0) as kie:
@@ -41,7 +43,7 @@ async def test_ctrl_c_shows_every_paid_id() -> None:
             "-c",
             SCRIPT.format(key=CANARY_KEY, url=kie.url),
             stderr=asyncio.subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            **interruptible(),
         )
         try:
             await until(lambda: kie.accepted == 5)

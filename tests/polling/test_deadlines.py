@@ -308,7 +308,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
+@pytest.mark.posix("SIGSTOP")
 async def test_a_process_that_was_stopped_looks_before_it_times_out() -> None:
     """Fifteen waits of 1.5 s in a process that is stopped for 2.5 s, during which the tasks end: each returns
     its images. SIGSTOP is what a debugger does, and much like closing a laptop."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import re
-import resource
 import signal
 import sqlite3
 import stat
@@ -20,6 +19,7 @@ import pytest
 from cancelling import cancelled_at
 from entries import PATIENCE, ended, entry_of, plain, submitted, unfinished_keys
 from platforms import like_windows
+from portable import file_size_limit
 
 import kie4o
 from kie4o import AsyncKieClient, PollPolicy, StoreError, StoreLockedError
@@ -136,6 +136,7 @@ async def test_a_full_disk_is_an_error_and_loses_nothing(path: Path) -> None:
         assert await unfinished_keys(store) == ["before", "after"]
 
 
+@pytest.mark.posix("a limit on the size of files")
 async def test_what_was_committed_is_kept_though_the_checkpoint_after_it_fails(path: Path) -> None:
     """If the log can grow and the main file cannot, a save that is on the disk does not fail."""
     async with opened(path) as store:
@@ -144,14 +145,10 @@ async def test_what_was_committed_is_kept_though_the_checkpoint_after_it_fails(p
         async with opened(path) as store:
             for _ in range(calls):
                 await store.find(key="-")
-            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 4096 * 4096, hard))
-            try:
+            with file_size_limit(path.stat().st_size // 4096 * 4096):
                 [outcome] = await asyncio.gather(
                     store.save(entry_of(f"{calls}", "x" * 9000)), return_exceptions=True
                 )
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             kept = await store.find(key=f"{calls}") is not None
             assert kept == (outcome is None), outcome
 
@@ -280,7 +277,7 @@ def in_child(use: Callable[[], Any]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.posix("fork")
 @pytest.mark.parametrize("use", USES)
 def test_a_forked_child_cannot_use_it(path: Path, use: str) -> None:
     """Thread and lock stay with the parent, so in a child every call is a `StoreError`.
@@ -301,6 +298,7 @@ def test_a_forked_child_cannot_use_it(path: Path, use: str) -> None:
 # -- the file --------------------------------------------------------------------------------------
 
 
+@pytest.mark.posix("modes of files")
 async def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
     """Prompts are private: the file and its log have mode 0600 from the start.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import stat
 from pathlib import Path
 
 import pytest
 from canary import CANARY_KEY
 from entries import ended, entry_of, submitted, unfinished_keys
+from portable import file_size_limit
 from test_sqlite import opened
 
 from kie4o import AsyncKieClient, StoreError
@@ -128,12 +128,11 @@ async def test_a_backup_beside_the_log_of_another_store_is_refused(path: Path, t
 
 
 async def test_a_backup_that_fails_leaves_nothing(path: Path, target: Path) -> None:
-    """Without a directory, onto a directory or onto a full disk: `StoreError`, and an older copy stays."""
+    """Without a directory or onto one: `StoreError`, and an older copy stays."""
     (target.parent / "folder").mkdir()
     target.write_bytes(b"older")
     async with opened(path) as store:
-        for n in range(30):
-            await store.save(entry_of(f"{n}", "x" * 3000))
+        await store.save(submitted("a"))
         for wrong in (
             target / "x.db",
             target.parent / "none" / "x.db",
@@ -142,14 +141,20 @@ async def test_a_backup_that_fails_leaves_nothing(path: Path, target: Path) -> N
         ):
             with pytest.raises(StoreError, match=r"run\.db could not be backed up to"):
                 await store.backup(wrong)
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        try:
-            with pytest.raises(StoreError, match="could not be backed up"):
-                await store.backup(target)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert names(target.parent) == ["copy.db", "folder"]
+        assert target.read_bytes() == b"older"
+
+
+@pytest.mark.posix("a limit on the size of files")
+async def test_a_backup_onto_a_full_disk_leaves_nothing(path: Path, target: Path) -> None:
+    """`StoreError`, an older copy stays, and with room again the backup is made."""
+    target.write_bytes(b"older")
+    async with opened(path) as store:
+        for n in range(30):
+            await store.save(entry_of(f"{n}", "x" * 3000))
+        with file_size_limit(20_000), pytest.raises(StoreError, match="could not be backed up"):
+            await store.backup(target)
+        assert names(target.parent) == ["copy.db"]
         assert target.read_bytes() == b"older"
         await store.backup(target)
     async with opened(target) as copy:

@@ -76,7 +76,10 @@ def fork_and_read(path: Path) -> None:
     in_child(lambda: read(path))
 
 
-@pytest.mark.parametrize("touch", [read, copy, open_again, fork_and_read])
+FORKING = pytest.param(fork_and_read, marks=pytest.mark.posix("fork"))
+
+
+@pytest.mark.parametrize("touch", [read, copy, open_again, FORKING])
 async def test_the_lock_outlives_other_descriptors(path: Path, touch: Callable[[Path], None]) -> None:
     """Though the file is opened and closed in this process, another one stays out until the store is closed.
 
@@ -168,6 +171,7 @@ def test_a_lock_is_released_once(path: Path) -> None:
     FileLock(path).release()
 
 
+@pytest.mark.posix("fork")
 def test_a_forked_child_does_not_keep_the_lock(path: Path) -> None:
     """A child that goes on after its parent has closed the store, or died, leaves the file free."""
     ready, done = os.pipe(), os.pipe()
@@ -362,7 +366,7 @@ async def test_a_file_with_two_names_is_refused(tmp_path: Path) -> None:
         assert await unfinished_keys(store) == ["a"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.posix("fork")
 async def test_a_name_that_a_killed_process_has_left_is_removed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

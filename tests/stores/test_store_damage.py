@@ -530,6 +530,7 @@ def _without_privilege() -> None:
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
+@pytest.mark.posix("prctl")
 @pytest.mark.skipif(sys.platform != "linux", reason="uses prctl to drop a privilege of root")
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_read_only_directory_is_refused(tmp_path: Path, exists: bool) -> None:
@@ -578,6 +579,7 @@ def kept_in(path: Path, key: str) -> Entry | None:
     return asyncio.run(read())
 
 
+@pytest.mark.posix("a limit on the size of files")
 @pytest.mark.parametrize("state", ["claim", "intent"])
 def test_without_an_intent_on_the_disk_nothing_is_sent(tmp_path: Path, state: str) -> None:
     """A full disk before the POST: `StoreError`, no request, and the same key works once there is room."""
@@ -593,6 +595,7 @@ def test_without_an_intent_on_the_disk_nothing_is_sent(tmp_path: Path, state: st
     assert kept.task_id == "task-1"
 
 
+@pytest.mark.posix("a limit on the size of files")
 def test_a_task_id_that_cannot_be_saved_is_reported_and_saved_later(tmp_path: Path) -> None:
     """A full disk after the POST: the `StoreError` and a log record at ERROR have the task id.
 
@@ -614,6 +617,7 @@ def test_a_task_id_that_cannot_be_saved_is_reported_and_saved_later(tmp_path: Pa
     assert (kept.state, kept.task_id) == (EntryState.SUBMITTED, "task-1")
 
 
+@pytest.mark.posix("a limit on the size of files")
 def test_a_task_id_that_was_never_saved_is_unknown_after_a_restart(tmp_path: Path) -> None:
     """If there is never room, the key is unknown after a restart and nothing is sent."""
     path = tmp_path / "run.db"

@@ -32,7 +32,7 @@ LANES = 2
 ITEMS = [f"item-{number:02}" for number in range(20)]
 CHILD = SUPPORT / "crash_child.py"
 PATIENCE = 60.0  # seconds for one run, which takes a fraction of one
-KILLED = -signal.SIGKILL
+KILLED = -9  # SIGKILL, which the signal module of Windows does not have
 LOOKS = 2  # a task has finished at its second look
 
 # The errors of items that were not paid for; the next run tries them again.
@@ -192,9 +192,12 @@ class Lane:
         self._running = False
         return code
 
-    def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
+    def kill(self) -> None:
         """Safe just after the run has ended too: its pid is not free before the next run."""
-        os.kill(self.pid, with_signal)
+        self.signal(signal.SIGKILL)
+
+    def signal(self, which: signal.Signals) -> None:
+        os.kill(self.pid, which)
 
     async def _line(self) -> bytes:
         assert self._server is not None

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -53,6 +52,9 @@ class FillingStore(SQLiteStore):
 
 
 def may_grow_to(size: int) -> None:
+    """-1 stands for any size."""
+    import resource  # not on Windows
+
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
@@ -86,7 +88,7 @@ async def main(path: Path, state: str) -> dict[str, Any]:
         seen["while_full"] = (await outcome_of(client))["task_id"]
         if forever:
             return seen
-        may_grow_to(resource.RLIM_INFINITY)
+        may_grow_to(-1)
         if state == "submitted":
             seen["saved"] = await saved(store)
         seen["again"] = (await outcome_of(client))["task_id"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from kie4o.stores.store import Entry, EntryState
 
 SPEED = 20.0
 FEW = [f"{number}" for number in range(4)]
-LIMITS = {"full": resource.RLIMIT_FSIZE, "no descriptors": resource.RLIMIT_NOFILE}
+LIMITS = {"full": "RLIMIT_FSIZE", "no descriptors": "RLIMIT_NOFILE"}
 
 
 class Known(MemoryStore):
@@ -48,7 +47,10 @@ def prompts() -> Iterator[str]:
         yield f"{number}"
 
 
-async def main(limit: int) -> dict[str, Any]:
+async def main(name: str) -> dict[str, Any]:
+    import resource  # not on Windows
+
+    limit = getattr(resource, name)
     duration, ended, finished = 1e9, 0, 0
     soft, hard = resource.getrlimit(limit)
     slots = RateLimit(3, per=600.0)
