@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import socket
 import struct
+import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, cast
@@ -196,9 +196,7 @@ async def serve(accounts: int, per: float, seed: int) -> None:
         await emulator.start()
     addresses = [emulator.url for emulator in emulators]
     print(json.dumps([*addresses, f"http://127.0.0.1:{runner.addresses[0][1]}"]), flush=True)
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_reader(0, lambda: os.read(0, 1024) or ended.set())
-    await ended.wait()
+    await asyncio.to_thread(sys.stdin.buffer.read)  # until it is closed, at the latest by the parent's end
     await asyncio.gather(*(each.aclose() for each in (*emulators,)), runner.cleanup())
 
 

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -215,19 +216,14 @@ def _length(head: bytes) -> int:
 
 
 async def serve() -> None:
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop = asyncio.get_running_loop()
     desk: list[Desk] = []
     server = await loop.create_server(lambda: Connection(desk[0]), "127.0.0.1", 0, backlog=4096)
     port = server.sockets[0].getsockname()[1]
     desk.append(Desk(b"http://127.0.0.1:%d" % port))
     print(port, flush=True)
 
-    def read() -> None:
-        if not os.read(0, 1024):
-            ended.set()
-
-    loop.add_reader(0, read)
-    await ended.wait()
+    await asyncio.to_thread(sys.stdin.buffer.read)  # until it is closed, at the latest by the parent's end
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 # Kie documents ids as opaque; real ones are 32 hex digits. A dot is not allowed, because the signed
@@ -21,6 +21,8 @@ _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 # names that public clients have met.
 _URL_FIELDS = ("resultUrls", "result_urls", "resultUrl", "url")
 _EXCERPT = 200  # characters
+# `fromtimestamp` on Windows knows no moment before 1970 or after 3000.
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _refuse_constant(name: str) -> None:
@@ -81,12 +83,12 @@ def moment(value: object) -> datetime | None:
     try:
         milliseconds = whole_number(value)
         if milliseconds is not None:
-            return datetime.fromtimestamp(milliseconds / 1000, UTC)
+            return _EPOCH + timedelta(milliseconds=milliseconds)
         if not isinstance(value, str):
             return None
         when = datetime.fromisoformat(value)
         return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
-    except (ValueError, OverflowError, OSError):
+    except (ValueError, OverflowError):
         return None
 
 

@@ -12,6 +12,7 @@ import pytest
 from faults import unused_port
 from pages import section
 from paths import IMPORT_ROOT
+from portable import environment
 
 from kie4o.emulator import Emulator
 
@@ -55,16 +56,16 @@ async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path
     port = unused_port()
     source = recipe(name).replace("https://me.example", f"http://127.0.0.1:{port}")
     server = tmp_path / "server.py"
-    server.write_text(f"{source}\nimport uvicorn\n\n{SERVERS[name].replace('PORT', str(port))}\n")
+    server.write_text(f"{source}\nimport uvicorn\n\n{SERVERS[name].replace('PORT', str(port))}\n", "utf-8")
     async with Emulator(duration=0.5, webhook_key=KEY) as kie:
-        environment = {
-            "PATH": "/usr/bin:/bin",
-            "KIE_API_KEY": "any",
-            "KIE_BASE_URL": kie.url,
-            "KIE_WEBHOOK_KEY": KEY,
-            "PYTHONPATH": str(IMPORT_ROOT),
-        }
-        process = subprocess.Popen([sys.executable, server], env=environment, cwd=tmp_path)
+        variables = environment(
+            PATH="/usr/bin:/bin",
+            KIE_API_KEY="any",
+            KIE_BASE_URL=kie.url,
+            KIE_WEBHOOK_KEY=KEY,
+            PYTHONPATH=str(IMPORT_ROOT),
+        )
+        process = subprocess.Popen([sys.executable, server], env=variables, cwd=tmp_path)
         try:
             await until_it_listens(port, process)
             async with asyncio.timeout(20), aiohttp.ClientSession() as session:

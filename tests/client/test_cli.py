@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
+import portable
 import pytest
 from paths import IMPORT_ROOT
-from portable import interruptible
 
 import kie4o
 from kie4o.cli.main import message_of
@@ -49,7 +49,7 @@ class Command:
         self, folder: Path, *arguments: str, program: Sequence[str] = MODULE, **environment: str
     ) -> None:
         self.folder, self.arguments, self.program = folder, arguments, program
-        self.environment = {"PYTHONPATH": str(IMPORT_ROOT), "PATH": "", **environment}
+        self.environment = portable.environment(PYTHONPATH=str(IMPORT_ROOT), PATH="", **environment)
 
     async def start(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -59,7 +59,7 @@ class Command:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            **interruptible(),
+            **portable.interruptible(),
         )
 
     async def run(self) -> Outcome:
@@ -74,7 +74,8 @@ async def outcome_of(process: asyncio.subprocess.Process, stderr: bytes = b"") -
         if process.returncode is None:
             process.kill()
             await process.wait()
-    outcome = Outcome(process.returncode or 0, out.decode(), (stderr + err).decode())
+    shown, said = (text.decode().replace("\r\n", "\n") for text in (out, stderr + err))
+    outcome = Outcome(process.returncode or 0, shown, said)
     assert "Traceback" not in outcome.err
     assert "Warning" not in outcome.err
     assert not [words for words in PYTHON if words in outcome.err + outcome.out]

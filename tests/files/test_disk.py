@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hosts import PNG, TASK, Host, answer, fails, files_for, names, no_renewal, open_ended, picture
+from portable import running_tasks
 
 from kie4o import DownloadError
 from kie4o.files import disk
@@ -51,7 +52,7 @@ async def test_a_cancel_leaves_nothing(tmp_path: Path) -> None:
     body = picture(side=800)
     seen_temporary = complete = 0
     async with Host(answer(body)) as host, files_for(host.url) as files:
-        before = asyncio.all_tasks()
+        before = running_tasks()
         for steps in range(160):
             folder = tmp_path / str(steps)
             folder.mkdir()
@@ -71,7 +72,7 @@ async def test_a_cancel_leaves_nothing(tmp_path: Path) -> None:
                 assert not name.startswith(PREFIX)
                 assert (folder / name).read_bytes() == body
                 complete += 1
-            assert not {each for each in asyncio.all_tasks() - before if "_serve" not in repr(each)}
+            assert not {each for each in running_tasks() - before if "_serve" not in repr(each)}
     assert seen_temporary
     assert complete
 

@@ -48,15 +48,24 @@ async def test_an_image_is_saved(tmp_path: Path, kind: str, suffix: str, framing
 
 
 async def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
-    """A download replaces a file of the same name, and does not follow a symbolic link."""
+    """A download replaces a file of the same name."""
+    (tmp_path / "cat.png").write_bytes(b"older")
+    async with Host(answer(PNG)) as host, files_for(host.url) as files:
+        for _ in range(2):
+            [path] = await files.download([host.url], tmp_path, task_id=TASK, name="cat", renew=no_renewal)
+            assert path.read_bytes() == PNG
+
+
+@pytest.mark.posix("symbolic links")
+async def test_a_link_is_replaced(tmp_path: Path) -> None:
+    """A download does not follow a symbolic link."""
     outside = tmp_path / "outside"
     outside.write_bytes(b"mine")
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "cat.png").symlink_to(outside)
     async with Host(answer(PNG)) as host, files_for(host.url) as files:
-        for _ in range(2):
-            [path] = await files.download([host.url], folder, task_id=TASK, name="cat", renew=no_renewal)
+        [path] = await files.download([host.url], folder, task_id=TASK, name="cat", renew=no_renewal)
     assert path.read_bytes() == PNG
     assert not path.is_symlink()
     assert outside.read_bytes() == b"mine"

@@ -14,6 +14,7 @@ import anyio
 import pytest
 from clients import until
 from hosts import KEY, PNG, TASK, Host, Request, answer, files_for, names, no_renewal, picture
+from portable import running_tasks
 from test_disk import patch_step
 
 from kie4o import AsyncKieClient, DownloadError, ImageResult, KieError, TaskDetails, TaskState
@@ -62,7 +63,7 @@ async def within(seconds: float) -> AsyncIterator[None]:
 
 def ours(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
     """The tasks that have been started since, except those of the server."""
-    return {task for task in asyncio.all_tasks() - before if "_serve" not in repr(task)}
+    return {task for task in running_tasks() - before if "_serve" not in repr(task)}
 
 
 # -- closing -----------------------------------------------------------------------------------------
@@ -71,7 +72,7 @@ def ours(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
 async def test_closing_stops_downloads(tmp_path: Path) -> None:
     """Each caller gets a `DownloadError` with its task id, at once; no partial file and no task is left."""
     async with Host(stalls) as host, files_for(host.url) as files:
-        before = asyncio.all_tasks()
+        before = running_tasks()
         calls = [
             asyncio.create_task(
                 files.download([host.url] * 2, tmp_path, task_id=f"task{n}", renew=no_renewal)
@@ -95,7 +96,7 @@ async def test_closing_stops_uploads(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(BODY)
     async with Host(silent) as host, files_for(host.url) as files:
-        before = asyncio.all_tasks()
+        before = running_tasks()
         calls = [
             asyncio.create_task(call)
             for call in (files.upload(path), files.upload_from_url("https://a.example/1.png"))
@@ -173,7 +174,7 @@ async def test_closing_does_not_wait_for_a_disk_that_hangs(
     """The transfer is left behind after a while, which is logged; its file goes when the disk answers."""
     monkeypatch.setattr(transfers, "STUCK", 0.2)
     async with Host(answer(BODY)) as host, files_for(host.url) as files:
-        before = asyncio.all_tasks()
+        before = running_tasks()
         with a_disk_that_hangs(monkeypatch) as go_on:
             call = asyncio.create_task(files.download([host.url], tmp_path, task_id=TASK, renew=no_renewal))
             await until(lambda: names(tmp_path))
@@ -232,7 +233,7 @@ async def test_level_cancellation_does_not_spin(
             await files.upload(SlowFile(path))
 
     async with Host(answer(BODY) if way == "download" else silent) as host, files_for(host.url) as files:
-        before = asyncio.all_tasks()
+        before = running_tasks()
         with a_disk_that_hangs(monkeypatch) as go_on:
             SlowFile.go_on = go_on
             threading.Timer(1.2, go_on.set).start()
@@ -275,7 +276,7 @@ class SlowFile:
 async def test_level_cancellation_leaves_nothing(tmp_path: Path, after: float) -> None:
     """Wherever it strikes, no partial file, no task and no open transfer is left."""
     async with Host(stalls) as host, files_for(host.url) as files:
-        before = asyncio.all_tasks()
+        before = running_tasks()
         with anyio.move_on_after(after) as scope:
             await files.download([host.url] * 3, tmp_path, task_id=TASK, renew=no_renewal)
         assert scope.cancelled_caught

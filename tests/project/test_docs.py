@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from pages import Block, Page, blocks, pages, readme, section
 from paths import IMPORT_ROOT, REPOSITORY
+from portable import environment
 
 import kie4o
 from kie4o.emulator import Emulator
@@ -82,12 +83,12 @@ async def run(block: Block, folder: Path) -> Outcome:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *program),
             cwd=folder,
-            env={
-                "KIE_API_KEY": "k-123",
-                "KIE_BASE_URL": kie.url,
-                "KIE_WEBHOOK_KEY": "w",
-                "PYTHONPATH": str(IMPORT_ROOT),
-            },
+            env=environment(
+                KIE_API_KEY="k-123",
+                KIE_BASE_URL=kie.url,
+                KIE_WEBHOOK_KEY="w",
+                PYTHONPATH=str(IMPORT_ROOT),
+            ),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -95,6 +95,7 @@ async def test_the_lock_outlives_other_descriptors(path: Path, touch: Callable[[
         assert await unfinished_keys(store) == ["a", "b"]
 
 
+@pytest.mark.posix("locks that belong to a process")
 async def test_control_sqlites_lock_does_not(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: without our lock another process gets in after a copy."""
     monkeypatch.setattr(file_lock, "_lock", lambda descriptor: None)
@@ -104,6 +105,7 @@ async def test_control_sqlites_lock_does_not(path: Path, monkeypatch: pytest.Mon
         assert await in_another_process(path) == "opened"
 
 
+@pytest.mark.posix("symbolic links")
 async def test_sqlites_lock_is_not_dropped_by_us(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refusing a second store in this process, and a file that is locked, closes no descriptor of it."""
     monkeypatch.setattr(file_lock, "_lock", lambda descriptor: None)
@@ -249,6 +251,7 @@ def put_back(path: Path) -> None:
 MOVES = [renamed, renamed_with_its_log, deleted, replaced, without_its_log, with_another_log, folder_renamed]
 
 
+@pytest.mark.posix("renaming or deleting an open file")
 @pytest.mark.parametrize("move", MOVES)
 async def test_a_file_that_is_not_in_its_place_is_refused(
     tmp_path: Path, move: Callable[[Path], None]
@@ -273,6 +276,7 @@ async def test_a_file_that_is_not_in_its_place_is_refused(
             assert await unfinished_keys(store) == ["a", "c"]
 
 
+@pytest.mark.posix("renaming or deleting an open file")
 @pytest.mark.parametrize("move", [renamed, deleted])
 async def test_a_file_that_moves_during_a_commit_is_refused(path: Path, move: Callable[[Path], None]) -> None:
     """A write is good only if the file is in its place when it is over."""
@@ -281,6 +285,7 @@ async def test_a_file_that_moves_during_a_commit_is_refused(path: Path, move: Ca
             await store._worker.run(lambda connection: move(path))
 
 
+@pytest.mark.posix("renaming or deleting an open file")
 @pytest.mark.parametrize("move", MOVES)
 async def test_closing_leaves_the_files_of_the_next_store_alone(
     tmp_path: Path, move: Callable[[Path], None]
@@ -306,6 +311,7 @@ async def test_closing_leaves_the_files_of_the_next_store_alone(
         assert await unfinished_keys(store) == (["a"] if move is replaced else []) + ["b", "c"]
 
 
+@pytest.mark.posix("renaming or deleting an open file")
 async def test_a_log_without_its_file_is_refused(path: Path) -> None:
     """A new file would take over the log of the old one. Once the log is moved away too, it starts empty."""
     async with opened(path) as store:
@@ -335,6 +341,7 @@ def links(folder: Path, path: Path) -> Iterator[Path]:
     yield folder / "to folder" / path.name
 
 
+@pytest.mark.posix("symbolic links")
 async def test_a_file_is_the_same_by_any_name(tmp_path: Path) -> None:
     """Created through a dangling link, opened through others, locked under all, and never beside a link."""
     path = tmp_path / "data" / "real.db"
@@ -391,6 +398,7 @@ async def test_a_name_that_a_killed_process_has_left_is_removed(
         assert await unfinished_keys(store) == ["a"]
 
 
+@pytest.mark.posix("symbolic links")
 async def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
     """A `StoreError`, as for any path that cannot be a file."""
     (tmp_path / "a.db").symlink_to("b.db")

@@ -217,6 +217,7 @@ async def test_of_two_openings_at_once_one_is_refused(tmp_path: Path) -> None:
     await store.aclose()
 
 
+@pytest.mark.posix("fork")
 def test_a_forked_child_can_close_it(tmp_path: Path) -> None:
     """The thread is not in the child, so closing there waits for nothing. The parent goes on."""
 

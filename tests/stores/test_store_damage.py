@@ -391,6 +391,7 @@ def test_a_damaged_main_file_beside_a_log(
     assert was.opened + was.refused
 
 
+@pytest.mark.posix("symbolic links")
 @pytest.mark.parametrize("link", ["file", "folder", "dangling before"])
 def test_a_damaged_log_beside_the_target_of_a_link(tmp_path: Path, young: Past, link: str) -> None:
     """The log lies beside the file that the link leads to, and is checked there."""

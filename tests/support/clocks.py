@@ -39,11 +39,15 @@ class _Jumping(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its clock stands still while anything is ready, and jumps to the next timer otherwise."""
+    """Its clock stands still while anything is ready, and jumps to the next timer otherwise.
 
-    def __init__(self) -> None:
+    It calls a timer up to `resolution` seconds early, as asyncio's loops do by that of their clock.
+    """
+
+    def __init__(self, resolution: float = 1e-9) -> None:
         self._clock = _Jumping()
         super().__init__(self._clock)
+        self._clock_resolution = resolution
 
     def time(self) -> float:
         return self._clock.now
@@ -62,11 +66,12 @@ class TimelapseLoop(asyncio.SelectorEventLoop):
     def __init__(self, speed: float) -> None:
         selector = _Hurried()
         selector.speed = self._speed = speed
-        self._start = time.monotonic()
+        self._start = time.perf_counter()  # of Windows the fine clock
         super().__init__(selector)
+        self._clock_resolution = time.get_clock_info("perf_counter").resolution * speed
 
     def time(self) -> float:
-        return self._start + (time.monotonic() - self._start) * self._speed
+        return self._start + (time.perf_counter() - self._start) * self._speed
 
 
 def _loops_of_uvloop() -> tuple[Callable[[], asyncio.AbstractEventLoop], type[asyncio.AbstractEventLoop]]:

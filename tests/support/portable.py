@@ -1,15 +1,29 @@
-"""What only POSIX systems have, for tests and for the processes that they start.
+"""Where systems differ, for tests and for the processes that they start.
 
-Nothing here is needed to collect the tests on Windows: `resource` is imported where it is used.
+What only POSIX systems have is imported where it is used, so that the tests can be collected on Windows.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a child process: these variables, and what a program needs on Windows."""
+    if sys.platform == "win32":  # sockets need SYSTEMROOT, and its output is not in UTF-8 otherwise
+        variables = {"SYSTEMROOT": os.environ["SYSTEMROOT"], "PYTHONUTF8": "1"} | variables
+    return variables
+
+
+def running_tasks() -> set[asyncio.Task[Any]]:
+    """All tasks but those with which the loop of Windows accepts connections."""
+    return {task for task in asyncio.all_tasks() if "IocpProactor.accept" not in repr(task)}
 
 
 def interruptible() -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_moments(value: Any) -> None:
 @given(st.integers(86_400, 220_000_000_000), st.integers(-23, 23))
 def test_spellings_of_a_moment(seconds: int, hours: int) -> None:
     """Epoch milliseconds, their digits, Kie's text without a zone and ISO 8601 in any zone are the same."""
-    moment = datetime.fromtimestamp(seconds, UTC)
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
     stamp = 1000 * seconds
     there = moment.astimezone(timezone(timedelta(hours=hours)))
     spellings = [stamp, str(stamp), f"{moment:%Y-%m-%d %H:%M:%S}", moment.isoformat(), there.isoformat()]
