@@ -246,7 +246,7 @@ async def created_directory(directory: str | os.PathLike[str], task_id: str) -> 
         return path
     except (OSError, ValueError, TypeError) as error:
         reason = reason_of(error)
-    raise _download_error(f"create the directory {str(directory)!r}", reason, task_id)
+    raise _download_error(f"create the directory '{directory}'", reason, task_id)
 
 
 def _is_temporary(error: Exception) -> bool:
@@ -268,7 +268,7 @@ async def _on_disk(directory: Path, function: Callable[..., _T], *arguments: Any
         return await when_free(functools.partial(in_thread, function, *arguments))
     except OSError as error:
         reason = reason_of(error)
-    raise FetchError(f"cannot write to {str(directory)!r}: {reason}")
+    raise FetchError(f"cannot write to '{directory}': {reason}")
 
 
 def _parsed(text: str, base: URL | None) -> URL | None:
