@@ -89,7 +89,7 @@ async def test_a_file_system_that_syncs_no_directory(
     await creates_and_backs_up(path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no directory is synced on Windows")
+@pytest.mark.posix("fsync of a directory")
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 async def test_a_directory_that_is_not_on_the_disk_is_an_error(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: int
@@ -134,7 +134,7 @@ async def test_every_connection_that_writes_syncs_fully(
     assert seen[which] == [(2, 1, 1)]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no directory is synced on Windows")
+@pytest.mark.posix("fsync of a directory")
 @pytest.mark.parametrize("supported", [True, False])
 def test_a_directory_is_synced_fully(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
@@ -200,7 +200,7 @@ async def test_an_empty_file_stays_damaged(path: Path, monkeypatch: pytest.Monke
 
 # -- killed or stopped at every line ---------------------------------------------------------------
 
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+forks = pytest.mark.posix("fork")
 PARTS = {sqlite_creation.__file__, __file__}
 
 
