@@ -17,7 +17,9 @@ from pathlib import Path
 
 logger: logging.Logger = logging.getLogger("kie4o")
 
-_BYTE = 0x7FFFFFFE  # SQLite locks 0x40000000 to 0x400001FF ("File Locking And Concurrency")
+# SQLite locks 0x40000000 to 0x400001FF and keeps no data in that page ("Database File Format", 1.4). In any
+# other page this lock would hide data from SQLite itself on Windows, once the file has 2 GiB.
+_BYTE = 0x40000200
 _TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -73,12 +75,12 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
-        if identity_of(path.stat()) in _held:  # closing a descriptor of it would drop SQLite's locks
+        if identity_of(path.stat(), path) in _held:  # closing a descriptor of it would drop SQLite's locks
             raise BlockingIOError(errno.EAGAIN, "the file is locked")
         self._descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
             _lock_or_warn(self._descriptor, path)
-            self.identity: Identity = identity_of(os.fstat(self._descriptor))
+            self.identity: Identity = identity_of(os.fstat(self._descriptor), path)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -98,9 +100,12 @@ class FileLock:
             os.close(descriptor)
 
 
-def identity_of(found: os.stat_result) -> Identity:
-    """What tells a file from another one at the same path."""
-    return found.st_dev, found.st_ino
+def identity_of(found: os.stat_result, path: Path) -> Identity:
+    """What tells a file from another one at the same path.
+
+    It is the path itself on a drive that does not number its files, as some network drives of Windows do not.
+    """
+    return found.st_dev, found.st_ino or hash(path)
 
 
 def _lock_or_warn(descriptor: int, path: Path) -> None:

@@ -53,7 +53,7 @@ class StoreConnection(sqlite3.Connection):
 
     def watch(self, file: Path) -> None:
         """From now on `check_in_place` checks this file as well."""
-        self._in_use[file] = identity_of(file.stat())
+        self._in_use[file] = identity_of(file.stat(), file)
 
     def check_in_place(self) -> None:
         """Raises `StoreError` if the path of the file or of its log names another file, or none."""
@@ -72,7 +72,7 @@ class StoreConnection(sqlite3.Connection):
 
 def _identity_at(file: Path) -> Identity | None:
     try:
-        return identity_of(file.stat())
+        return identity_of(file.stat(), file)
     except OSError:
         return None
 

@@ -158,6 +158,29 @@ async def test_another_error_of_the_lock_is_raised(path: Path, monkeypatch: pyte
         pass
 
 
+def unnumbered(found: os.stat_result) -> os.stat_result:
+    return os.stat_result((found.st_mode, 0, *found[2:]))
+
+
+async def test_a_drive_that_does_not_number_its_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some network drives of Windows: each store is another file, and none is opened twice."""
+    stat, fstat = Path.stat, os.fstat
+    monkeypatch.setattr(Path, "stat", lambda self, **how: unnumbered(stat(self, **how)))
+    monkeypatch.setattr(os, "fstat", lambda descriptor: unnumbered(fstat(descriptor)))
+    async with opened(path) as first, opened(path.with_name("other.db")) as second:
+        await first.save(submitted("a"))
+        await second.save(submitted("b"))
+        await refused(path)
+        await first.save(submitted("c"))
+
+
+async def test_the_locked_byte_is_none_of_the_data(path: Path) -> None:
+    """On Windows no one else can read it, SQLite included; it is in the page without data ("File Format")."""
+    async with opened(path) as store:
+        [size] = await store._worker.run(lambda connection: connection.execute("PRAGMA page_size").fetchone())
+    assert 0x40000200 <= file_lock._BYTE < 0x40000000 + size
+
+
 def test_a_lock_is_released_once(path: Path) -> None:
     """A second `release` does not close a descriptor that means another file by then."""
     path.write_bytes(b"x")
