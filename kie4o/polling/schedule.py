@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ AT_ONCE = 64  # looks at a time over all tasks, so that many waiters need few co
 _BURST = 0.2  # looks that the rate allows in this time may start together
 _CROWD = 256  # different times in the heap from which on those to come are grouped
 _LATEST, _LATEST_SHARE = 0.25, 1 / 64  # by how much grouping may move a time, also as a share of the wait
+# asyncio calls a timer early by the resolution of its clock: 15.6 ms on Windows before Python 3.13.
+_EARLY = time.get_clock_info("monotonic").resolution
 _STALE = 64  # entries of the heap that may be out of date before it is rebuilt
 
 
@@ -147,17 +150,17 @@ class Schedule:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._timer_at = self.loop.call_at(at, self._tick), at
+        self._timer, self._timer_at = self.loop.call_at(at + _EARLY, self._tick), at
 
     def _tick(self) -> None:
         # A loop may call early: uvloop rounds to milliseconds. What the timer was set for is due now, since
         # a timer for the rest of the millisecond would be rounded to 0 and fire again and again.
         now = max(self.loop.time(), self._timer_at)
         while self._times and self._times[0] <= now:
-            time = heapq.heappop(self._times)
-            for watch in self._watches_at.pop(time):
+            at = heapq.heappop(self._times)
+            for watch in self._watches_at.pop(at):
                 self._entries -= 1
-                if watch.wake_at == time:
+                if watch.wake_at == at:
                     watch.wake_at = NEVER
                     self._wake(watch, now)
                 else:
