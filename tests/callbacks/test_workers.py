@@ -19,6 +19,7 @@ import pytest
 from faults import unused_port
 from pages import section
 from paths import IMPORT_ROOT
+from portable import environment
 from yarl import URL
 
 from kie4o import sign_callback
@@ -45,8 +46,7 @@ SERVERS = {
         "server:app",
     ],
 }
-NO_GUNICORN = pytest.mark.skipif(sys.platform == "win32", reason="gunicorn needs POSIX")
-HOWS = ["uvicorn", pytest.param("gunicorn", marks=NO_GUNICORN)]
+HOWS = ["uvicorn", pytest.param("gunicorn", marks=pytest.mark.posix("gunicorn"))]
 PATIENCE = 60.0  # seconds, on a busy machine
 
 
@@ -76,17 +76,17 @@ class Workers:
         source = source.replace("8701", f"{first}").replace("RateLimit(20", "RateLimit(1000")
         (self.folder / "server.py").write_text(source, "utf-8")
         async with self.kie:
-            environment = {
-                "PATH": "/usr/bin:/bin",
-                "HOME": str(self.folder),  # gunicorn's control socket goes there
-                "KIE_API_KEY": "any",
-                "KIE_BASE_URL": self.kie.url,
-                "KIE_WEBHOOK_KEY": KEY,
-                "PYTHONPATH": str(IMPORT_ROOT),
-            }
+            variables = environment(
+                PATH="/usr/bin:/bin",
+                HOME=str(self.folder),  # gunicorn's control socket goes there
+                KIE_API_KEY="any",
+                KIE_BASE_URL=self.kie.url,
+                KIE_WEBHOOK_KEY=KEY,
+                PYTHONPATH=str(IMPORT_ROOT),
+            )
             port = self.url.rpartition(":")[2]
             command = [sys.executable, "-m", *(word.replace("PORT", port) for word in SERVERS[self.how])]
-            process = subprocess.Popen(command, env=environment, cwd=self.folder)
+            process = subprocess.Popen(command, env=variables, cwd=self.folder)
             try:
                 yield self
             finally:
