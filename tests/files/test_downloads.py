@@ -236,7 +236,7 @@ async def test_a_host_that_stops_sending(tmp_path: Path) -> None:
         writer.write(answer(PNG)[:-10])
         await asyncio.Event().wait()
 
-    async with Host(silent) as host, files_for(host.url, timeout=0.02) as files:
+    async with Host(silent) as host, files_for(host.url, timeout=0.1) as files:
         assert "timed out" in str(await fails(files, tmp_path, host.url))
     assert len(host.requests) == 3
 
