@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from entries import submitted, unfinished_keys
+from platforms import handles
 from test_sqlite import in_child, opened, refused
 
 from kie4o import StoreError, StoreLockedError
@@ -138,21 +139,16 @@ async def test_a_file_system_without_locks(
     assert (warning.levelno, str(path) in warning.getMessage()) == (logging.WARNING, True)
 
 
-def open_descriptors() -> int:
-    listing = Path("/proc/self/fd")
-    return len(list(listing.iterdir())) if listing.exists() else 0
-
-
 async def test_another_error_of_the_lock_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that fails for any other reason opens nothing, and leaves no descriptor."""
 
     def lock(descriptor: int) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    before = open_descriptors()
+    before = list(handles())
     monkeypatch.setattr(file_lock, "_lock", lock)
     assert "cannot be used: input/output error" in str(await refused(path))
-    assert open_descriptors() == before
+    assert list(handles()) == before
     monkeypatch.undo()
     async with opened(path):
         pass
