@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Awaitable, Callable
 from types import EllipsisType
@@ -53,6 +54,7 @@ _KEPT_PAID = 2.0  # servers commonly keep connections for 5 s or more: none clos
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 _T = TypeVar("_T")
+_Body = bytes | Callable[[], aiohttp.FormData]  # JSON; what makes a form anew for each try
 Reader = Callable[[int, bytes, float | None], _T]  # status, body, seconds of a Retry-After
 
 
@@ -109,7 +111,7 @@ class Transport:
         reader: Reader[_T],
         *,
         query: str = "",
-        body: bytes | Callable[[], aiohttp.FormData] | None = None,
+        body: _Body | None = None,
         timeout: float | EllipsisType | None = ...,
     ) -> _T:
         """Make a call that costs nothing and return what `reader` makes of the answer.
@@ -129,20 +131,15 @@ class Transport:
         failure: APIConnectionError
         received: list[bytes] = []
         session = self._reads.enter()
-
-        def request() -> Awaitable[aiohttp.ClientResponse]:
-            return session.request(
-                endpoint.method,
-                URL(self._urls[endpoint] + query, encoded=True),
-                data=aiohttp.BytesPayload(body, content_type=JSON)
-                if isinstance(body, bytes)
-                else body and body(),
-                timeout=self._client_timeout(timeout),
-                allow_redirects=False,
-            )
-
+        call = functools.partial(
+            session.request,
+            endpoint.method,
+            URL(self._urls[endpoint] + query, encoded=True),
+            timeout=self._client_timeout(timeout),
+            allow_redirects=False,
+        )
         try:
-            status, header = await self._exchange(request, received)
+            status, header = await self._exchange(call, body, received)
         except Exception as error:  # nothing of aiohttp may leave
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
             failure = kind(self._no_answer(endpoint, error))
@@ -244,11 +241,19 @@ class Transport:
     # -- parts of a call -------------------------------------------------------------------------
 
     async def _exchange(
-        self, request: Callable[[], Awaitable[aiohttp.ClientResponse]], received: list[bytes]
+        self,
+        call: Callable[..., Awaitable[aiohttp.ClientResponse]],
+        body: _Body | None,
+        received: list[bytes],
     ) -> tuple[int, str | None]:
         """The status and the Retry-After of the answer. Apart from `read`, whose frame is in tracebacks,
         since headers may echo the key too."""
-        response = await when_free(request, seconds=self._timeout)
+        try:
+            response = await call(data=_data_of(body))
+        except OSError as error:
+            if not no_file_left(error):
+                raise
+            response = await when_free(lambda: call(data=_data_of(body)), seconds=self._timeout)
         await _receive(response, received)
         return response.status, response.headers.get(hdrs.RETRY_AFTER)
 
@@ -279,6 +284,14 @@ class Transport:
 
     def _no_answer(self, endpoint: Endpoint, error: Exception) -> str:
         return f"no answer from {endpoint.method} {self._urls[endpoint]}: {_reason(error)}"
+
+
+def _data_of(
+    body: bytes | Callable[[], aiohttp.FormData] | None,
+) -> aiohttp.Payload | aiohttp.FormData | None:
+    if body is None:
+        return None
+    return aiohttp.BytesPayload(body, content_type=JSON) if isinstance(body, bytes) else body()
 
 
 async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> None:
