@@ -5,7 +5,6 @@ Their docstrings are the help texts. Results go to stdout, everything else to st
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json as json_text
 import os
@@ -65,7 +64,7 @@ async def generate(
         prompt, size=size, n_variants=n_variants, files_url=urls, mask_url=mask, is_enhance=enhance
     )
     async with _paying_client(timeout) as client:
-        await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)  # fails before anything is paid
+        _create(directory)  # fails before anything is paid
         request = attrs.evolve(request, files_url=[await _url_of(client, source) for source in sources])
         with Board([shown(prompt, 60)], sys.stderr) as board:
             board.show(0, "submitting")
@@ -136,3 +135,7 @@ async def _url_of(client: AsyncKieClient, source: str) -> str:
         return source
     name = secrets.token_hex(8) + Path(source).suffix  # unique, as an upload replaces one of the same name
     return (await client.upload(source, name=name)).url
+
+
+def _create(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)

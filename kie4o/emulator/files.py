@@ -71,7 +71,11 @@ class Files:
             return BLANK, "image/png"
         task, index = image
         prompt, size = task.request.get("prompt") or "", task.request["size"]
-        return await asyncio.to_thread(draw, prompt, size, index), "image/png"
+        try:
+            picture = await asyncio.to_thread(draw, prompt, size, index)
+        except RuntimeError:  # no thread can be started
+            picture = draw(prompt, size, index)
+        return picture, "image/png"
 
     async def fetch(self, url: str) -> bytes | None:
         """The file at a URL of this emulator; a blank image for any other URL, which is not opened."""
