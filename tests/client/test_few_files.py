@@ -47,10 +47,10 @@ async def run(*arguments: str) -> str:
     return output.decode()
 
 
+@pytest.mark.posix("a limit of open files")
 @pytest.mark.parametrize(("limit", "free"), [(64, 50), (64, 8), (256, 20)])
 async def test_items_wait_for_files(tmp_path: Path, limit: int, free: int) -> None:
     """300 items at once, each with a download and some with an upload: none fails, and each is paid once."""
-    pytest.importorskip("resource", reason="Windows has no limit of files")
     async with Emulator(duration=0.3, limit=10_000, credits=1e6) as kie:
         output = await run(str(CHILD), kie.url, str(limit), str(free), str(tmp_path))
         assert json.loads(output) == {"NoneType": 300}

@@ -8,7 +8,6 @@ import asyncio
 import collections
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -32,6 +31,8 @@ def hold_all_but(free: int) -> list[int]:
 
 
 async def main(url: str, limit: int, free: int, folder: Path) -> None:
+    import resource  # not on Windows
+
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     client = AsyncKieClient(
         "k" * 20,
