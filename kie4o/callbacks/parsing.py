@@ -22,7 +22,7 @@ from .. import clock
 from ..details import TaskDetails, TaskState
 from ..errors import ConfigurationError, InvalidSignatureError, MalformedCallbackError, invalid_setting
 from ..models import Callback
-from ..wire import decoding
+from ..wire import decoding, finding
 
 TIMESTAMP_HEADER = "X-Webhook-Timestamp"
 SIGNATURE_HEADER = "X-Webhook-Signature"
@@ -30,10 +30,13 @@ MAX_BODY = 64 * 1024  # bytes; a real callback is well under one KiB
 TOLERANCE = 300.0  # seconds, as in Standard Webhooks and at Stripe; Kie gives no figure
 
 _TIMESTAMP = re.compile(r"[0-9]{1,11}", re.ASCII)
+# Callbacks page. Any other code is no more than a reason to poll.
 _STATE_OF_CODE = {
     200: TaskState.SUCCEEDED,
-    None: TaskState.RUNNING,
-}  # any other code: failed
+    400: TaskState.FAILED,
+    451: TaskState.FAILED,
+    500: TaskState.FAILED,
+}
 
 
 def parse_callback(
@@ -72,7 +75,7 @@ def parse_callback(
     code = decoding.whole_number(message.get("code"))
     words = message.get("msg")
     words = decoding.shown(words) if isinstance(words, str) else ""
-    urls = decoding.image_urls(data.get("info")) or decoding.image_urls(dict(data))
+    urls = finding.image_urls(message.get("data"))
     succeeded = code == 200
     return Callback(
         task_id,
@@ -83,7 +86,7 @@ def parse_callback(
         verified=bool(keys),
         details=TaskDetails(
             task_id,
-            state=_STATE_OF_CODE.get(code, TaskState.FAILED),
+            state=_STATE_OF_CODE.get(code or 0, TaskState.RUNNING),
             urls=urls if succeeded else (),
             error_code=None if succeeded else code,
             error_message=None if succeeded else words,
@@ -143,15 +146,10 @@ def _message(body: object) -> Mapping[str, Any]:
 
 def _only_task_id(message: Mapping[str, Any]) -> str:
     """The only task id of the message. Kie's pages show it under two names, in `data` and beside it."""
-    data = message.get("data")
-    homes = [data, message] if isinstance(data, Mapping) else [message]
-    named = [home.get(name) for home in homes for name in ("taskId", "task_id")]
-    named = [value for value in named if value is not None]
-    found = {decoding.task_id(value) for value in named}
-    task_id = found.pop() if len(found) == 1 else None
-    if task_id is None:
+    found = finding.named_ids(message)
+    if len(found) != 1:
         raise MalformedCallbackError("the body has no task id, or more than one")
-    return task_id
+    return found.pop()
 
 
 def _check_signature(

@@ -54,9 +54,9 @@ def uploaded_of(status: int, body: bytes, retry_after: float | None = None) -> U
         raise unreadable(status, body, "data.downloadUrl")
     return UploadedFile(
         url,
-        name=stored.fileName,
-        path=stored.filePath,
-        size=stored.fileSize,
-        mime_type=stored.mimeType,
+        name=stored.fileName or "",
+        path=stored.filePath or "",
+        size=stored.fileSize or 0,
+        mime_type=stored.mimeType or "",
         uploaded_at=stored.uploadedAt,
     )

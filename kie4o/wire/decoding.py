@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,25 +16,24 @@ from typing import Any
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _TASK_ID_IN_TEXT = re.compile(rb'"task(?:Id|_id)"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
-# Where image URLs are found: in answers (record-info page), in callbacks (callbacks page), and two
-# names that public clients have met.
-_URL_FIELDS = ("resultUrls", "result_urls", "resultUrl", "url")
 _EXCERPT = 200  # characters
 # `fromtimestamp` on Windows knows no moment before 1970 or after 3000.
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"JSON has no {name}")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+# Lenient, since an answer about a paid task must not be lost for one bad character: raw control characters in
+# strings are read, and NaN and Infinity, which JSON does not have, as null.
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None, strict=False)
 
 
 def json_value(body: bytes | bytearray | memoryview | str) -> Any:
-    """The value of a JSON text. Raises `ValueError` for anything else, also NaN and absurd nesting."""
+    """The value of a JSON text. Bytes that are not UTF-8 are replaced, a BOM is left out, NaN reads as null.
+
+    Raises `ValueError` for anything that is not JSON, and for absurd nesting.
+    """
     try:
-        text = body if isinstance(body, str) else bytes(body).decode().removeprefix("\ufeff")
+        text = body if isinstance(body, str) else bytes(body).decode(errors="replace")
+        text = text.removeprefix("\ufeff")
         if text[:1] != "{":
             return _DECODER.decode(text)
         # `decode` also searches for white space around the value. That is 3 us of a status check of
@@ -90,38 +88,6 @@ def moment(value: object) -> datetime | None:
         return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-
-
-def image_urls(response: object) -> tuple[str, ...]:
-    """The URLs in a `response` or `info`, which may be an object, a list, or either as JSON text."""
-    if response is None:
-        return ()
-    if isinstance(response, str):
-        try:
-            response = json_value(response)
-        except ValueError:
-            return ()
-    if isinstance(response, Mapping):
-        for name in _URL_FIELDS:
-            if urls := _urls_in(response.get(name)):
-                return urls
-        return ()
-    return _urls_in(response) if isinstance(response, list) else ()
-
-
-def _urls_in(value: object) -> tuple[str, ...]:
-    """The strings of a list, of its JSON text, or a single one; blank ones are left out."""
-    if isinstance(value, str):
-        if not value.startswith("["):
-            value = [value]
-        else:
-            try:
-                value = json_value(value)
-            except ValueError:
-                return ()
-    if not isinstance(value, list):
-        return ()
-    return tuple(url for url in value if isinstance(url, str) and url.strip())
 
 
 def shown(text: object, limit: int = _EXCERPT) -> str:

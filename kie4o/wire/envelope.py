@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from ..errors import ERROR_OF_CODE, APIStatusError, InternalServerError, UnexpectedResponseError
-from . import decoding
+from . import decoding, finding
 
 # Codes without an error class that are still worth retrying (generate and download-url pages): an
 # upstream server was slow, an image could not be fetched.
@@ -39,12 +39,8 @@ class Envelope:
 
     @property
     def task_id(self) -> str | None:
-        """The task id in `data`, or at the root as on the webhook verification page."""
-        for fields in (self.data, self.root):
-            for name in ("taskId", "task_id"):
-                if isinstance(fields, dict) and (task_id := decoding.task_id(fields.get(name))):
-                    return task_id
-        return None
+        """The task id. What refuses has one only under its own name: it may speak of another task."""
+        return finding.task_id(self.root, anywhere=self.code == 200)
 
 
 def envelope_of(body: bytes) -> Envelope | None:

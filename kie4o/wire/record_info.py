@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..details import TaskDetails, TaskState
+from . import finding
 from .envelope import data_in, envelope_of, unreadable
 from .structuring import RecordInfo, structured
 
@@ -34,14 +35,18 @@ STATE_OF_CONFLICT: Mapping[tuple[str, int], TaskState] = MappingProxyType(
 MISSING_CODES = frozenset({404, 422})
 
 
-def state_of(status: str | None, flag: int | None) -> TaskState:
-    """The state of a task. An unknown status or flag means that the task is still running."""
+def state_of(status: str | None, flag: int | None, urls: tuple[str, ...] = ()) -> TaskState:
+    """The state of a task. An unknown status or flag means that it is still running; without either, its
+    images decide.
+    """
     word = (status or "").strip().upper()
     if flag is not None and (word, flag) in STATE_OF_CONFLICT:
         return STATE_OF_CONFLICT[word, flag]
     if word in STATE_OF_STATUS:
         return STATE_OF_STATUS[word]
-    return TaskState.RUNNING if flag is None else STATE_OF_FLAG.get(flag, TaskState.RUNNING)
+    if flag is not None:
+        return STATE_OF_FLAG.get(flag, TaskState.RUNNING)
+    return TaskState.SUCCEEDED if urls and not word else TaskState.RUNNING
 
 
 def details_of(task_id: str, status: int, body: bytes, retry_after: float | None = None) -> TaskDetails:
@@ -64,11 +69,12 @@ def details_of(task_id: str, status: int, body: bytes, retry_after: float | None
     record = structured(data, RecordInfo, status, body)
     if record.taskId is not None and record.taskId != task_id:
         raise unreadable(status, body, "data.taskId (another task than the one asked for)")
+    urls = record.response or finding.image_urls(data)
     return TaskDetails(
         task_id,
-        state=state_of(record.status, record.successFlag),
+        state=state_of(record.status, record.successFlag, urls),
         status=record.status,
-        urls=record.response,
+        urls=urls,
         progress=record.progress,
         error_code=record.errorCode,
         error_message=record.errorMessage or None,

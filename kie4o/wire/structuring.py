@@ -1,9 +1,8 @@
 """The `data` of an answer as a value of one class, by cattrs with hooks of our own.
 
 Out of the box cattrs turns null into "None", "false" into True and "abc" into a list of letters.
-Here every field has its type or the answer is refused, with the path to each wrong value. Some
-hooks are lenient on purpose, because Kie's pages and answers differ there: numbers may be digits in
-a string, and progress, times and image URLs that cannot be read are left out.
+Here a value has the type of its field, or it reads as None: what Kie adds for information must not hide
+what it was asked for. Only a field that cannot be None is demanded, and its path is in the error.
 
 The classes carry Kie's own names; they are the only ones that do.
 """
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 import attrs
 
-from . import decoding
+from . import decoding, finding
 from .envelope import unreadable
 
 if TYPE_CHECKING:
@@ -50,10 +49,10 @@ class StoredFile:
     """`data` of an answer (file upload page)."""
 
     downloadUrl: str
-    fileName: str = ""
-    filePath: str = ""
-    fileSize: int = 0
-    mimeType: str = ""
+    fileName: str | None = None
+    filePath: str | None = None
+    fileSize: int | None = None
+    mimeType: str | None = None
     uploadedAt: datetime | None = None
 
 
@@ -67,33 +66,21 @@ def _string(value: object, _: object) -> str:
 
 
 def _string_or_none(value: object, _: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise TypeError("expected a string or null")
-
-
-def _integer(value: object, _: object) -> int:
-    number = decoding.whole_number(value)
-    if number is None:
-        raise TypeError("expected an integer")
-    return number
+    return value if isinstance(value, str) else None
 
 
 def _integer_or_none(value: object, _: object) -> int | None:
-    if value is None or type(value) is int:
-        return value
-    return _integer(value, _)
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    return decoding.whole_number(value)
 
 
 def _task_id_or_none(value: object, _: object) -> str | None:
-    task_id = decoding.task_id(value)
-    if task_id is None and value is not None:
-        raise TypeError("expected a task id")
-    return task_id
+    return decoding.task_id(value)
 
 
 def _image_urls(value: object, _: object) -> tuple[str, ...]:
-    return decoding.image_urls(value)
+    return finding.image_urls(value)
 
 
 def _fraction_or_none(value: object, _: object) -> float | None:
@@ -107,11 +94,9 @@ def _moment_or_none(value: object, _: object) -> datetime | None:
 _HOOKS: Mapping[Any, Callable[[object, object], object]] = MappingProxyType(
     {
         str: _string,
-        int: _integer,
         str | None: _string_or_none,
         int | None: _integer_or_none,
         TaskId | None: _task_id_or_none,
-        # The three lenient ones: what cannot be read is left out.
         ImageUrls: _image_urls,
         float | None: _fraction_or_none,
         datetime | None: _moment_or_none,

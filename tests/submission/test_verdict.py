@@ -100,7 +100,7 @@ def test_success_without_an_id(value: object) -> None:
     assert (judgement.verdict, judgement.task_id) == (Verdict.UNKNOWN, None)
 
 
-@pytest.mark.parametrize("data", [None, {}, [], "abc", 5, True, [{"taskId": "abc"}]], ids=repr)
+@pytest.mark.parametrize("data", [None, {}, [], "abc", 5, True, [{"taskId": "a b"}]], ids=repr)
 def test_success_without_data(data: object) -> None:
     """Code 200 without an object that holds an id is unknown."""
     assert judged(body({"code": 200, "msg": "success", "data": data})).verdict is Verdict.UNKNOWN

@@ -60,7 +60,8 @@ def test_state_table(status: str | None) -> None:
             data = {"taskId": TASK_ID, "status": spelling, "successFlag": flag, "errorCode": error}
             data |= {"response": {"resultUrls": urls}, "completeTime": completed}
             details = details_of(TASK_ID, 200, body({"code": 200, "msg": "m", "data": data}))
-            assert details.state is expected, data
+            only_images = bool(urls) and flag is None and not spelling
+            assert details.state is (SUCCEEDED if only_images else expected), data
             assert details.urls == tuple(urls)
             assert details.error_code == error
             rows += 1
@@ -170,9 +171,58 @@ def test_a_flag_as_text_reads_like_a_number(
     assert number.state is SUCCEEDED
 
 
-@pytest.mark.parametrize(("status", "flag"), [("GENERATING", False), ("GENERATING", 0.0), ("SUCCESS", 1.0)])
-def test_a_value_that_equals_a_flag_is_refused(status: str, flag: object) -> None:
-    """False and 0.0 are equal to 0, and no flag."""
-    data = QUIET | {"status": status, "successFlag": flag}
-    with pytest.raises(UnexpectedResponseError, match="successFlag"):
-        details_of(TASK_ID, 200, body({"code": 200, "msg": "m", "data": data}))
+@pytest.mark.parametrize(
+    ("flag", "state"),
+    [
+        *(
+            (True, SUCCEEDED),
+            (1.0, SUCCEEDED),
+            (" 1 ", SUCCEEDED),
+            (3.0, FAILED),
+            (False, RUNNING),
+            (0.0, RUNNING),
+        ),
+        *(
+            ("", RUNNING),
+            ("x", RUNNING),
+            ([1], RUNNING),
+            ({"a": 1}, RUNNING),
+            (1.5, RUNNING),
+            (1e300, RUNNING),
+        ),
+    ],
+)
+def test_a_flag_of_another_type(flag: object, state: TaskState) -> None:
+    """What equals a flag is one, and anything else is none: the record is read all the same."""
+    data = QUIET | {"status": "", "successFlag": flag}
+    assert details_of(TASK_ID, 200, body({"code": 200, "msg": "m", "data": data})).state is state
+
+
+DONE = {"taskId": TASK_ID, "status": "SUCCESS", "successFlag": 1, "response": {"resultUrls": URLS}}
+ODD = ["", "x", "CONTENT_POLICY", 5, 200.0, True, [], ["a"], {}, {"a": 1}, "NaN", None]
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    ["taskId", "progress", "errorCode", "errorMessage", "createTime", "completeTime", "paramJson", "new"],
+)
+def test_what_only_informs_hides_nothing(name: str, value: object) -> None:
+    """A success keeps its images, and a failure its end, whatever else the record says."""
+    if name == "taskId" and value in ("x", "CONTENT_POLICY", "NaN"):
+        return  # another task, which is refused: see above
+    done = details_of(TASK_ID, 200, body({"code": 200, "data": DONE | {name: value}}))
+    assert (done.state, done.urls) == (SUCCEEDED, tuple(URLS))
+    failed = DONE | {"status": "GENERATE_FAILED", "successFlag": 3, "response": None, name: value}
+    details = details_of(TASK_ID, 200, body({"code": 200, "data": failed}))
+    assert (details.state, details.urls) == (FAILED, ())
+    assert type(details.error_code) in (int, type(None))
+    assert type(details.error_message) in (str, type(None))
+
+
+@pytest.mark.parametrize(
+    "name", ["info", "resultJson", "resultUrls", "resultUrl", "resultImageUrl", "url", "data"]
+)
+def test_images_are_found_elsewhere_in_the_record(name: str) -> None:
+    data = DONE | {"response": None, name: URLS[0] if "Url" in name else json.dumps({"resultUrls": URLS})}
+    assert details_of(TASK_ID, 200, body({"code": 200, "data": data})).urls == tuple(URLS)
