@@ -9,7 +9,8 @@
     ├─ APIStatusError                       Kie refused
     │  ├─ BadRequestError · AuthenticationError · InsufficientCreditsError · PermissionDeniedError
     │  ├─ NotFoundError · UnprocessableEntityError · RateLimitError · KeyLimitError
-    │  └─ MaintenanceError · InternalServerError · FeatureDisabledError · QueueFullError
+    │  ├─ ImageUnavailableError · MaintenanceError · InternalServerError · FeatureDisabledError
+    │  └─ QueueFullError
     ├─ SubmissionUnknownError               perhaps charged, never sent again
     ├─ TaskError
     │  ├─ TaskFailedError
@@ -163,9 +164,9 @@ class AuthenticationError(APIStatusError):
 
 
 class InsufficientCreditsError(APIStatusError):
-    """402: the balance is too low."""
+    """402, or any code whose message says so: the balance is too low."""
 
-    remedy = "Top up at kie.ai, then submit again; client.credits() returns the balance."
+    remedy = "Top up at kie.ai; client.credits() returns the balance."
 
 
 class PermissionDeniedError(APIStatusError):
@@ -197,6 +198,12 @@ class KeyLimitError(APIStatusError):
     """433: the hourly, daily or total limit that was set for this key is used up."""
 
     remedy = "Raise the limit of this key at kie.ai/api-key, or use another key."
+
+
+class ImageUnavailableError(APIStatusError):
+    """451: Kie could not fetch an image that the call names."""
+
+    remedy = "Make its URL public, or upload it with client.upload()."
 
 
 class MaintenanceError(APIStatusError):
@@ -264,15 +271,27 @@ class TaskFailedError(TaskError):
 
 
 class ContentPolicyError(TaskFailedError):
-    """errorCode 400: the prompt or an input image violates the content policy, or the image is unusable."""
+    """Kie says that the prompt or an input image violates the content policy."""
 
 
 class InputImageError(TaskFailedError):
-    """errorCode 451: an input image could not be downloaded."""
+    """An input image could not be downloaded (errorCode 451), is too large or of another format."""
 
 
 class NoImagesError(TaskError):
-    """The task succeeded but its record shows no images. It is paid: wait for it again later."""
+    """The task succeeded but its record shows no images. It is paid: wait for it again later.
+
+    Attributes:
+        details: The last `TaskDetails`, with Kie's own record in `raw`.
+    """
+
+    details: TaskDetails | None = None
+
+    def __init__(
+        self, message: str = "", *, task_id: str | None = None, details: TaskDetails | None = None
+    ) -> None:
+        super().__init__(message, task_id=task_id)
+        self.details = details
 
 
 class TaskNotFoundError(TaskError):
@@ -324,6 +343,7 @@ ERROR_OF_CODE: Mapping[int, type[APIStatusError]] = MappingProxyType(
         429: RateLimitError,
         430: RateLimitError,
         433: KeyLimitError,
+        451: ImageUnavailableError,
         455: MaintenanceError,
         505: FeatureDisabledError,
         550: QueueFullError,

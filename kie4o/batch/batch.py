@@ -238,9 +238,13 @@ class Batch:
 
 
 def _stops(error: KieError) -> bool:
-    """Whether new submits stop: also if the store cannot be written or the client was closed."""
+    """Whether new submits stop: also if the store cannot be written or the client was closed.
+
+    A status check that was refused is about one task, whose id is on the error.
+    """
+    refused = isinstance(error, STOPPING) and error.task_id is None
     unwritable = isinstance(error, StoreError) and not isinstance(error, KeyConflictError)
-    return isinstance(error, STOPPING) or unwritable or type(error) is KieError
+    return refused or unwritable or type(error) is KieError
 
 
 class _Stopped(KieError):

@@ -25,8 +25,9 @@ from ..errors import (
     worth_repeating,
 )
 from ..models import Callback
+from ..polling.findings import GRACE
 from ..polling.outcome import is_final
-from ..polling.poller import GRACE, TaskPoller
+from ..polling.poller import TaskPoller
 from ..stores.ledger import Ledger
 from ..stores.store import Entry, EntryState, Store
 from ..transport.retrying import repeated

@@ -9,11 +9,16 @@ from ..details import TaskDetails, TaskState
 from ..errors import ContentPolicyError, DownloadError, InputImageError, TaskFailedError
 from ..models import ImageResult, Source
 from ..wire.decoding import shown
+from ..wire.words import say_input_image, say_policy
 
-# The errorCode of Kie's record-info page. Other codes are a plain `TaskFailedError`.
-FAILURE_OF_CODE: Mapping[int, type[TaskFailedError]] = MappingProxyType(
-    {400: ContentPolicyError, 451: InputImageError}
-)
+
+def failure_kind(code: int | None, message: str) -> type[TaskFailedError]:
+    """The class for an errorCode and an errorMessage (record-info page), whose 400 has several meanings."""
+    if code == 451:
+        return InputImageError
+    if say_policy(message):
+        return ContentPolicyError
+    return InputImageError if code == 400 and say_input_image(message) else TaskFailedError
 
 
 def result_of(details: TaskDetails, source: Source, n_variants: int | None = None) -> ImageResult:
@@ -22,7 +27,7 @@ def result_of(details: TaskDetails, source: Source, n_variants: int | None = Non
         return ImageResult(
             details.task_id, urls=details.urls, details=details, source=source, n_variants=n_variants
         )
-    kind = FAILURE_OF_CODE.get(details.error_code or 0, TaskFailedError)
+    kind = failure_kind(details.error_code, details.error_message or "")
     code = "" if details.error_code is None else f" with code {details.error_code}"
     message = f"task {details.task_id} failed{code}: {shown(details.error_message or 'no reason given')}"
     raise kind(message, task_id=details.task_id, error_code=details.error_code, details=details)

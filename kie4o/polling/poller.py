@@ -15,21 +15,14 @@ import functools
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from types import EllipsisType, MappingProxyType
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from types import EllipsisType
 from typing import TypeVar
 
-from ..details import TaskDetails, TaskState
-from ..errors import (
-    APIConnectionError,
-    APITimeoutError,
-    KieError,
-    NoImagesError,
-    TaskNotFoundError,
-    TaskTimeoutError,
-    worth_repeating,
-)
+from ..details import TaskDetails
+from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
 from ..models import ImageResult
+from .findings import weigh
 from .learning import Pace, Sighting
 from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
@@ -42,16 +35,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 Look = Callable[[str], Awaitable[TaskDetails]]
 Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... is the default of the poller
 
-GRACE = 90.0  # seconds during which a task that Kie does not know may still appear
-EMPTY_LOOKS = 5  # looks at a success without images before it is taken as final: the record lags
 _EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited for yet
-# States other than RUNNING in which a task can be when its wait times out.
-_UNUSUAL: Mapping[TaskState, str] = MappingProxyType(
-    {
-        TaskState.MISSING: "Kie does not know it yet",
-        TaskState.SUCCEEDED: "it has succeeded, but its images are not listed yet",
-    }
-)
 _LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
 _LATE = 0.5  # seconds after which a deadline is noticed late: the process slept, or the loop was blocked
 _LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
@@ -64,8 +48,8 @@ class TaskPoller:
 
     Args:
         look: A coroutine function that fetches the details of the task with this id. It raises
-            a `KieError` if it cannot. Temporary errors are retried until the deadline; any other
-            error ends the wait.
+            a `KieError` if it cannot. Temporary errors are retried until the deadline, refusals
+            (`APIStatusError`) end the wait after three in a row over 10 s, any other error at once.
         policy: When to poll; None is `PollPolicy()`, plain exponential back-off. Two looks at one task
             are never closer than 0.34 s (Kie's record-info page: 3 queries per second per task).
         timeout: Seconds that a wait takes at most unless it has its own; None waits without limit.
@@ -451,25 +435,12 @@ class TaskPoller:
 
     def _process(self, watch: Watch, outcome: Outcome, now: float) -> None:
         """Finish the watch with the outcome of a look, or plan the next look."""
-        error_delay = 0.0
-        if isinstance(outcome, TaskDetails):
-            watch.errors, watch.finding = 0, _UNUSUAL.get(outcome.state)
-            if outcome.state is not TaskState.RUNNING:
-                outcome = _checked(watch, outcome, now)
-                if isinstance(outcome, Exception) or is_final(outcome):
-                    self._learn(watch, outcome, now)
-                    self._finish(watch, outcome)
-                    return
-        else:
-            watch.errors += 1
-            if isinstance(outcome, KieError) and outcome.task_id is None:
-                outcome.task_id = watch.task_id
-            # Only its text: the traceback of the error would keep the answer in memory.
-            watch.finding = f"the last status check failed ({outcome})"
-            if not worth_repeating(outcome):
-                self._finish(watch, outcome)
-                return
-            error_delay = min(_LONGEST_ERROR_DELAY, GAP * 2 ** min(watch.errors, 10))
+        ended = weigh(watch, outcome, now)
+        if ended is not None:
+            self._learn(watch, ended, now)
+            self._finish(watch, ended)
+            return
+        error_delay = min(_LONGEST_ERROR_DELAY, GAP * 2 ** min(watch.errors, 10)) if watch.errors else 0.0
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=False)
         delay = max(error_delay, self._delay(watch, watch.looked(outcome, now)))
@@ -491,19 +462,3 @@ class TaskPoller:
             duration=duration,
             forecasts=watch.forecasts,
         )
-
-
-def _checked(watch: Watch, details: TaskDetails, now: float) -> Outcome:
-    """The details, or an error if Kie has not known the task, or shown no images, for too long."""
-    task_id = watch.task_id
-    if details.state is TaskState.MISSING and now - (watch.last_running_at or watch.submitted_at) > GRACE:
-        message = f"Kie does not know task {task_id}: its id is wrong, it belongs to another account, "
-        message += "or it is more than 14 days old"
-        return TaskNotFoundError(message, task_id=task_id)
-    if details.state is TaskState.SUCCEEDED and not details.urls:
-        watch.empty_looks += 1
-        if watch.empty_looks >= EMPTY_LOOKS:
-            message = f"task {task_id} succeeded, but its record lists no images yet; "
-            message += "it is paid, so wait for it again later"
-            return NoImagesError(message, task_id=task_id)
-    return details

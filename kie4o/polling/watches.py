@@ -26,6 +26,7 @@ Outcome = TaskDetails | Exception  # of one look
 
 NEVER = float("inf")
 NOW = float("-inf")
+NONE_REFUSED = (0, 0.0)
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -38,6 +39,7 @@ class Watch:
     last_look_at: float = NOW  # when the last look ended
     looks: int = 0
     errors: int = 0  # failed looks in a row
+    refusals: tuple[int, float] = NONE_REFUSED  # refused looks in a row, and when the first of them ended
     finding: str | None = None  # what is unusual about the last look
     empty_looks: int = 0  # looks that found a success without images
     forecasts: tuple[tuple[float, float], ...] = ()  # ages, and the progress then

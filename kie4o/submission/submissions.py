@@ -300,11 +300,12 @@ def _refusal(judgement: Judgement, submit: PendingSubmit) -> KieError:
         kind = APITimeoutError if attempt.timed_out else APIConnectionError
         error = kind(f"{judgement.message}; the request was not sent and nothing was charged")
     else:
-        error = status_error(
+        error = refusal = status_error(
             judgement.code or 0,
             judgement.message,
             http_status=attempt.status,
             retry_after=retry_after_of(attempt.retry_after),
         )
+        refusal.retryable = refusal.retryable and judgement.code in RESENDS
     error.key = submit.key
     return error

@@ -12,6 +12,7 @@ import attrs
 
 from ..wire import decoding
 from ..wire.envelope import envelope_of
+from ..wire.words import say_credits_are_insufficient
 
 # Codes that mean that no task was started and nothing was charged (generate page; 405: file upload
 # page; 451: download-url page; 409, 413, 430, 433: pages of sibling endpoints; 403: Cloudflare). With
@@ -55,8 +56,11 @@ def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: st
     if task_id is not None:
         return Judgement(Verdict.ACCEPTED, task_id=task_id, code=envelope.code if envelope else None)
     if envelope is not None:
-        verdict = Verdict.REFUSED if envelope.code in REFUSING_CODES else Verdict.UNKNOWN
-        return Judgement(verdict, code=envelope.code, message=envelope.message)
+        # An empty balance also comes as code 500.
+        if envelope.code in REFUSING_CODES or say_credits_are_insufficient(envelope.message):
+            return Judgement(Verdict.REFUSED, code=envelope.code, message=envelope.message)
+        message = f"Kie returned code {envelope.code} without a task id: {decoding.shown(body)}"
+        return Judgement(Verdict.UNKNOWN, code=envelope.code, message=message)
     message = fault or decoding.shown(body) or "the answer is empty"
     refused = status is not None and not fault and 400 <= status < 500 and status != _REQUEST_TIMEOUT
     return Judgement(Verdict.REFUSED if refused else Verdict.UNKNOWN, code=status, message=message)

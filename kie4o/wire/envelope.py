@@ -12,11 +12,17 @@ from typing import Any
 
 import attrs
 
-from ..errors import ERROR_OF_CODE, APIStatusError, InternalServerError, UnexpectedResponseError
-from . import decoding, finding
+from ..errors import (
+    ERROR_OF_CODE,
+    APIStatusError,
+    InsufficientCreditsError,
+    InternalServerError,
+    UnexpectedResponseError,
+)
+from . import decoding, finding, words
 
-# Codes without an error class that are still worth retrying (generate and download-url pages): an
-# upstream server was slow, an image could not be fetched.
+# Codes that a free call is repeated after although their class is not worth it (generate and download-url
+# pages): an upstream server was slow, an image could not be fetched.
 _RETRYABLE_CODES = frozenset({408, 451})
 
 
@@ -75,10 +81,12 @@ def data_in(envelope: Envelope | None, status: int, body: bytes, retry_after: fl
 def status_error(
     code: int, message: str, *, http_status: int | None = None, retry_after: float | None = None
 ) -> APIStatusError:
-    """The error for a code, by the table `ERROR_OF_CODE`."""
+    """The error for a code, by the table `ERROR_OF_CODE`, unless Kie's words say more."""
     kind = ERROR_OF_CODE.get(code, InternalServerError if 500 <= code < 600 else APIStatusError)
+    if words.say_credits_are_insufficient(message):
+        kind = InsufficientCreditsError
     error = kind(message, code=code, http_status=http_status, retry_after=retry_after)
-    error.retryable = kind.retryable or code in _RETRYABLE_CODES
+    error.retryable = kind.retryable or (code in _RETRYABLE_CODES and kind is not InsufficientCreditsError)
     return error
 
 

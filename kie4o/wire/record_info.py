@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from ..details import TaskDetails, TaskState
 from . import finding
-from .envelope import data_in, envelope_of, unreadable
+from .decoding import shown
+from .envelope import data_in, envelope_of, status_error, unreadable
 from .structuring import RecordInfo, structured
 
 # `status` (record-info page)
@@ -65,6 +66,10 @@ def details_of(task_id: str, status: int, body: bytes, retry_after: float | None
             error_code=envelope.code if envelope.code != 200 else None,
             error_message=envelope.message,
         )
+    if envelope is None and status >= 400:
+        page = status_error(status, shown(body), http_status=status, retry_after=retry_after)
+        page.retryable = True  # of a proxy: it says nothing about the task
+        raise page
     data = data_in(envelope, status, body, retry_after)
     record = structured(data, RecordInfo, status, body)
     if record.taskId is not None and record.taskId != task_id:

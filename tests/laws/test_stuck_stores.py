@@ -172,7 +172,7 @@ async def test_a_result_is_returned_although_it_cannot_be_saved(trouble: Any) ->
 
 async def test_an_unknown_task_is_not_found_although_the_store_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is that of the task."""
-    monkeypatch.setattr("kie4o.polling.poller.GRACE", 0.5)
+    monkeypatch.setattr("kie4o.polling.findings.GRACE", 0.5)
     store, task_id = Troubled(foreign), "0" * 32
     async with Emulator() as kie, client_of(kie.url, store) as client:
         wait = asyncio.create_task(client.wait(task_id))

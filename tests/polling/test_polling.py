@@ -118,10 +118,23 @@ def test_failure_is_typed_and_carries_everything() -> None:
     assert len(starts) == 2
 
 
-@pytest.mark.parametrize(("code", "kind"), [(400, kie4o.ContentPolicyError), (451, kie4o.InputImageError)])
-def test_failures_that_kie_explains_have_classes(code, kind) -> None:
-    """Where Kie names the reason, the error has a class for it."""
-    outcome, _, _ = waited(Looks(TaskDetails("t", state=TaskState.FAILED, error_code=code)))
+@pytest.mark.parametrize(
+    ("code", "words", "kind"),
+    [
+        (400, "Your content was flagged by OpenAI as violating content policies", kie4o.ContentPolicyError),
+        (None, "rejected by the content policy", kie4o.ContentPolicyError),
+        (400, "The image exceeds 26,214,400 bytes", kie4o.InputImageError),
+        (400, "invalid_image_format", kie4o.InputImageError),
+        (451, "", kie4o.InputImageError),
+        (400, "", kie4o.TaskFailedError),
+        (400, "Creating a build task failed", kie4o.TaskFailedError),
+        (500, "the image could not be downloaded", kie4o.TaskFailedError),
+    ],
+)
+def test_failures_that_kie_explains_have_classes(code, words, kind) -> None:
+    """Where Kie names the reason, the error has a class for it; code 400 has several."""
+    details = TaskDetails("t", state=TaskState.FAILED, error_code=code, error_message=words)
+    outcome, _, _ = waited(Looks(details))
     assert type(outcome) is kind
 
 
@@ -131,7 +144,7 @@ def test_success_without_images_is_polled_again_and_then_an_error() -> None:
     assert late.urls == DONE.urls
     never, _, starts = waited(Looks(EMPTY))
     assert type(never) is kie4o.NoImagesError
-    assert never.task_id == "t"
+    assert (never.task_id, never.details) == ("t", EMPTY)
     assert 3 <= len(starts) <= 6
 
 
@@ -170,7 +183,7 @@ RETRIED = [
     kie4o.APITimeoutError("slow"),
     kie4o.UnexpectedResponseError("html"),
 ]
-FATAL = [
+REFUSED = [
     kie4o.AuthenticationError("no", code=401),
     kie4o.InsufficientCreditsError("no", code=402),
     kie4o.PermissionDeniedError("no", code=403),
@@ -191,14 +204,32 @@ def test_temporary_errors_of_a_look_are_retried(error) -> None:
     assert (type(lasting), lasting.task_id, took) == (kie4o.TaskTimeoutError, "t", 600.0)
 
 
-@pytest.mark.parametrize("error", FATAL, ids=lambda error: type(error).__name__)
-def test_other_errors_of_a_look_end_the_wait_with_the_id(error) -> None:
-    """A wrong key or an empty balance ends the wait at once, and the error has the paid task's id."""
+@pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
+def test_refusals_of_looks_end_the_wait_after_a_while(error) -> None:
+    """Three in a row over at least 10 s. The error names the paid task, and does not say to submit."""
     outcome, _, starts = waited(Looks(RUNNING, error))
     assert type(outcome) is type(error)
     assert outcome is not error
     assert outcome.task_id == "t"
-    assert len(starts) == 2
+    refused = starts[1:]
+    assert len(refused) >= 3
+    assert refused[-1] - refused[0] >= 10 > refused[-2] - refused[0]
+    assert "the task is still running: wait for it again with client.wait('t')" in str(outcome)
+    assert "submit" not in str(outcome)
+    assert ("KIE_API_KEY" in str(outcome)) is isinstance(error, kie4o.AuthenticationError)
+
+
+@pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
+def test_a_paid_task_outlives_a_refused_look(error) -> None:
+    """One or two refusals, or any number with another answer in between, are not the end of a task."""
+    two = [RUNNING, error, error]
+    for looks in (two, two * 20, [RUNNING, error, error, kie4o.APITimeoutError("slow")] * 20):
+        outcome, _, starts = waited(Looks(*looks, DONE))
+        assert outcome.urls == DONE.urls
+        assert len(starts) == len(looks) + 1
+    often = PollPolicy(first=0.5, factor=1.0, maximum=0.5, jitter=False)
+    outcome, _, starts = waited(Looks(*[error] * 4, DONE), policy=often)  # within 10 s
+    assert outcome.urls == DONE.urls
 
 
 def test_foreign_errors_of_a_look_are_raised_unchanged() -> None:
@@ -621,7 +652,7 @@ def test_a_wait_without_final_details_teaches_nothing(fate: str) -> None:
         for duration in durations(25, 30):
             await finish(poller, service, duration)
         before, _ = await finish(poller, service, 30)
-        ending = {"failed": FAILED, "fatal": FATAL[0], "empty": EMPTY}.get(fate)
+        ending = {"failed": FAILED, "fatal": REFUSED[0], "empty": EMPTY}.get(fate)
         for _ in range(25):
             since = asyncio.get_running_loop().time()
             task_id = service.submit(8.0 if ending else 1e6)

@@ -20,7 +20,7 @@ from kie4o.emulator.callbacks import CALLS
 from kie4o.emulator.tasks import ANSWERS
 from kie4o.files import transfers, uploads
 from kie4o.models import MAX_FILES
-from kie4o.polling import poller
+from kie4o.polling import findings
 from kie4o.polling.policy import GAP
 from kie4o.submission.resending import RESENDS
 from kie4o.submission.submissions import DRAIN
@@ -188,8 +188,8 @@ def test_the_numbers_in_the_prose_are_those_of_the_code() -> None:
     mebibyte = 2**20
     for words in (
         f"every {GAP} s",
-        f"continues for {poller.GRACE:g} s",
-        f"polls {poller.EMPTY_LOOKS} times",
+        f"continues for {findings.GRACE:g} s",
+        f"polls {findings.EMPTY_LOOKS} times",
         f"are awaited ({DRAIN:g} s at most)",
         f"at most {uploads.MAX_BYTES // mebibyte} MiB",
         f"at most {transfers.MAX_IMAGE_BYTES // mebibyte} MiB",

@@ -252,7 +252,7 @@ REFUSALS = {
     413: kie4o.APIStatusError,
     422: kie4o.UnprocessableEntityError,
     433: kie4o.KeyLimitError,
-    451: kie4o.APIStatusError,
+    451: kie4o.ImageUnavailableError,
     505: kie4o.FeatureDisabledError,
 }
 
@@ -266,6 +266,7 @@ async def test_refusals_are_typed_and_not_sent_again(code: int, in_200: bool) ->
         error = await verdict_of(server.url)
     assert type(error) is REFUSALS[code]
     assert (error.code, error.message, error.http_status) == (code, "no", 200 if in_200 else code)
+    assert not error.retryable
     assert server.posts == 1
 
 

@@ -1,0 +1,41 @@
+"""What Kie says in words where its code says less. Pure.
+
+Kie sends an empty balance as code 500, and code 400 for a failed task both if the content is against the
+policy and if an input image is too large, of another format or out of reach (record-info page).
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def _any(*words: str) -> re.Pattern[str]:
+    return re.compile(rf"\b({'|'.join(words)})", re.IGNORECASE)
+
+
+_CREDITS = _any("credits?", "balance")
+_MISSING = _any("insufficient", "not enough", "isn.?t enough", "too low", "exhausted")
+_POLICY = _any("polic(y|ies)", "flagged", "moderation", "safety system", "prohibited", "nsfw")
+_IMAGE = _any("images?", "pictures?", "files?", "filesUrl", "maskUrl", "masks?", "invalid_image")
+_FAULT = _any(
+    *("too large", "exceed", "size", "bytes", "formats?", "unsupported", "invalid", "corrupt"),
+    *("decod", "fetch", "access", "download"),
+)
+
+
+def say_credits_are_insufficient(message: str) -> bool:
+    return _both(_CREDITS, _MISSING, message)
+
+
+def say_policy(message: str) -> bool:
+    """Whether the content of a prompt or of an image is against the policy."""
+    return _POLICY.search(message) is not None
+
+
+def say_input_image(message: str) -> bool:
+    """Whether an input image is too large, cannot be read or cannot be fetched."""
+    return _both(_IMAGE, _FAULT, message)
+
+
+def _both(one: re.Pattern[str], other: re.Pattern[str], message: str) -> bool:
+    return one.search(message) is not None and other.search(message) is not None
