@@ -29,6 +29,7 @@ from kie4o import (
     ImageRequest,
     ImageResult,
     ImageTask,
+    ImageUnavailableError,
     InputImageError,
     InsufficientCreditsError,
     InternalServerError,
@@ -247,7 +248,7 @@ async def errors(client: AsyncKieClient) -> object:
         return assert_type(error.key, str | None)
     except UnexpectedResponseError as error:
         return assert_type((error.path, error.excerpt), tuple[str | None, str])
-    except (BadRequestError, UnprocessableEntityError, NotFoundError) as error:
+    except (BadRequestError, UnprocessableEntityError, NotFoundError, ImageUnavailableError) as error:
         return assert_type(error.code, int | None)
     except (AuthenticationError, PermissionDeniedError, KeyLimitError, InsufficientCreditsError) as error:
         return assert_type(error.message, str)
@@ -263,7 +264,9 @@ async def errors(client: AsyncKieClient) -> object:
         return assert_type(error.error_code, int | None)
     except TaskFailedError as error:
         return assert_type(error.details, TaskDetails | None)
-    except (NoImagesError, TaskNotFoundError) as error:
+    except NoImagesError as error:
+        return assert_type(error.details, TaskDetails | None)
+    except TaskNotFoundError as error:
         return assert_type(error.task_id, str)
     except TaskError as error:
         return client.task(error.task_id)
