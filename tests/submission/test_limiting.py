@@ -40,6 +40,7 @@ class StrictServer:
         return True
 
 
+@pytest.mark.usefixtures("exact_clock")
 def test_ideal_burst_and_pace() -> None:
     """Without latency the first 20 go at once, and every further 20 exactly one window later."""
 
@@ -216,6 +217,7 @@ def test_a_slot_that_is_given_back_does_not_count() -> None:
     assert run_virtual(run()) < 0.01
 
 
+@pytest.mark.usefixtures("exact_clock")
 def test_hold_all_delays_every_waiter_for_a_window() -> None:
     """After `hold_all` no waiter is served for a whole window, though slots are free; `front=True` goes
     first."""
@@ -239,6 +241,7 @@ def test_hold_all_delays_every_waiter_for_a_window() -> None:
     assert run_virtual(run()) == [("again", 13.0), ("new", 13.0)]
 
 
+@pytest.mark.usefixtures("exact_clock")
 def test_remembered_slots_count() -> None:
     """Remembered slots delay the first new one until they have aged out of the window."""
 
@@ -283,6 +286,12 @@ def test_remembered_slots_come_in_any_order(ages: list[float]) -> None:
     submits = granted + [-age for age in ages]
     for at in granted:
         assert sum(at - LIMIT.per + 1e-6 < submit <= at for submit in submits) <= LIMIT.limit
+
+
+@pytest.fixture
+def exact_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Linux: a slot is free to the microsecond."""
+    monkeypatch.setattr(clock, "resolution", lambda: 1e-9)
 
 
 class TickingLoop(VirtualLoop):
@@ -359,6 +368,7 @@ def test_control_a_coarse_clock_that_is_taken_as_exact_leads_to_one(
     assert sum(refused_on_a_ticking_clock(seed)[0] for seed in range(5)) > 0
 
 
+@pytest.mark.usefixtures("exact_clock")
 def test_a_clock_that_does_not_tick_is_not_corrected() -> None:
     """On Linux a window is no longer than a window, to the microsecond."""
 
