@@ -304,7 +304,7 @@ def test_resends_are_bounded(code, posts, least, most, kind, in_200) -> None:
         assert caught.value.retryable
         assert server.posts == posts
 
-    run_scaled(run(), 20 if most < 100 else 30)  # ten seconds of slack are a third of one at least
+    run_scaled(run(), 20)  # ten seconds of slack are half of one
 
 
 def test_refused_for_now_then_accepted_is_paid_once() -> None:
