@@ -297,7 +297,8 @@ class AsyncKieClient:
         """Copy the store file while it is in use. The copy is complete and on the disk when this returns.
 
         Args:
-            path: The new file, mode 0600. A file that is there is replaced, unless it is the store itself.
+            path: The new file (mode 0600 on POSIX). A file that is there is replaced, unless it is the store
+                itself.
 
         Raises:
             StoreError: The copy could not be written, or the store has no file; then nothing was changed.
@@ -512,9 +513,9 @@ class AsyncKieClient:
         await self._runtime.aclose()
 
     async def __aenter__(self) -> AsyncKieClient:
-        if (closed := self._runtime).closed:
-            await closed.wait_closed()
-            if self._runtime is closed:  # no other task was first
+        while (runtime := self._runtime).closed or runtime.abandoned:
+            await runtime.wait_closed()
+            if self._runtime is runtime:  # no other task was first
                 self._runtime = Runtime(self._options)
         await self._runtime.ready()
         return self

@@ -113,6 +113,11 @@ class Runtime:
         """Whether it was opened and not closed."""
         return self._opened and not self.closed
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether it could not be opened in a loop that has ended."""
+        return not self._opened and self._loop is not None and self._loop.is_closed()
+
     async def ready(self) -> Runtime:
         """Itself, for every public method: opened on first use, refused after closing or in another loop."""
         if self.closed:
@@ -125,11 +130,12 @@ class Runtime:
             )
         self._loop = loop
         if not self._opened:
+            until = loop.time() + self._store_wait  # also for a caller that waits for another's attempt
             async with self._opening:
                 if self.closed:
                     raise client_closed()
                 if not self._opened:
-                    await self._open()
+                    await self._open(until)
         return self
 
     async def aclose(self) -> None:
@@ -147,12 +153,12 @@ class Runtime:
             return
         if closing.get_loop() is not asyncio.get_running_loop():
             raise KieError("the client is still being closed in another event loop")
-        await wait_uncancelled([closing])
+        await asyncio.wait([closing])
 
-    async def _open(self) -> None:
+    async def _open(self, until: float) -> None:
         """Open the store. What it saw submitted recently still counts against the account's limit."""
         import_late_modules()
-        await self._open_store()
+        await self._open_store(until)
         try:
             ages = await self.store.recent(self.limiter.limit.per)
             if self.closed:  # closing has given up on a store that took too long to open
@@ -163,10 +169,10 @@ class Runtime:
         self.limiter.remember(ages)
         self._opened = True
 
-    async def _open_store(self) -> None:
+    async def _open_store(self, until: float) -> None:
         """If another client or process has the store open, wait for it: this one may be its successor."""
         loop = asyncio.get_running_loop()
-        until, said = loop.time() + self._store_wait, False
+        said = False
         while True:
             try:
                 return await self.store.open()

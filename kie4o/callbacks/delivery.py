@@ -93,7 +93,8 @@ class Delivery:
             if entry is None and self._poller.waits_for(callback.task_id):
                 return None
         if entry is None or entry.task_id != callback.task_id:
-            if entry is None and callback.verified:  # anyone may send one that is not signed
+            waited = self._poller.waits_for(callback.task_id)
+            if entry is None and callback.verified and not waited:  # anyone may send one that is not signed
                 self._poller.notify_stray(callback.task_id)
             raise CallbackError(
                 "unknown callback: it matches no request submitted by this client; pass the ref from its URL "

@@ -80,10 +80,14 @@ async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
 
 async def in_thread_or_here(function: Callable[[], _T]) -> _T:
     """As `in_thread`, but without a thread the function blocks the loop: what cleans up must be called."""
+    work = start_in_thread(function)
     try:
-        return await in_thread(function)
-    except NoThreadError:
-        return function()
+        await wait_uncancelled([work])
+    finally:  # also if the caller was cancelled meanwhile
+        if isinstance(work.exception(), NoThreadError):
+            work = asyncio.get_running_loop().create_future()
+            work.set_result(function())
+    return work.result()
 
 
 class PartialFile:

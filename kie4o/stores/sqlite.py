@@ -30,7 +30,7 @@ DELETE FROM slot WHERE ref_hash IN
 
 
 class SQLiteStore:
-    """A `Store` in the file at `path`, created if it is missing (mode 0600)."""
+    """A `Store` in the file at `path`, created if it is missing (mode 0600 on POSIX)."""
 
     shared: Shared | None = None
 

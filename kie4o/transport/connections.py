@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections import Counter
+import socket
 from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import TypeVar
@@ -46,7 +46,17 @@ def most_connections(max_in_flight: int) -> int:
 
 def no_file_left(error: BaseException) -> bool:
     """Whether a file or a socket could not be opened because too many are open."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):  # a resolver without a file knows no host
+        return _is_full()
     return isinstance(error, OSError) and error.errno in _NO_FILE
+
+
+def _is_full() -> bool:
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error.errno in _NO_FILE
+    return False
 
 
 async def when_free(
@@ -70,8 +80,18 @@ async def when_free(
         await asyncio.sleep(_PAUSE)
 
 
+class Connections:
+    """A session with its connections, and the number of calls that are using it."""
+
+    __slots__ = ("calls", "session")
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session: aiohttp.ClientSession = session
+        self.calls: int = 0
+
+
 class Pool:
-    """A session that is replaced once the machine has slept.
+    """Connections that are replaced once the machine has slept.
 
     Loop time stands still meanwhile, so that idle connections count as young, but the server has closed them.
     What is sent over one may be swallowed.
@@ -79,45 +99,47 @@ class Pool:
 
     def __init__(self, new_session: Callable[[], aiohttp.ClientSession]) -> None:
         self._new_session = new_session
-        self._session: aiohttp.ClientSession | None = None
-        self._sleeps = Sleeps()
-        self._calls: Counter[aiohttp.ClientSession] = Counter()  # running, by session
+        self._current: Connections | None = None
+        self._replaced: list[Connections] = []  # with calls that are running
         self._closing: set[asyncio.Task[None]] = set()
+        self._sleeps = Sleeps()
 
-    def enter(self) -> aiohttp.ClientSession:
-        """The session for one call, which must `leave` it."""
-        if self._sleeps.noticed(asyncio.get_running_loop().time()) and self._session is not None:
-            old, self._session = self._session, None
-            self._close_unused(old)
-        if self._session is None:
-            self._session = self._new_session()
-        self._calls[self._session] += 1
-        return self._session
+    def enter(self) -> Connections:
+        """Those for one call, which must `leave` them."""
+        current = self._current
+        if self._sleeps.noticed(asyncio.get_running_loop().time()) and current is not None:
+            self._replaced.append(current)
+            self._close_unused()
+            current = None
+        if current is None:
+            current = self._current = Connections(self._new_session())
+        current.calls += 1
+        return current
 
-    def leave(self, session: aiohttp.ClientSession) -> None:
-        """A call is over. A session that was replaced is closed after its last call."""
-        if session in self._calls:  # not closed meanwhile
-            self._calls[session] -= 1
-            if session is not self._session:
-                self._close_unused(session)
+    def leave(self, connections: Connections) -> None:
+        """A call is over. Connections that were replaced are closed after their last call."""
+        connections.calls -= 1
+        if connections is not self._current:
+            self._close_unused()
 
     async def aclose(self) -> None:
-        """Close every session, also under calls that are running."""
-        sessions, self._session = list(self._calls), None
-        self._calls.clear()
+        """Close everything, also under calls that are running."""
+        current, self._current = self._current, None
+        last = [*self._replaced, *([] if current is None else [current])]
+        self._replaced.clear()
         async with contextlib.AsyncExitStack() as stack:  # closes all, also if a cancel interrupts one
             for task in self._closing:
                 stack.push_async_callback(asyncio.wait, [task])
-            for session in sessions:
-                stack.push_async_callback(session.close)
+            for connections in last:
+                stack.push_async_callback(connections.session.close)
 
-    def _close_unused(self, session: aiohttp.ClientSession) -> None:
-        if self._calls[session] > 0:
-            return
-        del self._calls[session]
-        task = asyncio.get_running_loop().create_task(session.close(), name="kie4o connections")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+    def _close_unused(self) -> None:
+        for connections in [each for each in self._replaced if each.calls == 0]:
+            self._replaced.remove(connections)
+            close = connections.session.close()
+            task = asyncio.get_running_loop().create_task(close, name="kie4o connections")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
 
 class Sleeps:

@@ -55,8 +55,9 @@ class PaidBody(aiohttp.Payload):
     start after the cancellation.
     """
 
-    def __init__(self, body: bytes, attempt: PaidAttempt) -> None:
+    def __init__(self, body: bytes, attempt: PaidAttempt, *, keep_connection: bool = True) -> None:
         super().__init__(None, content_type=JSON)
+        self._keep_connection = keep_connection
         self._body = body
         self._attempt = attempt
 
@@ -76,6 +77,8 @@ class PaidBody(aiohttp.Payload):
             raise aiohttp.ClientConnectionResetError("the connection cannot be reused")
         if asyncio.get_running_loop().time() > self._attempt.good_until:
             raise aiohttp.ClientConnectionResetError("the slot of the account's limit has expired")
+        if not self._keep_connection:
+            protocol.force_close()  # after the response, whatever the server says about it
         await writer.write(self._take())
 
     def _take(self) -> bytes:

@@ -42,7 +42,7 @@ from ..urls import is_web_url
 from ..version import __version__
 from ..wire.envelope import retry_after_of
 from ..wire.requests import ENDPOINTS, SUBMIT, Endpoint
-from .connections import Pool, most_connections, no_file_left, when_free
+from .connections import Connections, Pool, most_connections, no_file_left, when_free
 from .paid_body import JSON, PaidAttempt, PaidBody
 from .redaction import redactor
 
@@ -130,9 +130,9 @@ class Transport:
             raise client_closed()
         failure: APIConnectionError
         received: list[bytes] = []
-        session = self._reads.enter()
+        connections = self._reads.enter()
         call = functools.partial(
-            session.request,
+            connections.session.request,
             endpoint.method,
             URL(self._urls[endpoint] + query, encoded=True),
             timeout=self._client_timeout(timeout),
@@ -148,7 +148,7 @@ class Transport:
             received.clear()  # a traceback shows it, and an answer may echo the key
             return reader(status, answer, None if header is None else retry_after_of(header))
         finally:
-            self._reads.leave(session)
+            self._reads.leave(connections)
         received.clear()
         raise failure
 
@@ -161,13 +161,13 @@ class Transport:
         received: list[bytes] = []
         loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
         timer = loop.call_later(self._timeout, lambda: limit.reschedule(loop.time()))
-        session: aiohttp.ClientSession | None = None
+        connections: Connections | None = None
         try:
             if self._closed:
                 raise client_closed()
-            session = self._payments.enter()
+            connections = self._payments.enter()
             async with limit:
-                response = await self._respond(session, body, attempt)
+                response = await self._respond(connections.session, body, attempt)
                 attempt.status = response.status
                 attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
                 await _receive(response, received)
@@ -182,8 +182,8 @@ class Transport:
             timer.cancel()
             attempt.withdraw()
             attempt.body = self._redacted(b"".join(received))
-            if session is not None:
-                self._payments.leave(session)
+            if connections is not None:
+                self._payments.leave(connections)
 
     async def aclose(self) -> None:
         """Close both sessions. Calls that are running fail."""
@@ -222,6 +222,10 @@ class Transport:
             )
         elif self._user_session.connector is None:
             raise ConfigurationError("the aiohttp session that was passed to the client is closed")
+        elif self._user_session._loop is not asyncio.get_running_loop():  # there is no public way to ask
+            raise ConfigurationError(
+                "the aiohttp session that was passed to the client belongs to another event loop"
+            )
         else:
             connector = self._user_session.connector
         return aiohttp.ClientSession(
@@ -262,13 +266,18 @@ class Transport:
     ) -> aiohttp.ClientResponse:
         """Send the paid request as soon as there is a file for its socket; for half of the timeout."""
         url = URL(self._urls[SUBMIT], encoded=True)
-        # aiohttp keeps connections apart by this name too. Those of a user's connector may be of any age, and
-        # this one has the right name anyway; together with `Connection: close` each POST has a new one.
-        name = None if self._user_session is None else url.raw_host
+        # The idle connections of a user's connector may be of any age. aiohttp keeps them apart by this name,
+        # which is the right one anyway, so no POST gets one of them; and its own is not kept for another.
+        lent = self._user_session is not None
+        name = url.raw_host if lent else None
 
         def request() -> Awaitable[aiohttp.ClientResponse]:
             return session.request(
-                SUBMIT.method, url, data=PaidBody(body, attempt), allow_redirects=False, server_hostname=name
+                SUBMIT.method,
+                url,
+                data=PaidBody(body, attempt, keep_connection=not lent),
+                allow_redirects=False,
+                server_hostname=name,
             )
 
         return await when_free(

@@ -547,6 +547,7 @@ async def test_an_unknown_ref_names_no_task() -> None:
         ("another client's", "wrong", False),
         ("another client's", "none", False),
         ("ours", "right", False),
+        ("waited for here", "right", False),
     ],
 )
 async def test_a_signed_stray_callback_ends_rare_polls(whose: str, sign: str, stray: bool) -> None:
@@ -555,6 +556,9 @@ async def test_a_signed_stray_callback_ends_rare_polls(whose: str, sign: str, st
     async with Kie(duration=60.0) as kie, open_client(kie) as other:
         async with open_client(kie, webhook_key=None if sign == "none" else KEY) as client:
             task = await (client if whose == "ours" else other).submit("x")
+            if whose == "waited for here":
+                waiting = asyncio.create_task(client.wait(task.id))
+                await until(lambda: client._runtime.poller.waiting)
             headers = [("content-type", "application/json")]
             key = KEY if sign == "right" else "a wrong key"
             headers += kie4o.sign_callback(task.id, key=key, timestamp=time.time()).items()
@@ -562,6 +566,8 @@ async def test_a_signed_stray_callback_ends_rare_polls(whose: str, sign: str, st
             status = await receiver.receive(headers, body_of(task.id), kie.ref_of(task.id))
             assert status == (200 if whose == "ours" else 401 if sign == "wrong" else 404)
             assert client._runtime.poller._trust.relied_on is not stray
+            if whose == "waited for here":
+                waiting.cancel()
 
 
 async def test_a_callback_for_a_finished_task_counts_as_one_that_has_arrived() -> None:

@@ -17,7 +17,7 @@ from clocks import run_scaled
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from kie4o import AsyncKieClient, KieError, RateLimit
+from kie4o import AsyncKieClient, KieError, RateLimit, StoreLockedError
 from kie4o.emulator import Emulator
 from kie4o.webhooks import asgi_app
 
@@ -156,3 +156,55 @@ def test_a_lifespan_can_run_twice(served_kie: Emulator) -> None:
             assert web.post(f"/kie/{ref}", content=body, headers=headers).status_code == 200
             assert web.post("/kie/forged", content=body, headers=headers).status_code == 404
     assert len(served_kie.tasks) == 2
+
+
+async def test_a_cancel_ends_the_wait_for_a_closing() -> None:
+    """What is closing goes on; only the caller that wants to enter gives up."""
+    async with Emulator(duration=60.0, latency=2.0) as kie:
+        client = client_of(kie.url)
+        submit = asyncio.create_task(client.submit("x"))
+        await until(lambda: kie.posts)
+        closing = asyncio.create_task(client.aclose())
+        await until(lambda: client._runtime.closed)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.__aenter__(), 0.1)
+        assert not closing.done()
+        await closing
+        assert (await submit).id in kie.tasks
+
+
+async def test_entering_after_one_that_left_at_once() -> None:
+    """Several tasks enter while the client is being closed, and the first leaves before the others go on."""
+    async with Emulator(latency=0.2) as kie:
+        client = client_of(kie.url)
+        submit = asyncio.create_task(client.submit("x"))
+        await until(lambda: kie.posts)
+        closing = asyncio.create_task(client.aclose())
+        await until(lambda: client._runtime.closed)
+
+        async def enter_and_leave() -> None:
+            async with client:
+                pass
+
+        await asyncio.gather(closing, submit, *(enter_and_leave() for _ in range(5)))
+
+
+def test_a_client_that_could_not_be_opened_can_be_entered_in_the_next_loop(
+    served_kie: Emulator, tmp_path: Path
+) -> None:
+    """It holds nothing of the first loop."""
+    path = tmp_path / "run.db"
+    first = AsyncKieClient(CANARY_KEY, base_url=served_kie.url, poll=QUICK, store=path)
+    client = AsyncKieClient(CANARY_KEY, base_url=served_kie.url, poll=QUICK, store=path, store_wait=0)
+
+    async def fail() -> None:
+        async with first:
+            with pytest.raises(StoreLockedError):
+                await client.__aenter__()
+
+    async def succeed() -> None:
+        async with client:
+            await client.generate("x")
+
+    asyncio.run(fail())
+    asyncio.run(succeed())

@@ -48,6 +48,17 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     return Threads(monkeypatch)
 
 
+async def test_what_cleans_up_is_called_although_its_caller_is_cancelled(threads: Threads) -> None:
+    """While it waits for a thread, of which there are none."""
+    threads.left, called = 0, []
+    cleaning = asyncio.create_task(disk.in_thread_or_here(lambda: called.append("cleaned up")))
+    await asyncio.sleep(0.02)
+    cleaning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cleaning
+    assert called == ["cleaned up"]
+
+
 async def test_a_function_that_found_no_thread_is_never_called(threads: Threads) -> None:
     """Neither then nor later, when the executor has threads again: it had queued it."""
     threads.left, called = 0, []

@@ -198,3 +198,13 @@ async def test_the_limit_of_an_opening_does_not_include_the_wait(
 def test_a_wait_that_is_no_number_of_seconds_is_refused(wait: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"invalid store_wait=.*a positive number of seconds, or 0"):
         AsyncKieClient(CANARY_KEY, store_wait=wait)
+
+
+async def test_callers_wait_together(path: Path) -> None:
+    """Those that come while another one waits do not begin to wait when it gives up."""
+    async with opened(path):
+        client, start = waiting_client(path, store_wait=0.5), time.monotonic()
+        ends = await asyncio.gather(*(client.credits() for _ in range(8)), return_exceptions=True)
+        assert [type(end) for end in ends] == [StoreLockedError] * 8
+        assert time.monotonic() - start < 2.5
+        await client.aclose()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 from canary import CANARY_KEY
 from clients import client_of, until
 from faults import Connection, FaultServer, good_body, http, task_id_of
 
 from kie4o import AsyncKieClient, ImageTask, KieError, SubmissionUnknownError, clock
 from kie4o.transport import connections
-from kie4o.transport.connections import Sleeps, most_connections, when_free
+from kie4o.transport.connections import Sleeps, most_connections, no_file_left, when_free
 
 AT_ONCE = 8
 
@@ -204,6 +206,35 @@ async def test_over_a_lent_connector_every_post_has_a_new_connection(tls: bool) 
     assert all(b"connection: close\r\n" in head.lower() for head in posts)
 
 
+async def test_no_post_uses_the_connection_of_the_one_before() -> None:
+    """Nor if the server closes it late, although it was asked to close it."""
+
+    class Slow(Forgetful):
+        async def _answer(self, connection: Connection) -> None:
+            await super()._answer(connection)
+            await connection.request()  # it would answer one more
+            await super()._answer(connection)
+
+    async with Slow(after=1) as server, aiohttp.ClientSession() as lent:
+        async with client_at(server, session=lent) as client:
+            for number in range(1, 4):
+                assert await client.submit("x")
+                assert server.connections == number
+
+
+async def test_a_session_of_another_loop_is_refused() -> None:
+    """Its connections belong to that loop; a client that is opened again needs a session of its own loop."""
+    async with aiohttp.ClientSession() as lent, Forgetful(after=1) as server:
+
+        async def elsewhere() -> None:
+            async with client_of(server.url, session=lent) as client:
+                with pytest.raises(KieError, match="belongs to another event loop"):
+                    await client.submit("x")
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert server.connections == 0
+
+
 # -- how many ----------------------------------------------------------------------------------------
 
 
@@ -266,3 +297,19 @@ async def test_only_a_lack_of_files_is_waited_for() -> None:
     with pytest.raises(OSError, match="no"):
         await when_free(failing(23, 99), seconds=0.15)
     assert calls == 2
+
+
+@pytest.mark.parametrize(("full", "waits"), [(True, True), (False, False)])
+def test_a_host_that_was_not_found_for_want_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, full: bool, waits: bool
+) -> None:
+    """The resolver needs a file too, and without one it says that there is no such host."""
+    key = ConnectionKey("kie.example", 443, True, True, None, None, None)
+    unknown = aiohttp.ClientConnectorDNSError(key, OSError("Name or service not known"))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    if full:
+        monkeypatch.setattr(connections.socket, "socket", refuse)
+    assert no_file_left(unknown) is waits

@@ -19,6 +19,7 @@ from faults import GOOD_BODY, Connection, FaultServer, answer, http, silent, sta
 from paths import TLS
 
 from kie4o.settings import resolve
+from kie4o.transport.connections import Pool
 from kie4o.transport.paid_body import PaidAttempt, PaidBody
 from kie4o.transport.transport import Transport
 
@@ -190,10 +191,15 @@ def resetting(go: threading.Event, *, answers: int, tls: bool) -> Iterator[tuple
 @pytest.mark.parametrize("kept", [False, True])
 async def test_a_reset_that_arrived_before_the_body_leaves_it_unsent(kept: bool, tls: bool) -> None:
     """On a fresh connection and on one that is reused: the loop has not told anyone of the reset yet."""
-    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) if tls else None
+
+    def trusting() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False))  # of the test's certificate
+
     go = threading.Event()
     with resetting(go, answers=kept, tls=tls) as (url, seen):
-        transport, slow = transport_to(url, session=session), Slow()
+        transport, slow = transport_to(url), Slow()
+        if tls:
+            transport._payments = Pool(trusting)
         for _ in range(5):
             if kept:
                 go.clear()
@@ -206,8 +212,6 @@ async def test_a_reset_that_arrived_before_the_body_leaves_it_unsent(kept: bool,
             assert attempt.fault
         slow.stop()
         await transport.aclose()
-        if session is not None:
-            await session.close()
     assert len(seen) == 5 * kept
 
 
