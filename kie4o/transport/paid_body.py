@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 JSON = "application/json"
-_TURNS = 3  # of the loop, until it has told the protocol of what had arrived before
+_TURNS = 4  # of the loop, until it has told the protocol of what had arrived before; 3 before Python 3.12
 
 
 @attrs.define(kw_only=True)

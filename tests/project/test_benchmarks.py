@@ -101,6 +101,7 @@ def turns(name: str, base: str) -> float:
     return float(figures(took)["task"]["median"])
 
 
+@pytest.mark.paced
 def test_a_client_against_itself_is_one(base: str) -> None:
     """Taking turns gives the client that is named first no advantage."""
     assert turns("bare", base) == pytest.approx(1.0, abs=0.15)
