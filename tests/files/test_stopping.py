@@ -107,7 +107,7 @@ async def test_closing_stops_uploads(tmp_path: Path) -> None:
             errors = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(error) for error in errors] == [KieError] * 2
         assert all("the client is closed" in str(error) for error in errors)
-        assert not ours(before)
+        await until(lambda: not ours(before))  # aiohttp's writer first awaits the thread that reads the file
 
 
 @pytest.mark.parametrize("turns", range(12))
