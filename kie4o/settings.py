@@ -87,12 +87,13 @@ def seconds(name: str, value: Any, *, optional: bool = False, zero: bool = False
     """A duration: a positive number, 0 too where `zero`, or None for no limit where `optional`."""
     if value is None and optional:
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 < value < float("inf") or (zero and value == 0)):
-        expected = "a positive number of seconds" + (
-            ", or None for no limit" if optional else ", or 0" * zero
-        )
-        raise invalid_setting(name, value, expected)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not (0 < value < float("inf") or (zero and value == 0))
+    ):
+        more = ", or None for no limit" if optional else ", or 0" * zero
+        raise invalid_setting(name, value, f"a positive number of seconds{more}")
     return float(value)
 
 

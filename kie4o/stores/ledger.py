@@ -285,8 +285,9 @@ def _planned(entry: Entry) -> Entry:
 @asynccontextmanager
 async def _held(lock: asyncio.Lock) -> AsyncGenerator[None]:
     """Waits for a lock as long as for a store, which may stall while another write holds it."""
+    limit = asyncio.timeout(time_limit())
     with suppress(TimeoutError):
-        async with asyncio.timeout(time_limit()) as limit:
+        async with limit:
             await lock.acquire()
     if limit.expired():
         raise StoreError("the store did not respond to an earlier write of the same key")
