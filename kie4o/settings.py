@@ -92,8 +92,12 @@ def seconds(name: str, value: Any, *, optional: bool = False, zero: bool = False
         or not isinstance(value, (int, float))
         or not (0 < value < float("inf") or (zero and value == 0))
     ):
-        more = ", or None for no limit" if optional else ", or 0" * zero
-        raise invalid_setting(name, value, f"a positive number of seconds{more}")
+        expected = "a positive number of seconds"
+        if optional:
+            expected += ", or None for no limit"
+        if zero:
+            expected += ", or 0"
+        raise invalid_setting(name, value, expected)
     return float(value)
 
 

@@ -56,8 +56,9 @@ def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: st
     if task_id is not None:
         return Judgement(Verdict.ACCEPTED, task_id=task_id, code=envelope.code if envelope else None)
     if envelope is not None:
-        # An empty balance also comes as code 500.
-        if envelope.code in REFUSING_CODES or say_credits_are_insufficient(envelope.message):
+        # An empty balance also comes as code 500. A success without an id stays unknown, whatever it says.
+        empty = envelope.code != 200 and say_credits_are_insufficient(envelope.message)
+        if envelope.code in REFUSING_CODES or empty:
             return Judgement(Verdict.REFUSED, code=envelope.code, message=envelope.message)
         message = f"Kie returned code {envelope.code} without a task id: {decoding.shown(body)}"
         return Judgement(Verdict.UNKNOWN, code=envelope.code, message=message)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 JSON = "application/json"
-_TURNS = 4  # of the loop, until it has told the protocol of what had arrived before; 3 before Python 3.12
+# Turns of the loop until it has told the protocol of a reset that had arrived before, over TLS too. Three are
+# enough before Python 3.12, with which aiohttp starts the write one turn earlier.
+_TURNS = 4
 
 
 @attrs.define(kw_only=True)

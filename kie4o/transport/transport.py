@@ -295,9 +295,7 @@ class Transport:
         return f"no answer from {endpoint.method} {self._urls[endpoint]}: {_reason(error)}"
 
 
-def _data_of(
-    body: bytes | Callable[[], aiohttp.FormData] | None,
-) -> aiohttp.Payload | aiohttp.FormData | None:
+def _data_of(body: _Body | None) -> aiohttp.Payload | aiohttp.FormData | None:
     if body is None:
         return None
     return aiohttp.BytesPayload(body, content_type=JSON) if isinstance(body, bytes) else body()

@@ -13,7 +13,7 @@ from typing import Any
 from . import decoding
 
 _ID_NAMES = ("taskId", "task_id")
-# An id without its name: real ones have 32 hex digits. A word such as "success" is none.
+# An id without its name: real ones have 32 hex digits. A word such as "success" is not an id.
 _UNNAMED_ID = re.compile(r"(?=.*[0-9])[A-Za-z0-9_-]{8,128}", re.ASCII)
 _SMALLEST_ID = 10**7
 # Where image URLs are: in records (record-info page), in callbacks (callbacks page), and names that public

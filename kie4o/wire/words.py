@@ -13,8 +13,13 @@ def _any(*words: str) -> re.Pattern[str]:
     return re.compile(rf"\b({'|'.join(words)})", re.IGNORECASE)
 
 
-_CREDITS = _any("credits?", "balance")
-_MISSING = _any("insufficient", "not enough", "isn.?t enough", "too low", "exhausted")
+# The two words beside each other: "insufficient capacity; your credits will be refunded" says the opposite. A
+# submit counts as not charged because of this, so what is in doubt does not match.
+_CREDITS = _any(
+    "(credits?|balance) ((is|are) )?(insufficient|not enough|isn.?t enough|too low|exhausted)",
+    "(insufficient|not enough) ((account|api) )?(credits?|balance)",
+)
+_REFUNDED = _any("refund", "deducted", "charged")
 _POLICY = _any("polic(y|ies)", "flagged", "moderation", "safety system", "prohibited", "nsfw")
 _IMAGE = _any("images?", "pictures?", "files?", "filesUrl", "maskUrl", "masks?", "invalid_image")
 _FAULT = _any(
@@ -24,7 +29,8 @@ _FAULT = _any(
 
 
 def say_credits_are_insufficient(message: str) -> bool:
-    return _both(_CREDITS, _MISSING, message)
+    """Whether a request was refused because the balance is too low, so that nothing was charged."""
+    return _CREDITS.search(message) is not None and _REFUNDED.search(message) is None
 
 
 def say_policy(message: str) -> bool:
@@ -34,8 +40,4 @@ def say_policy(message: str) -> bool:
 
 def say_input_image(message: str) -> bool:
     """Whether an input image is too large, cannot be read or cannot be fetched."""
-    return _both(_IMAGE, _FAULT, message)
-
-
-def _both(one: re.Pattern[str], other: re.Pattern[str], message: str) -> bool:
-    return one.search(message) is not None and other.search(message) is not None
+    return _IMAGE.search(message) is not None and _FAULT.search(message) is not None

@@ -41,6 +41,8 @@ def test_an_empty_balance_refuses_under_any_code(code: int) -> None:
     """Nothing is charged where there is nothing to charge: after a top-up a batch goes on."""
     content = body({"code": code, "msg": "Credits insufficient : please top up", "data": None})
     assert judged(content).verdict is Verdict.REFUSED
+    success = body({"code": 200, "msg": "Credits insufficient : please top up", "data": None})
+    assert judged(success).verdict is Verdict.UNKNOWN
     assert judged(body({"code": 200, "msg": "Credits insufficient", "data": {"taskId": "a"}})).task_id == "a"
 
 

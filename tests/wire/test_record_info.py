@@ -193,7 +193,7 @@ def test_a_flag_as_text_reads_like_a_number(
     ],
 )
 def test_a_flag_of_another_type(flag: object, state: TaskState) -> None:
-    """What equals a flag is one, and anything else is none: the record is read all the same."""
+    """What equals a flag is read as one, anything else is left out: the record is read all the same."""
     data = QUIET | {"status": "", "successFlag": flag}
     assert details_of(TASK_ID, 200, body({"code": 200, "msg": "m", "data": data})).state is state
 

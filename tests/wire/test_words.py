@@ -21,6 +21,9 @@ REFUNDED = MESSAGES[531]
         ("This field is required", False),
         ("insufficient permissions", False),
         ("", False),
+        ("Insufficient capacity; your credits will be refunded", False),
+        ("Credits insufficient; the credits of this task were refunded", False),
+        ("The balance was charged, but there are not enough workers", False),
         *((message, False) for code, message in MESSAGES.items() if code != 402),
     ],
 )
