@@ -17,7 +17,7 @@ from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .submission.resending import NO_RESUBMIT, Resubmit
-from .urls import is_web_url
+from .urls import callback_url_fault, is_web_url
 from .wire.requests import is_task_id
 
 OnUnknown = Literal["hold", "resubmit"]
@@ -66,8 +66,9 @@ def task_id_of(task_id: str) -> str:
 
 def callback_url_of(url: str | None) -> str | None:
     """A callback URL for the whole client, checked as a request's own is."""
-    if url is not None and not is_web_url(url):
-        raise invalid_setting("callback_url", url, "a complete http:// or https:// URL")
+    fault = None if url is None else callback_url_fault(url)
+    if fault is not None:
+        raise invalid_setting("callback_url", url, fault)
     return url
 
 

@@ -79,7 +79,7 @@ class AsyncKieClient:
         poll: When to poll. Default: learned from finished tasks (`PollPolicy.adaptive()`); plain exponential
             back-off (`PollPolicy()`) on loopback.
         callback_url: Where Kie reports the end of a task, for requests without their own. The ref by which a
-            callback is recognised replaces ``{ref}`` in it, or is added as a query parameter.
+            callback is recognised replaces ``{ref}`` in it, or is added as the parameter ``kie4o_ref``.
         webhook_key: The webhookHmacKey of kie.ai/settings that callbacks are verified with; several while
             keys are rotated. Default: KIE_WEBHOOK_KEY.
         trust_callbacks: Accept what a recognised callback says without polling its task.
@@ -498,6 +498,7 @@ class AsyncKieClient:
         return CallbackReceiver(
             lambda body, headers, ref: self.parse_callback(body, headers, ref=ref),
             self._delivery,
+            template=self._options.callback_url,
             pending=pending,
         )
 

@@ -16,7 +16,7 @@ import attrs
 
 from .details import TaskDetails
 from .errors import InvalidRequestError, KieError, invalid, invalid_setting
-from .urls import is_web_url
+from .urls import callback_url_fault, is_web_url
 
 Size = Literal["1:1", "3:2", "2:3"]
 """The aspect ratio of an image (Kie's generate page)."""
@@ -79,6 +79,15 @@ def _url(_: object, field: attrs.Attribute[Any], value: object) -> None:
         _check_url(field.name, value)
 
 
+def _callback_url(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if remembering.get():  # a store may hold one that was valid when it was submitted
+        _url(_, field, value)
+        return
+    fault = None if value is None else callback_url_fault(value)
+    if fault is not None:
+        raise invalid(field.name, value, fault)
+
+
 def _urls(_: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
     if len(value) > MAX_FILES:
         raise invalid(field.name, [*value[:1], "..."], f"at most {MAX_FILES} URLs, got {len(value)}")
@@ -110,7 +119,7 @@ class ImageRequest:
         files_url: Up to 5 public URLs of images to start from, at most 25 MiB each.
         mask_url: URL of a mask for a single file, of its size and format: black is changed, white is kept.
         n_variants: 1, 2 or 4 images; each choice has its own price.
-        callback_url: Where Kie reports the end of the task.
+        callback_url: Where Kie reports the end of the task; it may hold ``{ref}``, as the client's may.
         is_enhance: Let Kie enrich the prompt.
         upload_cn: Let Kie fetch the files through servers in China.
         enable_fallback: Use `fallback_model` while GPT-4o is unavailable.
@@ -123,7 +132,7 @@ class ImageRequest:
     files_url: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple, validator=_urls)
     mask_url: str | None = attrs.field(default=None, validator=_url)
     n_variants: Variants = attrs.field(default=1, validator=_one_of(Variants))
-    callback_url: str | None = attrs.field(default=None, validator=_url)
+    callback_url: str | None = attrs.field(default=None, validator=_callback_url)
     is_enhance: bool = attrs.field(default=False, validator=_flag)
     upload_cn: bool = attrs.field(default=False, validator=_flag)
     enable_fallback: bool = attrs.field(default=False, validator=_flag)

@@ -10,9 +10,9 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from .client import AsyncKieClient
+from .wire.requests import path_pattern
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -41,7 +41,8 @@ def routes(
     receiver = client.receiver(allow_unsigned=allow_unsigned)
 
     async def handle(request: web.Request) -> web.Response:
-        ref = request.match_info.get("ref") or request.query.get("ref")
+        variable, query = request.match_info.get("ref"), request.rel_url.raw_query_string
+        ref = receiver.ref_of(request.path, query, variable=variable)
         body = request.content.iter_any() if request.can_read_body else b""
         status = await receiver.receive(request.headers.items(), body, ref)
         response = web.Response(status=status)
@@ -66,7 +67,7 @@ def asgi_app(
         ConfigurationError: The client has no `webhook_key`, and `allow_unsigned` is False.
     """
     receiver = client.receiver(allow_unsigned=allow_unsigned)
-    pattern = re.compile("") if path is None else _pattern(path)
+    pattern = re.compile("") if path is None else path_pattern(path)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -80,8 +81,8 @@ def asgi_app(
         elif scope["method"] != "POST":
             status = HTTPStatus.METHOD_NOT_ALLOWED
         else:
-            query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-            ref = match.groupdict().get("ref") or next(iter(query.get("ref", [])), None)
+            query, variable = scope.get("query_string", b"").decode("latin-1"), match.groupdict().get("ref")
+            ref = receiver.ref_of(scope["path"], query, variable=variable)
             headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
             status = await receiver.receive(headers, _body(receive), ref)
         await send(
@@ -109,10 +110,3 @@ async def _lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    """Matches the end of a path, since a mounted application may see it with its prefix."""
-    before, ref, after = path.partition("{ref}")
-    middle = "(?P<ref>[^/]+)" if ref else ""
-    return re.compile(f"{re.escape(before)}{middle}{re.escape(after)}/?$")

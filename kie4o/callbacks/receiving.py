@@ -13,6 +13,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from http import HTTPStatus
+from urllib.parse import parse_qs
 
 from ..errors import (
     CallbackError,
@@ -22,6 +23,8 @@ from ..errors import (
     MalformedCallbackError,
 )
 from ..models import Callback
+from ..urls import REF_PARAMETER
+from ..wire.requests import is_ref, ref_in
 from .delivery import PENDING as PENDING  # re-exported for the client
 from .delivery import Delivery
 from .parsing import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE
@@ -51,6 +54,7 @@ class CallbackReceiver:
         parse: Parses and verifies a callback, given its body, headers and ref.
         delivery: Opens the client, or raises, and returns where callbacks are delivered to: another object
             after the client was closed and opened again.
+        template: The `callback_url` of the client.
         pending: How many callbacks may wait for their confirmation.
     """
 
@@ -59,8 +63,10 @@ class CallbackReceiver:
         parse: Callable[[bytes, Headers, str | None], Callback],
         delivery: Callable[[], Awaitable[Delivery]],
         *,
+        template: str | None = None,
         pending: int = PENDING,
     ) -> None:
+        self._template = template
         self._parse = parse
         self._delivery = delivery
         self._pending = pending
@@ -75,7 +81,7 @@ class CallbackReceiver:
         Args:
             headers: Pairs of name and value, as they arrived.
             body: The raw body, whole or in pieces.
-            ref: What the URL carried at `{ref}`, or as the query parameter `ref`.
+            ref: What the URL carried at `{ref}`, or as the query parameter `kie4o_ref`; see `ref_of`.
 
         Returns:
             200 stored · 400 unreadable · 401 signature · 404 unknown · 408 too slow · 413 over 64 KiB ·
@@ -100,6 +106,26 @@ class CallbackReceiver:
             status = next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
             logger.info("a callback was answered with %s: %s", int(status), error)
             return status
+
+    def ref_of(self, path: str, query: str = "", *, variable: str | None = None) -> str | None:
+        """The ref in the URL of a request; the first of these that is there:
+
+        1. the query parameter `kie4o_ref`, which kie4o adds to a callback URL without `{ref}`,
+        2. the path variable `ref` of the receiver, given as `variable`,
+        3. what stands where the client's `callback_url` has `{ref}`, in the path or the query,
+        4. the query parameter `ref`.
+
+        Of the last two only what looks like a ref counts.
+
+        Args:
+            path: The decoded path; a prefix that a proxy or a mount adds or removes does not matter.
+            query: The query as it arrived, without the question mark.
+            variable: What the router of the framework found at `{ref}` of its own path.
+        """
+        values = parse_qs(query)
+        own, plain = (values.get(name, [""])[-1] for name in (REF_PARAMETER, "ref"))
+        found = own or variable or ref_in(path, query, template=self._template)
+        return found or (plain if is_ref(plain) else None)
 
     async def _accept(self, headers: list[tuple[str, str]], raw: bytes, ref: str | None) -> HTTPStatus:
         callback = self._parse(raw, headers, ref)

@@ -1,13 +1,17 @@
-"""What kie4o sends: one row per endpoint, and the bodies as bytes that can be printed."""
+"""What kie4o sends: one row per endpoint, the bodies as bytes that can be printed, and the callback URLs
+with their refs."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import attrs
 
 from ..models import ImageRequest
+from ..urls import PLACE, REF_PARAMETER
 from . import decoding
 
 
@@ -31,6 +35,7 @@ UPLOAD_FROM_URL = Endpoint("POST", "/api/file-url-upload", uploads=True)
 ENDPOINTS = (SUBMIT, DETAILS, DOWNLOAD_URL, CREDITS, UPLOAD_STREAM, UPLOAD_BASE64, UPLOAD_FROM_URL)
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_REF = re.compile(r"[A-Za-z0-9_-]{22,}")
 _CALLBACK_URL = "callBackUrl"  # the only name of the generate page that is not plain camelCase
 
 
@@ -66,11 +71,45 @@ def json_body(fields: Mapping[str, object]) -> bytes:
 
 
 def with_ref(callback_url: str, ref: str) -> str:
-    """The callback URL of one submit, with the ref at `{ref}` or else as a query parameter."""
-    if "{ref}" in callback_url:
-        return callback_url.replace("{ref}", ref)
-    address, hash_, fragment = callback_url.partition("#")
-    return f"{address}{'&' if '?' in address else '?'}ref={ref}{hash_}{fragment}"
+    """The callback URL of one submit, with the ref at `{ref}` or else as the parameter `kie4o_ref`.
+
+    A fragment is left out, since HTTP sends none to a server.
+    """
+    address = callback_url.partition("#")[0]
+    if PLACE in address:
+        return address.replace(PLACE, ref)
+    return f"{address}{'&' if '?' in address else '?'}{REF_PARAMETER}={ref}"
+
+
+def is_ref(text: str) -> bool:
+    """Whether the text looks like a ref: 128 bits or more in the alphabet of URL-safe base64."""
+    return _REF.fullmatch(text) is not None
+
+
+def ref_in(path: str, query: str, *, template: str | None) -> str | None:
+    """The ref in a URL that `with_ref` made of the template: at its `{ref}`, in the path or the query.
+
+    A server behind a prefix, or mounted below one, may see another beginning of the path than Kie.
+    """
+    parts = urlsplit(template or "")
+    if PLACE in parts.path:
+        whole = unquote(parts.path)
+        found = path_pattern(whole[whole.rindex("/", 0, whole.index(PLACE)) :]).search(path)
+        return found["ref"] if found is not None and is_ref(found["ref"]) else None
+    values = parse_qs(query, keep_blank_values=True)
+    for name, wanted in parse_qs(parts.query, keep_blank_values=True).items():
+        for value, text in zip(wanted, values.get(name, ()), strict=False):
+            before, place, after = value.partition(PLACE)
+            ref = text.removeprefix(before).removesuffix(after)
+            if place and text == before + ref + after and is_ref(ref):
+                return ref
+    return None
+
+
+def path_pattern(path: str) -> re.Pattern[str]:
+    """Matches what ends with the path; its group `ref` is what stands at `{ref}`."""
+    place, pattern = re.escape(PLACE), re.escape(path)
+    return re.compile(pattern.replace(place, "(?P<ref>[^/]+)", 1).replace(place, "(?P=ref)") + "/?$")
 
 
 def is_task_id(value: object) -> bool:

@@ -220,7 +220,7 @@ async def test_every_field_reaches_the_wire_under_its_name() -> None:
         await client.submit(request)
     body = json.loads(server.bodies[0])
     callback_url = body.pop("callBackUrl")
-    assert callback_url.startswith("https://me.example/hook?x=1&ref=")
+    assert callback_url.startswith("https://me.example/hook?x=1&kie4o_ref=")
     assert len(callback_url.rpartition("=")[2]) >= 22  # 128 bits in base64
     assert body == {
         "prompt": "hi",

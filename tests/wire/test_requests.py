@@ -3,7 +3,7 @@
 import json
 import math
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import attrs
 import pytest
@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie4o.models import ImageRequest
+from kie4o.submission.pending import new_ref
 from kie4o.wire import requests
-from kie4o.wire.requests import Endpoint, body_of, json_body, with_ref
+from kie4o.wire.requests import Endpoint, body_of, json_body, ref_in, with_ref
 
 FULL = ImageRequest(
     "A calm lake",
@@ -63,6 +64,7 @@ def test_a_callback_url_replaces_the_requests_own() -> None:
         assert sent["callBackUrl"] == "https://z.example/?ref=1"
 
 
+REF = new_ref()
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
@@ -91,19 +93,69 @@ def test_a_body_says_what_the_request_says(prompt: Any, size: Any, count: Any, u
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("https://h.example/cb", "https://h.example/cb?ref=R-1"),
-        ("https://h.example/cb?a=b", "https://h.example/cb?a=b&ref=R-1"),
-        ("https://h.example/cb#f", "https://h.example/cb?ref=R-1#f"),
-        ("https://h.example/cb?a=b#f?", "https://h.example/cb?a=b&ref=R-1#f?"),
-        ("https://h.example/{ref}/cb", "https://h.example/R-1/cb"),
+        ("https://h.example/cb", "https://h.example/cb?kie4o_ref=R-1"),
+        ("https://h.example/cb?a=b", "https://h.example/cb?a=b&kie4o_ref=R-1"),
+        ("https://h.example/cb?ref=mine", "https://h.example/cb?ref=mine&kie4o_ref=R-1"),
+        ("https://h.example/cb#f", "https://h.example/cb?kie4o_ref=R-1"),
+        ("https://h.example/cb?a=b#f?", "https://h.example/cb?a=b&kie4o_ref=R-1"),
+        ("https://h.example/{ref}/cb#f", "https://h.example/R-1/cb"),
         ("https://h.example/cb?token={ref}", "https://h.example/cb?token=R-1"),
     ],
 )
 def test_with_ref(url: str, expected: str) -> None:
-    """The ref replaces {ref}, or becomes one more query parameter; the rest of the URL stays."""
+    """The ref replaces {ref}, or becomes one more query parameter; only a fragment, which HTTP does not
+    send, is left out."""
     assert with_ref(url, "R-1") == expected
     if "{ref}" not in url:
-        assert parse_qs(urlsplit(expected).query)["ref"] == ["R-1"]
+        assert parse_qs(urlsplit(expected).query)["kie4o_ref"] == ["R-1"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("https://h.example/{ref}", "https://h.example/a/{ref}/", "https://h.example/a/{ref}/b?ref=mine"),
+        *(
+            "https://h.example/é/%7E-{ref}.json",
+            "https://h.example/{ref}/{ref}",
+            "https://h.example/?{}={{ref}}",
+        ),
+        *("https://h.example/a?x={ref}", "https://h.example/a?ref=mine&x={ref}&y=1"),
+        *(
+            "https://h.example/a?x=1&x={ref}",
+            "https://h.example/a?x=%26-{ref}-1&y",
+            "https://h.example?x={ref}",
+        ),
+    ],
+)
+def test_a_ref_is_found_where_the_template_has_it(template: str) -> None:
+    """`ref_in` undoes `with_ref`, also behind a proxy or mount that changes the beginning of the path."""
+    template = template.replace("{}", "ö%26").replace("{{", "{").replace("}}", "}")
+    parts = urlsplit(with_ref(template, REF))
+    for prefix in ("", "/mounted/below", "/a"):
+        assert ref_in(prefix + unquote(parts.path), parts.query, template=template) == REF
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "query"),
+    [
+        (None, "/a", "x=1"),
+        ("https://h.example/a?x=1", "/a", "x=1"),
+        ("https://h.example/a/{ref}/b", "/a/b", ""),
+        ("https://h.example/a/{ref}", "/a/", ""),
+        ("https://h.example/a-{ref}", "/a-", ""),
+        ("https://h.example/{ref}/{ref}", "/one/two", ""),
+        ("https://h.example/a?x={ref}", "/a", ""),
+        ("https://h.example/a?x={ref}", "/a", "x="),
+        ("https://h.example/a?x=1&x={ref}", "/a", "x=1"),
+        ("https://h.example/a?x=id-{ref}", "/a", f"x={REF}"),
+        ("https://h.example/a?x={ref}", "/a", "x=newsletter"),
+        ("https://h.example/a/{ref}", "/b/hook", ""),
+        ("https://h.example/a?x=aba{ref}aba", "/a", "x=aba"),
+    ],
+)
+def test_no_ref_is_found_elsewhere(template: str | None, path: str, query: str) -> None:
+    """A URL that the template cannot have become has no ref."""
+    assert ref_in(path, query, template=template) is None
 
 
 def test_json_that_cannot_be_written_is_refused() -> None:
