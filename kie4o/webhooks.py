@@ -43,7 +43,8 @@ def routes(
     async def handle(request: web.Request) -> web.Response:
         variable, query = request.match_info.get("ref"), request.rel_url.raw_query_string
         ref = receiver.ref_of(request.path, query, variable=variable)
-        body = request.content.iter_any() if request.can_read_body else b""
+        # A body that was read, by a middleware, is kept by aiohttp; one that was not is read within limits.
+        body = await request.read() if request.content.at_eof() else request.content.iter_any()
         status = await receiver.receive(request.headers.items(), body, ref)
         response = web.Response(status=status)
         if status is not HTTPStatus.OK:

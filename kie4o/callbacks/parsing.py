@@ -133,6 +133,8 @@ def _message(body: object) -> Mapping[str, Any]:
         return body
     if not isinstance(body, (bytes, bytearray, memoryview, str)):
         raise MalformedCallbackError(f"expected the raw body of a request, got {type(body).__name__}")
+    if not body:
+        raise MalformedCallbackError("the body is empty; if a middleware reads it, pass on what it has read")
     if len(body) > MAX_BODY:
         raise MalformedCallbackError(f"the body is larger than {MAX_BODY} bytes, so it is not a callback")
     try:

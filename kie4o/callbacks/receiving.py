@@ -43,6 +43,7 @@ _STATUS_OF_ERROR = (
 logger: logging.Logger = logging.getLogger("kie4o")
 
 Headers = Iterable[tuple[str, str]]
+Body = bytes | bytearray | memoryview | AsyncIterable[bytes]
 
 
 class CallbackReceiver:
@@ -73,9 +74,7 @@ class CallbackReceiver:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()  # until when, in this loop's time
 
-    async def receive(
-        self, headers: Headers, body: bytes | AsyncIterable[bytes], ref: str | None = None
-    ) -> HTTPStatus:
+    async def receive(self, headers: Headers, body: Body, ref: str | None = None) -> HTTPStatus:
         """The status to answer with. Raises nothing but `CancelledError`.
 
         Args:
@@ -95,17 +94,17 @@ class CallbackReceiver:
             async with asyncio.timeout(BODY_TIMEOUT):
                 raw = await _read(body)
         except TimeoutError:
-            return HTTPStatus.REQUEST_TIMEOUT
-        except ConnectionError:  # the sender has hung up
-            return HTTPStatus.BAD_REQUEST
+            reason = f"its body did not arrive within {BODY_TIMEOUT:g} s, or a middleware has read it"
+            return _refused(HTTPStatus.REQUEST_TIMEOUT, reason)
+        except Exception as error:  # each framework has its own for a sender that has hung up
+            return _refused(HTTPStatus.BAD_REQUEST, f"its body could not be read ({type(error).__name__})")
         if raw is None:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         try:
             return await self._accept(pairs, raw, ref)
         except KieError as error:
             status = next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
-            logger.info("a callback was answered with %s: %s", int(status), error)
-            return status
+            return _refused(status, str(error))
 
     def ref_of(self, path: str, query: str = "", *, variable: str | None = None) -> str | None:
         """The ref in the URL of a request; the first of these that is there:
@@ -158,6 +157,12 @@ def unverified() -> ConfigurationError:
     )
 
 
+def _refused(status: HTTPStatus, reason: str) -> HTTPStatus:
+    """At INFO, since anyone can post."""
+    logger.info("a callback was answered with %s: %s", int(status), reason)
+    return status
+
+
 def _refused_by(headers: dict[str, str]) -> HTTPStatus | None:
     """The status of a request whose headers suffice to refuse it."""
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
@@ -170,10 +175,10 @@ def _refused_by(headers: dict[str, str]) -> HTTPStatus | None:
     return None
 
 
-async def _read(body: bytes | AsyncIterable[bytes]) -> bytes | None:
+async def _read(body: Body) -> bytes | None:
     """The whole body, or None if it is larger than a callback can be."""
-    if isinstance(body, bytes):
-        return body if len(body) <= MAX_BODY else None
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return bytes(body) if len(body) <= MAX_BODY else None
     raw = b""
     async for piece in body:
         raw += piece
