@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Unpack
 
@@ -31,6 +31,7 @@ from .batch.batch import Batch
 from .batch.items import Requests
 from .batch.resumption import Resumption
 from .callbacks.delivery import Delivery
+from .callbacks.parsing import Headers
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
 from .errors import invalid
@@ -466,7 +467,7 @@ class AsyncKieClient:
     def parse_callback(
         self,
         body: bytes | bytearray | memoryview | str | Mapping[str, Any],
-        headers: Mapping[str, Any] | Iterable[tuple[Any, Any]] | None = None,
+        headers: Headers | None = None,
         *,
         ref: str | None = None,
     ) -> Callback:
@@ -474,7 +475,7 @@ class AsyncKieClient:
 
         Args:
             body: The raw body of the request.
-            headers: Its headers, as a mapping or as pairs.
+            headers: Its headers, as for the function.
             ref: What the callback URL carried.
         """
         keys = [secret.reveal() for secret in self._settings.webhook_key]

@@ -45,7 +45,7 @@ def routes(
         ref = receiver.ref_of(request.path, query, variable=variable)
         # A body that was read, by a middleware, is kept by aiohttp; one that was not is read within limits.
         body = await request.read() if request.content.at_eof() else request.content.iter_any()
-        status = await receiver.receive(request.headers.items(), body, ref)
+        status = await receiver.receive(request.headers, body, ref)
         response = web.Response(status=status)
         if status is not HTTPStatus.OK:
             response.force_close()  # the rest of the body is not worth reading
@@ -84,8 +84,7 @@ def asgi_app(
         else:
             query, variable = scope.get("query_string", b"").decode("latin-1"), match.groupdict().get("ref")
             ref = receiver.ref_of(scope["path"], query, variable=variable)
-            headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-            status = await receiver.receive(headers, _body(receive), ref)
+            status = await receiver.receive(scope["headers"], _body(receive), ref)
         await send(
             {"type": "http.response.start", "status": int(status), "headers": [(b"content-length", b"0")]}
         )

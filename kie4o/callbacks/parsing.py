@@ -16,7 +16,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from .. import clock
 from ..details import TaskDetails, TaskState
@@ -39,9 +39,18 @@ _STATE_OF_CODE = {
 }
 
 
+class SupportsItems(Protocol):
+    """Headers as a mapping of any kind, also one that is no `Mapping`, such as `email.message.Message`."""
+
+    def items(self) -> Iterable[tuple[Any, Any]]: ...
+
+
+Headers = SupportsItems | Iterable[tuple[Any, Any]]
+
+
 def parse_callback(
     body: bytes | bytearray | memoryview | str | Mapping[str, Any],
-    headers: Mapping[str, Any] | Iterable[tuple[Any, Any]] | None = None,
+    headers: Headers | None = None,
     *,
     ref: str | None = None,
     key: str | bytes | Sequence[str | bytes] | None = None,
@@ -52,7 +61,8 @@ def parse_callback(
 
     Args:
         body: The raw body of the request, or the object it was decoded to.
-        headers: Its headers, as a mapping or as pairs.
+        headers: Its headers: a mapping of any web framework or of the standard library, a WSGI environ, or
+            pairs.
         ref: What the callback URL carried at ``{ref}`` or in its query.
         key: The webhookHmacKey of kie.ai/settings, or several while keys are rotated. None accepts unsigned
             callbacks.
@@ -157,11 +167,8 @@ def _only_task_id(message: Mapping[str, Any]) -> str:
 def _check_signature(
     task_id: str, headers: object, keys: Sequence[bytes], tolerance: float, now: float
 ) -> None:
-    pairs = _pairs(headers)
-    timestamp, signature = _header(pairs, TIMESTAMP_HEADER), _header(pairs, SIGNATURE_HEADER)
-    if timestamp is None or signature is None:
-        names = f"{TIMESTAMP_HEADER} and {SIGNATURE_HEADER}"
-        raise InvalidSignatureError(f"the callback is not signed: expected the headers {names}, once each")
+    pairs = header_pairs(headers)
+    timestamp, signature = _only(pairs, TIMESTAMP_HEADER), _only(pairs, SIGNATURE_HEADER)
     if not _TIMESTAMP.fullmatch(timestamp) or abs(now - int(timestamp)) > tolerance:
         raise InvalidSignatureError(
             "the callback's time stamp is invalid or too far from now; check the clock of this machine"
@@ -176,25 +183,39 @@ def _check_signature(
         )
 
 
-def _pairs(headers: object) -> list[tuple[str, str]]:
-    """Lower-case names and values, from any mapping or iterable of pairs."""
-    if isinstance(headers, Mapping):
-        headers = headers.items()
-    if not isinstance(headers, Iterable) or isinstance(headers, (str, bytes)):
-        return []
-    pairs = [pair for pair in headers if isinstance(pair, (tuple, list)) and len(pair) == 2]
-    return [(_header_text(name).lower(), _header_text(value)) for name, value in pairs]
+def header_pairs(headers: object) -> list[tuple[str, str]]:
+    """Names, in lower case and with hyphens, and values; an environ's names lose their `HTTP_`.
+
+    Raises `InvalidSignatureError` for what cannot be the headers of a request.
+    """
+    items = getattr(headers, "items", None)
+    found = items() if callable(items) else headers
+    if not isinstance(found, Iterable) or isinstance(found, (str, bytes)):
+        found = [found]
+    pairs: list[tuple[str, str]] = []
+    for pair in found:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise InvalidSignatureError(
+                "the headers cannot be read: expected those of the request, as a mapping or as pairs, "
+                f"got {type(headers).__name__}"
+            )
+        name = _header_text(pair[0]).lower().replace("_", "-").removeprefix("http-")
+        values = pair[1] if isinstance(pair[1], (list, tuple)) else [pair[1]]
+        pairs += [(name, _header_text(value)) for value in values]
+    return pairs
 
 
-def _header(pairs: list[tuple[str, str]], name: str) -> str | None:
-    """The one value of a header; None if it is missing or repeated."""
+def _only(pairs: list[tuple[str, str]], name: str) -> str:
+    """The value of a header that has to be there once."""
     values = [value for key, value in pairs if key == name.lower()]
-    return values[0].strip() if len(values) == 1 else None
+    if not values:
+        raise InvalidSignatureError(f"the callback is not signed: it has no header {name}")
+    if len(values) > 1:
+        raise InvalidSignatureError(f"the callback's header {name} is repeated, so neither value is trusted")
+    return values[0].strip()
 
 
 def _header_text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("latin-1")
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        return _header_text(value[0])
     return value if isinstance(value, str) else ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from http import HTTPStatus
 from urllib.parse import parse_qs
 
@@ -27,7 +27,7 @@ from ..urls import REF_PARAMETER
 from ..wire.requests import is_ref, ref_in
 from .delivery import PENDING as PENDING  # re-exported for the client
 from .delivery import Delivery
-from .parsing import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE
+from .parsing import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE, Headers, header_pairs
 
 BODY_TIMEOUT = 5.0  # seconds for a whole body of well under one KiB
 _SEEN = 10_000  # signed callbacks remembered, so that a repetition costs nothing
@@ -42,7 +42,6 @@ _STATUS_OF_ERROR = (
 
 logger: logging.Logger = logging.getLogger("kie4o")
 
-Headers = Iterable[tuple[str, str]]
 Body = bytes | bytearray | memoryview | AsyncIterable[bytes]
 
 
@@ -78,7 +77,7 @@ class CallbackReceiver:
         """The status to answer with. Raises nothing but `CancelledError`.
 
         Args:
-            headers: Pairs of name and value, as they arrived.
+            headers: Those of the request, as for `parse_callback`.
             body: The raw body, whole or in pieces.
             ref: What the URL carried at `{ref}`, or as the query parameter `kie4o_ref`; see `ref_of`.
 
@@ -86,22 +85,8 @@ class CallbackReceiver:
             200 stored · 400 unreadable · 401 signature · 404 unknown · 408 too slow · 413 over 64 KiB ·
             415 compressed or not JSON · 503 too many pending, or the store fails.
         """
-        pairs = [(name.lower(), value) for name, value in headers]
-        refused = _refused_by(dict(pairs))
-        if refused is not None:
-            return refused
         try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                raw = await _read(body)
-        except TimeoutError:
-            reason = f"its body did not arrive within {BODY_TIMEOUT:g} s, or a middleware has read it"
-            return _refused(HTTPStatus.REQUEST_TIMEOUT, reason)
-        except Exception as error:  # each framework has its own for a sender that has hung up
-            return _refused(HTTPStatus.BAD_REQUEST, f"its body could not be read ({type(error).__name__})")
-        if raw is None:
-            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        try:
-            return await self._accept(pairs, raw, ref)
+            return await self._receive(header_pairs(headers), body, ref)
         except KieError as error:
             status = next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
             return _refused(status, str(error))
@@ -125,6 +110,22 @@ class CallbackReceiver:
         own, plain = (values.get(name, [""])[-1] for name in (REF_PARAMETER, "ref"))
         found = own or variable or ref_in(path, query, template=self._template)
         return found or (plain if is_ref(plain) else None)
+
+    async def _receive(self, headers: list[tuple[str, str]], body: Body, ref: str | None) -> HTTPStatus:
+        refused = _refused_by(dict(headers))
+        if refused is not None:
+            return refused
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                raw = await _read(body)
+        except TimeoutError:
+            reason = f"its body did not arrive within {BODY_TIMEOUT:g} s, or a middleware has read it"
+            return _refused(HTTPStatus.REQUEST_TIMEOUT, reason)
+        except Exception as error:  # each framework has its own for a sender that has hung up
+            return _refused(HTTPStatus.BAD_REQUEST, f"its body could not be read ({type(error).__name__})")
+        if raw is None:
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        return await self._accept(headers, raw, ref)
 
     async def _accept(self, headers: list[tuple[str, str]], raw: bytes, ref: str | None) -> HTTPStatus:
         callback = self._parse(raw, headers, ref)

@@ -1,17 +1,25 @@
 """Callbacks: every shape of them, every way to forge one, and only our errors from junk."""
 
+import email.message
+import http.client
+import io
 import json
 import os
 import random
 import time
+import wsgiref.headers
+import wsgiref.util
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import starlette.datastructures
+import werkzeug.datastructures
+from django.http.request import HttpHeaders
 from hypothesis import example, given
 from hypothesis import strategies as st
-from multidict import CIMultiDict, MultiDict
+from multidict import CIMultiDict, CIMultiDictProxy, MultiDict
 from paths import FIXTURES
 
 from kie4o import CallbackError, ConfigurationError, InvalidSignatureError, MalformedCallbackError, TaskState
@@ -274,6 +282,21 @@ def test_a_blank_key_does_not_switch_checking_off(key: Any) -> None:
 
 
 T, S = TIMESTAMP_HEADER, SIGNATURE_HEADER
+
+
+def message_of(pairs: list[tuple[str, str]], kind: Any = email.message.Message) -> Any:
+    message = kind()
+    for name, value in pairs:
+        message[name] = value
+    return message
+
+
+def environ_of(timestamp: str, signature: str) -> dict[str, Any]:
+    environ: dict[str, Any] = {"REQUEST_METHOD": "POST", "CONTENT_TYPE": "application/json"}
+    wsgiref.util.setup_testing_defaults(environ)
+    return environ | {"HTTP_X_WEBHOOK_TIMESTAMP": timestamp, "HTTP_X_WEBHOOK_SIGNATURE": signature}
+
+
 SHAPES: dict[str, Callable[[str, str], Any]] = {
     "dict": lambda t, s: {T: t, S: s},
     "lower case": lambda t, s: {T.lower(): t, S.lower(): s},
@@ -288,6 +311,20 @@ SHAPES: dict[str, Callable[[str, str], Any]] = {
         [(T.upper(), t), (S, s), ("Cookie", "a"), ("Cookie", "b")]
     ),
     "padded": lambda t, s: {T: f" {t} ", S: f"\t{s}"},
+    "http.client, http.server": lambda t, s: http.client.parse_headers(
+        io.BytesIO(f"Host: h\r\n{T}: {t}\r\n{S.lower()}: {s}\r\n\r\n".encode())
+    ),
+    "email.message.Message": lambda t, s: message_of([(T, t), ("Via", "a"), ("Via", "b"), (S, s)]),
+    "email.message.EmailMessage": lambda t, s: message_of([(T, t), (S, s)], email.message.EmailMessage),
+    "wsgiref": lambda t, s: wsgiref.headers.Headers([("Via", "a"), ("Via", "b"), (T, t), (S, s)]),
+    "WSGI environ, request.META of Django": lambda t, s: environ_of(t, s),
+    "Django": lambda t, s: HttpHeaders(environ_of(t, s)),
+    "Werkzeug": lambda t, s: werkzeug.datastructures.Headers([("Via", "a"), ("Via", "b"), (T, t), (S, s)]),
+    "Werkzeug's environ": lambda t, s: werkzeug.datastructures.EnvironHeaders(environ_of(t, s)),
+    "aiohttp's proxy": lambda t, s: CIMultiDictProxy(CIMultiDict([(T, t), (S, s)])),
+    "Starlette": lambda t, s: starlette.datastructures.Headers({T: t, S: s}),
+    "Starlette's raw": lambda t, s: starlette.datastructures.Headers({T: t, S: s}).raw,
+    "ASGI scope": lambda t, s: [[T.lower().encode(), t.encode()], [S.lower().encode(), s.encode()]],
     "among others": lambda t, s: {"Host": "h", T: t, "X": b"\xff", S: s, 5: None},
 }
 
@@ -320,6 +357,15 @@ NOT_ONCE: list[Any] = [
     [(T, GOOD[T]), (S, GOOD[S]), (S, GOOD[S])],
     [(T, GOOD[T]), (S, "wrong"), (S.encode(), GOOD[S])],
     CIMultiDict([(T, GOOD[T]), (T.lower(), "1"), (S, GOOD[S])]),
+    message_of([*GOOD.items(), (T, GOOD[T])]),
+    message_of([*GOOD.items(), (S.lower(), "wrong")]),
+    wsgiref.headers.Headers([*GOOD.items(), (S, GOOD[S])]),
+    werkzeug.datastructures.Headers([*GOOD.items(), (T, "1")]),
+    starlette.datastructures.Headers(raw=[(S.lower().encode(), b"x"), (S.lower().encode(), b"y")]),
+    {"HTTP_X_WEBHOOK_TIMESTAMP": GOOD[T], "HTTP_X_WEBHOOK_SIGNATURE": f"{GOOD[S]},{GOOD[S]}"},
+    GOOD | {"X_WEBHOOK_TIMESTAMP": GOOD[T]},
+    list(GOOD),
+    io.BytesIO(b"a"),
 ]
 
 
@@ -327,6 +373,23 @@ NOT_ONCE: list[Any] = [
 def test_each_header_once(headers: Any) -> None:
     """A missing, mistyped or repeated header is refused: of two values neither is trusted."""
     with pytest.raises(InvalidSignatureError):
+        parse_callback(BODY, headers, key=KEY, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        (None, "cannot be read.*got NoneType"),
+        (list(GOOD), "cannot be read.*got list"),
+        ("X-Webhook-Signature: x", "cannot be read.*got str"),
+        ({}, f"not signed: it has no header {T}"),
+        ({T: GOOD[T]}, f"not signed: it has no header {S}"),
+        (message_of([*GOOD.items(), (S, "x")]), f"header {S} is repeated"),
+    ],
+)
+def test_the_reason_is_named(headers: Any, reason: str) -> None:
+    """Headers that cannot be read are not called unsigned: the mistake is in the receiver then."""
+    with pytest.raises(InvalidSignatureError, match=reason):
         parse_callback(BODY, headers, key=KEY, now=NOW)
 
 

@@ -4,9 +4,16 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from decimal import Decimal
+from email.message import Message
 from http import HTTPStatus
+from http.client import HTTPMessage
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Literal, Unpack, assert_type
+from wsgiref.headers import Headers
+from wsgiref.types import WSGIEnvironment
+
+from aiohttp import web
 
 from kie4o import (
     APIConnectionError,
@@ -208,6 +215,7 @@ def values(result: ImageResult, uploaded: UploadedFile, limit: RateLimit) -> Non
 async def serve(client: AsyncKieClient, body: bytes, headers: Mapping[str, str]) -> HTTPStatus:
     receiver = client.receiver(allow_unsigned=True, pending=10)
     assert_type(receiver, CallbackReceiver)
+    await receiver.receive(headers, body, "ref")
     return await receiver.receive(headers.items(), body, "ref")
 
 
@@ -220,6 +228,40 @@ def receive(client: AsyncKieClient, body: bytes, headers: Mapping[str, str]) -> 
     assert_type(sign_callback(callback.task_id, key="new", timestamp=0), dict[str, str])
     parse_callback({"data": {"taskId": "t"}}, [("X-Webhook-Timestamp", "0")])
     return client.parse_callback(body, headers, ref="r")
+
+
+class Handler(BaseHTTPRequestHandler):
+    client: AsyncKieClient
+
+    def do_POST(self) -> None:
+        self.client.parse_callback(self.rfile.read(), self.headers)
+
+
+def receive_anywhere(
+    client: AsyncKieClient,
+    body: bytes,
+    environ: WSGIEnvironment,
+    mail: Message,
+    wsgi: Headers,
+    request: web.Request,
+    answer: HTTPMessage,
+    lists: dict[str, list[str]],
+    scope: list[tuple[bytes, bytes]],
+) -> None:
+    parse_callback(body, environ)
+    parse_callback(body, mail)
+    parse_callback(body, wsgi)
+    parse_callback(body, answer)
+    client.parse_callback(body, request.headers)
+    client.parse_callback(body, request.raw_headers)
+    client.parse_callback(body, lists)
+    client.parse_callback(body, scope)
+    client.parse_callback(body, os.environ)
+
+
+async def serve_anywhere(receiver: CallbackReceiver, environ: WSGIEnvironment, mail: Message) -> None:
+    await receiver.receive(environ, bytearray())
+    await receiver.receive(mail, b"", receiver.ref_of("/kie", "kie4o_ref=x", variable=None))
 
 
 async def poll(task_id: str) -> AsyncIterator[TaskDetails]:
