@@ -83,6 +83,8 @@ class AsyncKieClient:
             callback is recognised replaces ``{ref}`` in it, or is added as the parameter ``kie4o_ref``.
         webhook_key: The webhookHmacKey of kie.ai/settings that callbacks are verified with; several while
             keys are rotated. Default: KIE_WEBHOOK_KEY.
+        tolerance: Seconds by which the time stamp of a signed callback may differ from now. A repeated
+            callback changes nothing, and a late one is worth having.
         trust_callbacks: Accept what a recognised callback says without polling its task.
         store: Remembers every submit. None is this process's memory; a path or ``"sqlite:///run.db"`` is a
             file that survives it; or an object with the methods of `Store`.
@@ -109,6 +111,7 @@ class AsyncKieClient:
         poll: PollPolicy | None = None,
         callback_url: str | None = None,
         webhook_key: str | Sequence[str] | None = None,
+        tolerance: float = 3600.0,
         trust_callbacks: bool = False,
         store: Store | str | os.PathLike[str] | None = None,
         store_wait: float = 10.0,
@@ -124,6 +127,7 @@ class AsyncKieClient:
             webhook_key=webhook_key,
             environment=os.environ,
         )
+        self._tolerance = seconds("tolerance", tolerance) or 0.0
         wait = seconds("store_wait", store_wait, zero=True) or 0.0
         self._options = Options(
             settings=self._settings,
@@ -471,34 +475,50 @@ class AsyncKieClient:
         *,
         ref: str | None = None,
     ) -> Callback:
-        """Read and verify a callback, as `kie4o.parse_callback` does, with the client's `webhook_key`.
+        """Read and verify a callback, as `kie4o.parse_callback` does, with the client's `webhook_key` and
+        `tolerance`.
 
         Args:
             body: The raw body of the request.
             headers: Its headers, as for the function.
             ref: What the callback URL carried.
         """
-        keys = [secret.reveal() for secret in self._settings.webhook_key]
-        return callbacks.parse_callback(body, headers, ref=ref, key=keys or None)
+        return self._parse_callback(body, headers, ref, self._tolerance)
 
-    def receiver(self, *, allow_unsigned: bool = False, pending: int = PENDING) -> CallbackReceiver:
+    def _parse_callback(
+        self,
+        body: bytes | bytearray | memoryview | str | Mapping[str, Any],
+        headers: Headers | None,
+        ref: str | None,
+        tolerance: float,
+    ) -> Callback:
+        keys = [secret.reveal() for secret in self._settings.webhook_key]
+        return callbacks.parse_callback(body, headers, ref=ref, key=keys or None, tolerance=tolerance)
+
+    def receiver(
+        self, *, allow_unsigned: bool = False, tolerance: float | None = None, pending: int = PENDING
+    ) -> CallbackReceiver:
         """A receiver of callbacks for any web framework; `kie4o.webhooks` has some ready-made.
 
         ``status = await receiver.receive(headers, body, ref)`` gives the status to answer with.
 
         Args:
             allow_unsigned: Accept callbacks without a signature if the client has no `webhook_key`.
+            tolerance: Seconds by which their time stamps may differ from now; the default is the client's.
             pending: How many callbacks may wait for their confirmation before further ones are refused with
                 503.
 
         Raises:
-            ConfigurationError: The client has no `webhook_key`, and `allow_unsigned` is False.
+            ConfigurationError: The client has no `webhook_key`, and `allow_unsigned` is False; or `tolerance`
+                is no positive number.
         """
         if not self._settings.webhook_key and not allow_unsigned:
             raise unverified()
+        within = self._tolerance if tolerance is None else seconds("tolerance", tolerance) or 0.0
         return CallbackReceiver(
-            lambda body, headers, ref: self.parse_callback(body, headers, ref=ref),
+            lambda body, headers, ref: self._parse_callback(body, headers, ref, within),
             self._delivery,
+            tolerance=within,
             template=self._options.callback_url,
             pending=pending,
         )

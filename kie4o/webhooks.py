@@ -23,7 +23,11 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 def routes(
-    client: AsyncKieClient, path: str = "/kie/callback", *, allow_unsigned: bool = False
+    client: AsyncKieClient,
+    path: str = "/kie/callback",
+    *,
+    allow_unsigned: bool = False,
+    tolerance: float | None = None,
 ) -> list[web.RouteDef]:
     """Routes for an aiohttp.web application: `app.add_routes(routes(client, "/kie/{ref}"))`.
 
@@ -32,13 +36,15 @@ def routes(
         path: Where `callback_url` leads; it may hold `{ref}`, as `callback_url` may.
         allow_unsigned: Accept callbacks without a signature if the client has no `webhook_key`. Then only the
             ref in the URL tells them from forged ones.
+        tolerance: Seconds by which the time stamp of a callback may differ from now; the default is the
+            client's.
 
     Raises:
         ConfigurationError: The client has no `webhook_key`, and `allow_unsigned` is False.
     """
     from aiohttp import web
 
-    receiver = client.receiver(allow_unsigned=allow_unsigned)
+    receiver = client.receiver(allow_unsigned=allow_unsigned, tolerance=tolerance)
 
     async def handle(request: web.Request) -> web.Response:
         variable, query = request.match_info.get("ref"), request.rel_url.raw_query_string
@@ -55,7 +61,11 @@ def routes(
 
 
 def asgi_app(
-    client: AsyncKieClient, path: str | None = None, *, allow_unsigned: bool = False
+    client: AsyncKieClient,
+    path: str | None = None,
+    *,
+    allow_unsigned: bool = False,
+    tolerance: float | None = None,
 ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """An ASGI application, alone or mounted: `app.mount("/kie", asgi_app(client, "/{ref}"))`.
 
@@ -63,11 +73,12 @@ def asgi_app(
         client: The client whose requests the callbacks are about.
         path: Where `callback_url` leads, below the mount point; it may hold `{ref}`. None accepts every path.
         allow_unsigned: As for `routes`.
+        tolerance: As for `routes`.
 
     Raises:
         ConfigurationError: The client has no `webhook_key`, and `allow_unsigned` is False.
     """
-    receiver = client.receiver(allow_unsigned=allow_unsigned)
+    receiver = client.receiver(allow_unsigned=allow_unsigned, tolerance=tolerance)
     pattern = re.compile("") if path is None else path_pattern(path)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -27,7 +27,7 @@ from ..wire import decoding, finding
 TIMESTAMP_HEADER = "X-Webhook-Timestamp"
 SIGNATURE_HEADER = "X-Webhook-Signature"
 MAX_BODY = 64 * 1024  # bytes; a real callback is well under one KiB
-TOLERANCE = 300.0  # seconds, as in Standard Webhooks and at Stripe; Kie gives no figure
+TOLERANCE = 300.0  # seconds, as in Standard Webhooks and at Stripe; Kie gives no figure. A client has 1 h.
 
 _TIMESTAMP = re.compile(r"[0-9]{1,11}", re.ASCII)
 # Callbacks page. Any other code is no more than a reason to poll.

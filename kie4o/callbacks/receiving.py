@@ -30,7 +30,7 @@ from .delivery import Delivery
 from .parsing import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE, Headers, header_pairs
 
 BODY_TIMEOUT = 5.0  # seconds for a whole body of well under one KiB
-_SEEN = 10_000  # signed callbacks remembered, so that a repetition costs nothing
+_SEEN = 20_000  # signed callbacks remembered, so that a repetition costs nothing; 2 h at 2 tasks per second
 
 # The first class that fits counts.
 _STATUS_OF_ERROR = (
@@ -54,6 +54,7 @@ class CallbackReceiver:
         parse: Parses and verifies a callback, given its body, headers and ref.
         delivery: Opens the client, or raises, and returns where callbacks are delivered to: another object
             after the client was closed and opened again.
+        tolerance: Seconds that `parse` allows between the time stamp of a callback and now.
         template: The `callback_url` of the client.
         pending: How many callbacks may wait for their confirmation.
     """
@@ -63,9 +64,11 @@ class CallbackReceiver:
         parse: Callable[[bytes, Headers, str | None], Callback],
         delivery: Callable[[], Awaitable[Delivery]],
         *,
+        tolerance: float = TOLERANCE,
         template: str | None = None,
         pending: int = PENDING,
     ) -> None:
+        self._tolerance = tolerance
         self._template = template
         self._parse = parse
         self._delivery = delivery
@@ -136,7 +139,8 @@ class CallbackReceiver:
         if not await delivery.accept(callback, limit=self._pending):
             return HTTPStatus.SERVICE_UNAVAILABLE
         if callback.verified:
-            self._seen[signed] = asyncio.get_running_loop().time() + 2 * TOLERANCE
+            # One from the future is valid for twice the tolerance.
+            self._seen[signed] = asyncio.get_running_loop().time() + 2 * self._tolerance
         return HTTPStatus.OK
 
     def _was_seen(self, signed: tuple[str, str]) -> bool:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import attrs
@@ -41,7 +42,8 @@ def signed(task_id: str, key: str = KEY, at: float | None = None) -> dict[str, s
 class Setting:
     """An emulator, a client, one submitted task, and both receivers in front of the client."""
 
-    def __init__(self, **client) -> None:
+    def __init__(self, *, receivers: dict[str, Any] | None = None, **client) -> None:
+        self.receivers = receivers or {}
         self.arguments = {"webhook_key": [KEY, OLD_KEY], "callback_url": PUBLIC} | client
 
     async def __aenter__(self) -> Setting:
@@ -53,13 +55,13 @@ class Setting:
         self.ref = url.rpartition("/")[2]
         app = web.Application()
         unsigned = not self.arguments["webhook_key"]
-        app.add_routes(routes(self.client, "/kie/{ref}", allow_unsigned=unsigned))
+        app.add_routes(routes(self.client, "/kie/{ref}", allow_unsigned=unsigned, **self.receivers))
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", 0)
         await site.start()
         self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
-        self.asgi = asgi_app(self.client, "/kie/{ref}", allow_unsigned=unsigned)
+        self.asgi = asgi_app(self.client, "/kie/{ref}", allow_unsigned=unsigned, **self.receivers)
         self.session = aiohttp.ClientSession()
         return self
 
@@ -120,8 +122,8 @@ async def test_answers(how: str) -> None:
             "no id": (await post(b"{}", ours), 400),
             "unsigned": (await post(good, {}), 401),
             "forged": (await post(good, signed(here.task.id, key="wrong")), 401),
-            "too old": (await post(good, signed(here.task.id, at=time.time() - 400)), 401),
-            "too new": (await post(good, signed(here.task.id, at=time.time() + 400)), 401),
+            "too old": (await post(good, signed(here.task.id, at=time.time() - 3700)), 401),
+            "too new": (await post(good, signed(here.task.id, at=time.time() + 3700)), 401),
             "unknown ref": (await post(good, ours, ref="x" * 32), 404),
             "another task": (await post(body_of("0" * 32), signed("0" * 32)), 404),
             "too long": (await post(b" " * (64 * 1024 + 1), ours), 413),
@@ -220,13 +222,9 @@ async def test_repeated_callbacks_cost_nothing() -> None:
         assert len(here.kie.tasks[here.task.id].looks) <= 2
 
 
-@pytest.mark.parametrize("limit", ["number", "time"])
-async def test_repetitions_are_remembered_within_bounds(limit: str, monkeypatch) -> None:
+async def test_repetitions_are_remembered_within_bounds(monkeypatch) -> None:
     """What is remembered of signed callbacks is bounded; a forgotten one is confirmed like a new one."""
-    if limit == "number":
-        monkeypatch.setattr("kie4o.callbacks.receiving._SEEN", 2)
-    else:
-        monkeypatch.setattr("kie4o.callbacks.receiving.TOLERANCE", -1.0)  # over at once
+    monkeypatch.setattr("kie4o.callbacks.receiving._SEEN", 2)
     async with Setting() as here:
         receiver = here.client.receiver()
         for age in [0, 1, 2, 3, 4, 5, 0, 1]:
@@ -237,6 +235,85 @@ async def test_repetitions_are_remembered_within_bounds(limit: str, monkeypatch)
         assert (await here.task).urls
 
 
+class Accepting:
+    """A delivery that counts what it is given."""
+
+    times = 0
+
+    async def accept(self, callback: Callback, *, limit: int) -> bool:
+        self.times += 1
+        return True
+
+    async def opened(self) -> Accepting:
+        return self
+
+
+def test_a_repetition_is_remembered_for_as_long_as_its_signature_is_valid() -> None:
+    """For twice the tolerance in use, since a time stamp may be as far in the future; then it is forgotten,
+    before anything else is."""
+
+    def parse(body: bytes, headers: object, ref: str | None) -> Callback:
+        return attrs.evolve(kie4o.parse_callback(body, ref=ref), verified=True)
+
+    async def accepted(tolerance: float, times: list[float]) -> int:
+        delivery, loop = Accepting(), asyncio.get_running_loop()
+        receiver, start = CallbackReceiver(parse, delivery.opened, tolerance=tolerance), loop.time()
+        for at in times:
+            await asyncio.sleep(start + at - loop.time())
+            assert await receiver.receive([("content-type", "application/json")], body_of("t" * 32)) == 200
+        assert len(receiver._seen) == 1
+        return delivery.times
+
+    for tolerance in (1.0, 300.0, 3600.0, 86400.0):
+        assert run_virtual(accepted(tolerance, [0, tolerance, 1.99 * tolerance])) == 1
+        assert run_virtual(accepted(tolerance, [0, 2.01 * tolerance])) == 2
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    ("of_client", "of_receiver", "age", "status"),
+    [
+        (None, None, 3500, 200),
+        (None, None, -3500, 200),
+        (None, None, 3700, 401),
+        (60, None, 50, 200),
+        (60, None, 70, 401),
+        (60, None, -70, 401),
+        (60, 7200, 7000, 200),
+        (7200, 60, 70, 401),
+    ],
+)
+async def test_the_tolerance(
+    how: str, of_client: float | None, of_receiver: float | None, age: float, status: int
+) -> None:
+    """An hour, or the client's, or the receiver's own; `client.parse_callback` has the client's."""
+    own = {} if of_client is None else {"tolerance": of_client}
+    async with Setting(receivers={"tolerance": of_receiver}, **own) as here:
+        headers = signed(here.task.id, at=time.time() - age)
+        assert await getattr(here, how)(body_of(here.task.id), headers) == status
+        if abs(age) < (of_client or 3600):
+            assert here.client.parse_callback(body_of(here.task.id), headers).verified
+        else:
+            with pytest.raises(kie4o.InvalidSignatureError, match="time stamp"):
+                here.client.parse_callback(body_of(here.task.id), headers)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "60", True, float("nan"), float("inf")])
+def test_a_tolerance_is_a_duration(wrong: Any) -> None:
+    """As for every other duration, the error names it; None is the client's own for a receiver only."""
+    client = AsyncKieClient(CANARY_KEY, webhook_key=KEY)
+    for make in (
+        lambda: AsyncKieClient(CANARY_KEY, tolerance=wrong),
+        lambda: client.receiver(tolerance=wrong),
+        lambda: routes(client, tolerance=wrong),
+        lambda: asgi_app(client, tolerance=wrong),
+    ):
+        with pytest.raises(kie4o.ConfigurationError, match=r"tolerance=.*positive number of seconds"):
+            make()
+    with pytest.raises(kie4o.ConfigurationError, match="tolerance"):
+        AsyncKieClient(CANARY_KEY, tolerance=None)
+
+
 def test_a_receiver_tolerates_another_loop() -> None:
     """Its client may be closed and opened again, and a loop may count time from another origin: what the
     first one has remembered is neither taken for fresh nor kept for ever."""
@@ -244,19 +321,8 @@ def test_a_receiver_tolerates_another_loop() -> None:
     def parse(body: bytes, headers: object, ref: str | None) -> Callback:
         return attrs.evolve(kie4o.parse_callback(body, ref=ref), verified=True)
 
-    class Accepting:
-        times = 0
-
-        async def accept(self, callback: Callback, *, limit: int) -> bool:
-            self.times += 1
-            return True
-
     delivery = Accepting()
-
-    async def opened() -> Accepting:
-        return delivery
-
-    receiver = CallbackReceiver(parse, opened)
+    receiver = CallbackReceiver(parse, delivery.opened)
 
     async def receive() -> int:
         return await receiver.receive([("content-type", "application/json")], body_of("t" * 32), "r")

@@ -194,7 +194,7 @@ def test_the_numbers_in_the_prose_are_those_of_the_code() -> None:
         f"at most {uploads.MAX_BYTES // mebibyte} MiB",
         f"at most {transfers.MAX_IMAGE_BYTES // mebibyte} MiB",
         f"larger than {parsing.MAX_BODY // 1024} KiB",
-        f"valid for {parsing.TOLERANCE:g} seconds",
+        f"`parse_callback` has {parsing.TOLERANCE:g}",
         f"up to {MAX_FILES} URLs",
     ):
         assert words in pages.text(), words
