@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from aiohttp import web
 from faults import unused_port
 from pages import section
 from paths import IMPORT_ROOT
 from portable import environment
+from starlette.testclient import TestClient
 
+from kie4o import sign_callback
 from kie4o.emulator import Emulator
 
 PAGE = "docs/webhooks.md"
@@ -21,11 +31,21 @@ KEY = "a webhook key"
 UVICORN = "uvicorn.run(app, host='127.0.0.1', port=PORT, log_level='warning')"
 # The heading above each recipe, and how to serve the app that it defines.
 SERVERS = {
-    "aiohttp.web": "web.run_app(app, host='127.0.0.1', port=PORT, print=None)",
+    "aiohttp.web": "web.run_app(create_app(), host='127.0.0.1', port=PORT, print=None)",
     "FastAPI": UVICORN,
     "Starlette": UVICORN,
     "Django": UVICORN,
     "Flask": "app.run(host='127.0.0.1', port=PORT, threaded=True)",
+    "WSGI": (
+        "from socketserver import ThreadingMixIn\n"
+        "from wsgiref.simple_server import WSGIServer, make_server\n"
+        "class Server(ThreadingMixIn, WSGIServer): pass\n"
+        "make_server('127.0.0.1', PORT, app, Server).serve_forever()"
+    ),
+    "http.server": (
+        "from http.server import ThreadingHTTPServer\n"
+        "ThreadingHTTPServer(('127.0.0.1', PORT), Handler).serve_forever()"
+    ),
 }
 
 
@@ -84,3 +104,85 @@ async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path
         assert len(urls) == 1
         assert len(task.looks) == 1  # the one that confirms it
         assert [sent.status for sent in kie.callbacks] == [200]
+
+
+# -- the same application again ----------------------------------------------------------------------
+
+Draw = Callable[[], Awaitable[Any]]
+Post = Callable[[str, bytes, dict[str, str]], Awaitable[int]]
+
+
+@asynccontextmanager
+async def started_by_test_client(recipe: dict[str, Any]) -> AsyncIterator[tuple[Draw, Post]]:
+    """The application under the test client of FastAPI and Starlette, which runs its lifespan."""
+    client, loop = TestClient(recipe["app"]), asyncio.get_running_loop()
+    with ThreadPoolExecutor(3) as threads:
+        await loop.run_in_executor(threads, client.__enter__)
+        try:
+            yield (
+                lambda: loop.run_in_executor(threads, lambda: client.get("/draw?prompt=x").json()),
+                lambda path, body, headers: loop.run_in_executor(
+                    threads, lambda: client.post(path, content=body, headers=headers).status_code
+                ),
+            )
+        finally:
+            await loop.run_in_executor(threads, client.__exit__)
+
+
+@asynccontextmanager
+async def started_by_aiohttp(recipe: dict[str, Any]) -> AsyncIterator[tuple[Draw, Post]]:
+    """A new application, as aiohttp cannot start one twice."""
+    runner = web.AppRunner(recipe["create_app"](), access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    _, port = runner.addresses[0]
+
+    async def draw() -> Any:
+        async with session.get("/draw?prompt=x") as response:
+            return await response.json()
+
+    async def post(path: str, body: bytes, headers: dict[str, str]) -> int:
+        async with session.post(path, data=body, headers=headers) as response:
+            return response.status
+
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+        try:
+            yield draw, post
+        finally:
+            await runner.cleanup()
+
+
+TWICE = {
+    "aiohttp.web": started_by_aiohttp,
+    "FastAPI": started_by_test_client,
+    "Starlette": started_by_test_client,
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+async def test_an_application_starts_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is imported without a key. Each time it starts it has an open client of its own, and a
+    callback wakes the waiter in it."""
+    for variable in ("KIE_API_KEY", "KIE_AI_API_KEY", "KIE_WEBHOOK_KEY", "KIE_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    namespace: dict[str, Any] = {"__name__": "recipe"}
+    exec(compile(recipe(name), name, "exec"), namespace)
+    async with Emulator(duration=0.0, webhook_key=KEY) as kie, asyncio.timeout(20):
+        monkeypatch.setenv("KIE_API_KEY", "any")
+        monkeypatch.setenv("KIE_WEBHOOK_KEY", KEY)
+        monkeypatch.setenv("KIE_BASE_URL", kie.url)
+        for count in (1, 2):
+            kie.plan("x", callback="never")
+            async with TWICE[name](namespace) as (draw, post):
+                drawing = asyncio.ensure_future(draw())
+                while len(kie.tasks) < count:
+                    await asyncio.sleep(0.01)
+                task = list(kie.tasks.values())[-1]
+                body = json.dumps({"code": 200, "msg": "success", "data": {"taskId": task.id}}).encode()
+                headers = sign_callback(task.id, key=KEY, timestamp=time.time())
+                headers["Content-Type"] = "application/json"
+                path = urlsplit(task.request["callBackUrl"]).path
+                assert await post(path, body, headers) == 200
+                assert await post(path, body, headers | {"X-Webhook-Signature": "forged"}) == 401
+                assert len(await drawing) == 1
+                assert len(task.looks) <= 2  # the first may be earlier than the answer to the submit

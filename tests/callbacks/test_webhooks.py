@@ -453,3 +453,27 @@ async def test_a_refused_callback_is_logged_with_its_reason(caplog: pytest.LogCa
         headers = [("content-type", "application/json")]
         assert await here.client.receiver().receive(headers, body_of(here.task.id), here.ref) == 401
     assert any("answered with 401: the callback is not signed" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("code", [200, 400, 451, 500, 501, 505, 404, 402, 429, 0, None])
+async def test_a_trusted_callback_ends_a_task_by_a_code_of_kies_page_only(how: str, code: int | None) -> None:
+    """Any other code is a reason to poll: the task, which has succeeded, is not taken for failed. That the
+    four codes are believed, against the record, is the control."""
+    async with Setting(trust_callbacks=True) as here:
+        body = body_of(here.task.id, code, urls=("https://files.example/1.png",)).replace(b"null", b"{}")
+        assert await getattr(here, how)(body, signed(here.task.id)) == 200
+        await until(lambda: here.client._runtime.delivery.pending == 0)
+        looks = here.kie.tasks[here.task.id].looks
+        if code == 200:
+            assert (await here.task).urls == ("https://files.example/1.png",)
+            assert looks == []
+        elif code in (400, 451, 500):
+            with pytest.raises(kie4o.TaskFailedError) as caught:
+                await here.task
+            assert caught.value.error_code == code
+            assert looks == []
+        else:
+            result = await here.task
+            assert here.task.id in result.urls[0]
+            assert len(looks) == 1
