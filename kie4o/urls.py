@@ -6,12 +6,12 @@ import ipaddress
 import re
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-REF_PARAMETER = "kie4o_ref"  # of a callback URL without a place for the ref
-PLACE = "{ref}"
+REF_PARAMETER = "kie4o_ref"  # the query parameter of a callback URL without {ref}
+PLACEHOLDER = "{ref}"
 
-_PLACE = re.compile(r"(?<![{$])\{ref\}(?!\})")
-_PLACEHOLDER = re.compile(r"\$?\{+\s*[A-Za-z_]*\s*\}+")  # no URL holds braces as they are
-# What is meant as a place for the ref, after decoding: in braces or as a whole segment or value.
+_EXACT = re.compile(r"(?<![{$])\{ref\}(?!\})")
+_BRACES = re.compile(r"\$?\{+\s*[A-Za-z_]*\s*\}+")  # no URL holds braces as they are
+# What is meant as that placeholder, after decoding: in braces or as a whole segment or value.
 _MEANT = re.compile(
     r"\$?\{+\s*(?:\w*_)?ref\b\s*\}*|<\s*(?:\w*_)?ref\s*>"
     r"|(?<=[/=])(?:[:$]ref|ref\}|\[ref\]|%ref%|%\(ref\)s)(?=[/?&;]|$)",
@@ -43,16 +43,16 @@ def is_loopback(url: str) -> bool:
 
 def callback_url_fault(value: object) -> str | None:
     """What is expected of a callback URL that cannot be used, to complete "expected ..."; None if it can."""
-    rest = _PLACE.sub("-", value) if isinstance(value, str) else ""
-    meant = _PLACEHOLDER.search(rest) or _MEANT.search(unquote(unquote(rest)))
+    rest = _EXACT.sub("-", value) if isinstance(value, str) else ""
+    meant = _BRACES.search(rest) or _MEANT.search(unquote(unquote(rest)))
     if meant is not None:
-        return f"{PLACE} in exactly this form, unencoded, where the ref goes; it holds {meant[0]}"
+        return f"{PLACEHOLDER} in exactly this form, unencoded, where the ref goes; it holds {meant[0]}"
     if not isinstance(value, str) or not is_web_url(value):
         return "a complete http:// or https:// URL without spaces"
     parts = urlsplit(value)
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     if REF_PARAMETER in names:
-        return f"no parameter {REF_PARAMETER}, since kie4o adds it if the URL has no {PLACE}"
-    if any(PLACE in text for text in (parts.netloc, parts.fragment, *names)):
-        return f"{PLACE} in the path or as the value of a query parameter"
+        return f"no parameter {REF_PARAMETER}, since kie4o adds it if the URL has no {PLACEHOLDER}"
+    if any(PLACEHOLDER in text for text in (parts.netloc, parts.fragment, *names)):
+        return f"{PLACEHOLDER} in the path or as the value of a query parameter"
     return None

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import attrs
 
 from ..models import ImageRequest
-from ..urls import PLACE, REF_PARAMETER
+from ..urls import PLACEHOLDER, REF_PARAMETER
 from . import decoding
 
 
@@ -76,8 +76,8 @@ def with_ref(callback_url: str, ref: str) -> str:
     A fragment is left out, since HTTP sends none to a server.
     """
     address = callback_url.partition("#")[0]
-    if PLACE in address:
-        return address.replace(PLACE, ref)
+    if PLACEHOLDER in address:
+        return address.replace(PLACEHOLDER, ref)
     return f"{address}{'&' if '?' in address else '?'}{REF_PARAMETER}={ref}"
 
 
@@ -92,14 +92,14 @@ def ref_in(path: str, query: str, *, template: str | None) -> str | None:
     A server behind a prefix, or mounted below one, may see another beginning of the path than Kie.
     """
     parts = urlsplit(template or "")
-    if PLACE in parts.path:
+    if PLACEHOLDER in parts.path:
         whole = unquote(parts.path)
-        found = path_pattern(whole[whole.rindex("/", 0, whole.index(PLACE)) :]).search(path)
+        found = path_pattern(whole[whole.rindex("/", 0, whole.index(PLACEHOLDER)) :]).search(path)
         return found["ref"] if found is not None and is_ref(found["ref"]) else None
     values = parse_qs(query, keep_blank_values=True)
     for name, wanted in parse_qs(parts.query, keep_blank_values=True).items():
         for value, text in zip(wanted, values.get(name, ()), strict=False):
-            before, place, after = value.partition(PLACE)
+            before, place, after = value.partition(PLACEHOLDER)
             ref = text.removeprefix(before).removesuffix(after)
             if place and text == before + ref + after and is_ref(ref):
                 return ref
@@ -108,7 +108,7 @@ def ref_in(path: str, query: str, *, template: str | None) -> str | None:
 
 def path_pattern(path: str) -> re.Pattern[str]:
     """Matches what ends with the path; its group `ref` is what stands at `{ref}`."""
-    place, pattern = re.escape(PLACE), re.escape(path)
+    place, pattern = re.escape(PLACEHOLDER), re.escape(path)
     return re.compile(pattern.replace(place, "(?P<ref>[^/]+)", 1).replace(place, "(?P=ref)") + "/?$")
 
 

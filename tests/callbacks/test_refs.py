@@ -162,7 +162,7 @@ ACCEPTED = [
 @pytest.mark.parametrize(
     ("expected", "url"), [(expected, url) for expected, urls in REFUSED.items() for url in urls]
 )
-def test_a_place_for_the_ref_that_is_none_is_refused(expected: str, url: str) -> None:
+def test_another_placeholder_is_refused(expected: str, url: str) -> None:
     """In the same words by the client and by a request, which say what to write instead."""
     expected = {"another form": r"\{ref\} in exactly this form"}.get(expected, expected)
     with pytest.raises(ConfigurationError, match=f"callback_url=.*expected .*{expected}") as by_client:
@@ -174,7 +174,7 @@ def test_a_place_for_the_ref_that_is_none_is_refused(expected: str, url: str) ->
 
 @pytest.mark.parametrize("url", [*ACCEPTED, *(url for url, _ in URLS)])
 def test_what_is_no_mistake_is_accepted(url: str) -> None:
-    """A URL whose own words only resemble a place for the ref is the user's business."""
+    """A URL whose own words only resemble the placeholder is the user's business."""
     AsyncKieClient(CANARY_KEY, callback_url=HOST + url)
     assert ImageRequest("x", callback_url=HOST + url).callback_url == HOST + url
 
