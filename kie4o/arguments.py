@@ -6,18 +6,23 @@ client) that names the argument, its value and what is expected.
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import attrs
 
 from .errors import InvalidRequestError, invalid, invalid_setting
-from .models import ImageRequest, RateLimit
+from .models import HasTaskId, ImageRequest, RateLimit, notices, our_name, remembering, warn_caller
+from .plain import SecretText, expanded, plain, revealed
 from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .submission.resending import NO_RESUBMIT, Resubmit
-from .urls import callback_url_fault, is_web_url
+from .urls import URLObject, callback_url_fault, is_private, is_web_url, url_text
 from .wire.requests import is_task_id
 
 OnUnknown = Literal["hold", "resubmit"]
@@ -26,22 +31,73 @@ OnUnknown = Literal["hold", "resubmit"]
 MAX_KEY = 512  # characters of an idempotency key
 
 
-def request_of(request: ImageRequest | str | None, fields: Mapping[str, Any]) -> ImageRequest:
+def request_of(request: ImageRequest | str | Enum | None, fields: Mapping[str, Any]) -> ImageRequest:
     """An `ImageRequest`, with `fields` replaced, or one made of a prompt and `fields`."""
-    if fields:
-        known = [field.name for field in attrs.fields(ImageRequest)]
-        for name in fields:
-            if name not in known:
-                raise InvalidRequestError(f"unknown field {name}=: expected one of {', '.join(known)}")
+    for name in fields:
+        if name not in _FIELDS:
+            raise InvalidRequestError(f"unknown field {name}=: {_suggestion(name)}")
     if request is not None and "prompt" in fields:
         raise InvalidRequestError("pass either a request or prompt=, not both")
     if isinstance(request, ImageRequest):
-        return attrs.evolve(request, **fields) if fields else request
+        return _replaced(request, fields) if fields else request
+    _check_is_single(request)
     return ImageRequest(**fields) if "prompt" in fields else ImageRequest(request, **fields)
 
 
-def key_of(key: str | None) -> str | None:
+_FIELDS = [field.name for field in attrs.fields(ImageRequest)]
+_NO_REQUESTS = (
+    (Mapping, "pass ImageRequest(**fields), or the fields as keywords"),
+    ((list, tuple, set, frozenset), "pass several requests to generate_many"),
+)
+
+
+def _check_is_single(request: object) -> None:
+    for kind, remedy in _NO_REQUESTS:
+        if isinstance(request, kind):
+            got = f"invalid request: got a {type(request).__name__}, expected a prompt or an ImageRequest"
+            raise InvalidRequestError(f"{got}; {remedy}")
+
+
+def _suggestion(name: str) -> str:
+    """The field that was meant, as far as one can tell."""
+    ours = our_name(name)
+    near = [ours] if ours is not None else difflib.get_close_matches(name.lower(), _FIELDS, 1)
+    return f"did you mean {near[0]}=?" if near else f"expected one of {', '.join(_FIELDS)}"
+
+
+def _replaced(request: ImageRequest, fields: Mapping[str, Any]) -> ImageRequest:
+    """Warns only of what the given fields have changed: the request itself has warned when it was made."""
+    token = remembering.set(True)
+    try:
+        replaced = attrs.evolve(request, **fields)
+    finally:
+        remembering.reset(token)
+    known = notices(request)
+    for category, text in notices(replaced):
+        if (category, text) not in known:
+            warn_caller(text, category)
+    return replaced
+
+
+def warn_unreachable(request: ImageRequest) -> None:
+    """Warn of URLs that Kie cannot open, which costs the task or the callback. Not on loopback, where an
+    emulator opens them."""
+    named = [("mask_url", request.mask_url), ("file_url", request.file_url)]
+    named += [(f"files_url[{index}]", url) for index, url in enumerate(request.files_url)]
+    for name, url in [*named, ("callback_url", request.callback_url)]:
+        if url is not None and is_private(url):
+            _warn_private(name, url)
+
+
+def _warn_private(name: str, url: str) -> None:
+    """Shows only the host: the rest of the URL may hold a token."""
+    host = urlsplit(url).hostname
+    warn_caller(f"Kie cannot open {name}: {host} is a name or address of this machine or its network")
+
+
+def key_of(key: str | Enum | None) -> str | None:
     """An idempotency key that every store can hold."""
+    key = plain(key)
     if key is None:
         return None
     if not isinstance(key, str) or not key.strip() or len(key) > MAX_KEY or not key.isprintable():
@@ -50,33 +106,60 @@ def key_of(key: str | None) -> str | None:
     return key
 
 
-def batch_of(name: str) -> str:
+def batch_of(name: str | Enum) -> str:
     """The name of a batch."""
+    name = plain(name)
     if not isinstance(name, str):
         raise invalid("batch", name, "a string")
     return name
 
 
-def task_id_of(task_id: str) -> str:
-    """An id that Kie can have issued."""
+def task_id_of(task: HasTaskId | str | Enum) -> str:
+    """An id that Kie can have issued, or that of whatever has one."""
+    task_id = plain(task)
+    if not isinstance(task_id, str):
+        task_id = getattr(task_id, "task_id", None)
+        if task_id is None and hasattr(task, "task_id"):
+            raise InvalidRequestError(
+                f"this {type(task).__name__} has no task id: pass that of a submitted task"
+            )
     if not is_task_id(task_id):
-        raise invalid("task_id", task_id, "the id of a submitted task")
-    return task_id
+        raise invalid("task_id", task if task_id is None else task_id, "the id of a submitted task")
+    return str(task_id)
 
 
-def callback_url_of(url: str | None) -> str | None:
+def callback_url_of(url: URLObject | str | Enum | None, *, loopback: bool) -> str | None:
     """A callback URL for the whole client, checked as a request's own is."""
-    fault = None if url is None else callback_url_fault(url)
+    text: str | None = url_text(plain(url))
+    fault = None if text is None else callback_url_fault(text)
     if fault is not None:
         raise invalid_setting("callback_url", url, fault)
-    return url
+    if text is not None and not loopback and is_private(text):
+        _warn_private("callback_url", text)
+    return text
 
 
-def image_url_of(url: str) -> str:
+def proxy_of(url: URLObject | SecretText | str | Enum | None) -> str | None:
+    """The URL of a proxy as text, which `transport` checks. It may hold a password."""
+    text: str | None = url_text(revealed(url))
+    return text
+
+
+def image_url_of(url: URLObject | str | Enum) -> str:
     """The URL of one of Kie's images."""
-    if not is_web_url(url):
+    text: str = url_text(plain(url))
+    if not is_web_url(text):
         raise invalid("url", url, "a URL from the task's result")
-    return url
+    return text
+
+
+def path_of(path: str | os.PathLike[str]) -> str:
+    """The path of a file, with ``~`` replaced by the home directory."""
+    try:
+        return expanded(path)
+    except TypeError:
+        pass
+    raise invalid("path", path, "the path of a file")
 
 
 def rate_limit_of(limit: RateLimit) -> RateLimit:

@@ -11,8 +11,9 @@ import contextlib
 import os
 import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from . import callbacks
 from .arguments import (
@@ -21,7 +22,9 @@ from .arguments import (
     callback_url_of,
     image_url_of,
     key_of,
+    path_of,
     poll_of,
+    proxy_of,
     rate_limit_of,
     request_of,
     resubmit_of,
@@ -39,12 +42,14 @@ from .lifecycle import Lifecycle, known_task_id
 from .models import (
     Callback,
     Completion,
+    HasTaskId,
     ImageRequest,
     ImageResult,
     RateLimit,
     RequestFields,
     UploadedFile,
 )
+from .plain import SecretText, plain
 from .polling.outcome import images_of
 from .polling.policy import PollPolicy
 from .polling.poller import Timeout
@@ -54,12 +59,15 @@ from .settings import Secret, count, flag, resolve, seconds
 from .stores.choosing import store_of
 from .stores.store import Entry, Store, SupportsBackup, no_backup
 from .task import ImageTask
+from .urls import URLObject, url_text
 from .waiting import close_iterator
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     import aiohttp
+
+    from .files.uploads import UploadSource
 
 
 class AsyncKieClient:
@@ -100,23 +108,23 @@ class AsyncKieClient:
 
     def __init__(
         self,
-        api_key: str | None = None,
+        api_key: SecretText | str | None = None,
         *,
-        base_url: str | None = None,
-        upload_url: str | None = None,
+        base_url: URLObject | str | None = None,
+        upload_url: URLObject | str | None = None,
         timeout: float = 30.0,
         wait_timeout: float | None = 900.0,
         max_in_flight: int = 100,
         rate_limit: RateLimit = RateLimit(20, per=10.0),  # noqa: B008  # frozen
         poll: PollPolicy | None = None,
-        callback_url: str | None = None,
-        webhook_key: str | Sequence[str] | None = None,
+        callback_url: URLObject | str | None = None,
+        webhook_key: SecretText | str | Sequence[SecretText | str] | None = None,
         tolerance: float = 3600.0,
         trust_callbacks: bool = False,
         store: Store | str | os.PathLike[str] | None = None,
         store_wait: float = 10.0,
         session: aiohttp.ClientSession | None = None,
-        proxy: str | None = None,
+        proxy: URLObject | SecretText | str | None = None,
         trust_env: bool = False,
     ) -> None:
         secret, api_key = (Secret(api_key) if isinstance(api_key, str) else api_key), None
@@ -136,13 +144,13 @@ class AsyncKieClient:
             max_in_flight=count("max_in_flight", max_in_flight),
             rate_limit=rate_limit_of(rate_limit),
             poll=poll_of(poll, loopback=self._settings.loopback),
-            callback_url=callback_url_of(callback_url),
+            callback_url=callback_url_of(callback_url, loopback=self._settings.loopback),
             trust_callbacks=flag("trust_callbacks", trust_callbacks),
             store=store_of(store),
             store_wait=wait if isinstance(store, (str, os.PathLike)) else 0.0,
             forgets=store is None,
             session=session,
-            proxy=proxy,
+            proxy=proxy_of(proxy),
             trust_env=flag("trust_env", trust_env),
         )
         self._runtime = Runtime(self._options)
@@ -151,9 +159,9 @@ class AsyncKieClient:
 
     async def submit(
         self,
-        request: ImageRequest | str | None = None,
+        request: ImageRequest | str | Enum | None = None,
         *,
-        key: str | None = None,
+        key: str | Enum | None = None,
         on_unknown: OnUnknown = "hold",
         retry_failed: bool = False,
         **fields: Unpack[RequestFields],
@@ -178,18 +186,18 @@ class AsyncKieClient:
             KeyConflictError: The key was already used for another request.
             StoreError: The store cannot be written, so nothing was sent; with a `task_id` the task is paid.
         """
-        checked, key = request_of(request, fields), key_of(key)
+        checked, checked_key = request_of(request, fields), key_of(key)
         resubmit = resubmit_of(on_unknown, retry_failed)
         runtime = await self._runtime.ready()
-        submitted = await runtime.lifecycle.submit(checked, key, resubmit)
+        submitted = await runtime.lifecycle.submit(checked, checked_key, resubmit)
         task_id = known_task_id(submitted.entry)
         return ImageTask(self._lifecycle, task_id, request=checked, since=submitted.since)
 
     async def generate(
         self,
-        request: ImageRequest | str | None = None,
+        request: ImageRequest | str | Enum | None = None,
         *,
-        key: str | None = None,
+        key: str | Enum | None = None,
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
         on_unknown: OnUnknown = "hold",
@@ -227,17 +235,19 @@ class AsyncKieClient:
                 resumes it.
             StoreError: The store cannot be read or written, or the key was used for another request.
         """
-        checked, key = request_of(request, fields), key_of(key)
+        checked, checked_key = request_of(request, fields), key_of(key)
         resubmit = resubmit_of(on_unknown, retry_failed)
         runtime = await self._runtime.ready()
-        return await runtime.lifecycle.generate(checked, key, resubmit, timeout=timeout, on_update=on_update)
+        return await runtime.lifecycle.generate(
+            checked, checked_key, resubmit, timeout=timeout, on_update=on_update
+        )
 
     async def generate_many(
         self,
         requests: Requests,
         *,
         max_in_flight: int | None = None,
-        batch: str = "",
+        batch: str | Enum = "",
         on_unknown: OnUnknown = "hold",
         retry_failed: bool = False,
     ) -> AsyncGenerator[Completion]:
@@ -311,22 +321,22 @@ class AsyncKieClient:
         runtime = await self._runtime.ready()
         if not isinstance(runtime.store, SupportsBackup):
             raise no_backup()
-        await runtime.store.backup(path)
+        await runtime.store.backup(path_of(path))
 
-    def task(self, task_id: str) -> ImageTask:
+    def task(self, task_id: HasTaskId | str) -> ImageTask:
         """A handle to an existing task; no network call.
 
         Args:
-            task_id: The id of a task that was submitted at most 14 days ago, by any process.
+            task_id: The id of a task that was submitted at most 14 days ago, by any process, or what has one.
         """
         return ImageTask(self._lifecycle, task_id_of(task_id))
 
-    async def details(self, task_id: str) -> TaskDetails:
+    async def details(self, task_id: HasTaskId | str) -> TaskDetails:
         """Poll a task once; if it has ended, that is saved. Polls of the same task are at least 0.34 s apart
         (Kie's record-info page).
 
         Args:
-            task_id: The id of the task.
+            task_id: The id of the task, or what has one: an `ImageTask`, a result, an error.
 
         Raises:
             APIStatusError, APIConnectionError, UnexpectedResponseError: The poll failed, which says nothing
@@ -335,12 +345,12 @@ class AsyncKieClient:
         return await self._runtime.lifecycle.details(task_id_of(task_id))
 
     async def wait(
-        self, task_id: str, *, timeout: Timeout = ..., on_update: OnUpdate | None = None
+        self, task_id: HasTaskId | str, *, timeout: Timeout = ..., on_update: OnUpdate | None = None
     ) -> ImageResult:
         """Wait until a task has ended, by callback or by polling. Costs no credits.
 
         Args:
-            task_id: The id of the task.
+            task_id: The id of the task, or what has one: an `ImageTask`, a result, an error.
             timeout: Seconds from this call; None waits without limit, the default is the client's
                 `wait_timeout`.
             on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
@@ -358,7 +368,7 @@ class AsyncKieClient:
 
     async def upload(
         self,
-        source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes],
+        source: UploadSource,
         *,
         name: str | None = None,
         path: str = "kie4o",
@@ -366,8 +376,9 @@ class AsyncKieClient:
         """Store a file at Kie, for `files_url` or `mask_url`. Free; Kie keeps it for about 24 hours.
 
         Args:
-            source: A path, bytes, or a file opened in binary mode, which is read from its position and
-                stays open. Not empty, and at most 100 MiB.
+            source: A path, bytes, or a file opened in binary mode, also an asynchronous one or the upload of
+                a web framework. A file is read from its position and stays open. Not empty, and at most
+                100 MiB.
             name: The file name at Kie; by default that of the source, if it has one.
             path: The folder at Kie. A file with the same `path` and `name` is replaced.
 
@@ -379,7 +390,7 @@ class AsyncKieClient:
         return await runtime.files.upload(source, name=name, path=path)
 
     async def upload_from_url(
-        self, url: str, *, name: str | None = None, path: str = "kie4o"
+        self, url: URLObject | str, *, name: str | None = None, path: str = "kie4o"
     ) -> UploadedFile:
         """Let Kie fetch a public file and store it as `upload` does. Free.
 
@@ -389,7 +400,7 @@ class AsyncKieClient:
             path: As for `upload`.
         """
         runtime = await self._runtime.ready()
-        return await runtime.files.upload_from_url(url, name=name, path=path)
+        return await runtime.files.upload_from_url(url_text(plain(url)), name=name, path=path)
 
     async def download(
         self,
@@ -431,11 +442,11 @@ class AsyncKieClient:
             renew=lambda url: self.download_url(task_id, url),
         )
 
-    async def download_url(self, task_id: str, url: str) -> str:
+    async def download_url(self, task_id: HasTaskId | str, url: URLObject | str) -> str:
         """A signed link to one image that anyone can open for 20 minutes (Kie's download-url page). Free.
 
         Args:
-            task_id: The id of the task.
+            task_id: The id of the task, or what has one: an `ImageTask`, a result, an error.
             url: One of the URLs of its result.
         """
         runtime = await self._runtime.ready()

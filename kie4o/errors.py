@@ -353,15 +353,26 @@ ERROR_OF_CODE: Mapping[int, type[APIStatusError]] = MappingProxyType(
 
 # -- wording: one helper per shape of message ---------------------------------------------------
 
+_SHOWN = 200  # characters of a value in a message
+
 
 def invalid(name: str, value: object, expected: str) -> InvalidRequestError:
     """An argument of a call that cannot be used; `expected` completes "expected ..."."""
-    return InvalidRequestError(f"invalid {name}={value!r}: expected {expected}")
+    return InvalidRequestError(f"invalid {name}={_shown(value)}: expected {expected}")
 
 
 def invalid_setting(name: str, value: object, expected: str) -> ConfigurationError:
     """The same for a setting of the client."""
-    return ConfigurationError(f"invalid {name}={value!r}: expected {expected}")
+    return ConfigurationError(f"invalid {name}={_shown(value)}: expected {expected}")
+
+
+def _shown(value: object) -> str:
+    """A value in a message; a data: URL or the bytes of an image would fill the screen."""
+    try:
+        text = repr(value)
+    except Exception:  # of an object of the caller, or an integer of 5,000 digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-9:]}"
 
 
 def client_closed(*, task_id: str | None = None) -> KieError:

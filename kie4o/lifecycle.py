@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import attrs
 
 from . import clock
-from .arguments import on_update_of, timeout_of
+from .arguments import on_update_of, timeout_of, warn_unreachable
 from .callbacks.delivery import Delivery
 from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
@@ -42,6 +42,7 @@ class Lifecycle:
     poller: TaskPoller
     delivery: Delivery
     callback_url: str | None
+    loopback: bool
     permits: Permits
 
     async def submit(self, request: ImageRequest, key: str | None, resubmit: Resubmit) -> Submitted:
@@ -202,6 +203,8 @@ class Lifecycle:
         self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
     ) -> Submitted:
         """Pay once. After an unknown outcome a callback may have named the task: that is checked first."""
+        if not self.loopback:
+            warn_unreachable(request)
         if resubmit.after_unknown and key is not None:
             stored = await self.store.find(key=key)
             if stored is not None and stored.state is EntryState.UNKNOWN:

@@ -105,6 +105,7 @@ class Runtime:
             poller=self.poller,
             delivery=self.delivery,
             callback_url=options.callback_url,
+            loopback=settings.loopback,
             permits=Permits(options.max_in_flight),
         )
 

@@ -6,17 +6,39 @@ API key is a `Secret`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import attrs
 
 from .errors import ConfigurationError, invalid_setting
-from .urls import is_loopback, is_web_url
+from .plain import SecretText, plain, revealed
+from .urls import URLObject, is_loopback, is_web_url, url_text
 
 API_URL = "https://api.kie.ai"
 UPLOAD_URL = "https://kieai.redpandaai.co"
 KEY_VARIABLES = ("KIE_API_KEY", "KIE_AI_API_KEY")
+
+# What is pasted in place of a key, and the sentence about it, which never shows the text. The first that
+# fits counts. Kie's keys are 32 hex digits; those of other hosts may be any printable ASCII.
+_NO_KEYS = (
+    (r".*[\r\n].*", "has more than one line; pass the key alone"),
+    (r"(export|set|setx)\s.*|\$env:.*", "is a command of a shell; pass only the key in it"),
+    (r"\w*(key|token|secret)\w*\s*[:=]\s*[^\s=].*", "has the name of the variable in it; pass only the key"),
+    (r"(authorization\s*:\s*)?bearer(\s.*)?", "has 'Bearer' before the key; pass only the key"),
+    (r"[\"'`“”„‘’«»].*|.*[\"'`“”„‘’«»]", "has quotes around it; remove them"),
+    (r"\$\{.*\}|\$\(.*\)|\$\w+|%\w+%|\{\{.*\}\}|\{\w+\}", "is the name of a variable that was not replaced"),
+    (
+        r"<.*>|\[.*\]|(.*[\W_])?your[\W_].*|.*\.\.\.|.*…|(sk-)?x{3,}|\*+",
+        "is a placeholder; create a key at kie.ai/api-key",
+    ),
+    (
+        r"~.*|\.{1,2}[\\/].*|[a-z]:[\\/].*|file:.*|/(run|etc|home|root|var|tmp|usr|opt|mnt|srv|app|users)/.*"
+        r"|.*\.(txt|env|key|pem|json|ya?ml|toml|ini)",
+        "is the path of a file; pass what the file holds",
+    ),
+)
 
 
 class Secret:
@@ -59,10 +81,10 @@ class _Unusable(Exception):
 
 def resolve(
     *,
-    api_key: Secret | str | None,
-    base_url: str | None,
-    upload_url: str | None,
-    webhook_key: Secret | str | Sequence[Secret | str] | None,
+    api_key: Secret | SecretText | str | None,
+    base_url: URLObject | str | None,
+    upload_url: URLObject | str | None,
+    webhook_key: Secret | SecretText | str | Sequence[Secret | SecretText | str] | None,
     environment: Mapping[str, str],
 ) -> Settings:
     """Settings from arguments first, then the environment. Raises `ConfigurationError`."""
@@ -117,14 +139,14 @@ def _text(value: str | None) -> str | None:
     return (value.strip() or None) if value is not None else None
 
 
-def _revealed(value: Secret | str | None) -> str | None:
-    return value.reveal() if isinstance(value, Secret) else value
+def _revealed(value: object) -> Any:
+    return value.reveal() if isinstance(value, Secret) else revealed(value)
 
 
-def _api_key(argument: Secret | str | None, environment: Mapping[str, str]) -> Secret:
+def _api_key(argument: object, environment: Mapping[str, str]) -> Secret:
     given = _revealed(argument)
     if given is not None and not isinstance(given, str):
-        raise _Unusable(f"invalid api_key: expected str, got {type(given).__name__}")
+        raise _Unusable(f"invalid api_key: expected the key as str, got {type(given).__name__}")
     key, origin = _text(given), "the api_key argument"
     for name in KEY_VARIABLES:
         if key is None:
@@ -134,33 +156,40 @@ def _api_key(argument: Secret | str | None, environment: Mapping[str, str]) -> S
             "no API key: set the environment variable KIE_API_KEY or pass api_key= (create one at "
             "kie.ai/api-key)"
         )
+    _check_key(key, origin)
     if not all("!" <= character <= "~" for character in key):  # the key is not shown
         raise _Unusable(f"{origin} contains a space, control or non-ASCII character; copy the key again")
     return Secret(key)
 
 
-def _webhook_keys(
-    argument: Secret | str | Sequence[Secret | str] | None, environment: Mapping[str, str]
-) -> tuple[Secret, ...]:
-    several: list[Any] = [argument] if isinstance(argument, (str, Secret)) else []
-    if isinstance(argument, Iterable) and not several:
+def _webhook_keys(argument: object, environment: Mapping[str, str]) -> tuple[Secret, ...]:
+    several = [argument] if argument is not None else []
+    if isinstance(argument, Iterable) and not isinstance(argument, str):
         several = list(argument)
-    elif argument is not None and not several:
-        several = [argument]
     texts = [_revealed(one) for one in several]
     if not all(isinstance(text, str) for text in texts):
         raise _Unusable("invalid webhook_key: expected a string, or a list of strings while keys are rotated")
-    keys = [text for text in map(_text, texts) if text is not None]
+    keys, origin = [text for text in map(_text, texts) if text is not None], "the webhook_key argument"
     from_environment = _text(environment.get("KIE_WEBHOOK_KEY"))
     if not keys and from_environment is not None:
-        keys = [from_environment]
+        keys, origin = [from_environment], "KIE_WEBHOOK_KEY"
+    for key in keys:
+        _check_key(key, origin)
     return tuple(map(Secret, keys))
 
 
-def _host(name: str, variable: str, argument: str | None, environment: Mapping[str, str]) -> str | None:
-    if argument is not None and not isinstance(argument, str):
-        raise _Unusable(f"invalid {name}: expected str, got {type(argument).__name__}")
-    url = _text(argument) or _text(environment.get(variable))
+def _check_key(key: str, origin: str) -> None:
+    """Refuse what is no key but something around one or in its place."""
+    for pattern, sentence in _NO_KEYS:
+        if re.fullmatch(pattern, key, re.IGNORECASE | re.DOTALL):
+            raise _Unusable(f"{origin} {sentence}")
+
+
+def _host(name: str, variable: str, argument: object, environment: Mapping[str, str]) -> str | None:
+    given = url_text(plain(argument))
+    if given is not None and not isinstance(given, str):
+        raise _Unusable(f"invalid {name}: expected a URL as str, got {type(given).__name__}")
+    url = _text(given) or _text(environment.get(variable))
     if url is None:
         return None
     if not is_web_url(url) or any(sign in url for sign in "@?#"):

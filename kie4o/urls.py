@@ -1,10 +1,27 @@
-"""Checks of URLs: whether they can be sent, lead to this machine, or have room for a ref. Pure."""
+"""URLs: the text of URL objects, whether a URL can be sent, leads to this machine or network, or has room for a
+ref. Pure."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, Protocol
+from urllib.parse import ParseResult, SplitResult, parse_qsl, unquote, urlsplit
+
+_PRIVATE_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+
+
+class URLObject(Protocol):
+    """A URL as a library has it: pydantic's `HttpUrl`, yarl's, httpx's or Starlette's `URL`, or the result of
+    `urllib.parse.urlsplit`."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def fragment(self) -> str | None: ...
+    @property
+    def port(self) -> int | None: ...
+
 
 REF_PARAMETER = "kie4o_ref"  # the query parameter of a callback URL without {ref}
 PLACEHOLDER = "{ref}"
@@ -18,6 +35,17 @@ _MEANT = re.compile(
     re.IGNORECASE,
 )
 _URL_FORBIDDEN = frozenset(map(chr, range(0x21))) | {"\x7f", "\\"}
+
+
+def url_text(value: Any) -> Any:
+    """The text of a `URLObject`, whose type or a base of it is named for URLs; anything else as it is."""
+    if isinstance(value, (ParseResult, SplitResult)):
+        return value.geturl()
+    named_for_urls = any("url" in kind.__name__.casefold() for kind in type(value).__mro__)
+    if isinstance(value, (str, bytes)) or not named_for_urls:
+        return value
+    text = str(value)
+    return text if is_web_url(text) else value
 
 
 def is_web_url(value: object) -> bool:
@@ -39,6 +67,15 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def is_private(url: str) -> bool:
+    """Whether only this machine or its network can open the URL, as far as its host shows."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_NAMES)
 
 
 def callback_url_fault(value: object) -> str | None:

@@ -7,30 +7,55 @@ caller opened is never closed here. `Part` is the form in which aiohttp streams 
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import secrets
 import stat
 import tempfile
 import threading
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeAlias
 
 import aiohttp
 import attrs
 from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import InvalidRequestError, invalid, reason_of
+from ..plain import expanded, plain
 from ..transport.connections import no_file_left, when_free
 from . import images
 from .disk import NoThreadError, in_thread, start_in_thread
 
-UploadSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+
+class AsyncFile(Protocol):
+    """A binary file whose `read` is awaited: of aiofiles or anyio, or a stream of aiohttp."""
+
+    def read(self, size: int, /) -> Awaitable[bytes]:
+        """Up to `size` bytes; none at the end."""
+        ...
+
+
+class HasFile(Protocol):
+    """What a web framework makes of an uploaded file: the file itself is its `file`."""
+
+    @property
+    def file(self) -> IO[bytes]:
+        """The file, open in binary mode."""
+        ...
+
+
+UploadSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | AsyncFile | HasFile
+)
 
 MAX_BYTES = 100 * 1024 * 1024  # advised for uploads from a URL (file upload page); none is stated for streams
 _CHUNK_BYTES = 256 * 1024  # per read
 _MAX_IN_MEMORY = 8 * 1024 * 1024  # bytes of a source without seek; the rest goes to a temporary file
+_TEXT_MODE = "it is open in text mode; open it with mode 'rb'"
 _EXPECTED = "pass the path of an existing file, bytes or an open binary file"
 
 
@@ -42,7 +67,7 @@ class Content:
         self.head: bytes = b""
         self.name: str | None = None
         self.failure: str = ""  # why the last attempt could not be read in a thread
-        self._source = source
+        self._source: Any = plain(source)
         self._file: Any = None
         self._opened: list[IO[bytes]] = []  # to be closed here
         self._start = 0
@@ -52,8 +77,12 @@ class Content:
         """Open and check the source. Raises `InvalidRequestError`."""
         reason = ""
         try:
-            if not await when_free(lambda: in_thread(self._open)):
-                await self._copy()
+            if _is_async(self._source):
+                self.name = _name_of(self._source)
+                await _read_from(self._source, self._source.read, 0)  # text is seen before it is decoded
+                await self._copy(self._source.read)
+            elif not await when_free(lambda: in_thread(self._open)):
+                await self._copy(partial(start_in_thread, self._file.read))
             if self.size:
                 self.head = await in_thread(self.read, 0, images.HEAD)
         except InvalidRequestError:
@@ -94,9 +123,10 @@ class Content:
         elif isinstance(source, (bytes, bytearray, memoryview)):
             self._file = io.BytesIO(bytes(source))
         else:
-            _check_file(source)
-            self._file = source
-            self.name = _usable_name(getattr(source, "name", None))
+            file = _file_of(source)
+            _check_file(file)
+            self._file = file
+            self.name = _name_of(source)
         try:
             self._start = self._file.tell()
             self._file.seek(0, os.SEEK_END)
@@ -105,21 +135,35 @@ class Content:
         except (OSError, ValueError, AttributeError):
             return False
 
-    async def _copy(self) -> None:
-        """Copy a pipe or a socket to a temporary file. A cancel does not wait for its reads, which
-        may block forever."""
+    async def _copy(self, read: Callable[[int], Awaitable[Any]]) -> None:
+        """Copy what can be read only once, or only by awaiting, to a temporary file. A cancel does not wait
+        for the reads of a thread, which may block forever."""
         copy = tempfile.SpooledTemporaryFile()  # noqa: SIM115  # closed in close()
         self._opened.append(copy)
-        chunk = b" "
+        chunk: Any = b" "
         while chunk and self.size <= MAX_BYTES:
-            chunk = await start_in_thread(self._file.read, _CHUNK_BYTES)
-            if chunk is None:  # nothing is available now, but more may follow
-                raise ValueError("it is non-blocking; read it and pass the bytes")
+            chunk = await _read_from(self._source, read, _CHUNK_BYTES)
             if self.size <= _MAX_IN_MEMORY < self.size + len(chunk):
                 await when_free(lambda: in_thread(copy.rollover))
             await in_thread(copy.write, chunk)
             self.size += len(chunk)
         self._file = copy
+
+
+async def _read_from(source: object, read: Callable[[int], Awaitable[Any]], count: int) -> bytes:
+    """The next bytes of a source. Whatever goes wrong in a file of the caller is an `InvalidRequestError`."""
+    try:
+        chunk = await read(count)
+        reason = ""
+    except Exception as error:  # an asynchronous file may raise anything
+        chunk, reason = None, reason_of(error)
+    if reason:
+        raise cannot_read(source, reason)
+    if isinstance(chunk, (bytes, bytearray, memoryview)):
+        return bytes(chunk)
+    if chunk is None:  # nothing is available now, but more may follow
+        raise cannot_read(source, "it is non-blocking; read it and pass the bytes")
+    raise _cannot_upload(source, _TEXT_MODE if isinstance(chunk, str) else _EXPECTED)
 
 
 class Part(aiohttp.Payload):
@@ -199,7 +243,7 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
     if str(path).startswith(("http://", "https://")):
         raise _cannot_upload(path, "it is a URL; use upload_from_url")
     try:
-        file = Path(os.fsdecode(path))
+        file = Path(expanded(os.fsdecode(path)))
         mode = file.stat().st_mode
         if stat.S_ISREG(mode):  # opening a named pipe would block until another process writes to it
             return file.open("rb")
@@ -209,6 +253,26 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
             raise
         reason = reason_of(error)
     raise _cannot_upload(path, f"{reason}; {_EXPECTED}")
+
+
+def _is_async(source: object) -> bool:
+    """Whether it is an `AsyncFile`, with no file beside it that can be read in a thread."""
+    return _file_of(source) is source and inspect.iscoroutinefunction(getattr(source, "read", None))
+
+
+def _file_of(source: Any) -> Any:
+    """The file in a `HasFile`. FastAPI's, Starlette's and aiohttp's have one; reading it needs no copy."""
+    read = getattr(source, "read", None)
+    if callable(read) and not inspect.iscoroutinefunction(read):
+        return source
+    file: Any = getattr(source, "file", None)
+    readable = callable(getattr(file, "read", None))
+    return file if readable and not inspect.iscoroutinefunction(file.read) else source
+
+
+def _name_of(source: object) -> str | None:
+    """The name that an uploaded or an open file has; the `name` of aiohttp's is that of the form field."""
+    return _usable_name(getattr(source, "filename", None) or getattr(_file_of(source), "name", None))
 
 
 def _check_file(file: object) -> None:
@@ -222,7 +286,7 @@ def _check_file(file: object) -> None:
     else:
         if is_binary:
             return
-        failure = _cannot_upload(file, "it is open in text mode; open it with mode 'rb'")
+        failure = _cannot_upload(file, _TEXT_MODE)
     raise failure
 
 

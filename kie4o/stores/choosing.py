@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ..errors import ConfigurationError, invalid_setting
+from ..plain import expanded, plain
 from .memory import MemoryStore
 from .store import Store
 
@@ -19,7 +20,7 @@ def _sqlite(path: str) -> Store:
         raise invalid_setting("store", path, _EXPECTED)
     from .sqlite import SQLiteStore  # loads sqlite3, which a client without a file never needs
 
-    return SQLiteStore(path)
+    return SQLiteStore(expanded(path))
 
 
 # By the prefix of the address; what follows it is passed to the function.
@@ -33,7 +34,7 @@ def store_of(store: Store | str | os.PathLike[str] | None) -> Store:
         return MemoryStore()
     if not isinstance(store, (str, os.PathLike)):
         return _checked(store)
-    address = os.fspath(store)
+    address: str = os.fspath(plain(store))
     for prefix, store_at in SCHEMES.items():
         if address.startswith(prefix):
             return store_at(address.removeprefix(prefix))

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import attrs
 
-from ..models import ImageRequest
+from ..models import DEFAULTS, KIES_NAMES, ImageRequest
 from ..urls import PLACEHOLDER, REF_PARAMETER
 from . import decoding
 
@@ -36,32 +36,21 @@ ENDPOINTS = (SUBMIT, DETAILS, DOWNLOAD_URL, CREDITS, UPLOAD_STREAM, UPLOAD_BASE6
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _REF = re.compile(r"[A-Za-z0-9_-]{22,}")
-_CALLBACK_URL = "callBackUrl"  # the only name of the generate page that is not plain camelCase
-
-
-def _kies_name(name: str) -> str:
-    if name == "callback_url":
-        return _CALLBACK_URL
-    first, *others = name.split("_")
-    return first + "".join(map(str.capitalize, others))
-
-
-# Our name, Kie's name and the default of every field (generate page).
-_FIELDS = [(field.name, _kies_name(field.name), field.default) for field in attrs.fields(ImageRequest)]
 
 
 def body_of(request: ImageRequest, *, callback_url: str | None = None) -> bytes:
-    """The JSON body of a submit. A field left at its default is not sent, except `size`.
+    """The JSON body of a submit. A field left at its default is not sent, except `size`; `extra` is.
 
     `callback_url` replaces the request's own; it carries the ref.
     """
     fields: dict[str, object] = {}
-    for name, kies_name, default in _FIELDS:
+    for name, default in DEFAULTS.items():
         value = getattr(request, name)
         if value != default or name == "size":
-            fields[kies_name] = value
+            fields[KIES_NAMES[name]] = value
+    fields |= request.extra
     if callback_url is not None:
-        fields[_CALLBACK_URL] = callback_url
+        fields[KIES_NAMES["callback_url"]] = callback_url
     return json_body(fields)
 
 

@@ -9,8 +9,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from aiohttp import BodyPartReader, web
+from fastapi import UploadFile
 from hosts import KEY, PNG, RecordedSleep, files_for, picture
 
 from kie4o.errors import (
@@ -135,6 +137,112 @@ async def test_every_kind_of_source(tmp_path: Path) -> None:
                 assert host.headers[-1]["Authorization"] == f"Bearer {KEY}"
         assert not opened.closed
         assert not wrapped.closed
+
+
+class AsyncSource:
+    """A handle as aiofiles has it, without one that can be read in a thread; `error` is raised at the end."""
+
+    def __init__(self, body: Any, *, name: str = "", error: Exception | None = None) -> None:
+        self._body = (io.StringIO if isinstance(body, str) else io.BytesIO)(body)
+        self.name = name
+        self.closed = False
+        self.held = asyncio.Event()
+        self._error = error
+
+    async def read(self, size: int = -1) -> Any:
+        await asyncio.sleep(0)
+        chunk = self._body.read(size)
+        if size and not chunk and self._error is not None:
+            raise self._error
+        return chunk
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_asynchronous_files(tmp_path: Path) -> None:
+    """Handles of anyio and aiofiles, aiohttp's streams, and what FastAPI and aiohttp make of an upload: sent
+    whole from their position, with a length and their names, and left open."""
+    path = tmp_path / "cat.png"
+    path.write_bytes(b"skip" + PNG)
+    stream = asyncio.StreamReader()
+    stream.feed_data(PNG)
+    stream.feed_eof()
+    form = UploadFile(io.BytesIO(PNG), filename="photo.png")
+    field = web.FileField("field", "photo.png", io.BufferedReader(OnePass(PNG)), "image/png", None)  # type: ignore[arg-type]  # of a request
+    async with UploadHost() as host, files_for(host.url) as files:
+        async with await anyio.open_file(path, "rb") as handle:
+            await handle.seek(4)
+            large = AsyncSource(PNG + bytes(9 * 2**20), name=str(path))
+            sources: list[tuple[Any, str | None, int]] = [
+                (handle, "cat.png", len(PNG)),
+                (large, "cat.png", len(PNG) + 9 * 2**20),
+                (AsyncSource(PNG), None, len(PNG)),
+                (stream, None, len(PNG)),
+                (form, "photo.png", len(PNG)),
+                (field, "photo.png", len(PNG)),
+            ]
+            host.failures = [500]  # what was read is sent again
+            for source, name, size in sources:
+                assert (await files.upload(source)).size == size
+                assert host.forms[-1]["file"][2][: len(PNG)] == PNG
+                assert host.forms[-1].get("fileName") == name
+                assert host.headers[-1]["Content-Length"]
+            assert await handle.tell() == path.stat().st_size
+        assert not large.closed
+        assert not form.file.closed
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (AsyncSource("text"), "mode 'rb'"),
+        (AsyncSource(b""), "it is empty"),
+        (AsyncSource(PNG, error=RuntimeError("the loop is another")), "cannot be read: the loop is another"),
+        (AsyncSource(PNG, error=OSError(errno.EIO, "Input/output error")), "Input/output error"),
+        (AsyncSource(bytes(uploads.MAX_BYTES + 1)), "more than 104857600 bytes"),
+        (UploadFile(io.BytesIO(b"")), "it is empty"),
+        (UploadFile(io.StringIO("text")), "mode 'rb'"),  # type: ignore[arg-type]  # wrong on purpose
+    ],
+    ids=["text", "empty", "error", "disk", "large", "empty form", "text form"],
+)
+async def test_an_asynchronous_file_that_cannot_be_read(source: Any, words: str) -> None:
+    """Refused before any network use, whatever its `read` raises."""
+    async with UploadHost() as host, files_for(host.url) as files:
+        with pytest.raises(InvalidRequestError, match=words) as caught:
+            await files.upload(source)
+    assert caught.value.__context__ is None
+    assert not host.forms
+
+
+async def test_a_text_file_opened_asynchronously_is_refused(tmp_path: Path) -> None:
+    """Before its bytes are decoded, which fails for an image."""
+    (path := tmp_path / "a.png").write_bytes(b"\xff" + PNG)
+    async with UploadHost() as host, files_for(host.url) as files, await anyio.open_file(path) as handle:
+        with pytest.raises(InvalidRequestError, match="mode 'rb'"):
+            await files.upload(handle)
+    assert not host.forms
+
+
+async def test_a_cancelled_read_of_an_asynchronous_file() -> None:
+    """A cancel interrupts the read, closes the copy and leaves the caller's file open."""
+
+    class Silent(AsyncSource):
+        async def read(self, size: int = -1) -> bytes:
+            if size:
+                self.held.set()
+                await asyncio.Event().wait()
+            return b""
+
+    async with UploadHost() as host, files_for(host.url) as files:
+        source: Any = Silent(PNG)
+        task = asyncio.create_task(files.upload(source))
+        await source.held.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not source.closed
+    assert not host.forms
 
 
 async def test_names_and_directories() -> None:

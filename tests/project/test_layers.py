@@ -28,13 +28,13 @@ FLOORS = [
     {"wire"},
     {"models", "settings"},
     {"errors"},
-    {"details", "urls", "version", "clock", "waiting"},
+    {"details", "urls", "plain", "version", "clock", "waiting"},
 ]  # from the top down; rooms of one floor do not know each other
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 EMULATOR = "emulator"  # beside the map: it imports no other room, and only the command line imports it
 ROOMS = {*FLOOR_OF, EMULATOR}
 
-PURE = {"wire", "models", "settings", "errors", "details", "urls", "version", "clock"}
+PURE = {"wire", "models", "settings", "errors", "details", "urls", "plain", "version", "clock"}
 NETWORK = {"webhooks", "transport", "files", EMULATOR}
 # Which rooms import which foreign package at run time.
 FOREIGN = {

@@ -57,6 +57,15 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
     max_leaves=8,
 )
+SENDABLE_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | SENDABLE,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SENDABLE, inner, max_size=3),
+    max_leaves=5,
+)
 TASK_IDS = st.from_regex(decoding.TASK_ID, fullmatch=True)
 TIMES = st.none() | st.datetimes(timezones=st.just(UTC))
 
@@ -77,10 +86,11 @@ REQUESTS = st.builds(
     n_variants=st.sampled_from([1, 2, 4]),
     callback_url=st.none() | URLS,
     is_enhance=st.booleans(),
-    upload_cn=st.booleans(),
+    upload_cn=st.none() | st.booleans(),
     enable_fallback=st.booleans(),
     fallback_model=st.sampled_from(["FLUX_MAX", "GPT_IMAGE_1"]),
     file_url=st.none() | URLS,
+    extra=st.dictionaries(SENDABLE.map("x{}".format), SENDABLE_JSON, max_size=3),
 ) | st.builds(quietly, files_url=st.lists(URLS, min_size=1, max_size=5))
 DETAILS = st.builds(
     TaskDetails,
