@@ -175,7 +175,7 @@ def _upload_hint(value: object) -> str:
     is_local = isinstance(value, (os.PathLike, bytes, bytearray, memoryview)) or hasattr(value, "read")
     if isinstance(value, str):
         is_local = bool(value.strip()) and not value.lstrip().lower().startswith(("http:", "https:"))
-    return "; upload a local file and pass what `await client.upload(...)` returns" if is_local else ""
+    return "; for a local file pass what upload() returned" if is_local else ""
 
 
 # -- requests ----------------------------------------------------------------------------------

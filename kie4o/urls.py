@@ -1,19 +1,29 @@
-"""URLs: the text of URL objects, whether a URL can be sent, leads to this machine or network, or has room for a
-ref. Pure."""
+"""URLs: the text of URL objects; whether a URL can be sent, leads to this machine or network, and has room
+for a ref. Pure."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import ParseResult, SplitResult, parse_qsl, unquote, urlsplit
 
+REF_PARAMETER = "kie4o_ref"  # the query parameter of a callback URL without {ref}
+PLACEHOLDER = "{ref}"
+
 _PRIVATE_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+_EXACT = re.compile(r"(?<![{$])\{ref\}(?!\})")
+_BRACES = re.compile(r"\$?\{+\s*[A-Za-z_]*\s*\}+")  # no URL holds braces as they are
+# What is meant as that placeholder, after decoding: in braces or as a whole segment or value.
+_MEANT = re.compile(
+    r"\$?\{+\s*(?:\w*_)?ref\b\s*\}*|<\s*(?:\w*_)?ref\s*>"
+    r"|(?<=[/=])(?:[:$]ref|ref\}|\[ref\]|%ref%|%\(ref\)s)(?=[/?&;]|$)",
+    re.IGNORECASE,
+)
 
 
-class URLObject(Protocol):
-    """A URL as a library has it: pydantic's `HttpUrl`, yarl's, httpx's or Starlette's `URL`, or the result of
-    `urllib.parse.urlsplit`."""
+class ParsedURL(Protocol):
+    """A URL of pydantic, httpx, Starlette or `urllib.parse`."""
 
     @property
     def scheme(self) -> str: ...
@@ -23,22 +33,18 @@ class URLObject(Protocol):
     def port(self) -> int | None: ...
 
 
-REF_PARAMETER = "kie4o_ref"  # the query parameter of a callback URL without {ref}
-PLACEHOLDER = "{ref}"
+class ReadableURL(Protocol):
+    """A URL of yarl, whose parts are descriptors that do not match the above."""
 
-_EXACT = re.compile(r"(?<![{$])\{ref\}(?!\})")
-_BRACES = re.compile(r"\$?\{+\s*[A-Za-z_]*\s*\}+")  # no URL holds braces as they are
-# What is meant as that placeholder, after decoding: in braces or as a whole segment or value.
-_MEANT = re.compile(
-    r"\$?\{+\s*(?:\w*_)?ref\b\s*\}*|<\s*(?:\w*_)?ref\s*>"
-    r"|(?<=[/=])(?:[:$]ref|ref\}|\[ref\]|%ref%|%\(ref\)s)(?=[/?&;]|$)",
-    re.IGNORECASE,
-)
+    def human_repr(self) -> str: ...
+
+
+URLObject: TypeAlias = ParsedURL | ReadableURL
 _URL_FORBIDDEN = frozenset(map(chr, range(0x21))) | {"\x7f", "\\"}
 
 
 def url_text(value: Any) -> Any:
-    """The text of a `URLObject`, whose type or a base of it is named for URLs; anything else as it is."""
+    """The text of a URL object, whose type or a base of it is named for URLs; anything else as it is."""
     if isinstance(value, (ParseResult, SplitResult)):
         return value.geturl()
     named_for_urls = any("url" in kind.__name__.casefold() for kind in type(value).__mro__)
