@@ -2,8 +2,9 @@
 
 Content types, URLs and the file names in them are chosen by the file host and are ignored: only the
 bytes count. Their end is checked, since HTTP cannot tell that a body was cut off if only the end of the
-connection delimits it, and so are the checksums of a PNG. The other formats have none. The bytes are
-looked at as they arrive, so that the image need not be in memory.
+connection delimits it, and so are the checksums of a PNG. The other formats have none. An image is read
+part by part up to its end: a thumbnail inside of it does not end it, and what follows its end does not
+matter. The bytes are looked at as they arrive, so that the image need not be in memory.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import re
 import struct
 import unicodedata
 import zlib
-from typing import Literal
+from collections.abc import Generator
+from typing import Literal, Protocol
 
 Suffix = Literal["png", "jpg", "webp", "gif"]  # without the dot
 
 HEAD = 16  # leading bytes that identify the format
-TAIL = 64  # trailing bytes that show the end; more than a trailer, since some writers add padding
 _MAX_STEM = 120  # characters of a name that the caller chose
 _MAX_TASK_ID = 128  # characters, as in `wire.decoding.TASK_ID`
 _MAX_STEM_BYTES = 200  # in UTF-8: file systems allow 255, and the index and the suffix follow
@@ -34,13 +35,11 @@ _START: dict[Suffix, re.Pattern[bytes]] = {
     "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
     "gif": re.compile(rb"GIF8[79]a"),
 }
-# A WebP image has no trailer; its header states the length instead. A PNG is read chunk by chunk.
-_END: dict[Suffix, re.Pattern[bytes]] = {
-    "jpg": re.compile(rb"\xff\xd9\0*\Z"),  # inside the picture another byte follows each ff
-    "gif": re.compile(rb"\0;\0*\Z"),  # the end of a block, then the trailer
-}
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FRAME = struct.Struct(">II4s")
+# In the data of a JPEG 00 follows an ff that is no marker; d0 to d7 are in the data too, and ff fills.
+_JPEG_MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
+_GIF_BLOCK = re.compile(rb"[,!;]")  # a picture, an extension, the trailer
 _TYPED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 
 _SEPARATORS = frozenset('/\\:*?"<>|')  # of paths, drives, streams and patterns, on any system
@@ -63,14 +62,18 @@ class Inspection:
     def __init__(self) -> None:
         self.size: int = 0
         self.head: bytes = b""  # the first `HEAD` bytes
-        self._tail: bytes = b""  # the last `TAIL` bytes
-        self._chunks = _Chunks()
+        self._parts: _Parts | None = None  # set once the head shows the format
 
     def feed(self, data: bytes) -> None:
         self.size += len(data)
-        self.head = (self.head + data[:HEAD])[:HEAD]
-        self._tail = (self._tail + data[-TAIL:])[-TAIL:]
-        self._chunks.feed(data)
+        if self._parts is None:
+            missing = HEAD - len(self.head)
+            self.head, data = self.head + data[:missing], data[missing:]
+            if len(self.head) < HEAD:
+                return
+            self._parts = _parts_of(self.head)
+            self._parts.feed(self.head)
+        self._parts.feed(data)
 
     @property
     def suffix(self) -> Suffix | None:
@@ -79,17 +82,108 @@ class Inspection:
     @property
     def problem(self) -> str | None:
         """Why the image is not complete, as in "the image ..."; None if it is, or if it is no image."""
-        suffix = self.suffix
-        if suffix == "png" and self._chunks.damaged:
+        if self.suffix is None or (self._parts is not None and self._parts.ended):
+            return None
+        if self._parts is not None and self._parts.damaged:
             return "is damaged: it does not match its checksums"
-        return f"is cut off after {self.size} bytes" if suffix and not self._ended(suffix) else None
+        return f"is cut off after {self.size} bytes"
 
-    def _ended(self, suffix: Suffix) -> bool:
-        if suffix == "png":
-            return self._chunks.ended
-        if suffix == "webp":
-            return self.size >= 8 + int.from_bytes(self.head[4:8], "little") > 8
-        return _END[suffix].search(self._tail) is not None
+
+class _Parts(Protocol):
+    """Reads the parts of an image in order. `ended` is set after the last one."""
+
+    ended: bool
+    damaged: bool
+
+    def feed(self, data: bytes) -> None: ...
+
+
+def _parts_of(head: bytes) -> _Parts:
+    suffix = suffix_of(head)
+    if suffix == "png":
+        return _Chunks()
+    if suffix == "jpg":
+        return _Blocks(_jpeg())
+    if suffix == "gif":
+        return _Blocks(_gif())
+    return _Length(head)
+
+
+class _Length:
+    """A WebP has no trailer: its header states how many bytes follow it."""
+
+    def __init__(self, head: bytes) -> None:
+        self.ended = self.damaged = False
+        self._following = int.from_bytes(head[4:8], "little")
+        self._size = 0
+
+    def feed(self, data: bytes) -> None:
+        self._size += len(data)
+        self.ended = self._size >= 8 + self._following > 8
+
+
+_Wanted = int | re.Pattern[bytes]  # so many bytes, or the next ones that match
+
+
+def _jpeg() -> Generator[_Wanted, bytes, None]:
+    """Segments with their length, and between them the picture, up to the EOI (ITU-T T.81, annex B)."""
+    yield 2
+    while (marker := (yield _JPEG_MARKER)) != b"\xff\xd9":
+        if marker not in (b"\xff\xd8", b"\xff\x01"):  # SOI and TEM stand alone
+            length = yield 2
+            yield max(0, int.from_bytes(length, "big") - 2)
+
+
+def _gif() -> Generator[_Wanted, bytes, None]:
+    """Pictures and extensions, each with a chain of blocks of up to 255 bytes, up to the trailer."""
+    screen = yield 13
+    yield _colors(screen[10])
+    while (kind := (yield _GIF_BLOCK)) != b";":
+        if kind == b",":
+            descriptor = yield 9
+            yield _colors(descriptor[8])
+        yield 1  # the size of the codes, or the kind of the extension
+        while (size := (yield 1)) != b"\0":
+            yield size[0]
+
+
+def _colors(flags: int) -> int:
+    """The bytes of a colour table."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+class _Blocks:
+    """The parts that a generator asks for; it returns after the last one."""
+
+    def __init__(self, parts: Generator[_Wanted, bytes, None]) -> None:
+        self.ended = self.damaged = False
+        self._parts = parts
+        self._wanted = next(parts)
+        self._unread = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        if self.ended:
+            return
+        unread, start = self._unread, 0
+        unread += data
+        try:
+            while True:
+                if isinstance(self._wanted, int):
+                    end = start + self._wanted
+                    if end > len(unread):
+                        break
+                else:
+                    match = self._wanted.search(unread, start)
+                    if match is None:
+                        start = max(start, len(unread) - 1)  # the last byte may be the first of a match
+                        break
+                    start, end = match.span()
+                self._wanted = self._parts.send(bytes(unread[start:end]))
+                start = end
+        except StopIteration:
+            self.ended = True
+            start = len(unread)
+        del unread[:start]
 
 
 class _Chunks:
