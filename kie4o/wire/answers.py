@@ -17,7 +17,7 @@ from .structuring import StoredFile, structured
 if TYPE_CHECKING:
     from decimal import Decimal
 
-# Characters of an upload's URL that stay; a space in the file name does not.
+# Characters of a URL that stay; spaces and backslashes, which Kie's own may hold, do not.
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
@@ -25,9 +25,11 @@ def link_of(status: int, body: bytes, retry_after: float | None = None) -> str:
     """A signed link (download-url page). It is a string; a quickstart also shows `{"downloadUrl"}`."""
     data = data_of(status, body, retry_after)
     link = data.get("downloadUrl") if isinstance(data, dict) else data
-    if not isinstance(link, str) or not is_web_url(link):
+    if isinstance(link, str) and not is_web_url(link):
+        link = _quoted(link)
+    if not is_web_url(link):
         raise unreadable(status, body, "data")
-    return link
+    return str(link)
 
 
 def credits_of(status: int, body: bytes, retry_after: float | None = None) -> Decimal:
@@ -49,7 +51,7 @@ def credits_of(status: int, body: bytes, retry_after: float | None = None) -> De
 def uploaded_of(status: int, body: bytes, retry_after: float | None = None) -> UploadedFile:
     """An uploaded file (file upload page). `downloadUrl` is the URL in every answer seen so far."""
     stored = structured(data_of(status, body, retry_after), StoredFile, status, body)
-    url = quote(stored.downloadUrl.encode(errors="replace"), safe=_URL_SAFE)
+    url = _quoted(stored.downloadUrl)
     if not is_web_url(url):
         raise unreadable(status, body, "data.downloadUrl")
     return UploadedFile(
@@ -60,3 +62,8 @@ def uploaded_of(status: int, body: bytes, retry_after: float | None = None) -> U
         mime_type=stored.mimeType or "",
         uploaded_at=stored.uploadedAt,
     )
+
+
+def _quoted(url: str) -> str:
+    """The URL without characters that cannot be sent. What is quoted stays so, since it may be signed."""
+    return quote(url.strip().encode(errors="replace"), safe=_URL_SAFE)

@@ -271,3 +271,19 @@ def test_an_uploaded_file_has_an_http_url(url: str) -> None:
     """An upload without a usable URL is refused, since it cannot be used."""
     with pytest.raises(UnexpectedResponseError):
         uploaded_of(200, body({"code": 200, "data": GOOD["upload"] | {"downloadUrl": url}}))
+
+
+@pytest.mark.parametrize(
+    ("link", "read"),
+    [
+        ("https://a.example/my cat.png?X-Sig=a%2Bb", "https://a.example/my%20cat.png?X-Sig=a%2Bb"),
+        ("https://a.example/a\\b.png", "https://a.example/a%5Cb.png"),
+        (" https://a.example/a.png\n", "https://a.example/a.png"),
+        ("https://a.example/s\u00fc\u00df.png", "https://a.example/s\u00fc\u00df.png"),
+        ("https://a.example/a|b?c=%7E~", "https://a.example/a|b?c=%7E~"),
+    ],
+)
+def test_a_link_is_quoted_where_it_must_be(link: str, read: str) -> None:
+    """Kie's own URLs may hold spaces and backslashes. What can be sent stays, since it may be signed."""
+    assert link_of(200, body({"code": 200, "data": link})) == read
+    assert link_of(200, body({"code": 200, "data": {"downloadUrl": link}})) == read
