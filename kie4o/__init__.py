@@ -54,9 +54,11 @@ if TYPE_CHECKING:
         UnexpectedResponseError,
         UnprocessableEntityError,
     )
+    from .files.memory import Image
     from .models import (
         Callback,
         Completion,
+        Exists,
         FallbackModel,
         ImageRequest,
         ImageResult,
@@ -78,6 +80,7 @@ _HOMES = {
     "Entry": "stores.store",
     "EntryState": "stores.store",
     "Store": "stores.store",
+    "Image": "files.memory",
     "ImageTask": "task",
     "OnUnknown": "arguments",
     "OnUpdate": "polling.watches",
@@ -105,8 +108,10 @@ __all__ = [
     "DownloadError",
     "Entry",
     "EntryState",
+    "Exists",
     "FallbackModel",
     "FeatureDisabledError",
+    "Image",
     "ImageRequest",
     "ImageResult",
     "ImageTask",

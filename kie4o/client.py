@@ -8,6 +8,7 @@ it is closed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -36,12 +37,15 @@ from .batch.resumption import Resumption
 from .callbacks.delivery import Delivery
 from .callbacks.parsing import Headers
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
-from .details import TaskDetails
-from .errors import invalid
+from .details import TaskDetails, TaskState
+from .errors import DownloadError, StoreError
+from .files.memory import Image
+from .files.transfers import age_of, keeps
 from .lifecycle import Lifecycle, known_task_id
 from .models import (
     Callback,
     Completion,
+    Exists,
     HasTaskId,
     ImageRequest,
     ImageResult,
@@ -404,10 +408,11 @@ class AsyncKieClient:
 
     async def download(
         self,
-        result: ImageResult | str,
+        result: ImageResult | HasTaskId | str,
         directory: str | os.PathLike[str],
         *,
         name: str | None = None,
+        exists: Exists | None = None,
         verify: bool = False,
     ) -> list[Path]:
         """Save the images of a task, and return their paths in order. Free, for 14 days after the task.
@@ -416,10 +421,13 @@ class AsyncKieClient:
         The checksums of a PNG show every damage.
 
         Args:
-            result: An `ImageResult`, or the id of a finished task.
-            directory: Where to save them; created if it is missing.
-            name: A file name without suffix. By default files are named ``<task id>_<index>.<suffix>``. An
-                existing file is replaced.
+            result: An `ImageResult`, or a finished task or its id.
+            directory: Where to save them; created if it is missing. A leading ``~`` is the home directory.
+            name: A file name without suffix. By default files are named ``<task id>_<index>.<suffix>``.
+            exists: If there is a file of that name: ``"keep"`` returns it without a request if it is a whole
+                image, ``"replace"`` replaces it, ``"rename"`` saves under the next free name, such as
+                ``lake (1).png``. The default is to keep files that are named after the task, and to replace
+                one under a `name` of yours, which may be of another task.
             verify: Decode each image with Pillow before its file appears, in a thread: 20 ms of CPU for a
                 megapixel.
 
@@ -428,19 +436,62 @@ class AsyncKieClient:
             DownloadError: An image could not be downloaded or saved. The task is paid; download it again.
         """
         runtime = await self._runtime.ready()
-        if isinstance(result, str):
-            result = images_of(await runtime.lifecycle.details(task_id_of(result)))
-        elif not isinstance(result, ImageResult):
-            raise invalid("result", result, "an ImageResult or a task id")
-        task_id = result.task_id
+        try:
+            images = await self._images_of(result)
+        except DownloadError as error:
+            # A task that Kie has deleted, or a record that lists no images, does not matter if they are here.
+            task_id = error.task_id or ""
+            kept = name is None and keeps(exists, name)
+            saved = await runtime.files.saved(directory, task_id=task_id, verify=verify) if kept else []
+            if not saved:
+                raise
+            return saved
         return await runtime.files.download(
-            result.urls,
+            images.urls,
             directory,
-            task_id=task_id,
+            task_id=images.task_id,
             name=name,
+            exists=exists,
             verify=verify,
-            renew=lambda url: self.download_url(task_id, url),
+            renew=functools.partial(runtime.free_calls.download_url, images.task_id),
+            age=age_of(images.details),
         )
+
+    async def fetch(self, result: ImageResult | HasTaskId | str, *, verify: bool = False) -> list[Image]:
+        """The images of a task in memory, in order, without a folder. Free, for 14 days after the task.
+
+        They are checked as `download` does. An image has 1 to 5 MB, and at most 64 MiB.
+
+        Args:
+            result: An `ImageResult`, or a finished task or its id.
+            verify: Decode each image with Pillow first, in a thread: 20 ms of CPU for a megapixel.
+
+        Raises:
+            ConfigurationError: `verify` needs Pillow, which is not installed; nothing was sent.
+            DownloadError: An image could not be downloaded. The task is paid; fetch it again.
+        """
+        runtime = await self._runtime.ready()
+        images = await self._images_of(result)
+        return await runtime.files.fetch(
+            images.urls,
+            task_id=images.task_id,
+            verify=verify,
+            renew=functools.partial(runtime.free_calls.download_url, images.task_id),
+            age=age_of(images.details),
+        )
+
+    async def _images_of(self, result: ImageResult | HasTaskId | str) -> ImageResult:
+        """A result, or what a status check shows of a task. What Kie has deleted may be in the store."""
+        if isinstance(result, ImageResult):
+            return result
+        task_id = task_id_of(result)
+        runtime = await self._runtime.ready()
+        details = await runtime.lifecycle.details(task_id)
+        if details.state is TaskState.MISSING:
+            with contextlib.suppress(StoreError):
+                entry = await runtime.store.find(task_id=task_id)
+                details = details if entry is None or entry.details is None else entry.details
+        return images_of(details)
 
     async def download_url(self, task_id: HasTaskId | str, url: URLObject | str) -> str:
         """A signed link to one image that anyone can open for 20 minutes (Kie's download-url page). Free.

@@ -33,6 +33,8 @@ Variants = Literal[1, 2, 4]
 """How many images one request asks for; each number has its own price (Kie's generate page)."""
 FallbackModel = Literal["FLUX_MAX", "GPT_IMAGE_1"]
 """The model to use while GPT-4o is down (Kie's generate page)."""
+Exists = Literal["keep", "replace", "rename"]
+"""What a download does if there is a file of its name."""
 Source = Literal["poll", "callback", "store"]
 
 # Set while a request is read back from a store: its author has seen the warnings already.

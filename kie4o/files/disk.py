@@ -26,6 +26,8 @@ _PATIENCE = 2.0  # seconds until a running thread has taken over what no new thr
 # Until a virus scanner or a viewer lets go of a file on Windows; together one second.
 _PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2, 0.25, 0.25)
 _HELD = (5, 32)  # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION
+# What `pathlib` raises for a value that is no path, and for a `~` without a home directory.
+NO_PATH = (TypeError, ValueError, RuntimeError)
 _T = TypeVar("_T")
 
 
@@ -111,14 +113,20 @@ class PartialFile:
             view = view[os.write(self._file, view) :]
         self.seen.feed(chunk)
 
-    def commit(self, name: str) -> Path:
-        """Flush the file to the disk and rename it to `name`, replacing a file of that name."""
+    def commit(self, name: str, *, rename: bool = False) -> Path:
+        """Flush the file to the disk and rename it to `name`, replacing a file of that name.
+
+        With `rename` nothing is replaced: the first free name of `a.png`, `a (1).png`, `a (2).png` is used.
+        """
         if self._file is None or self.path is None:
             raise FileNotFoundError(errno.ENOENT, "nothing was written")
         path = self.directory / name
         os.fsync(self._file)
         self._close()
-        _when_let_go(Path(self.path).replace, path)
+        if rename:
+            path = _moved_to_free_name(Path(self.path), path)
+        else:
+            _when_let_go(Path(self.path).replace, path)
         self.path = None
         return path
 
@@ -135,6 +143,34 @@ class PartialFile:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
+
+
+def _moved_to_free_name(file: Path, path: Path) -> Path:
+    number, free = 0, path
+    while True:
+        try:
+            _move(file, free)
+            return free
+        except FileExistsError:
+            number += 1
+            free = path.with_name(f"{path.stem} ({number}){path.suffix}")
+
+
+def _move(file: Path, path: Path) -> None:
+    """Move a file, unless there is one of that name: then it raises `FileExistsError`."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: an empty file takes the name first
+        path.touch(exist_ok=False)
+        try:
+            _when_let_go(file.replace, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    else:
+        _when_let_go(file.unlink)
 
 
 def _when_let_go(function: Callable[..., object], *arguments: Path) -> None:

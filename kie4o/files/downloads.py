@@ -1,8 +1,8 @@
 """Downloading images from file hosts: which hosts to contact, what to accept, when to retry.
 
 A file host is not trusted. It is contacted over https at public addresses only, may redirect a few
-times, and receives neither the API key nor cookies. Its response becomes a file only if it is a
-complete image of acceptable size. Private addresses are refused where the socket is created: only
+times, and receives neither the API key nor cookies. Its response becomes a file, or bytes in memory, only
+if it is a complete image of acceptable size. Private addresses are refused where the socket is created: only
 there is the final address known, whether it came from a literal, a DNS name or a redirect.
 """
 
@@ -15,49 +15,35 @@ import os
 import re
 import socket
 import urllib.request
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
-import attrs
 from aiohttp import hdrs
 from yarl import URL
 
-from ..errors import DownloadError, KieError, reason_of
+from ..errors import KieError, reason_of
 from ..transport.connections import when_free
-from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
+from ..transport.retrying import TRIES, Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import USER_AGENT
 from ..wire import decoding
 from . import images, verification
 from .addresses import is_private_host, is_public
-from .disk import NoThreadError, PartialFile, in_thread, in_thread_or_here
-
-Renew = Callable[[str], Awaitable[str]]
+from .disk import NO_PATH, NoThreadError, in_thread, in_thread_or_here
+from .links import Download, Sink, download_error, renewed_link, shown_url
 
 MAX_REDIRECTS = 3
 TOTAL_TIMEOUT = 300.0  # seconds for one image, or `timeout` if that is longer
 _CHUNK_BYTES = 256 * 1024  # per write to the disk
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _EXPIRED = frozenset({401, 403, 404, 410})  # a signed link is good for 20 minutes (download-url page)
+_FRESH_TRIES = 7  # within 16 to 32 s
 _TEMPORARY = frozenset({408, 425, 429})  # and every 5xx
-_USER = re.compile(r"//[^/]*@")
 _NOT_PUBLIC = "the address of the host is not public"
 _BAD_URL = "the URL is invalid"
+_RANGE = re.compile(r"bytes 0-(\d{1,18})/(\d{1,18})")
 _T = TypeVar("_T")
-
-
-@attrs.frozen(kw_only=True)
-class Download:
-    """One image to fetch, and where to save it. `name` returns the file name for a suffix; `verify` asks
-    for the image to be decoded first."""
-
-    url: str
-    task_id: str
-    directory: Path
-    name: Callable[[images.Suffix], str]
-    renew: Renew
-    verify: bool
 
 
 class PrivateAddressError(OSError):
@@ -71,12 +57,18 @@ class PrivateAddressError(OSError):
 
 
 class FetchError(KieError):
-    """Why one attempt failed. Internal: callers get a `DownloadError` with this reason."""
+    """Why one attempt failed. Internal: callers get a `DownloadError` with this reason.
 
-    def __init__(self, reason: str, *, temporary: bool = False, expired: bool = False) -> None:
+    `refused` says that the host answered, and with a status that is no success.
+    """
+
+    def __init__(
+        self, reason: str, *, temporary: bool = False, expired: bool = False, refused: bool = False
+    ) -> None:
         super().__init__(reason)
         self.temporary = temporary
         self.expired = expired
+        self.refused = refused
 
 
 class HostPolicy:
@@ -136,23 +128,49 @@ class Downloader:
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether they use a proxy
         self._turns = asyncio.Semaphore(connections)
 
-    async def fetch(self, download: Download) -> Path:
-        """Save the image and return its path. Raises `DownloadError`."""
-        link, renewed = download.url, False
+    async def fetch(self, download: Download[_T]) -> _T:
+        """The image, in its sink. Raises `DownloadError`.
+
+        A link that is refused has expired, and is renewed once. Just after the end of the task the image may
+        not be there yet: then a refusal passes as a busy host does, there are more tries, and each that is
+        refused is followed by one with the other link, the signed one or that of the result.
+        """
+        link, renewed, fresh, tries = download.url, False, download.fresh, 0
+
+        async def attempt() -> _T:
+            nonlocal link, renewed, tries
+            tries += 1
+            try:
+                return await self._attempt(download, link)
+            except FetchError as error:
+                failure = error
+            if failure.expired and fresh:
+                renewed = not renewed
+                link = await renewed_link(download) if renewed else download.url
+            raise failure
+
+        def worth(error: Exception) -> bool:
+            if not isinstance(error, FetchError):
+                return False
+            if fresh and error.refused:
+                return error.temporary or error.expired
+            return error.temporary and tries < TRIES
+
         while True:
             try:
                 return await repeated(
-                    functools.partial(self._attempt, download, link),
-                    worth=_is_temporary,
+                    attempt,
+                    tries=_FRESH_TRIES,
+                    worth=worth,
                     sleep=self._sleep,
-                    jitter=self._jitter,
+                    jitter=self._half_jitter if fresh else self._jitter,
                 )
             except FetchError as error:
                 failure = error
-            if renewed or not failure.expired:
+            if fresh or renewed or not failure.expired:
                 break
-            link, renewed = await _renewed(download), True
-        raise _download_error(f"download {_shown_url(link)}", str(failure), download.task_id)
+            link, renewed, tries = await renewed_link(download), True, 0
+        raise download_error(f"download {shown_url(link)}", str(failure), download.task_id)
 
     async def aclose(self) -> None:
         async with contextlib.AsyncExitStack() as stack:  # closes the second if the first is cancelled
@@ -161,33 +179,37 @@ class Downloader:
 
     # -- one attempt -----------------------------------------------------------------------------
 
-    async def _attempt(self, download: Download, link: str) -> Path:
+    def _half_jitter(self, delay: float) -> float:
+        """At least half of each delay, so that the tries do not end too early."""
+        return delay / 2 + self._jitter(delay / 2)
+
+    async def _attempt(self, download: Download[_T], link: str) -> _T:
         """One attempt. It holds a turn, since it has a connection and a file open."""
         async with self._turns:
-            return await self._saved(download, link)
+            return await self._received(download, link)
 
-    async def _saved(self, download: Download, link: str) -> Path:
-        file = PartialFile(download.directory)
+    async def _received(self, download: Download[_T], link: str) -> _T:
+        sink = download.sink()
         try:
             try:
                 async with self._response(link) as response:
-                    await self._receive(response, file)
+                    await self._receive(response, sink)
             except FetchError:
                 raise
             except Exception as error:  # no exception of aiohttp may reach the caller
                 failure = _failure_of(error)
             else:
-                suffix = _suffix_of(file.seen)
+                suffix = _suffix_of(sink.seen)
                 if download.verify:
-                    await _verify(file, suffix)
-                return await _on_disk(file.directory, file.commit, download.name(suffix))
+                    await _verify(sink, suffix)
+                return await _in_sink(sink, sink.commit, suffix)
             raise failure
         finally:
-            await in_thread_or_here(file.discard)
+            await in_thread_or_here(sink.discard)
 
     @contextlib.asynccontextmanager
     async def _response(self, link: str) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """The response with status 200, after at most `MAX_REDIRECTS` redirects."""
+        """The response with a whole body, after at most `MAX_REDIRECTS` redirects."""
         url = self._policy.checked_url(link)
         for _ in range(MAX_REDIRECTS + 1):
             proxy = self._proxy or (_proxy_of(url) if self._trust_env else None)
@@ -195,7 +217,7 @@ class Downloader:
             request = functools.partial(session.get, url, allow_redirects=False, proxy=proxy)
             async with await when_free(request) as response:
                 if response.status not in _REDIRECTS:
-                    _check_status(response.status)
+                    _check_status(response)
                     yield response
                     return
                 location = response.headers.get(hdrs.LOCATION, "")
@@ -204,8 +226,8 @@ class Downloader:
             url = self._policy.checked_url(location, url)
         raise FetchError(f"the host redirects more than {MAX_REDIRECTS} times")
 
-    async def _receive(self, response: aiohttp.ClientResponse, file: PartialFile) -> None:
-        """Write the body to the file; stop as soon as it is too large or is not an image."""
+    async def _receive(self, response: aiohttp.ClientResponse, sink: Sink[object]) -> None:
+        """Write the body to the sink; stop as soon as it is too large or is not an image."""
         too_large = f"the image has more than {self._max_bytes} bytes"
         if (response.content_length or 0) > self._max_bytes:
             raise FetchError(too_large)
@@ -219,9 +241,9 @@ class Downloader:
                 _check_format(buffer)
                 checked = True
             if len(buffer) >= _CHUNK_BYTES:
-                await _on_disk(file.directory, file.write, bytes(buffer))
+                await _in_sink(sink, sink.write, bytes(buffer))
                 buffer.clear()
-        await _on_disk(file.directory, file.write, bytes(buffer))
+        await _in_sink(sink, sink.write, bytes(buffer))
 
     def _session(self, *, proxied: bool) -> aiohttp.ClientSession:
         """A session; through a proxy its sockets are not checked, since a proxy may be private."""
@@ -241,40 +263,32 @@ class Downloader:
 async def created_directory(directory: str | os.PathLike[str], task_id: str) -> Path:
     """The directory, with its parents, created if it is missing. Raises `DownloadError`."""
     try:
-        path = Path(directory)
-        await in_thread(functools.partial(path.mkdir, parents=True, exist_ok=True))
-        return path
-    except (OSError, ValueError, TypeError) as error:
+        return await in_thread(_created, directory)
+    except (OSError, *NO_PATH) as error:
         reason = reason_of(error)
-    raise _download_error(f"create the directory '{directory}'", reason, task_id)
+    raise download_error(f"create the directory '{directory}'", reason, task_id)
 
 
-def _is_temporary(error: Exception) -> bool:
-    return isinstance(error, FetchError) and error.temporary
+def _created(directory: str | os.PathLike[str]) -> Path:
+    path = Path(directory).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
-async def _renewed(download: Download) -> str:
-    """A new link in place of an expired one; the image itself is kept for 14 days (download-url page)."""
-    try:
-        return await download.renew(download.url)
-    except KieError as error:
-        reason = str(error)
-    raise _download_error(f"renew the expired link {_shown_url(download.url)}", reason, download.task_id)
-
-
-async def _on_disk(directory: Path, function: Callable[..., _T], *arguments: Any) -> _T:
-    """Run a disk function in a thread, as soon as there is a file for it. Raises `FetchError`."""
+async def _in_sink(sink: Sink[object], function: Callable[..., _T], *arguments: Any) -> _T:
+    """Run a function of the sink in a thread, as soon as there is a file for it. Raises `FetchError`."""
     try:
         return await when_free(functools.partial(in_thread, function, *arguments))
     except OSError as error:
         reason = reason_of(error)
-    raise FetchError(f"cannot write to '{directory}': {reason}")
+    raise FetchError(f"cannot write to {sink.name}: {reason}")
 
 
 def _parsed(text: str, base: URL | None) -> URL | None:
     """The URL, with its quoting unchanged since it may be signed; None if it is invalid."""
     try:
-        plain = text.isascii() and text.isprintable() and " " not in text
+        text = text.replace(" ", "%20").replace("\\", "%5C")  # Kie's own may hold them
+        plain = text.isascii() and text.isprintable()
         url = URL(text, encoded=plain)
         if base is not None:
             url = base.join(url)
@@ -286,10 +300,22 @@ def _parsed(text: str, base: URL | None) -> URL | None:
 # -- what is accepted --------------------------------------------------------------------------
 
 
-def _check_status(status: int) -> None:
-    if status != 200:
-        temporary = status in _TEMPORARY or status >= 500
-        raise FetchError(f"the host answered HTTP {status}", temporary=temporary, expired=status in _EXPIRED)
+def _check_status(response: aiohttp.ClientResponse) -> None:
+    """A 203 comes through a proxy that may have changed headers; a 206 can be the answer of a cache."""
+    status = response.status
+    if status in (200, 203):
+        return
+    if status == 206:
+        range_ = _RANGE.fullmatch(response.headers.get(hdrs.CONTENT_RANGE, ""))
+        if range_ is None or int(range_[1]) + 1 != int(range_[2]):
+            raise FetchError("the host sent only a part of the image (HTTP 206)", temporary=True)
+        return
+    raise FetchError(
+        f"the host answered HTTP {status}",
+        temporary=status in _TEMPORARY or status >= 500,
+        expired=status in _EXPIRED,
+        refused=True,
+    )
 
 
 def _check_format(head: bytes | bytearray) -> images.Suffix:
@@ -311,10 +337,10 @@ def _suffix_of(seen: images.Inspection) -> images.Suffix:
     return suffix
 
 
-async def _verify(file: PartialFile, suffix: images.Suffix) -> None:
+async def _verify(sink: Sink[object], suffix: images.Suffix) -> None:
     """Decode the image. One that cannot be decoded is a temporary failure."""
     try:
-        await in_thread(verification.decode, file.path, suffix)
+        await in_thread(sink.decode, suffix)
         return
     except (verification.TooManyPixels, NoThreadError) as error:
         failure = FetchError(f"the {suffix} image cannot be verified: {reason_of(error)}")
@@ -325,15 +351,6 @@ async def _verify(file: PartialFile, suffix: images.Suffix) -> None:
 
 
 # -- messages ----------------------------------------------------------------------------------
-
-
-def _download_error(action: str, reason: str, task_id: str) -> DownloadError:
-    """`action` completes "could not ..."."""
-    return DownloadError(
-        f"could not {action}: {reason.rstrip('.')}. Task {task_id} is paid: "
-        f"call client.download({task_id!r}, ...) to try again, at no cost",
-        task_id=task_id,
-    )
 
 
 def _failure_of(error: Exception) -> FetchError:
@@ -351,11 +368,6 @@ def _failure_of(error: Exception) -> FetchError:
         return FetchError("the host timed out", temporary=True)
     temporary = isinstance(error, (aiohttp.ClientError, OSError))
     return FetchError(f"the connection failed ({type(error).__name__})", temporary=temporary)
-
-
-def _shown_url(link: str) -> str:
-    """A URL for a message: without its query, which may hold a signature, and without a password."""
-    return decoding.shown(_USER.sub("//", link.partition("?")[0].partition("#")[0]))
 
 
 def _proxy_of(url: URL) -> str | None:

@@ -13,12 +13,14 @@ import os
 from collections.abc import Callable, Coroutine, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import aiohttp
 
+from .. import clock
+from ..details import TaskDetails
 from ..errors import APIConnectionError, DownloadError, KieError, client_closed, invalid
-from ..models import UploadedFile
+from ..models import Exists, UploadedFile
 from ..settings import Settings
 from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import Transport
@@ -30,7 +32,9 @@ from . import images
 from .disk import in_thread_or_here
 
 if TYPE_CHECKING:
-    from .downloads import Downloader, Renew
+    from .downloads import Downloader
+    from .links import Renew
+    from .memory import Image
     from .uploads import UploadSource
 
 
@@ -38,6 +42,8 @@ MAX_IMAGE_BYTES = 64 * 1024 * 1024  # of one download; images from Kie have 1 to
 MAX_CONCURRENT = 4  # downloads of one call; more fail under load: 8 of 44 in one public report
 UPLOAD_TIMEOUT = 300.0  # seconds for one upload, or `timeout` if that is longer
 STUCK = 5.0  # seconds that a transfer which was stopped may take; only a disk that does not answer needs them
+
+_LONG_AGO = 3600.0  # seconds
 
 logger: logging.Logger = logging.getLogger("kie4o")
 _T = TypeVar("_T")
@@ -137,40 +143,83 @@ class Files:
         *,
         task_id: str,
         name: str | None = None,
+        exists: Exists | None = None,
         verify: bool = False,
         renew: Renew,
+        age: float | None = _LONG_AGO,
     ) -> list[Path]:
         """Save images and return their paths, in the order of the URLs. Raises `DownloadError`.
 
-        `renew` returns a new link for one that has expired. Each file appears complete or not at
-        all. The first failure cancels the other downloads; files that are already complete stay. With
-        `verify` each is decoded first; without Pillow that raises `ConfigurationError`.
+        `renew` returns a new link for one that has expired; `age` is how many seconds ago the task ended, or
+        None if that is not known. Each file appears complete or not at all. The first failure cancels the
+        other downloads; files that are already complete stay. With `verify` each is decoded first; without
+        Pillow that raises `ConfigurationError`.
         """
         if name is not None and not isinstance(name, str):
             raise invalid("name", name, "a string or None")
-        if not isinstance(verify, bool):
-            raise invalid("verify", verify, "True or False")
-        links, limit = tuple(urls), asyncio.Semaphore(MAX_CONCURRENT)
+        _check_verify(verify)
+        keep, rename = keeps(exists, name), exists == "rename"
+        links = tuple(urls)
 
         async def save() -> list[Path]:
-            from .downloads import Download, created_directory
+            from .downloads import created_directory
+            from .links import Download
+            from .saving import ImageFile, saved_image
             from .verification import require_pillow
 
             if verify:
                 await require_pillow()
             target = await created_directory(directory, task_id)
 
-            async def fetch(index: int, url: str) -> Path:
-                file_name = partial(images.file_name, task_id, index, name=name, several=len(links) > 1)
-                image = Download(
-                    url=url, task_id=task_id, directory=target, name=file_name, renew=renew, verify=verify
-                )
-                async with limit:
-                    return await self._downloader.fetch(image)
+            async def image(index: int, url: str) -> Path:
+                name_of = partial(images.file_name, task_id, index, name=name, several=len(links) > 1)
+                if keep and (path := await saved_image(target, name_of, verify=verify)) is not None:
+                    return path
+                sink = partial(ImageFile, target, name_of, rename=rename)
+                download = Download(url=url, task_id=task_id, sink=sink, renew=renew, verify=verify, age=age)
+                return await self._downloader.fetch(download)
 
-            return await _all([asyncio.ensure_future(fetch(index, url)) for index, url in enumerate(links)])
+            return await _all(image, links)
 
         return await self._run(save(), lambda: DownloadError(str(client_closed()), task_id=task_id))
+
+    async def fetch(
+        self,
+        urls: Iterable[str],
+        *,
+        task_id: str,
+        verify: bool = False,
+        renew: Renew,
+        age: float | None = _LONG_AGO,
+    ) -> list[Image]:
+        """The images in memory, in the order of the URLs, checked and retried as `download` does."""
+        _check_verify(verify)
+        links = tuple(urls)
+
+        async def load() -> list[Image]:
+            from .links import Download
+            from .memory import ImageInMemory
+            from .verification import require_pillow
+
+            if verify:
+                await require_pillow()
+
+            async def image(index: int, url: str) -> Image:
+                sink = partial(ImageInMemory, url=url, index=index, task_id=task_id)
+                download = Download(url=url, task_id=task_id, sink=sink, renew=renew, verify=verify, age=age)
+                return await self._downloader.fetch(download)
+
+            return await _all(image, links)
+
+        return await self._run(load(), lambda: DownloadError(str(client_closed()), task_id=task_id))
+
+    async def saved(
+        self, directory: str | os.PathLike[str], *, task_id: str, verify: bool = False
+    ) -> list[Path]:
+        """The images that earlier downloads have saved under the names of the task."""
+        from .saving import saved_images
+
+        return await self._run(saved_images(directory, task_id, verify=verify), client_closed)
 
     async def aclose(self) -> None:
         """Stop what is running. Its callers get an error that says that the client is closed."""
@@ -223,8 +272,34 @@ class Files:
         return await repeated(call, sleep=self._sleep, jitter=self._jitter)
 
 
-async def _all(fetches: list[asyncio.Task[Path]]) -> list[Path]:
+def keeps(exists: Exists | None, name: str | None) -> bool:
+    """Whether a whole image that is there stays. By default, if its name is that of the task: what is there
+    under a name of the caller's may be of another one."""
+    if exists is not None and exists not in get_args(Exists):
+        raise invalid("exists", exists, "'keep', 'replace', 'rename' or None")
+    return name is None if exists is None else exists == "keep"
+
+
+def age_of(details: TaskDetails) -> float | None:
+    """How many seconds ago the task ended, or None if that is not known."""
+    ended = details.completed_at
+    return None if ended is None else clock.unix_time() - ended.timestamp()
+
+
+def _check_verify(verify: bool) -> None:
+    if not isinstance(verify, bool):
+        raise invalid("verify", verify, "True or False")
+
+
+async def _all(image: Callable[[int, str], Coroutine[Any, Any, _T]], links: Iterable[str]) -> list[_T]:
     """The results in order, or the first error. On an error or a cancel none is left running."""
+    limit = asyncio.Semaphore(MAX_CONCURRENT)
+
+    async def limited(index: int, url: str) -> _T:
+        async with limit:
+            return await image(index, url)
+
+    fetches = [asyncio.ensure_future(limited(index, url)) for index, url in enumerate(links)]
     if not fetches:
         return []
     try:

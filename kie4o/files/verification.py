@@ -7,7 +7,7 @@ to 11 JPEGs of 100, and for none to nearly all WebP images, depending on the pic
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from ..errors import ConfigurationError
 from .disk import in_thread_or_here
@@ -34,7 +34,7 @@ async def require_pillow() -> None:
     raise ConfigurationError("verify=True needs Pillow, which is not installed: pip install pillow")
 
 
-def decode(file: str, suffix: Suffix) -> None:
+def decode(file: str | IO[bytes], suffix: Suffix) -> None:
     """Decode every frame of the image; blocks. Raises `TooManyPixels`, or whatever Pillow raises.
 
     All frames together may have as many pixels as Pillow allows for one image

@@ -28,8 +28,8 @@ async def test_no_credentials_are_sent(tmp_path: Path) -> None:
             Host(cookie, answer(PNG, "200 OK", "Set-Cookie: c=d")) as host,
             files_for(host.url, trust_env=True) as files,
         ):
-            for _ in range(2):
-                await files.download([f"{host.url}/a"], tmp_path / "i", task_id=TASK, renew=no_renewal)
+            for folder in ("i", "j"):
+                await files.download([f"{host.url}/a"], tmp_path / folder, task_id=TASK, renew=no_renewal)
     finally:
         del os.environ["NETRC"]
     assert len(host.requests) == 3

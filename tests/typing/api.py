@@ -31,8 +31,10 @@ from kie4o import (
     DownloadError,
     Entry,
     EntryState,
+    Exists,
     FallbackModel,
     FeatureDisabledError,
+    Image,
     ImageRequest,
     ImageResult,
     ImageTask,
@@ -181,6 +183,18 @@ async def files(client: AsyncKieClient, result: ImageResult, path: os.PathLike[s
             assert_type(uploaded, UploadedFile)
     assert_type(await client.upload_from_url("https://example.com/a.png"), UploadedFile)
     assert_type(await client.download("task id", path, name="lake", verify=True), list[Path])
+    assert_type(await client.download(result, "images", exists="keep"), list[Path])
+    exists: Exists = "rename"
+    await client.download(result, "images", exists=exists)
+    await client.download(result, "images", exists="skip")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    for image in await client.fetch(result, verify=True):
+        assert_type(image, Image)
+        assert_type((image.data, image.mime_type, image.url), tuple[bytes, str, str])
+        assert_type((image.index, image.task_id), tuple[int, str])
+        assert_type(image.save(path), Path)
+    assert_type(await client.fetch("task id"), list[Image])
+    task = await client.submit("A")
+    assert_type((await client.fetch(task), await client.download(task, path)), tuple[list[Image], list[Path]])
     assert_type(await client.download_url(result.task_id, result.urls[0]), str)
     assert_type(await client.credits(), Decimal)
     await client.aclose()
