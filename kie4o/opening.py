@@ -18,6 +18,7 @@ MODULES = (
     "encodings.idna",  # to look up a host
     "sqlite3",  # to count equal requests of a batch
     "kie4o.files.downloads",
+    "kie4o.files.saving",
     "kie4o.files.uploads",
     "kie4o.files.verification",
 )

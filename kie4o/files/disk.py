@@ -124,9 +124,8 @@ class PartialFile:
         os.fsync(self._file)
         self._close()
         if rename:
-            path = _moved_to_free_name(Path(self.path), path)
-        else:
-            _when_let_go(Path(self.path).replace, path)
+            return _renamed(Path(self.path), path)  # `discard` removes the old name if it is left
+        _when_let_go(Path(self.path).replace, path)
         self.path = None
         return path
 
@@ -145,32 +144,33 @@ class PartialFile:
             os.close(file)
 
 
-def _moved_to_free_name(file: Path, path: Path) -> Path:
+def _renamed(file: Path, path: Path) -> Path:
+    """The first free name, which is now the file's."""
     number, free = 0, path
     while True:
         try:
-            _move(file, free)
+            _rename(file, free)
             return free
         except FileExistsError:
             number += 1
             free = path.with_name(f"{path.stem} ({number}){path.suffix}")
 
 
-def _move(file: Path, path: Path) -> None:
-    """Move a file, unless there is one of that name: then it raises `FileExistsError`."""
+def _rename(file: Path, path: Path) -> None:
+    """Give the file this name. Raises `FileExistsError` if there is one of that name, however new it is."""
     try:
         os.link(file, path)
+        return
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: an empty file takes the name first
-        path.touch(exist_ok=False)
-        try:
-            _when_let_go(file.replace, path)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-    else:
-        _when_let_go(file.unlink)
+    except OSError:
+        pass  # a file system without hard links: an empty file takes the name first
+    path.touch(exist_ok=False)
+    try:
+        _when_let_go(file.replace, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _when_let_go(function: Callable[..., object], *arguments: Path) -> None:

@@ -100,6 +100,7 @@ FREE: dict[str, Case] = {
     "AsyncKieClient.upload, a file": lambda world: world.client.upload(world.folder / "mask.png"),
     "AsyncKieClient.upload_from_url": lambda world: world.client.upload_from_url(world.result.urls[0]),
     "AsyncKieClient.download": lambda world: world.client.download(world.result, world.folder / "images"),
+    "AsyncKieClient.fetch": lambda world: world.client.fetch(world.result),
     "AsyncKieClient.download_url": lambda world: world.client.download_url(
         world.result.task_id, world.result.urls[0]
     ),
