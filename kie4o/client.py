@@ -435,14 +435,14 @@ class AsyncKieClient:
             ConfigurationError: `verify` needs Pillow, which is not installed; nothing was sent.
             DownloadError: An image could not be downloaded or saved. The task is paid; download it again.
         """
+        keep = keeps(exists, name)
         runtime = await self._runtime.ready()
         try:
             images = await self._images_of(result)
-        except DownloadError as error:
-            # A task that Kie has deleted, or a record that lists no images, does not matter if they are here.
-            task_id = error.task_id or ""
-            kept = name is None and keeps(exists, name)
-            saved = await runtime.files.saved(directory, task_id=task_id, verify=verify) if kept else []
+        except DownloadError as error:  # Kie has deleted the task, or its record lists no images
+            if not keep or name is not None or error.task_id is None:
+                raise
+            saved = await runtime.files.saved(directory, task_id=error.task_id, verify=verify)
             if not saved:
                 raise
             return saved

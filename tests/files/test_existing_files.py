@@ -125,11 +125,12 @@ async def test_a_file_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exists", ["", "skip", True, 1, b"keep", ["keep"]])
 async def test_another_word_is_refused(tmp_path: Path, exists: Any) -> None:
-    """Before any network use."""
-    async with Host(answer(PNG)) as host, files_for(host.url) as files:
-        with pytest.raises(InvalidRequestError, match="exists="):
-            await files.download([host.url], tmp_path, exists=exists, **HOW)
-    assert not host.requests
+    """Before any network use, also for the id of a task."""
+    async with Host(answer(PNG)) as host, AsyncKieClient("k" * 32, base_url=host.url) as client:
+        for result in (TASK, result_of(host.url)):
+            with pytest.raises(InvalidRequestError, match="exists="):
+                await client.download(result, tmp_path, exists=exists)
+    assert not host.connections
 
 
 # -- rename --------------------------------------------------------------------------------------------
