@@ -72,7 +72,7 @@ async def saved_images(directory: str | os.PathLike[str], task_id: str, *, verif
 
 
 def _saved_image(directory: Path, name_of: NameOf, verify: bool) -> Path | None:
-    paths = {suffix: directory / name_of(suffix) for suffix in CONTENT_TYPE_OF}
+    paths: dict[Suffix, Path] = {suffix: directory / name_of(suffix) for suffix in CONTENT_TYPE_OF}
     return next((path for suffix, path in paths.items() if _is_whole(path, suffix, verify)), None)
 
 
