@@ -408,7 +408,7 @@ class AsyncKieClient:
 
     async def download(
         self,
-        result: ImageResult | HasTaskId | str,
+        result: HasTaskId | str,
         directory: str | os.PathLike[str],
         *,
         name: str | None = None,
@@ -457,7 +457,7 @@ class AsyncKieClient:
             age=age_of(images.details),
         )
 
-    async def fetch(self, result: ImageResult | HasTaskId | str, *, verify: bool = False) -> list[Image]:
+    async def fetch(self, result: HasTaskId | str, *, verify: bool = False) -> list[Image]:
         """The images of a task in memory, in order, without a folder. Free, for 14 days after the task.
 
         They are checked as `download` does. An image has 1 to 5 MB, and at most 64 MiB.
@@ -480,7 +480,7 @@ class AsyncKieClient:
             age=age_of(images.details),
         )
 
-    async def _images_of(self, result: ImageResult | HasTaskId | str) -> ImageResult:
+    async def _images_of(self, result: HasTaskId | str) -> ImageResult:
         """A result, or what a status check shows of a task. What Kie has deleted may be in the store."""
         if isinstance(result, ImageResult):
             return result

@@ -157,7 +157,9 @@ class Page:
 
 
 @pytest.mark.parametrize(
-    "value", [Curl(), Page(), yarl.URL("/a.png"), yarl.URL("ftp://a.example/b")], ids=repr
+    "value",
+    [Curl(), Page(), yarl.URL("/a.png"), yarl.URL("ftp://a.example/b")],
+    ids=["named for something else", "an unrelated str()", "without a host", "ftp"],
 )
 def test_what_is_no_web_url_is_refused(value: Any) -> None:
     """The control: both the type and the text have to say so."""
