@@ -40,7 +40,8 @@ from ..errors import (
 from ..settings import Settings
 from ..urls import is_web_url
 from ..version import __version__
-from ..wire.envelope import retry_after_of
+from ..wire.encoding import decoded
+from ..wire.envelope import envelope_of, retry_after_of
 from ..wire.requests import ENDPOINTS, SUBMIT, Endpoint
 from .connections import Connections, Pool, most_connections, no_file_left, when_free
 from .paid_body import JSON, PaidAttempt, PaidBody
@@ -129,7 +130,6 @@ class Transport:
         if self._closed:
             raise client_closed()
         failure: APIConnectionError
-        received: list[bytes] = []
         connections = self._reads.enter()
         call = functools.partial(
             connections.session.request,
@@ -139,17 +139,14 @@ class Transport:
             allow_redirects=False,
         )
         try:
-            status, header = await self._exchange(call, body, received)
+            answer = await self._exchange(call, body)
         except Exception as error:  # nothing of aiohttp may leave
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
             failure = kind(self._no_answer(endpoint, error))
         else:
-            answer = self._redacted(b"".join(received))
-            received.clear()  # a traceback shows it, and an answer may echo the key
-            return reader(status, answer, None if header is None else retry_after_of(header))
+            return reader(*answer)
         finally:
             self._reads.leave(connections)
-        received.clear()
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
@@ -159,6 +156,7 @@ class Transport:
         loop was blocked or the process was stopped is then read first.
         """
         received: list[bytes] = []
+        response: aiohttp.ClientResponse | None = None
         loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
         timer = loop.call_later(self._timeout, lambda: limit.reschedule(loop.time()))
         connections: Connections | None = None
@@ -181,7 +179,11 @@ class Transport:
         finally:
             timer.cancel()
             attempt.withdraw()
-            attempt.body = self._redacted(b"".join(received))
+            if response is not None:
+                body, problem = _plain(response, received)
+                attempt.body = self._redacted(body)
+                if problem:
+                    attempt.complete, attempt.fault = False, attempt.fault or problem
             if connections is not None:
                 self._payments.leave(connections)
 
@@ -238,6 +240,7 @@ class Transport:
                 hdrs.ACCEPT_ENCODING: "identity",
             },
             timeout=_NO_TIMEOUT,  # each call has its own
+            auto_decompress=False,  # an encoding that is announced and not there would hide the answer
             proxy=self._proxy,
             trust_env=self._trust_env,
         )
@@ -245,21 +248,29 @@ class Transport:
     # -- parts of a call -------------------------------------------------------------------------
 
     async def _exchange(
-        self,
-        call: Callable[..., Awaitable[aiohttp.ClientResponse]],
-        body: _Body | None,
-        received: list[bytes],
-    ) -> tuple[int, str | None]:
-        """The status and the Retry-After of the answer. Apart from `read`, whose frame is in tracebacks,
-        since headers may echo the key too."""
+        self, call: Callable[..., Awaitable[aiohttp.ClientResponse]], body: _Body | None
+    ) -> tuple[int, bytes, float | None]:
+        """The status, the body without the key and the seconds of a Retry-After.
+
+        An answer with an envelope is whole, even if its framing is broken. Apart from `read`, whose frame is
+        in tracebacks, since what arrives may echo the key.
+        """
         try:
             response = await call(data=_data_of(body))
         except OSError as error:
             if not no_file_left(error):
                 raise
             response = await when_free(lambda: call(data=_data_of(body)), seconds=self._timeout)
-        await _receive(response, received)
-        return response.status, response.headers.get(hdrs.RETRY_AFTER)
+        received: list[bytes] = []
+        try:
+            await _receive(response, received)
+        except Exception:
+            if envelope_of(_plain(response, received)[0]) is None:
+                raise
+        answer, problem = _plain(response, received)
+        if problem and envelope_of(answer) is None:
+            raise ValueError(problem)
+        return response.status, self._redacted(answer), retry_after_of(response.headers.get(hdrs.RETRY_AFTER))
 
     async def _respond(
         self, session: aiohttp.ClientSession, body: bytes, attempt: PaidAttempt
@@ -302,7 +313,7 @@ def _data_of(body: _Body | None) -> aiohttp.Payload | aiohttp.FormData | None:
 
 
 async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> None:
-    """Append the chunks of the body, at most `MAX_BODY` bytes after decompression, even if it breaks off."""
+    """Append the chunks of the body, not much more than `MAX_BODY` bytes, even if it breaks off."""
     content, size = response.content, 0
     try:
         while not content.at_eof():
@@ -314,6 +325,11 @@ async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> N
     except BaseException:
         response.close()
         raise
+
+
+def _plain(response: aiohttp.ClientResponse, received: list[bytes]) -> tuple[bytes, str]:
+    """What was received, without the encoding that the response announces, and what is wrong with it."""
+    return decoded(b"".join(received), response.headers.get(hdrs.CONTENT_ENCODING), MAX_BODY)
 
 
 def _reason(error: Exception) -> str:

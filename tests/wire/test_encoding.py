@@ -1,0 +1,46 @@
+"""Undoing a Content-Encoding: what is compressed comes out, within a limit, and anything else as it was."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kie4o.wire.encoding import decoded
+
+NAMES = st.sampled_from([None, "", "identity", "gzip", "X-GZIP", " deflate ", "br", "zstd", "other"])
+ENVELOPE = b'{"code":200,"msg":"success","data":1}'
+
+
+@given(body=st.binary(), name=NAMES | st.text(), limit=st.integers(0, 64))
+def test_from_any_bytes_nothing_is_raised(body: bytes, name: str | None, limit: int) -> None:
+    """What comes out is the body, or within the limit; a problem is said only of a compression."""
+    text, problem = decoded(body, name, limit)
+    assert text == body or len(text) <= limit + 1
+    assert not problem or name
+
+
+@given(body=st.binary(max_size=64))
+def test_what_is_compressed_comes_out(body: bytes) -> None:
+    for name, packed in (("gzip", gzip.compress(body)), ("Deflate", zlib.compress(body))):
+        assert decoded(packed, name, 64) == (body, "")
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd", "other"])
+def test_an_envelope_is_taken_as_it_is(name: str) -> None:
+    assert decoded(ENVELOPE, name, 5) == (ENVELOPE, "")
+
+
+def test_what_breaks_off_is_kept_and_said() -> None:
+    text, problem = decoded(gzip.compress(ENVELOPE)[:-8], "gzip", 64)
+    assert text == ENVELOPE
+    assert problem == "the answer breaks off within its Content-Encoding 'gzip'"
+
+
+def test_no_more_than_the_limit_comes_out() -> None:
+    text, problem = decoded(gzip.compress(bytes(10**7)), "gzip", 100)
+    assert text == bytes(101)
+    assert problem == "the answer has more than 100 bytes"
