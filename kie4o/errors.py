@@ -79,7 +79,16 @@ class InvalidRequestError(KieError, ValueError):
 
 
 class APIConnectionError(KieError):
-    """No usable response, and nothing was charged; it is safe to retry."""
+    """No usable response, and nothing was charged; it is safe to retry.
+
+    Attributes:
+        cause: The class and the words of the exception behind it, such as one of aiohttp or of the connector
+            of a `session`; without the key, headers, and what is private in URLs.
+        retryable: Whether the same call may succeed later; not if a certificate or a proxy has to be changed.
+    """
+
+    cause: str | None = None
+    retryable: bool = True
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):

@@ -25,6 +25,7 @@ from yarl import URL
 
 from ..errors import KieError, reason_of
 from ..transport.connections import when_free
+from ..transport.failures import MAX_HEADER_BYTES, MAX_HEADER_FIELDS, failure_of
 from ..transport.retrying import TRIES, Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import USER_AGENT
 from ..wire import decoding
@@ -255,6 +256,9 @@ class Downloader:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={hdrs.USER_AGENT: USER_AGENT, hdrs.ACCEPT_ENCODING: "identity"},
                 timeout=self._timeout,
+                max_line_size=MAX_HEADER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
+                max_headers=MAX_HEADER_FIELDS,
                 trust_env=False,  # it would send passwords from ~/.netrc; `_proxy_of` reads the proxies
             )
         return session
@@ -355,19 +359,13 @@ async def _verify(sink: Sink[object], suffix: images.Suffix) -> None:
 
 def _failure_of(error: Exception) -> FetchError:
     """Why the network failed, without headers and without the password of a proxy."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return FetchError("the TLS certificate of the host is not valid")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        reason = error.os_error
-        if isinstance(reason, PrivateAddressError):
-            return FetchError(_NOT_PUBLIC)
-        return FetchError(f"cannot connect ({reason_of(reason)})", temporary=True)
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, PrivateAddressError):
+        return FetchError(_NOT_PUBLIC)
     if isinstance(error, aiohttp.InvalidURL):
         return FetchError(_BAD_URL)
-    if isinstance(error, TimeoutError):
-        return FetchError("the host timed out", temporary=True)
-    temporary = isinstance(error, (aiohttp.ClientError, OSError))
-    return FetchError(f"the connection failed ({type(error).__name__})", temporary=temporary)
+    why = failure_of(error)
+    temporary = isinstance(error, (aiohttp.ClientError, OSError)) and not why.permanent
+    return FetchError(why.reason, temporary=temporary)
 
 
 def _proxy_of(url: URL) -> str | None:

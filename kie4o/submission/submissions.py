@@ -298,7 +298,8 @@ def _refusal(judgement: Judgement, submit: PendingSubmit) -> KieError:
     error: KieError
     if judgement.verdict is Verdict.NOT_SENT:
         kind = APITimeoutError if attempt.timed_out else APIConnectionError
-        error = kind(f"{judgement.message}; the request was not sent and nothing was charged")
+        error = unsent = kind(f"{judgement.message}; the request was not sent and nothing was charged")
+        unsent.cause, unsent.retryable = attempt.cause, not attempt.permanent
     else:
         error = refusal = status_error(
             judgement.code or 0,

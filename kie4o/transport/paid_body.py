@@ -37,8 +37,11 @@ class PaidAttempt:
     body: bytes = attrs.field(default=b"", repr=False)
     complete: bool = False  # the whole body has arrived
     fault: str = ""
+    cause: str | None = None  # the class and words of the exception behind `fault`, if it is not of kie4o
     timed_out: bool = False
-    permanent: bool = False  # the same attempt would fail again: a certificate, a closed session
+    permanent: bool = (
+        False  # the same attempt would fail again: a certificate, a proxy's refusal, a closed session
+    )
     retry_after: str | None = None  # the header
 
     def withdraw(self) -> bool:

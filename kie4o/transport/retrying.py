@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import backoff
 
-from ..errors import KieError, worth_repeating
+from ..errors import APIConnectionError, KieError, worth_repeating
 
 TRIES = 3
 _FIRST_DELAY = 0.5  # seconds; doubled for each further try
@@ -23,11 +23,16 @@ Jitter = Callable[[float], float]  # from a delay to the one that is used
 full_jitter: Jitter = backoff.full_jitter
 
 
+def worth_another_try(error: Exception) -> bool:
+    """Whether the same call may succeed within seconds. A wait goes on for longer, and for more failures."""
+    return worth_repeating(error) and not (isinstance(error, APIConnectionError) and not error.retryable)
+
+
 async def repeated(
     call: Callable[[], Awaitable[_T]],
     *,
     tries: int = TRIES,
-    worth: Callable[[Exception], bool] = worth_repeating,
+    worth: Callable[[Exception], bool] = worth_another_try,
     sleep: Sleep = asyncio.sleep,
     jitter: Jitter = full_jitter,
 ) -> _T:

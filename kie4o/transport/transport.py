@@ -33,9 +33,7 @@ from ..errors import (
     APIConnectionError,
     APITimeoutError,
     ConfigurationError,
-    KieError,
     client_closed,
-    reason_of,
 )
 from ..settings import Settings
 from ..urls import is_web_url
@@ -44,6 +42,7 @@ from ..wire.encoding import decoded
 from ..wire.envelope import envelope_of, retry_after_of
 from ..wire.requests import ENDPOINTS, SUBMIT, Endpoint
 from .connections import Connections, Pool, most_connections, no_file_left, when_free
+from .failures import MAX_HEADER_BYTES, MAX_HEADER_FIELDS, AnswerError, Failure, failure_of
 from .paid_body import JSON, PaidAttempt, PaidBody
 from .redaction import redactor
 
@@ -142,7 +141,9 @@ class Transport:
             answer = await self._exchange(call, body)
         except Exception as error:  # nothing of aiohttp may leave
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
-            failure = kind(self._no_answer(endpoint, error))
+            why = failure_of(error, self._redacted)
+            failure = kind(self._no_answer(endpoint, why))
+            failure.cause, failure.retryable = why.cause, not why.permanent
         else:
             return reader(*answer)
         finally:
@@ -174,8 +175,9 @@ class Transport:
                 attempt.fault = f"HTTP status {response.status} arrived before the request was sent"
         except Exception as error:  # whatever it is, `sent` decides
             attempt.timed_out = isinstance(error, TimeoutError)
-            attempt.permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, KieError))
-            attempt.fault = self._no_answer(SUBMIT, error)
+            why = failure_of(error, self._redacted)
+            attempt.fault, attempt.cause = self._no_answer(SUBMIT, why), why.cause
+            attempt.permanent = why.permanent
         finally:
             timer.cancel()
             attempt.withdraw()
@@ -240,6 +242,9 @@ class Transport:
                 hdrs.ACCEPT_ENCODING: "identity",
             },
             timeout=_NO_TIMEOUT,  # each call has its own
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADER_FIELDS,
             auto_decompress=False,  # an encoding that is announced and not there would hide the answer
             proxy=self._proxy,
             trust_env=self._trust_env,
@@ -269,7 +274,7 @@ class Transport:
                 raise
         answer, problem = _plain(response, received)
         if problem and envelope_of(answer) is None:
-            raise ValueError(problem)
+            raise AnswerError(problem)
         return response.status, self._redacted(answer), retry_after_of(response.headers.get(hdrs.RETRY_AFTER))
 
     async def _respond(
@@ -302,8 +307,8 @@ class Transport:
             return _NO_TIMEOUT
         return aiohttp.ClientTimeout(total=self._timeout if timeout is ... else timeout)
 
-    def _no_answer(self, endpoint: Endpoint, error: Exception) -> str:
-        return f"no answer from {endpoint.method} {self._urls[endpoint]}: {_reason(error)}"
+    def _no_answer(self, endpoint: Endpoint, why: Failure) -> str:
+        return f"no answer from {endpoint.method} {self._urls[endpoint]}: {why.reason}"
 
 
 def _data_of(body: _Body | None) -> aiohttp.Payload | aiohttp.FormData | None:
@@ -321,7 +326,7 @@ async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> N
             received.append(chunk)
             size += len(chunk)
             if size > MAX_BODY:
-                raise ValueError(f"the answer has more than {MAX_BODY} bytes")
+                raise AnswerError(f"the answer has more than {MAX_BODY} bytes")
     except BaseException:
         response.close()
         raise
@@ -330,22 +335,3 @@ async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> N
 def _plain(response: aiohttp.ClientResponse, received: list[bytes]) -> tuple[bytes, str]:
     """What was received, without the encoding that the response announces, and what is wrong with it."""
     return decoded(b"".join(received), response.headers.get(hdrs.CONTENT_ENCODING), MAX_BODY)
-
-
-def _reason(error: Exception) -> str:
-    """Why a request failed, safe to show: never the repr of an error of aiohttp."""
-    if isinstance(error, KieError):
-        return str(error)
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "its TLS certificate was not accepted"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect ({reason_of(error.os_error)})"
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, RuntimeError) and "thread" in str(error):  # asyncio looks hosts up in threads
-        return "no thread can be started to look up the host; raise the limit of processes (ulimit -u)"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if type(error) is ValueError or isinstance(error, aiohttp.ServerDisconnectedError):
-        return str(error.args[0]) if error.args and isinstance(error.args[0], str) else "the connection broke"
-    return f"the connection broke ({type(error).__name__})"

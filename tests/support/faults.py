@@ -59,9 +59,9 @@ class Connection:
 
 class FaultServer:
     """`async with FaultServer(script, ...)`: the n-th connection gets the n-th script, later ones the
-    last."""
+    last. With `tls` it presents the fixture of that name, or the one that is valid."""
 
-    def __init__(self, *scripts: Script, tls: bool = False) -> None:
+    def __init__(self, *scripts: Script, tls: bool | str = False) -> None:
         self._scripts = scripts
         self._tls = tls
         self._server: asyncio.Server | None = None
@@ -86,7 +86,8 @@ class FaultServer:
         context = None
         if self._tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+            name = self._tls if isinstance(self._tls, str) else "certificate.pem"
+            context.load_cert_chain(TLS / name, TLS / "key.pem")
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
         return self
 
