@@ -25,6 +25,7 @@ from yarl import URL
 
 from ..errors import KieError, reason_of
 from ..transport.connections import when_free
+from ..transport.exchange_log import logging_hosts
 from ..transport.failures import MAX_HEADER_BYTES, MAX_HEADER_FIELDS, failure_of
 from ..transport.retrying import TRIES, Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import USER_AGENT
@@ -259,6 +260,7 @@ class Downloader:
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,
                 max_headers=MAX_HEADER_FIELDS,
+                trace_configs=[logging_hosts()],
                 trust_env=False,  # it would send passwords from ~/.netrc; `_proxy_of` reads the proxies
             )
         return session

@@ -42,6 +42,7 @@ from ..wire.encoding import decoded
 from ..wire.envelope import envelope_of, retry_after_of
 from ..wire.requests import ENDPOINTS, SUBMIT, Endpoint
 from .connections import Connections, Pool, most_connections, no_file_left, when_free
+from .exchange_log import log_exchange, start_of_exchange
 from .failures import MAX_HEADER_BYTES, MAX_HEADER_FIELDS, AnswerError, Failure, failure_of
 from .paid_body import JSON, PaidAttempt, PaidBody
 from .redaction import redactor
@@ -129,6 +130,7 @@ class Transport:
         if self._closed:
             raise client_closed()
         failure: APIConnectionError
+        started, outcome = start_of_exchange(), "cancelled"
         connections = self._reads.enter()
         call = functools.partial(
             connections.session.request,
@@ -144,10 +146,13 @@ class Transport:
             why = failure_of(error, self._redacted)
             failure = kind(self._no_answer(endpoint, why))
             failure.cause, failure.retryable = why.cause, not why.permanent
+            outcome = why.reason
         else:
+            outcome = f"{answer[0]}"
             return reader(*answer)
         finally:
             self._reads.leave(connections)
+            log_exchange(started, endpoint.method, endpoint.path + query, outcome)
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
@@ -156,6 +161,7 @@ class Transport:
         The timeout strikes one turn of the loop after it is due. An answer that arrived while the
         loop was blocked or the process was stopped is then read first.
         """
+        started, outcome = start_of_exchange(), "cancelled"
         received: list[bytes] = []
         response: aiohttp.ClientResponse | None = None
         loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
@@ -171,13 +177,14 @@ class Transport:
                 attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
                 await _receive(response, received)
                 attempt.complete = True
+            outcome = f"{response.status}"
             if not attempt.sent:
                 attempt.fault = f"HTTP status {response.status} arrived before the request was sent"
         except Exception as error:  # whatever it is, `sent` decides
             attempt.timed_out = isinstance(error, TimeoutError)
             why = failure_of(error, self._redacted)
             attempt.fault, attempt.cause = self._no_answer(SUBMIT, why), why.cause
-            attempt.permanent = why.permanent
+            attempt.permanent, outcome = why.permanent, why.reason
         finally:
             timer.cancel()
             attempt.withdraw()
@@ -188,6 +195,7 @@ class Transport:
                     attempt.complete, attempt.fault = False, attempt.fault or problem
             if connections is not None:
                 self._payments.leave(connections)
+            log_exchange(started, SUBMIT.method, SUBMIT.path, outcome)
 
     async def aclose(self) -> None:
         """Close both sessions. Calls that are running fail."""
