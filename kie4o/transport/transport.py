@@ -152,7 +152,8 @@ class Transport:
             return reader(*answer)
         finally:
             self._reads.leave(connections)
-            log_exchange(started, endpoint.method, endpoint.path + query, outcome)
+            if started is not None:
+                log_exchange(started, endpoint.method, endpoint.path + query, outcome)
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
@@ -195,7 +196,8 @@ class Transport:
                     attempt.complete, attempt.fault = False, attempt.fault or problem
             if connections is not None:
                 self._payments.leave(connections)
-            log_exchange(started, SUBMIT.method, SUBMIT.path, outcome)
+            if started is not None:
+                log_exchange(started, SUBMIT.method, SUBMIT.path, outcome)
 
     async def aclose(self) -> None:
         """Close both sessions. Calls that are running fail."""
@@ -283,7 +285,8 @@ class Transport:
         answer, problem = _plain(response, received)
         if problem and envelope_of(answer) is None:
             raise AnswerError(problem)
-        return response.status, self._redacted(answer), retry_after_of(response.headers.get(hdrs.RETRY_AFTER))
+        header = response.headers.get(hdrs.RETRY_AFTER)
+        return response.status, self._redacted(answer), None if header is None else retry_after_of(header)
 
     async def _respond(
         self, session: aiohttp.ClientSession, body: bytes, attempt: PaidAttempt
@@ -342,4 +345,5 @@ async def _receive(response: aiohttp.ClientResponse, received: list[bytes]) -> N
 
 def _plain(response: aiohttp.ClientResponse, received: list[bytes]) -> tuple[bytes, str]:
     """What was received, without the encoding that the response announces, and what is wrong with it."""
-    return decoded(b"".join(received), response.headers.get(hdrs.CONTENT_ENCODING), MAX_BODY)
+    body, encoding = b"".join(received), response.headers.get(hdrs.CONTENT_ENCODING)
+    return (body, "") if encoding is None else decoded(body, encoding, MAX_BODY)
