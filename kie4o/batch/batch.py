@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
@@ -27,9 +28,12 @@ from ..models import Completion, ImageRequest, ImageResult
 from ..stores.store import Entry, EntryState, Store
 from ..submission.pending import Submitted
 from ..submission.resending import Resubmit
+from ..wire.words import cause_of
 from .completions import completion_of, replayed_completion
 from .items import Item, Items, Requests
 from .tasks import Tasks
+
+logger: logging.Logger = logging.getLogger("kie4o")
 
 # Errors that every other item would meet too: new submits stop instead of failing one by one.
 STOPPING = (AuthenticationError, InsufficientCreditsError, KeyLimitError)
@@ -233,6 +237,7 @@ class Batch:
             return
         error.add_note("No further requests were submitted; run the same batch again to continue.")
         self._stop = error
+        logger.info("a batch submits nothing more: %s", cause_of(error))
         reason = "the batch stopped"
         self._called_off = frozenset(key for key in self._submitting if self._call_off(key, reason))
 

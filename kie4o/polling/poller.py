@@ -21,7 +21,8 @@ from typing import TypeVar
 
 from ..details import TaskDetails
 from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
-from ..models import ImageResult
+from ..models import ImageResult, Source
+from ..wire.words import cause_of
 from .findings import weigh
 from .learning import Pace, Sighting
 from .outcome import is_final, result_of
@@ -39,6 +40,7 @@ _EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited 
 _LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
 _LATE = 0.5  # seconds after which a deadline is noticed late: the process slept, or the loop was blocked
 _LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
+_LOG_EVERY = 1.0  # seconds between log lines about looks that fail: in an outage those of all tasks do
 
 _W = TypeVar("_W", bound=Waiter)
 
@@ -78,6 +80,8 @@ class TaskPoller:
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
         self._early_callbacks: OrderedDict[str, None] = OrderedDict()
         self._trust = CallbackTrust()
+        self._failed_unlogged = 0  # looks since the last log line about one
+        self._failure_logged_at = NOW
         self._closed = False
 
     # -- for callers -----------------------------------------------------------------------------
@@ -168,6 +172,8 @@ class TaskPoller:
         self._trust.arrived(task_id)
         watch = self._watches.get(task_id)
         if watch is None:
+            if details is not None and is_final(details):
+                _log_end(details, "callback")
             self._early_callbacks[task_id] = None
             if len(self._early_callbacks) > _EARLY_CALLBACKS:
                 self._early_callbacks.popitem(last=False)
@@ -327,6 +333,8 @@ class TaskPoller:
         self._remove(watch)
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=True)
+        if isinstance(outcome, TaskDetails) and logger.isEnabledFor(logging.INFO):
+            self._log_end(watch, outcome)
         # Only for a task that has finished: closing the client and refused polls end waits too. And only if
         # that happened during the wait: the callback of an earlier run's task may have reached that run.
         finished = isinstance(outcome, TaskDetails) and (watch.last_running_at is not None or watch.looks > 0)
@@ -445,9 +453,34 @@ class TaskPoller:
             waiter.deliver(outcome, final=False)
         delay = max(error_delay, self._delay(watch, watch.looked(outcome, now)))
         self._plan(watch, now if watch.urgent else now + delay, now)
+        if isinstance(outcome, Exception) and logger.isEnabledFor(logging.INFO):
+            self._log_failure(watch, outcome, now)
         if watch.spared_until > NOW and isinstance(outcome, TaskDetails) and not watch.urgent:
             watch.spared_until = now
             self._expire(watch, now)
+
+    def _log_end(self, watch: Watch, details: TaskDetails) -> None:
+        """Unless a caller has only checked the status, perhaps of a task that finished long ago."""
+        if watch.source == "poll" and all(isinstance(waiter, OneLook) for waiter in watch.waiters):
+            return
+        known = watch.last_running_at is not None
+        _log_end(details, watch.source, self._schedule.loop.time() - watch.submitted_at if known else None)
+
+    def _log_failure(self, watch: Watch, error: Exception, now: float) -> None:
+        """One line for the pause after a failed poll, or for those of many tasks."""
+        if watch.due not in (NOW, NEVER) and watch.due > watch.deadline:
+            return  # the wait ends before
+        if all(waiter.done() for waiter in watch.waiters):
+            return  # only a status check, which raises the error
+        if now < self._failure_logged_at + _LOG_EVERY:
+            self._failed_unlogged += 1
+            return
+        others, self._failed_unlogged, self._failure_logged_at = self._failed_unlogged, 0, now
+        delay = watch.due - now if NOW < watch.due < NEVER else 0.0
+        cause = cause_of(error)
+        if others:
+            cause = f"{cause} (and {others} failed polls before it)"
+        logger.info("task %s is polled again in %.1f s: %s", watch.task_id, delay, cause)
 
     def _learn(self, watch: Watch, outcome: Outcome, now: float) -> None:
         """Tell the pace when this task finished, unless it ended without final details."""
@@ -462,3 +495,11 @@ class TaskPoller:
             duration=duration,
             forecasts=watch.forecasts,
         )
+
+
+def _log_end(details: TaskDetails, source: Source, seconds: float | None = None) -> None:
+    """One line for a task that has finished; `seconds` since the submit, or else those that Kie says."""
+    if seconds is None and details.created_at is not None and details.completed_at is not None:
+        seconds = (details.completed_at - details.created_at).total_seconds()
+    after = "" if seconds is None else f" after {seconds:.1f} s"
+    logger.info("task %s %s%s, found by %s", details.task_id, details.state.value, after, source)

@@ -30,8 +30,12 @@ class Limiter(Protocol):
         """Wait for a slot. With `front`, a request that was refused goes before those that wait."""
         ...
 
-    def hold_all(self) -> None:
-        """Grant nothing for a whole window: Kie refused a request that was counted as free."""
+    def hold_all(self) -> float:
+        """Grant nothing for a whole window: Kie refused a request that was counted as free.
+
+        Returns for how many seconds.
+        """
+        ...
 
     def remember(self, ages: Iterable[float]) -> None:
         """Count submits of an earlier run, given how many seconds ago each was answered."""

@@ -46,6 +46,7 @@ class PendingSubmit:
     callers: list[asyncio.Future[Submitted]] = attrs.field(factory=list)
     called_off: str = ""  # the reason, once it is called off
     resendable: bool = True  # False: no caller wants it sent again if it is refused
+    held_until: float = 0.0  # loop time before which the limiter sends nothing, after a refusal of this one
     attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
     task: asyncio.Task[Submitted] = attrs.field(init=False)
 

@@ -16,6 +16,7 @@ arrived at the next one, or a slot would be free up to a tick too early.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterable
 
@@ -24,7 +25,11 @@ import attrs
 from .. import clock
 from ..models import RateLimit
 
+logger: logging.Logger = logging.getLogger("kie4o")
+
 _LIBUV = 0.001  # seconds; the clock of libuv, under uvloop, counts whole milliseconds
+_LOGGED = 1.0  # seconds; a shorter pause is not logged
+_LONGER = 0.1  # seconds by which a hold must be longer than the log says to be logged again
 
 
 class SlidingWindow:
@@ -39,6 +44,10 @@ class SlidingWindow:
     @property
     def open(self) -> int:
         return self._open
+
+    @property
+    def held_until(self) -> float:
+        return self._held_until
 
     def take(self, now: float) -> bool:
         """Take a slot if one is free."""
@@ -97,6 +106,7 @@ class RateLimiter:
     _waiters: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
     _loop: asyncio.AbstractEventLoop = attrs.field(init=False)  # of those who acquire now
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _logged_until: float = attrs.field(init=False, default=float("-inf"))  # the end of the last logged pause
 
     def __attrs_post_init__(self) -> None:
         self._window = SlidingWindow(self.limit)
@@ -151,10 +161,15 @@ class RateLimiter:
         if self._waiters:
             self._grant()
 
-    def hold_all(self) -> None:
-        """Grant nothing for a whole window: Kie refused a request for too many calls."""
-        self._window.hold_until(self._loop.time() + _tick(self._loop) + self.limit.per)
+    def hold_all(self) -> float:
+        """Grant nothing for a whole window: Kie refused a request for too many calls.
+
+        Returns for how many seconds.
+        """
+        now = self._loop.time()
+        self._window.hold_until(now + _tick(self._loop) + self.limit.per)
         self._grant()
+        return self._window.held_until - now
 
     def _grant(self) -> None:
         """Grant the slots that are free, and come back when the next one is."""
@@ -169,9 +184,22 @@ class RateLimiter:
             else:
                 break
         if self._waiters:
-            free_at = self._window.free_at(self._loop.time())
+            now = self._loop.time()
+            free_at = self._window.free_at(now)
             if free_at != float("inf"):
                 self._timer = self._loop.call_at(free_at, self._grant)
+                self._log_pause(now, free_at)
+
+    def _log_pause(self, now: float, until: float) -> None:
+        """One line for a pause of all requests. At most one in a window, unless Kie has refused one."""
+        held = until == self._window.held_until
+        longer = _LONGER if held else self.limit.per
+        if until < max(now + _LOGGED, self._logged_until + longer) or not logger.isEnabledFor(logging.INFO):
+            return
+        self._logged_until = until
+        used_up = f"the limit of {self.limit.limit} in {self.limit.per:g} s is used up"
+        reason = "Kie refused one for too many calls" if held else used_up
+        logger.info("submits pause for %.1f s: %s", until - now, reason)
 
 
 def _tick(loop: asyncio.AbstractEventLoop) -> float:

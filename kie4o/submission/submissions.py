@@ -19,8 +19,10 @@ from ..stores.shared import Limiter
 from ..stores.store import DuplicateTaskError, Entry, EntryState, fingerprint
 from ..transport.paid_body import PaidAttempt
 from ..transport.transport import Transport
+from ..wire.decoding import shown
 from ..wire.envelope import retry_after_of, status_error
 from ..wire.requests import body_of, with_ref
+from ..wire.words import in_brief
 from .pending import PendingSubmit, Submitted, planned_entry, unknown_error
 from .permit import Permit
 from .resending import NO_RESUBMIT, RESENDS, WINDOW_CODES, Resend, Resubmit
@@ -30,6 +32,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 DRAIN = 25.0  # seconds that closing waits for the responses to requests that were sent
 _LONGEST_RETRY_AFTER = 30.0  # seconds by which a Retry-After may lengthen our own delay
+_QUOTED = 20  # characters of the prompt that no log line may repeat
 
 
 class Submissions:
@@ -231,7 +234,9 @@ class Submissions:
                 raise _refusal(judgement, submit)
             resent[cause] = count + 1
             retry_after, submit.attempt = submit.attempt.retry_after, PaidAttempt()
-            await self._sleep_before_resend(resend, count, retry_after)
+            delay = self._delay_before_resend(resend, count, retry_after)
+            self._log_resend(submit, judgement, delay, f"{count + 1} of {resend.times}")
+            await asyncio.sleep(delay)
         raise asyncio.CancelledError
 
     async def _record(self, submit: PendingSubmit, judgement: Judgement) -> Submitted | None:
@@ -273,17 +278,27 @@ class Submissions:
         await self._transport.pay(body_of(entry.request, callback_url=callback_url), attempt)
         judgement = _judged(attempt)
         if judgement.verdict is Verdict.REFUSED and judgement.code in WINDOW_CODES:
-            self._limiter.hold_all()  # before the slot is granted to the next request
+            held = self._limiter.hold_all()  # before the slot is granted to the next request
+            submit.held_until = submit.task.get_loop().time() + held
         verdict = judgement.verdict.value
         logger.debug("a submit was %s (code %s, task %s)", verdict, judgement.code, judgement.task_id)
         return judgement
 
-    async def _sleep_before_resend(self, resend: Resend, count: int, retry_after: str | None) -> None:
+    def _delay_before_resend(self, resend: Resend, count: int, retry_after: str | None) -> float:
         """With `resend.window` only what Kie asks for: acquiring the next slot waits for the window."""
         own = 0.0 if resend.window else resend.delay(count, self._chance())
-        delay = min(max(own, retry_after_of(retry_after) or 0.0), own + _LONGEST_RETRY_AFTER)
-        logger.info("a submit that was not accepted is sent again in %.1f s", delay)
-        await asyncio.sleep(delay)
+        return min(max(own, retry_after_of(retry_after) or 0.0), own + _LONGEST_RETRY_AFTER)
+
+    def _log_resend(self, submit: PendingSubmit, judgement: Judgement, delay: float, number: str) -> None:
+        """When it is sent again: after the delay and the hold of the limiter."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        held = submit.held_until - asyncio.get_running_loop().time()
+        prompt, words = shown(submit.entry.request.prompt or ""), judgement.message
+        if prompt and prompt[:_QUOTED] in words:
+            words = ""
+        cause = in_brief(judgement.code, words) or judgement.verdict.value
+        logger.info("a submit is sent again in %.1f s (%s): %s", max(delay, held), number, cause)
 
 
 def _judged(attempt: PaidAttempt) -> Judgement:

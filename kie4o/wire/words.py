@@ -1,4 +1,4 @@
-"""What Kie says in words where its code says less. Pure.
+"""What Kie says in words where its code says less, and how a log line repeats it. Pure.
 
 Kie sends an empty balance as code 500, and code 400 for a failed task both if the content is against the
 policy and if an input image is too large, of another format or out of reach (record-info page).
@@ -7,6 +7,13 @@ policy and if an input image is too large, of another format or out of reach (re
 from __future__ import annotations
 
 import re
+
+from ..errors import APIStatusError, UnexpectedResponseError
+from .decoding import shown
+
+_BRIEF = 120  # characters
+_URL = re.compile(r"\w+://\S+")
+_DATA = re.compile(r'([<{]|\[").*', re.DOTALL)  # a page or JSON, which may hold prompts and URLs
 
 
 def _any(*words: str) -> re.Pattern[str]:
@@ -41,3 +48,18 @@ def say_policy(message: str) -> bool:
 def say_input_image(message: str) -> bool:
     """Whether an input image is too large, cannot be read or cannot be fetched."""
     return _IMAGE.search(message) is not None and _FAULT.search(message) is not None
+
+
+def in_brief(code: int | None, message: str) -> str:
+    """A code and its words for a log line: no URL, nothing of a page or of JSON."""
+    words = _URL.sub("...", _DATA.sub("", message))
+    return shown(words if code is None else f"{code} {words}", _BRIEF)
+
+
+def cause_of(error: Exception) -> str:
+    """Why a call failed, for a log line."""
+    if isinstance(error, APIStatusError):
+        return in_brief(error.code, error.message)
+    if isinstance(error, UnexpectedResponseError):  # its message has an excerpt
+        return f"unreadable answer with HTTP status {error.http_status}"
+    return in_brief(None, str(error)) or type(error).__name__

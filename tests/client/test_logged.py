@@ -1,0 +1,83 @@
+"""What a client logs of a whole run: why a batch stops, each end once, and never a prompt, URL or key."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from canary import CANARY_KEY
+from clients import client_of
+from clocks import run_scaled
+
+import kie4o
+from kie4o import RateLimit
+from kie4o.emulator import Answer, Emulator
+
+SECRET = "A dragon over the harbour of a town that has no name"
+LIMIT = RateLimit(20, per=1.0)
+
+
+@pytest.fixture(autouse=True)
+def at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "kie4o")
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: str = "INFO") -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "kie4o" and record.levelname == level
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (Answer(402, msg="no"), "402 no"),
+        (Answer(500, msg="Insufficient credits"), "500 Insufficient credits"),
+        (Answer(401, msg="who?"), "401 who?"),
+        (Answer(433, msg="spent"), "433 spent"),
+        (Answer(200, lost=True), "the batch stopped: 5 submits in a row have an unknown outcome"),
+    ],
+)
+async def test_a_batch_that_stops_says_why_once(answer: Answer, cause: str, caplog) -> None:
+    """Though every item in flight meets the same."""
+    async with Emulator(limit=1000) as kie, client_of(kie.url) as client:
+        for number in range(10):
+            kie.plan(f"{number}", answer=answer)
+        with pytest.raises(kie4o.KieError):
+            async for _ in client.generate_many([f"{number}" for number in range(10)]):
+                pass
+    [line] = [line for line in lines(caplog) if "batch" in line]
+    assert line.startswith(f"a batch submits nothing more: {cause}")
+
+
+def test_a_run_with_everything_names_no_prompt_url_or_key(caplog) -> None:
+    """Refusals, lost answers, failed tasks. Each task has one end."""
+    prompts = [f"{SECRET} {number}" for number in range(8)]
+    page = f"<p>{SECRET} https://me.example/</p>"
+
+    async def run() -> tuple[list[str], int]:
+        async with Emulator(duration=5.0, limit=1000) as kie:
+            kie.plan(prompts[0], answer=429)
+            kie.plan(prompts[0])
+            kie.plan(prompts[1], answer=Answer(429, raw=page, http_status=429))
+            kie.plan(prompts[1])
+            kie.plan(prompts[2], outcome="policy")
+            kie.plan(prompts[3], outcome="input")
+            kie.plan(prompts[4], answer=Answer(200, lost=True))
+            async with client_of(kie.url, rate_limit=LIMIT) as client:
+                for completion in [done async for done in client.generate_many(prompts)]:
+                    if completion.ok:
+                        await client.details(completion.unwrap().task_id)
+            return list(kie.tasks), kie.posts
+
+    ids, posts = run_scaled(run(), 40)
+    assert posts > len(prompts)
+    everything = "\n".join(record.getMessage() for record in caplog.records if record.name == "kie4o")
+    assert SECRET[:20] not in "\n".join(lines(caplog) + lines(caplog, "DEBUG"))
+    assert "://" not in everything
+    assert CANARY_KEY not in everything
+    ends = [line for line in lines(caplog) if ", found by " in line]
+    assert len(ends) == len(ids) == 7
+    assert all(sum(task_id in line for line in ends) == 1 for task_id in ids)
