@@ -9,7 +9,8 @@ import attrs
 import backoff
 
 from ..stores.store import EntryState
-from .verdict import Verdict
+from ..wire.words import say_credits_are_insufficient
+from .verdict import Judgement, Verdict
 
 
 @attrs.frozen(kw_only=True)
@@ -71,3 +72,13 @@ RESENDS: Mapping[Verdict | int, Resend] = MappingProxyType(
     }
 )
 WINDOW_CODES = frozenset(cause for cause, resend in RESENDS.items() if resend.window)
+
+
+def resend_after(judgement: Judgement) -> tuple[Verdict | int, Resend | None]:
+    """What one attempt came to, as resends are counted, and how it is sent again; None for never."""
+    if judgement.verdict is Verdict.NOT_SENT:
+        return Verdict.NOT_SENT, RESENDS[Verdict.NOT_SENT]
+    code = judgement.code or 0
+    # An empty balance is no reason to try again, whatever the code.
+    never = judgement.verdict is not Verdict.REFUSED or say_credits_are_insufficient(judgement.message)
+    return code, None if never else RESENDS.get(code)

@@ -25,7 +25,7 @@ from ..wire.requests import body_of, with_ref
 from ..wire.words import in_brief
 from .pending import PendingSubmit, Submitted, planned_entry, unknown_error
 from .permit import Permit
-from .resending import NO_RESUBMIT, RESENDS, WINDOW_CODES, Resend, Resubmit
+from .resending import NO_RESUBMIT, WINDOW_CODES, Resend, Resubmit, resend_after
 from .verdict import Judgement, Verdict, judge
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -227,8 +227,8 @@ class Submissions:
             submitted = await self._record(submit, judgement)
             if submitted is not None:
                 return submitted
-            cause = judgement.verdict if judgement.verdict is Verdict.NOT_SENT else judgement.code or 0
-            resend, count = RESENDS.get(cause), resent.get(cause, 0)
+            cause, resend = resend_after(judgement)
+            count = resent.get(cause, 0)
             useless = submit.attempt.permanent or not submit.resendable
             if resend is None or count >= resend.times or useless:
                 raise _refusal(judgement, submit)
@@ -322,6 +322,6 @@ def _refusal(judgement: Judgement, submit: PendingSubmit) -> KieError:
             http_status=attempt.status,
             retry_after=retry_after_of(attempt.retry_after),
         )
-        refusal.retryable = refusal.retryable and judgement.code in RESENDS
+        refusal.retryable = refusal.retryable and resend_after(judgement)[1] is not None
     error.key = submit.key
     return error
