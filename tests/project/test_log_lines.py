@@ -28,8 +28,12 @@ class Line:
     text: str
 
     def fits(self, level: str, row: str) -> bool:
-        words = ".+".join(map(re.escape, CONVERSION.split(self.text)))
-        return level == self.level and re.fullmatch(words, row) is not None
+        return level == self.level and pattern_of(self.text).fullmatch(row) is not None
+
+
+@cache
+def pattern_of(text: str) -> re.Pattern[str]:
+    return re.compile(".+".join(map(re.escape, CONVERSION.split(text))))
 
 
 def lines_of(source: str, where: str) -> Iterator[Line]:
