@@ -6,12 +6,16 @@ Not for the paid call, whose repetitions are a table in `submission`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import backoff
 
 from ..errors import APIConnectionError, KieError, worth_repeating
+from ..wire.words import cause_of
+
+logger: logging.Logger = logging.getLogger("kie4o")
 
 TRIES = 3
 _FIRST_DELAY = 0.5  # seconds; doubled for each further try
@@ -46,5 +50,8 @@ async def repeated(
             if not worth(error):
                 raise
             retry_after = getattr(error, "retry_after", None) or 0.0
-        await sleep(min(retry_after, _LONGEST_RETRY_AFTER) + jitter(next(delays)))
+            delay = min(retry_after, _LONGEST_RETRY_AFTER) + jitter(next(delays))
+            if logger.isEnabledFor(logging.INFO):
+                logger.info("a free call is made again in %.1f s: %s", delay, cause_of(error))
+        await sleep(delay)
     return await call()

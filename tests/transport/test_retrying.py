@@ -67,3 +67,16 @@ async def test_a_retry_after_is_waited_in_addition(retry_after: float | None, de
     calls = Calls(RateLimitError("slow", code=429, retry_after=retry_after))
     assert await repeated(calls, sleep=calls.sleep, jitter=float) == 2
     assert calls.slept == [delay]
+
+
+async def test_each_pause_is_logged_with_its_length_and_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """Without URLs, which may be private."""
+    caplog.set_level("INFO", "kie4o")
+    refusal = RateLimitError("too fast", code=429, retry_after=7.0)
+    calls = Calls(APIConnectionError("no answer from GET https://a.example/x?y=1: timed out"), refusal)
+    await repeated(calls, sleep=calls.sleep, jitter=float)
+    assert calls.slept == [0.5, 8.0]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a free call is made again in 0.5 s: no answer from GET ...: timed out",
+        "a free call is made again in 8.0 s: 429 too fast",
+    ]
