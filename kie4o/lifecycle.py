@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import attrs
@@ -29,6 +30,8 @@ from .submission.pending import Submitted
 from .submission.permit import Permit, Permits
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .submission.submissions import Submissions
+
+logger: logging.Logger = logging.getLogger("kie4o")
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -228,8 +231,11 @@ class Lifecycle:
         """Wait for the callback that names the task, and return what is left of the timeout."""
         if not self.expects_callback(submitted.entry.request):
             raise submitted.unknown_error()
+        seconds = self._seconds(timeout)
+        limit = "without limit" if seconds is None else f"for up to {seconds:.1f} s"
+        logger.info("the answer to a submit was lost; its callback is awaited %s", limit)
         try:
-            async with asyncio.timeout(self._seconds(timeout)) as deadline:
+            async with asyncio.timeout(seconds) as deadline:
                 entry = await self.delivery.wait_for_name(submitted.entry)
         except (TimeoutError, KieError) as error:
             raise submitted.unknown_error() from error

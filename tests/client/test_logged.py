@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 from canary import CANARY_KEY
-from clients import client_of
+from clients import LOST, client_of
 from clocks import run_scaled
 
 import kie4o
@@ -81,3 +82,26 @@ def test_a_run_with_everything_names_no_prompt_url_or_key(caplog) -> None:
     ends = [line for line in lines(caplog) if ", found by " in line]
     assert len(ends) == len(ids) == 7
     assert all(sum(task_id in line for line in ends) == 1 for task_id in ids)
+
+
+@pytest.mark.parametrize("timeout", [30.0, None])
+def test_a_lost_answer_says_for_how_long_its_callback_is_awaited(timeout: float | None, caplog) -> None:
+    """That is a pause of the caller, and the longest there is."""
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        async with Emulator() as kie, client_of(kie.url, callback_url="https://me.example/kie") as client:
+            kie.plan("x", answer=LOST, callback="never")
+            start = loop.time()
+            call = asyncio.create_task(client.generate("x", timeout=timeout))
+            await asyncio.wait([call], timeout=60.0)
+            took = loop.time() - start
+        await asyncio.wait([call])
+        assert isinstance(call.exception(), kie4o.SubmissionUnknownError)
+        return took
+
+    took = run_scaled(run(), 200)
+    [line] = [line for line in lines(caplog) if "callback" in line]
+    limit = "without limit" if timeout is None else f"for up to {timeout:.1f} s"
+    assert line == f"the answer to a submit was lost; its callback is awaited {limit}"
+    assert (took >= 59.9) if timeout is None else (timeout - 0.1 <= took < timeout + 10)
