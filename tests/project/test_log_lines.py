@@ -17,7 +17,7 @@ pytestmark = pytest.mark.once
 LEVELS = {"debug", "info", "warning", "error"}
 SILENT = {"isEnabledFor"}
 CONVERSION = re.compile(r"%(?:\.\d)?[sdrgf]")
-SHORTEST = 10  # letters of a line that are always the same: fewer would match any row
+SHORTEST = 10  # letters of a line that are always the same: with fewer it would match any row
 
 
 @attrs.frozen
@@ -33,7 +33,13 @@ class Line:
 
 @cache
 def pattern_of(text: str) -> re.Pattern[str]:
-    return re.compile(".+".join(map(re.escape, CONVERSION.split(text))))
+    """For the rows that show this text. One that is mostly values has to be shown as it is, with "..."."""
+    value = ".+" if letters_of(text) >= SHORTEST else re.escape("...")
+    return re.compile(value.join(map(re.escape, CONVERSION.split(text))))
+
+
+def letters_of(text: str) -> int:
+    return len(re.findall(r"[a-z]", CONVERSION.sub("", text)))
 
 
 def lines_of(source: str, where: str) -> Iterator[Line]:
@@ -58,7 +64,7 @@ def lines_of(source: str, where: str) -> Iterator[Line]:
         if of == "logger" and name not in SILENT:
             assert name in LEVELS, f"{where}: logger.{name}"
             for text in texts_of(node.args[0], values, where):
-                assert len(re.findall(r"[a-z]", CONVERSION.sub("", text))) >= SHORTEST, f"{where}: {text}"
+                assert letters_of(text), f"{where}: {text}"
                 yield Line(name.upper(), text)
 
 
