@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 def worth_repeating(error: Exception) -> bool:
     """Whether a failed call may succeed if it is repeated: the failure says nothing about its subject."""
-    if isinstance(error, APIStatusError):
+    if isinstance(error, (APIStatusError, APIConnectionError)):
         return error.retryable
-    return isinstance(error, (APIConnectionError, UnexpectedResponseError))
+    return isinstance(error, UnexpectedResponseError)
 
 
 class KieError(Exception):

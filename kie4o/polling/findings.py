@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from ..details import TaskDetails, TaskState
 from ..errors import (
+    APIConnectionError,
     APIStatusError,
     AuthenticationError,
     InsufficientCreditsError,
@@ -65,17 +66,20 @@ def _weigh_details(watch: Watch, details: TaskDetails, now: float) -> Outcome | 
 
 
 def _ends_wait(watch: Watch, error: Exception, now: float) -> bool:
-    """Whether a failed look ends the wait. A refusal is about the look: a paid task outlives one or two."""
+    """Whether a failed look ends the wait. A refusal by Kie or a proxy, or a wrong certificate, is about the
+    look: a paid task outlives one or two."""
     if worth_repeating(error):
         watch.refusals = NONE_REFUSED
         return False
-    if not isinstance(error, APIStatusError):  # the client is closed, or a caller's `look` is wrong
+    if not isinstance(error, (APIStatusError, APIConnectionError)):  # the client is closed, or `look` is wrong
         return True
     count, first = watch.refusals
     watch.refusals = count, first = count + 1, first if count else now
-    remedy = f"{type(error).remedy} " if isinstance(error, _ABOUT_ACCESS) else ""
-    error.remedy = (
-        f"{remedy}Only the status check was refused; the task is still running: wait for it again with "
-        f"client.wait({watch.task_id!r})"
-    )
-    return count >= REFUSALS and now - first >= REFUSED_FOR
+    ends = count >= REFUSALS and now - first >= REFUSED_FOR
+    resume = f"the task is still running: wait for it again with client.wait({watch.task_id!r})"
+    if isinstance(error, APIStatusError):
+        remedy = f"{type(error).remedy} " if isinstance(error, _ABOUT_ACCESS) else ""
+        error.remedy = f"{remedy}Only the status check was refused; {resume}"
+    elif ends:
+        error.args = (f"{error}. Only the status checks failed; {resume}",)
+    return ends

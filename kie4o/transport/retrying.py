@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import backoff
 
-from ..errors import APIConnectionError, KieError, worth_repeating
+from ..errors import KieError, worth_repeating
 from ..wire.words import cause_of
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -27,16 +27,11 @@ Jitter = Callable[[float], float]  # from a delay to the one that is used
 full_jitter: Jitter = backoff.full_jitter
 
 
-def worth_another_try(error: Exception) -> bool:
-    """Whether the same call may succeed within seconds. A wait goes on for longer, and for more failures."""
-    return worth_repeating(error) and not (isinstance(error, APIConnectionError) and not error.retryable)
-
-
 async def repeated(
     call: Callable[[], Awaitable[_T]],
     *,
     tries: int = TRIES,
-    worth: Callable[[Exception], bool] = worth_another_try,
+    worth: Callable[[Exception], bool] = worth_repeating,
     sleep: Sleep = asyncio.sleep,
     jitter: Jitter = full_jitter,
 ) -> _T:

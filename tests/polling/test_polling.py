@@ -183,7 +183,10 @@ RETRIED = [
     kie4o.APITimeoutError("slow"),
     kie4o.UnexpectedResponseError("html"),
 ]
+UNTRUSTED = kie4o.APIConnectionError("the certificate has expired")
+UNTRUSTED.retryable = False
 REFUSED = [
+    UNTRUSTED,
     kie4o.AuthenticationError("no", code=401),
     kie4o.InsufficientCreditsError("no", code=402),
     kie4o.PermissionDeniedError("no", code=403),
