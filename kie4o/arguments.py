@@ -128,6 +128,18 @@ def task_id_of(task: HasTaskId | str | Enum) -> str:
     return str(task_id)
 
 
+def finding_of(task_id: HasTaskId | str | None, charged: bool | None) -> str | None:
+    """What a person found about a submit: the id of its task, or None if it was not charged."""
+    if charged is not None and not isinstance(charged, bool):
+        raise invalid("charged", charged, "False, or nothing together with task_id=")
+    if task_id is not None and charged is None:
+        return task_id_of(task_id)
+    if task_id is None and charged is False:
+        return None
+    where = "; a task that was charged has an id at kie.ai/logs" if charged and task_id is None else ""
+    raise InvalidRequestError(f"pass either task_id= or charged=False{where}")
+
+
 def callback_url_of(url: URLObject | str | Enum | None, *, loopback: bool) -> str | None:
     """A callback URL for the whole client, checked as a request's own is."""
     text: str | None = url_text(plain(url))

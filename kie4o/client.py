@@ -21,6 +21,7 @@ from .arguments import (
     OnUnknown,
     batch_of,
     callback_url_of,
+    finding_of,
     image_url_of,
     key_of,
     path_of,
@@ -311,6 +312,36 @@ class AsyncKieClient:
         async with contextlib.aclosing(Resumption(runtime.store, runtime.lifecycle.resume)) as completions:
             async for completion in completions:
                 yield completion
+
+    async def settle(
+        self, key: str | Entry, *, task_id: str | None = None, charged: bool | None = None
+    ) -> Entry:
+        """Record what you have found out at kie.ai/logs about a submit with an unknown outcome.
+
+        Nothing is submitted. Pass either `task_id` or ``charged=False``; the same again changes nothing.
+
+        Args:
+            key: Its key, its ref (both are on the `SubmissionUnknownError`), or its entry from
+                `unfinished()`. A key means the latest submit under it; an earlier one has its ref only.
+            task_id: The id of its task, which is polled first. `generate` under the key, and those who wait
+                under it already, go on with that task, and `resume()` waits for it.
+            charged: False: it was not charged. `unfinished()` no longer lists it, and the next call under the
+                key submits again, unless an earlier submit under the key has an outcome.
+
+        Returns:
+            The entry as it is now.
+
+        Raises:
+            InvalidRequestError: The store has no such entry, its outcome is known, or the task was asked for
+                another prompt.
+            TaskNotFoundError: Kie does not know the task.
+            APIStatusError, APIConnectionError, UnexpectedResponseError: The task could not be polled.
+            StoreError: The task is that of another entry, the key is being submitted at this moment, or the
+                store cannot be written. After any of these errors nothing has changed.
+        """
+        task_id = finding_of(task_id, charged)
+        runtime = await self._runtime.ready()
+        return await runtime.settlement.settle(key, task_id)
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store file while it is in use. The copy is complete and on the disk when this returns.

@@ -22,6 +22,7 @@ from .opening import import_late_modules
 from .polling.policy import PollPolicy
 from .polling.poller import TaskPoller
 from .settings import Settings
+from .settling import Settlement
 from .stores.guard import guarded
 from .stores.ledger import Ledger
 from .stores.shared import Limiter
@@ -96,6 +97,13 @@ class Runtime:
         )
         self.delivery: Delivery = Delivery(
             self.store, self.ledger, self.poller, trusting=options.trust_callbacks
+        )
+        self.settlement: Settlement = Settlement(
+            store=self.store,
+            ledger=self.ledger,
+            submissions=self.submissions,
+            poller=self.poller,
+            delivery=self.delivery,
         )
         self.lifecycle: Lifecycle = Lifecycle(
             ready=self.ready,

@@ -39,7 +39,7 @@ _FIRST_DELAY = 1.0  # seconds until a callback that could not be confirmed is tr
 _LONGEST_DELAY = 30.0
 _GIVE_UP = 3600.0  # seconds after which a confirmation is not repeated any more
 _RECHECK = 30.0  # seconds until the task ids that callbacks have named are checked once more
-_WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN)
+_WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN, EntryState.FAILED)  # FAILED: a person said so
 
 
 class Delivery:
@@ -160,6 +160,12 @@ class Delivery:
             raise KieError("the client was closed before a callback arrived; check kie.ai/logs")
         return named
 
+    def wake(self, entry: Entry) -> None:
+        """Wake those who wait for the name of its task, if it has one now."""
+        for waiter in self._unnamed.get(entry.ref, ()):
+            if entry.task_id is not None and not waiter.done():
+                waiter.set_result(entry)
+
     async def aclose(self) -> None:
         """Cancel the confirmations under way, whose tasks the next run polls again, and end all waits."""
         self._closed = True
@@ -267,11 +273,9 @@ class Delivery:
         owner = await self._store.find(task_id=details.task_id)
         if stored is None or (owner is not None and owner.ref != entry.ref):
             return None
-        if stored.state is EntryState.UNKNOWN and details.state is not TaskState.MISSING:
+        if stored.unnamed and details.state is not TaskState.MISSING:
             stored = await self._ledger.name_task(stored, details.task_id)
-        for waiter in self._unnamed.get(entry.ref, ()):
-            if stored.task_id is not None and not waiter.done():
-                waiter.set_result(stored)
+        self.wake(stored)
         return stored if stored.task_id in (None, details.task_id) else None
 
     async def _finish(self, details: TaskDetails) -> None:

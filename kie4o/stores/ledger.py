@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import Context
 from types import MappingProxyType
 from weakref import WeakValueDictionary
@@ -26,7 +26,6 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 _FIRST_DELAY = 1.0  # seconds before a failed write is repeated; doubled each time
 _LONGEST_DELAY = 30.0
-_UNLOCKED = nullcontext()
 _PAID = "%s is paid and was never saved; keep its id for client.wait()"
 _NEVER_SAVED: Mapping[EntryState, str] = MappingProxyType(
     {
@@ -47,7 +46,8 @@ class Ledger:
         self._unsaved: dict[str, Entry] = {}  # by key
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
-        # By caller's key: moving its submits to their refs and back must not mix with other writes of them.
+        # By caller's key, or ref: moving the submits of a key to their refs and back, and naming the task of
+        # one, must not mix with other writes of them.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._moves = 0  # begun and ended
 
@@ -55,6 +55,8 @@ class Ledger:
 
     async def claim(self, entry: Entry, takes: tuple[EntryState, ...]) -> Entry:
         """Store the entry if its key is new; return what is stored under the key."""
+        async with self._lock(entry):
+            pass  # until it is settled
         unsaved = self._unsaved.get(entry.key)
         if unsaved is not None:
             return unsaved
@@ -137,17 +139,81 @@ class Ledger:
 
     # -- a task ----------------------------------------------------------------------------------
 
+    async def find(self, name: str) -> Entry | None:
+        """The entry of a key or a ref as it is now."""
+        unsaved = self._unsaved.get(name) or self._unsaved_where(ref=name)
+        return unsaved or await self._store.find(key=name) or await self._store.find(ref=name)
+
     async def name_task(self, entry: Entry, task_id: str) -> Entry:
         """Save the task id that a callback named for a submit whose outcome was unknown."""
         async with self._lock(entry):
             stored = await self._latest(entry.ref)
-            if stored is None or stored.state is not EntryState.UNKNOWN:
+            if stored is None or not stored.unnamed:
                 return stored or entry
-            named = stored.become(EntryState.SUBMITTED, task_id=task_id)
-            await self._store.save(named)
-            self._unsaved.pop(named.key, None)  # an older entry must not replace it
+            named = await self._named(stored, task_id)
         logger.info("%s, whose submit response was lost, was found by its callback", named.label)
         return named
+
+    async def settle(self, entry: Entry, task_id: str | None, is_live: Callable[[str], bool]) -> Entry:
+        """Save what a person found out about an unknown outcome: its task, or that it was not charged (None).
+
+        Returns the entry as it is then, which is unchanged if something else has named its task. Raises
+        `DuplicateTaskError` if another entry has the task, and `StoreError` if the key is being submitted, by
+        this process (`is_live`) or by another.
+        """
+        async with self._lock(entry):
+            stored = await self._latest(entry.ref)
+            if stored is None or not stored.unnamed:
+                return stored or entry
+            if is_live(stored.key) or not await self._hold(stored):
+                raise being_submitted(stored)
+            try:
+                return await (self._unpaid(stored) if task_id is None else self._named(stored, task_id))
+            finally:
+                await self.release(stored)
+
+    async def _hold(self, entry: Entry) -> bool:
+        """Whether no other process has the key, or has changed the entry."""
+        if self._store.shared is None:
+            return True
+        held = await self._store.claim(entry, takes=(EntryState.UNKNOWN, EntryState.FAILED), wait=False)
+        if held is None or held == entry or entry.key in self._unsaved:
+            return held is not None
+        await self.release(entry)
+        return False
+
+    async def _named(self, entry: Entry, task_id: str) -> Entry:
+        owner = self._unsaved_where(task_id=task_id)
+        if owner is not None and owner.ref != entry.ref:
+            raise duplicate_task(task_id, owner)
+        named = entry.become(EntryState.SUBMITTED, task_id=task_id)
+        await self._store.save(named)
+        self._unsaved.pop(named.key, None)  # an older entry must not replace it
+        return named
+
+    async def _unpaid(self, entry: Entry) -> Entry:
+        """Move the entry away from its key, to which the submit before it returns: both or neither."""
+        unpaid = attrs.evolve(entry.superseded() if entry.keyed else entry, state=EntryState.FAILED)
+        self._moves += 1
+        try:
+            previous = await self._submit_before(entry)
+            if previous is None:
+                await self._store.save(unpaid)
+            else:
+                await self._store.begin(previous, unpaid)
+                self._unsaved.pop(previous.ref, None)
+            self._unsaved.pop(entry.key, None)
+        finally:
+            self._moves += 1
+        return unpaid
+
+    async def _submit_before(self, entry: Entry) -> Entry | None:
+        """The submit that the key had before this one, under the key, unless it was not charged either."""
+        for ref in reversed(entry.earlier if entry.keyed else ()):
+            earlier = await self._latest(ref)
+            if earlier is not None and (earlier.task_id is not None or earlier.state is EntryState.UNKNOWN):
+                return _under(entry.key, earlier)
+        return None
 
     async def finish(self, details: TaskDetails) -> None:
         """Save the final status of a task. A failure is logged: at worst the next process polls again."""
@@ -229,16 +295,14 @@ class Ledger:
             self._saved(unsaved)  # it must not be saved again under the key that it leaves
         if current is None:
             return previous
-        return attrs.evolve(current, key=previous.key, keyed=True, superseded_key=None)
+        return _under(previous.key, current)
 
     async def _latest(self, ref: str) -> Entry | None:
         """The entry with this ref as it is now, wherever it has moved."""
         return self._unsaved_where(ref=ref) or await self._store.find(ref=ref)
 
     def _lock(self, entry: Entry) -> AbstractAsyncContextManager[None]:
-        """Locks the caller's key. An entry without one never moves."""
-        key = entry.callers_key
-        return _UNLOCKED if key is None else _held(self._locks.setdefault(key, asyncio.Lock()))
+        return _held(self._locks.setdefault(entry.callers_key or entry.ref, asyncio.Lock()))
 
     async def _save_until_done(self) -> None:
         delay = _FIRST_DELAY
@@ -279,7 +343,21 @@ class Ledger:
 
 def _planned(entry: Entry) -> Entry:
     """The entry of a request that was not charged."""
-    return attrs.evolve(entry, state=EntryState.PLANNED, submitted_at=None, earlier=())
+    return attrs.evolve(entry, state=EntryState.PLANNED, sent_at=None, submitted_at=None, earlier=())
+
+
+def _under(key: str, entry: Entry) -> Entry:
+    """An earlier submit of a key under that key again."""
+    return attrs.evolve(entry, key=key, keyed=True, superseded_key=None)
+
+
+def being_submitted(entry: Entry) -> StoreError:
+    """The error of an entry that may change at any moment."""
+    return StoreError(
+        f"nothing was changed: {entry.label} is being submitted now, by this process or another; "
+        "try again later",
+        key=entry.callers_key,
+    )
 
 
 @asynccontextmanager

@@ -4,14 +4,16 @@ A store keeps one `Entry` per idempotency key and writes whole entries. Which st
 decided by `submission`, so that every store stays small:
 
     PLANNED ─▶ INTENT ─▶ SUBMITTED ─▶ SUCCEEDED | FAILED
-       ▲          ├────▶ UNKNOWN
+       ▲          ├────▶ UNKNOWN ─▶ SUBMITTED  (a callback or a person has named its task)
+       │          │         └─────▶ FAILED     (without a task: a person says that it was not charged)
        └──────────┘  (only if the request was provably not sent, or provably refused)
 
 INTENT is saved before the first byte of the POST is sent. If a process dies with an INTENT in its store, the
 next one cannot know whether the request was charged.
 
 An entry is identified by its key, and also by its ref. A key that is submitted again gets a new entry with a
-new ref, and the earlier one, which is paid or may be, moves to its ref as its key.
+new ref, and the earlier one, which is paid or may be, moves to its ref as its key. So does an entry that was
+not charged after all, which makes its key free.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import enum
 import hashlib
 import os
 from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -62,8 +65,9 @@ class Entry:
         keyed: Whether the caller gave a key.
         state: An `EntryState`.
         task_id: The id of its task, once it is known.
-        submitted_at: When it was sent, and later when it was answered. Unix time, since other processes
-            read it.
+        sent_at: When it was sent. Unix time, since other processes read it.
+        submitted_at: The same, and later when it was answered: since then it counts against the account's
+            limit.
         details: The final `TaskDetails`, once the task has ended.
         earlier: The refs of earlier submits under the same key, oldest first. Each is an entry of its own.
         superseded_key: The caller's key of such an earlier submit, whose `key` is its ref.
@@ -75,6 +79,7 @@ class Entry:
     keyed: bool = True
     state: EntryState = EntryState.PLANNED
     task_id: str | None = None
+    sent_at: float | None = None
     submitted_at: float | None = None
     details: TaskDetails | None = None
     earlier: tuple[str, ...] = ()
@@ -86,11 +91,27 @@ class Entry:
         return self.key if self.keyed else self.superseded_key
 
     @property
+    def unnamed(self) -> bool:
+        """Whether it was sent and has no task id, so that a callback or a person may still name its task."""
+        return self.task_id is None and self.state in (EntryState.UNKNOWN, EntryState.FAILED)
+
+    @property
     def label(self) -> str:
-        """The entry in a log line: its task, its key, and the start of its prompt."""
-        name = f"task {self.task_id}" if self.task_id is not None else f"a submit with ref {self.ref}"
-        key = "" if self.callers_key is None else f"key {self.callers_key!r}, "
-        return f"{name} ({key}prompt {shown(self.request.prompt or '', _SHOWN)!r})"
+        """The entry in a log line or an error, so that it can be found in Kie's logs: its task, or its ref
+        and when it was sent; its key; the start of its prompt."""
+        name, facts = f"task {self.task_id}", []
+        if self.task_id is None:
+            name = f"a submit with ref {self.ref}"
+            at = self.submitted_at if self.sent_at is None else self.sent_at
+            facts = [] if at is None else [f"sent {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"]
+        if self.callers_key is not None:
+            facts.append(f"key {self.callers_key!r}")
+        prompt = self.request.prompt
+        facts.append("no prompt" if prompt is None else f"prompt {shown(prompt, _SHOWN)!r}")
+        return f"{name} ({', '.join(facts)})"
+
+    def __str__(self) -> str:
+        return self.label
 
     @property
     def fingerprint(self) -> str:
@@ -113,6 +134,7 @@ class Entry:
             keyed=self.keyed,
             state=state,
             task_id=self.task_id if task_id is None else task_id,
+            sent_at=self.sent_at,
             submitted_at=self.submitted_at if submitted_at is None else submitted_at,
             details=self.details if details is None else details,
             earlier=self.earlier,
@@ -165,7 +187,8 @@ class Store(Protocol):
         ...
 
     async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
-        """Save the INTENT, and with it the earlier submit of its key if there was one: both or neither.
+        """Save what is now under a key, such as an INTENT, and with it the submit that was under the key
+        before, if there was one: both or neither.
 
         Raises `StoreError` if this process does not hold the key.
         """

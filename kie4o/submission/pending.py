@@ -59,9 +59,11 @@ class PendingSubmit:
 
     def begin(self) -> Entry:
         """The request is about to be sent."""
-        self.entry = self.entry.become(EntryState.INTENT, submitted_at=clock.unix_time())
-        if self.previous is not None:
-            self.entry = attrs.evolve(self.entry, earlier=(*self.previous.earlier, self.previous.ref))
+        now, previous = clock.unix_time(), self.previous
+        earlier = () if previous is None else (*previous.earlier, previous.ref)
+        self.entry = attrs.evolve(
+            self.entry, state=EntryState.INTENT, sent_at=now, submitted_at=now, earlier=earlier
+        )
         return self.entry
 
     def accept(self, task_id: str) -> Entry:
@@ -113,10 +115,12 @@ def new_ref() -> str:
 
 
 def unknown_error(entry: Entry, reason: str) -> SubmissionUnknownError:
-    resubmit = "; if it is not there, on_unknown='resubmit' submits it again" if entry.keyed else ""
+    """Says what is needed to find the request in Kie's logs, and what to do then."""
+    settle = f"client.settle({entry.key!r}, "  # its ref if the caller gave no key
     return SubmissionUnknownError(
-        f"the request was sent but its outcome is unknown ({reason}). It may have been charged and will not "
-        f"be sent again; check kie.ai/logs{resubmit}",
+        f"the request was sent but its outcome is unknown: {reason.rstrip('.')}. It may have been charged "
+        f"and will not be sent again. It is {entry.label}: check kie.ai/logs, then call "
+        f"{settle}task_id='...'), or {settle}charged=False) if it is not there",
         ref=entry.ref,
         key=entry.callers_key,
     )

@@ -61,6 +61,10 @@ class Submissions:
         """How many submits are under way."""
         return len(self._live)
 
+    def is_live(self, key: str) -> bool:
+        """Whether a submit of this key is under way."""
+        return key in self._live
+
     async def submit(
         self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit = NO_RESUBMIT
     ) -> Submitted:

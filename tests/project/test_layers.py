@@ -21,7 +21,7 @@ FLOORS = [
     {"cli", "webhooks"},  # rims
     {"client"},
     {"task", "runtime"},
-    {"batch", "lifecycle", "opening", "closing"},
+    {"batch", "lifecycle", "settling", "opening", "closing"},
     {"arguments"},
     {"submission", "callbacks", "files"},
     {"stores", "polling", "transport"},
