@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import json
 import re
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import attrs
+import dying
 import pytest
 from clients import LOST, MakeStore, client_of, until
+from dying import SURVIVED, Run
 from held import HeldServer
+from paths import IMPORT_ROOT
+from portable import environment
 
 import kie4o
 from kie4o import AsyncKieClient, SubmissionUnknownError, parse_callback
@@ -22,6 +27,7 @@ from kie4o.stores.store import DuplicateTaskError, Entry, EntryState
 from kie4o.submission.rate_limit import RateLimiter
 
 CALLBACK = "https://me.example/kie"
+PATHS = str(IMPORT_ROOT)
 NOT_CHARGED = Answer(500)  # no task, and the answer does not say so
 
 
@@ -348,6 +354,65 @@ async def test_a_key_that_is_being_submitted_is_left_alone(store: MakeStore) -> 
         assert (await submitting).id == task_id
 
 
+class Gated(MemoryStore):
+    """A store in which the next call of one method waits for the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.method = ""
+        self.reached = asyncio.Event()
+        self.open_gate = asyncio.Event()
+
+    async def _pass(self, method: str) -> None:
+        if method == self.method:
+            self.method = ""
+            self.reached.set()
+            await self.open_gate.wait()
+
+    async def callbacks_of(self, ref: str) -> Sequence[str]:
+        await self._pass("callbacks_of")
+        return await super().callbacks_of(ref)
+
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        await self._pass("begin")
+        await super().begin(entry, superseded)
+
+
+@pytest.mark.parametrize("method", ["callbacks_of", "begin"])
+async def test_a_resubmit_begins_while_the_latest_submit_is_settled(method: str) -> None:
+    """Of three submits of a key the second was not charged. The third begins while that is found out, and
+    waits for a slot, or while it is saved: the first is not lost."""
+    store = Gated()
+    async with HeldServer() as server:
+        limit = kie4o.RateLimit(2, per=2.0)
+        async with client_of(server.url, store, rate_limit=limit) as client:
+            refs = []
+            for number in range(2):
+                submitting = asyncio.create_task(
+                    client.submit("a boat", key="order-1", on_unknown="resubmit" if number else "hold")
+                )
+                await until(lambda number=number: len(server.prompts) > number)
+                server.lose("a boat")
+                with pytest.raises(SubmissionUnknownError) as caught:
+                    await submitting
+                refs.append(caught.value.ref)
+            store.method = method
+            settling = asyncio.create_task(client.settle("order-1", charged=False))
+            await store.reached.wait()
+            submitting = asyncio.create_task(client.submit("a boat", key="order-1", on_unknown="resubmit"))
+            await asyncio.sleep(0.05)
+            store.open_gate.set()
+            [settled] = await asyncio.gather(settling, return_exceptions=True)
+            await until(lambda: len(server.prompts) > 2)
+            task_id = server.accept("a boat")
+            assert (await submitting).id == task_id
+            state = EntryState.FAILED if method == "begin" else EntryState.UNKNOWN
+            assert isinstance(settled, Entry if method == "begin" else kie4o.StoreError)
+            assert facts(await store.find(ref=refs[0])) == (EntryState.UNKNOWN, None)
+            assert facts(await store.find(ref=refs[1])) == (state, None)
+            assert facts(await store.find(key="order-1")) == (EntryState.SUBMITTED, task_id)
+
+
 class HeldElsewhere(MemoryStore):
     """A store of several processes, another of which holds every key."""
 
@@ -355,6 +420,7 @@ class HeldElsewhere(MemoryStore):
         super().__init__()
         self.shared = self
         self.held = False
+        self.changed: Entry | None = None  # by another process, since this one has read it
         self.claimed: list[str] = []
 
     def limiter(self, limit: kie4o.RateLimit) -> RateLimiter:
@@ -363,7 +429,7 @@ class HeldElsewhere(MemoryStore):
     async def claim(self, entry: Entry, **more: object) -> Entry | None:
         if more.get("wait") is False:
             self.claimed.append(entry.key)
-            return None if self.held else await super().claim(entry)
+            return None if self.held else self.changed or await super().claim(entry)
         return await super().claim(entry)
 
     async def release(self, key: str) -> None:
@@ -381,6 +447,13 @@ async def test_a_key_that_another_process_holds_is_left_alone(kie: Emulator) -> 
         with pytest.raises(kie4o.StoreError, match="by this process or another"):
             await client.settle("order-1", task_id=task_id)
         store.held, store.claimed = False, []
+        entry = await store.find(key="order-1")
+        assert entry is not None
+        store.changed = entry.become(EntryState.SUBMITTED, task_id="1" * 32)
+        with pytest.raises(kie4o.StoreError, match="by this process or another"):
+            await client.settle("order-1", task_id=task_id)
+        assert store.claimed == []
+        store.changed = None
         assert facts(await store.find(ref=error.ref)) == (EntryState.UNKNOWN, None)
         await client.settle("order-1", task_id=task_id)
         assert store.claimed == []
@@ -401,72 +474,49 @@ async def test_a_callback_that_was_not_confirmed_speaks_against_it(kie: Emulator
 # -- a process that dies in between ------------------------------------------------------------------------
 
 
-class Dying(SQLiteStore):
-    """A store whose process dies at its n-th write of an entry: before it, or right after it."""
-
-    def __init__(self, path: Path, at: int, *, after: bool) -> None:
-        super().__init__(path)
-        self.left, self.after = at, after
-
-    async def _dies(self, write: object) -> None:
-        self.left -= 1
-        if self.left < 0 or (self.left == 0 and not self.after):
-            getattr(write, "close", lambda: None)()
-            raise kie4o.StoreError("the process is dead")
-        await write  # type: ignore[misc]  # a coroutine
-        if self.left == 0:
-            raise kie4o.StoreError("the process is dead")
-
-    async def save(self, entry: Entry) -> None:
-        await self._dies(super().save(entry))
-
-    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
-        await self._dies(super().begin(entry, superseded))
-
-
+@pytest.mark.posix("a signal that kills")
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("charged", [None, False])
 @pytest.mark.parametrize("twice", [False, True])
-async def test_a_process_that_dies_while_it_settles(
+async def test_a_process_that_is_killed_while_it_settles(
     kie: Emulator, tmp_path: Path, charged: bool | None, twice: bool, after: bool
 ) -> None:
-    """At each write: what the next run finds is the entry as it was or as it was to be, and the same again
-    completes it."""
-    for at in itertools.count(1):
-        path = tmp_path / f"{at}.db"
+    """`kill -9` before and after each write: the next run finds the entry as it was or as it was to be,
+    and the same again completes it."""
+    for at in range(1, 5):
+        path, prompt = tmp_path / f"{at}.db", f"boat {at}"
         async with client_of(kie.url, path) as client:
-            error, task_id = await lost(client, kie, "order-1", f"boat {at}")
+            error, task_id = await lost(client, kie, "order-1", prompt)
+            first = error
             if twice:
-                kie.plan(f"boat {at}", answer=NOT_CHARGED if charged is False else LOST)
+                kie.plan(prompt, answer=NOT_CHARGED if charged is False else LOST)
                 with pytest.raises(SubmissionUnknownError) as caught:
-                    await client.submit(f"boat {at}", key="order-1", on_unknown="resubmit")
-                task_id, first, error = list(kie.tasks)[-1], error, caught.value
-        more = {"task_id": task_id} if charged is None else {"charged": charged}
-        dead = False
-        async with client_of(kie.url, store := Dying(path, at, after=after)) as client:
-            try:
-                await client.settle(error.ref or "", **more)
-            except kie4o.StoreError:
-                dead = True
-            dead = dead or store.left <= 0
-            store.left = -1000  # nothing more reaches the file
+                    await client.submit(prompt, key="order-1", on_unknown="resubmit")
+                task_id, error = list(kie.tasks)[-1], caught.value
+        found = task_id if charged is None else None
+        run = Run(kie.url, str(path), error.ref or "", found, at, after)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, dying.__file__, json.dumps(attrs.asdict(run)), env=environment(PYTHONPATH=PATHS)
+        )
+        code = await child.wait()
+        assert code in (-9, SURVIVED)
         async with client_of(kie.url, kept := SQLiteStore(path)) as client:
-            entry = await kept.find(ref=error.ref)
+            entry, other = await kept.find(ref=error.ref), await kept.find(ref=first.ref)
             assert entry is not None
+            assert other is not None
             assert entry.unnamed or entry.task_id == task_id
             if twice:
-                other = await kept.find(ref=first.ref)
-                assert other is not None
                 assert other.state is EntryState.UNKNOWN
                 assert (other.key == "order-1") is (entry.state is EntryState.FAILED)
-            await client.settle(error.ref or "", **more)
+            await client.settle(run.ref, task_id=found, charged=charged)
             async for _ in client.resume():
                 pass
             refs = {each.ref for each in await unfinished(client)}
             assert refs == ({first.ref} if twice else set())
-        if not dead:
-            break
-    assert at > 1
+        if code == SURVIVED:
+            assert at > 1
+            return
+    pytest.fail("the process was killed at more writes than there are")
 
 
 # -- words ------------------------------------------------------------------------------------------------
