@@ -24,6 +24,7 @@ from .arguments import (
     finding_of,
     image_url_of,
     key_of,
+    on_update_of,
     path_of,
     poll_of,
     proxy_of,
@@ -253,6 +254,7 @@ class AsyncKieClient:
         *,
         max_in_flight: int | None = None,
         batch: str | Enum = "",
+        on_update: OnUpdate | None = None,
         on_unknown: OnUnknown = "hold",
         retry_failed: bool = False,
     ) -> AsyncGenerator[Completion]:
@@ -267,6 +269,9 @@ class AsyncKieClient:
                 ids. It is taken lazily and may be endless.
             max_in_flight: How many of them may be unfinished at once; the default is the client's.
             batch: A name that keeps the keys of this batch apart from those of others on the same store.
+            on_update: As for `generate`, for every item that is polled; `details.task_id` says which task it
+                is. An exception from it, other than a `KieError`, stops the batch as the errors below do. Its
+                item is not yielded; a note on it names the task, which is paid.
             on_unknown: As for `generate`.
             retry_failed: As for `generate`.
 
@@ -275,13 +280,14 @@ class AsyncKieClient:
                 Every further request would fail too (or five in a row had an unknown outcome). No more are
                 submitted, what is in flight is yielded, then the error is raised.
         """
+        on_update = on_update_of(on_update)
         runtime = await self._runtime.ready()
         resubmit = resubmit_of(on_unknown, retry_failed)
         limit = runtime.lifecycle.permits.limit
         run = Batch(
             requests,
             runtime.store,
-            runtime.lifecycle.generate,
+            functools.partial(runtime.lifecycle.generate, on_update=on_update),
             runtime.submissions.call_off,
             runtime.delivery.named_task,
             max_in_flight=limit if max_in_flight is None else count("max_in_flight", max_in_flight),
@@ -302,14 +308,19 @@ class AsyncKieClient:
         finally:
             await close_iterator(entries)
 
-    async def resume(self) -> AsyncGenerator[Completion]:
+    async def resume(self, *, on_update: OnUpdate | None = None) -> AsyncGenerator[Completion]:
         """Wait for everything in `unfinished()`; yields a `Completion` for each. Nothing is submitted.
 
         An entry with an unknown outcome gives a `SubmissionUnknownError`, unless a callback has named its
         task.
+
+        Args:
+            on_update: As for `generate`, for every item. An exception from it ends the loop.
         """
+        on_update = on_update_of(on_update)
         runtime = await self._runtime.ready()
-        async with contextlib.aclosing(Resumption(runtime.store, runtime.lifecycle.resume)) as completions:
+        end_of = functools.partial(runtime.lifecycle.resume, on_update=on_update)
+        async with contextlib.aclosing(Resumption(runtime.store, end_of)) as completions:
             async for completion in completions:
                 yield completion
 

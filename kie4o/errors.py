@@ -245,14 +245,16 @@ class QueueFullError(APIStatusError):
 class SubmissionUnknownError(KieError):
     """The request was sent but its outcome is unknown. It may have been charged, so it is never sent again.
 
-    Check kie.ai/logs, or wait for the callback, whose URL holds the `ref`.
+    The message says when it was sent and what it asked for. Check kie.ai/logs and call `client.settle`, or
+    wait for the callback, whose URL holds the `ref`.
     """
 
 
 class TaskError(KieError):
     """A failure of one task; `task_id` says which."""
 
-    task_id: str  # pyright: ignore[reportIncompatibleVariableOverride]  # an error of a task has its id
+    # Never "" in an error that kie4o raises; a default, so that it is a str whatever created the error.
+    task_id: str = ""  # pyright: ignore[reportIncompatibleVariableOverride]  # an error of a task has its id
 
 
 class TaskFailedError(TaskError):

@@ -79,7 +79,7 @@ class Lifecycle:
                 submitted, timeout = await self._named(submitted, timeout)
             return await self.wait_for_result(submitted, timeout, on_update)
 
-    async def resume(self, entry: Entry) -> ImageResult:
+    async def resume(self, entry: Entry, on_update: OnUpdate | None = None) -> ImageResult:
         """Wait for what an earlier run submitted.
 
         If its response was lost, a callback may have named the task.
@@ -88,7 +88,7 @@ class Lifecycle:
         if entry.task_id is None:
             submitted = await self._named_by_callback(submitted.unknown_error())
         with await self.permits.acquire():
-            return await self.wait_for_result(submitted, ..., None)
+            return await self.wait_for_result(submitted, ..., on_update)
 
     async def details(self, task_id: str) -> TaskDetails:
         """Poll a task once. If it has ended, that is saved."""

@@ -95,7 +95,7 @@ class Batch:
         self._pull: asyncio.Task[Item | None] | None = None
         self._exhausted = False
         self._unknown = 0  # outcomes in a row
-        self._stop: KieError | None = None
+        self._stop: Exception | None = None
         self._called_off: frozenset[str] = frozenset()  # keys
         self._source_error: BaseException | None = None
 
@@ -169,10 +169,18 @@ class Batch:
 
     # -- one item --------------------------------------------------------------------------------
 
-    async def _one(self, item: Item) -> Completion:
-        """Never raises a `KieError`: a failed item does not affect the others, unless it stops the batch."""
-        completion = await self._outcome(item)
-        self._submitting.discard(item.key)
+    async def _one(self, item: Item) -> Completion | None:
+        """Raises nothing: a failed item does not affect the others, unless it stops the batch.
+
+        A foreign exception is not the outcome of its item. It stops the batch as one of the source does.
+        """
+        try:
+            completion = await self._outcome(item)
+        except Exception as error:  # of the caller's `on_update`
+            self._halt(error)
+            return None
+        finally:
+            self._submitting.discard(item.key)
         if completion.error is not None and _stops(completion.error):
             self._halt(copy.copy(completion.error))
         return completion
@@ -207,9 +215,11 @@ class Batch:
         final = entry.state.ended or entry.state is EntryState.UNKNOWN
         return final and not self._resubmit.allows(entry.state)
 
-    def _completed(self, completion: Completion) -> Completion | None:
+    def _completed(self, completion: Completion | None) -> Completion | None:
         """The completion to hand out, unless a stop called the item off."""
         self._in_flight -= 1
+        if completion is None:
+            return None
         dropped = isinstance(completion.error, _Stopped) or completion.key in self._called_off
         return None if dropped else completion
 
@@ -228,10 +238,14 @@ class Batch:
         elif submitted.since is not None:  # not from an earlier run
             self._unknown = 0
         if self._unknown >= MAX_UNKNOWN:
-            message = f"the batch stopped: {MAX_UNKNOWN} submits in a row have an unknown outcome"
-            self._halt(SubmissionUnknownError(f"{message}; check kie.ai/logs"))
+            entry = submitted.entry
+            message = (
+                f"the batch stopped: {MAX_UNKNOWN} submits in a row have an unknown outcome, the latest is "
+                f"{entry.label}. Check kie.ai/logs, then call client.settle(...) for each of them"
+            )
+            self._halt(SubmissionUnknownError(message, ref=entry.ref, key=entry.callers_key))
 
-    def _halt(self, error: KieError) -> None:
+    def _halt(self, error: Exception) -> None:
         """Submit nothing more. The error is raised after the completions of what is in flight."""
         if self._stop is not None:
             return

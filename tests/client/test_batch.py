@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import LETTERS, SPEED, all_of, at_rest, client_of, kie_of, paid_once
+from batches import FEW, LETTERS, SPEED, all_of, at_rest, client_of, kie_of, paid_once
 from clients import LOST, MakeStore, until
 from clocks import run_scaled
 
@@ -569,3 +569,39 @@ def test_a_batch_of_any_length_runs_in_flat_memory() -> None:
     assert whole[1] < 15
     assert keys[1] < 15
     assert naive[1] > 25
+
+
+# -- on_update -----------------------------------------------------------------------------------
+
+
+async def test_on_update_sees_every_poll_of_every_item(store: MakeStore) -> None:
+    """Each has the id of its task, and the last of each shows its end; replayed items are not polled."""
+    async with kie_of(duration=0.5) as kie:
+        async with client_of(kie, store()) as client:
+            await client.generate("a", key="a")
+            seen: list[kie4o.TaskDetails] = []
+            requests = {letter: letter for letter in FEW}
+            done = await all_of(client.generate_many(requests, on_update=seen.append))
+            polled = {each.task_id for each in done if not each.replayed}
+            assert len(polled) == len(FEW) - 1
+            assert {details.task_id for details in seen} == polled
+            ends = [details.task_id for details in seen if details.state.ended]
+            assert sorted(ends) == sorted(polled)
+            assert len(seen) > len(ends)
+        with pytest.raises(kie4o.InvalidRequestError, match="on_update=7"):
+            await all_of(client.generate_many(FEW, on_update=7))  # type: ignore[arg-type]  # on purpose
+
+
+async def test_on_update_of_resume(store: MakeStore) -> None:
+    """The same for what an earlier run has left."""
+    async with kie_of(duration=0.5) as kie:
+        async with client_of(kie, store()) as client:
+            ids = {(await client.submit(letter)).id for letter in FEW}
+        async with client_of(kie, store()) as client:
+            seen: list[str] = []
+
+            async def on_update(details: kie4o.TaskDetails) -> None:
+                seen.append(details.task_id)
+
+            assert all(done.ok for done in await all_of(client.resume(on_update=on_update)))
+            assert set(seen) == ids

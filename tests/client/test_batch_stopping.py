@@ -276,6 +276,10 @@ def test_five_unknown_in_a_row_stop_the_batch(store: MakeStore) -> None:
             assert [note for note in caught.value.__notes__ if "run the same batch again" in note]
             assert [type(each.error) for each in completions[1:]] == [kie4o.SubmissionUnknownError] * 5
             assert len({each.error.ref for each in completions[1:]}) == 5
+            latest = completions[-1].error
+            assert (caught.value.ref, caught.value.key) == (latest.ref, latest.key)
+            assert f"ref {latest.ref} (sent " in str(caught.value)
+            assert "prompt 'f'" in str(caught.value)
             assert kie.posts == 6
             await at_rest(client)
 
@@ -582,3 +586,61 @@ async def test_a_batch_delivers_what_is_in_flight_when_its_source_breaks() -> No
             async for completion in client.generate_many(source()):
                 done.append(completion.ok)
         assert done == [True, True]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+async def test_an_on_update_that_raises_stops_the_batch(store: MakeStore, lazy: bool) -> None:
+    """As a source that raises: nothing more is sent, what is in flight is yielded, and then the exception is
+    raised with the id of its task. The next run has the rest, and nothing is paid twice."""
+
+    class Broken(Exception):
+        pass
+
+    async def endless() -> AsyncIterator[str]:
+        for prompt in prompts[:6]:
+            yield prompt
+        await asyncio.Event().wait()
+
+    prompts = [f"{number}" for number in range(20)]
+    async with kie_of(duration=0.2) as kie:
+        async with client_of(kie, kept := store()) as client:
+            broken: list[str] = []
+
+            def on_update(details: kie4o.TaskDetails) -> None:
+                if not broken and len(kie.tasks) >= 4:
+                    broken.append(details.task_id)
+                    raise Broken
+                if details.task_id in broken:
+                    raise AssertionError("it is called again")
+
+            done: list[Completion] = []
+            many = client.generate_many(endless() if lazy else prompts, max_in_flight=4, on_update=on_update)
+            with pytest.raises(Broken) as caught:
+                async for each in many:
+                    done.append(each)
+            assert any(broken[0] in note for note in caught.value.__notes__)
+            assert any("run the same batch again" in note for note in caught.value.__notes__)
+            assert all(each.ok for each in done)
+            assert {each.task_id for each in done} | set(broken) == set(kie.tasks)
+            assert len(kie.tasks) < 8
+            await at_rest(client)
+            await paid_is_known(kie, kept)
+        async with client_of(kie, store()) as client:
+            assert all(each.ok for each in await all_of(client.generate_many(prompts)))
+        paid_once(kie, prompts)
+
+
+async def test_a_kie_error_of_on_update_is_that_of_its_item(store: MakeStore) -> None:
+    """A call in `on_update` that fails ends the wait of this item; the others go on."""
+    async with kie_of(duration=0.2) as kie, client_of(kie, store()) as client:
+
+        async def on_update(details: kie4o.TaskDetails) -> None:
+            if kie.tasks[details.task_id].request["prompt"] == "b":
+                raise kie4o.DownloadError("no room")
+
+        done = {
+            each.request.prompt: each for each in await all_of(client.generate_many(FEW, on_update=on_update))
+        }
+        assert [prompt for prompt, each in done.items() if not each.ok] == ["b"]
+        assert isinstance(done["b"].error, kie4o.DownloadError)
+        assert done["b"].task_id in kie.tasks

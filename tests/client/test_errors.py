@@ -1,5 +1,6 @@
 """The tree of errors: as drawn, with remedies, and whole after a pickle."""
 
+import ast
 import copy
 import inspect
 import pickle
@@ -7,11 +8,19 @@ import re
 from typing import Any
 
 import pytest
+from paths import PACKAGE
 
 import kie4o
 from kie4o import errors
 from kie4o.details import TaskDetails, TaskState
-from kie4o.errors import ERROR_OF_CODE, APIStatusError, KieError, TaskFailedError, UnexpectedResponseError
+from kie4o.errors import (
+    ERROR_OF_CODE,
+    APIStatusError,
+    KieError,
+    TaskError,
+    TaskFailedError,
+    UnexpectedResponseError,
+)
 from kie4o.wire.envelope import status_error, unreadable
 
 # Each class and its parent, independent of the module.
@@ -144,7 +153,8 @@ def test_errors_pickle_as_they_are(name: str) -> None:
 def test_facts_are_optional(name: str) -> None:
     """Created without arguments, an error has every fact, empty, and a message of at most one line."""
     error = CLASSES[name]()
-    assert (error.task_id, error.ref, error.key) == (None, None, None)
+    none = "" if issubclass(CLASSES[name], TaskError) else None  # which is a str, as its type says
+    assert (error.task_id, error.ref, error.key) == (none, None, None)
     for fact in set(inspect.signature(CLASSES[name]).parameters) - {"message"}:
         assert not getattr(error, fact)
         assert getattr(full(CLASSES[name]), fact) == FACTS[fact]
@@ -202,6 +212,36 @@ def test_facts_of_a_failed_task() -> None:
     """The error has the task id, the code and the last details."""
     error = TaskFailedError("task t failed", task_id="t", error_code=400, details=DETAILS)
     assert (error.task_id, error.error_code, error.details) == ("t", 400, DETAILS)
+
+
+# Names that hold such a class where an error is made; `result_of` takes it from `failure_kind`.
+TASK_ERRORS = {name for name, kind in CLASSES.items() if issubclass(kind, TaskError)} | {"kind"}
+
+
+def without_task_id(source: str) -> list[str]:
+    """The calls that create an error of a task without its id."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call)
+        for call in calls
+        if ast.unparse(call.func).rpartition(".")[2] in TASK_ERRORS
+        and not any(word.arg == "task_id" and ast.unparse(word.value) != "None" for word in call.keywords)
+    ]
+
+
+def test_every_error_of_a_task_is_made_with_its_id() -> None:
+    """Nowhere in the package is one created without."""
+    sources = {file.name: file.read_text("utf-8") for file in PACKAGE.rglob("*.py")}
+    found = [(name, call) for name, source in sources.items() for call in without_task_id(source)]
+    # `kind` is a class of errors of a task in outcome.py only.
+    assert [(name, call) for name, call in found if name == "outcome.py" or "kind(" not in call] == []
+
+
+def test_control_an_error_without_an_id_is_seen() -> None:
+    """Control: with no id, or None for it."""
+    assert without_task_id("raise errors.TaskTimeoutError('late')") == ["errors.TaskTimeoutError('late')"]
+    assert without_task_id("TaskFailedError('x', task_id=None)") == ["TaskFailedError('x', task_id=None)"]
+    assert without_task_id("kind('x', task_id=a.task_id); KieError('x')") == []
 
 
 def test_facts_of_an_unreadable_answer() -> None:

@@ -296,6 +296,6 @@ def test_a_result_is_a_sequence_of_urls() -> None:
     details = TaskDetails("task", state=TaskState.SUCCEEDED, urls=urls)
     result = ImageResult("task", urls=urls, details=details)
     assert [*result] == [*urls]
-    assert (len(result), result[0], result[-1]) == (2, *urls)
+    assert (len(result), result[0], result[-1], result[:1]) == (2, *urls, urls[:1])
     with pytest.raises(IndexError):
         result[2]

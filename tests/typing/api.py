@@ -202,6 +202,8 @@ async def files(client: AsyncKieClient, result: ImageResult, path: os.PathLike[s
 
 def values(result: ImageResult, uploaded: UploadedFile, limit: RateLimit) -> None:
     assert_type(list(result), list[str])
+    assert_type(result[0], str)
+    assert_type(result[:2], tuple[str, ...])
     assert_type(len(result), int)
     assert_type(result.partial, bool)
     assert_type(result.source, Literal["poll", "callback", "store"])
@@ -336,6 +338,10 @@ async def errors(client: AsyncKieClient) -> object:
         return assert_type(error.task_id, str | None)
 
 
+async def updated(details: TaskDetails) -> None:
+    assert_type(details.task_id, str)
+
+
 async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
     async for done in client.generate_many(prompts, max_in_flight=5, batch="postcards"):
         assert_type(done, Completion)
@@ -346,8 +352,14 @@ async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
     async for entry in client.unfinished():
         assert_type(entry, Entry)
         assert_type(entry.state, EntryState)
+        assert_type(await client.settle(entry, charged=False), Entry)
     async for done in client.resume():
         assert_type(done.ok, bool)
+    async for done in client.generate_many(prompts, on_update=print):
+        assert_type(done, Completion)
+    async for done in client.resume(on_update=updated):
+        assert_type(done, Completion)
+    assert_type(await client.settle("a", task_id="..."), Entry)
     await client.backup("copy.db")
     await client.backup(Path("copy.db"))
     for store in (None, "run.db", "sqlite:///run.db", Path("run.db"), own):
