@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from contextvars import Context
 from types import MappingProxyType
 from weakref import WeakValueDictionary
@@ -26,6 +26,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 _FIRST_DELAY = 1.0  # seconds before a failed write is repeated; doubled each time
 _LONGEST_DELAY = 30.0
+_UNLOCKED = nullcontext()
 _PAID = "%s is paid and was never saved; keep its id for client.wait()"
 _NEVER_SAVED: Mapping[EntryState, str] = MappingProxyType(
     {
@@ -146,7 +147,7 @@ class Ledger:
 
     async def name_task(self, entry: Entry, task_id: str) -> Entry:
         """Save the task id that a callback named for a submit whose outcome was unknown."""
-        async with self._lock(entry):
+        async with self._naming(entry):
             stored = await self._latest(entry.ref)
             if stored is None or not stored.unnamed:
                 return stored or entry
@@ -161,7 +162,7 @@ class Ledger:
         `DuplicateTaskError` if another entry has the task, and `StoreError` if the key is being submitted, by
         this process (`is_live`) or by another.
         """
-        async with self._lock(entry):
+        async with self._naming(entry):
             stored = await self._latest(entry.ref)
             if stored is None or not stored.unnamed:
                 return stored or entry
@@ -302,6 +303,11 @@ class Ledger:
         return self._unsaved_where(ref=ref) or await self._store.find(ref=ref)
 
     def _lock(self, entry: Entry) -> AbstractAsyncContextManager[None]:
+        """Locks the caller's key. An entry without one never moves; only naming its task needs a lock."""
+        return _UNLOCKED if entry.callers_key is None else self._naming(entry)
+
+    def _naming(self, entry: Entry) -> AbstractAsyncContextManager[None]:
+        """Locks the caller's key, or else the ref: of two names for the task of an entry one must win."""
         return _held(self._locks.setdefault(entry.callers_key or entry.ref, asyncio.Lock()))
 
     async def _save_until_done(self) -> None:
@@ -318,7 +324,7 @@ class Ledger:
 
     async def _save_again(self, entry: Entry) -> None:
         try:
-            async with self._lock(entry):
+            async with self._naming(entry):
                 if self._unsaved.get(entry.key) is not entry:
                     return  # saved meanwhile, perhaps followed by something newer
                 try:
