@@ -29,7 +29,7 @@ from kie4o.emulator import Emulator
 from kie4o.files.disk import PREFIX
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.store import Store
+from kie4o.stores.store import Entry, EntryState, Store
 
 SPEED = 20  # loop seconds per second
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -46,6 +46,7 @@ class World:
     task: ImageTask
     ref: str = ""  # of that task
     result: ImageResult | None = None  # of an earlier task
+    unknown: bool = False  # the store does not know that the task is that of the ref
     callers: list[asyncio.Task[Any]] = attrs.Factory(list)  # of submits that are under way
 
     def callback(self) -> dict[str, Any]:
@@ -81,6 +82,8 @@ async def awaited(task: ImageTask) -> ImageResult:
 
 Cancel = Callable[[Coroutine[Any, Any, Any]], Awaitable[tuple[str, Any]]]
 Case = Callable[[World], Coroutine[Any, Any, Any]]
+SETTLE = "AsyncKieClient.settle"
+NOT_CHARGED = "the ref of a submit that was not charged"
 # A call of each public coroutine and async generator, by its name and what is special about the call.
 PAYING: dict[str, Case] = {
     "AsyncKieClient.submit": lambda world: world.client.submit("x"),
@@ -111,6 +114,8 @@ FREE: dict[str, Case] = {
     ),
     "AsyncKieClient.unfinished": lambda world: every(world.client.unfinished()),
     "AsyncKieClient.resume": lambda world: every(world.client.resume()),
+    SETTLE: lambda world: world.client.settle(world.ref, task_id=world.task.id),
+    "AsyncKieClient.settle, not charged": lambda world: world.client.settle(NOT_CHARGED, charged=False),
     "ImageTask.wait": lambda world: world.task.wait(),
     "ImageTask.details": lambda world: world.task.details(),
     "ImageTask.updates": lambda world: every(world.task.updates()),
@@ -152,6 +157,14 @@ async def world_of(case: str, kie: Emulator, store: Store, folder: Path) -> Worl
         assert entry is not None
         world.ref = entry.ref
         (folder / "mask.png").write_bytes(PNG)
+        world.unknown = case == SETTLE
+        if world.unknown:
+            await store.save(attrs.evolve(entry, state=EntryState.UNKNOWN, task_id=None))
+        await store.save(
+            Entry(
+                "unpaid", request=entry.request, ref=NOT_CHARGED, state=EntryState.UNKNOWN, submitted_at=1e9
+            )
+        )
     if case == "AsyncKieClient.aclose":
         await world.submit_slowly()
     return world
@@ -204,6 +217,8 @@ async def check_open(world: World, store: Store) -> None:
     assert client._runtime.limiter.open == 0
     assert client._runtime.limiter.waiting == 0
     assert client._runtime.lifecycle.permits.in_use == 0
+    if world.unknown:  # the same again completes it
+        await client.settle(world.ref, task_id=world.task.id)
     assert (await client.generate("z")).urls  # the only permit and the only slot are free again
     assert await lost(world.kie, store) == []
     assert world.kie.posts == len(world.kie.tasks)
