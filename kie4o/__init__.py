@@ -55,19 +55,8 @@ if TYPE_CHECKING:
         UnprocessableEntityError,
     )
     from .files.memory import Image
-    from .models import (
-        Callback,
-        Completion,
-        Exists,
-        FallbackModel,
-        ImageRequest,
-        ImageResult,
-        RateLimit,
-        RequestFields,
-        Size,
-        UploadedFile,
-        Variants,
-    )
+    from .image_request import FallbackModel, ImageRequest, RequestFields, Size, UploadedFile, Variants
+    from .models import Callback, Completion, Exists, ImageResult, RateLimit
     from .polling.policy import PollPolicy
     from .polling.poller import TaskPoller
     from .polling.watches import OnUpdate
@@ -80,9 +69,15 @@ _HOMES = {
     "Entry": "stores.store",
     "EntryState": "stores.store",
     "Store": "stores.store",
+    "FallbackModel": "image_request",
     "Image": "files.memory",
+    "ImageRequest": "image_request",
     "ImageTask": "task",
     "OnUnknown": "arguments",
+    "RequestFields": "image_request",
+    "Size": "image_request",
+    "UploadedFile": "image_request",
+    "Variants": "image_request",
     "OnUpdate": "polling.watches",
     "PollPolicy": "polling.policy",
     "TaskPoller": "polling.poller",

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import attrs
 
 from .errors import InvalidRequestError, invalid, invalid_setting
-from .models import HasTaskId, ImageRequest, RateLimit, notices, our_name, remembering, warn_caller
+from .image_request import ImageRequest, notices, our_name, remembering, warn_caller
+from .models import HasTaskId, RateLimit
 from .plain import SecretText, expanded, plain, revealed
 from .polling.policy import PollPolicy
 from .polling.poller import Timeout

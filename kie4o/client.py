@@ -43,18 +43,9 @@ from .details import TaskDetails, TaskState
 from .errors import DownloadError, StoreError
 from .files.memory import Image
 from .files.transfers import age_of, keeps
+from .image_request import ImageRequest, RequestFields, UploadedFile
 from .lifecycle import Lifecycle, known_task_id
-from .models import (
-    Callback,
-    Completion,
-    Exists,
-    HasTaskId,
-    ImageRequest,
-    ImageResult,
-    RateLimit,
-    RequestFields,
-    UploadedFile,
-)
+from .models import Callback, Completion, Exists, HasTaskId, ImageResult, RateLimit
 from .plain import SecretText, plain
 from .polling.outcome import images_of
 from .polling.policy import PollPolicy

@@ -19,7 +19,8 @@ from .arguments import on_update_of, timeout_of, warn_unreachable
 from .callbacks.delivery import Delivery
 from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
-from .models import ImageRequest, ImageResult
+from .image_request import ImageRequest
+from .models import ImageResult
 from .polling.outcome import is_final, result_of
 from .polling.poller import TaskPoller, Timeout
 from .polling.watches import Listener, OnUpdate, Waiter

@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 from .details import TaskDetails
+from .image_request import ImageRequest
 from .lifecycle import Lifecycle
-from .models import ImageRequest, ImageResult
+from .models import ImageResult
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 

@@ -24,7 +24,8 @@ from ..errors import (
     StoreError,
     SubmissionUnknownError,
 )
-from ..models import Completion, ImageRequest, ImageResult
+from ..image_request import ImageRequest
+from ..models import Completion, ImageResult
 from ..stores.store import Entry, EntryState, Store
 from ..submission.pending import Submitted
 from ..submission.resending import Resubmit

@@ -11,7 +11,7 @@ import attrs
 
 from ..arguments import key_of, request_of
 from ..errors import InvalidRequestError, KieError, StoreError, invalid, reason_of
-from ..models import ImageRequest
+from ..image_request import ImageRequest
 from ..stores.store import fingerprint
 from ..waiting import close_iterator
 

@@ -18,7 +18,7 @@ import attrs
 
 from ..client import AsyncKieClient
 from ..errors import ConfigurationError, KieError, TaskFailedError, TaskNotFoundError, TaskTimeoutError
-from ..models import ImageRequest, Size, Variants
+from ..image_request import ImageRequest, Size, Variants
 from ..settings import KEY_VARIABLES
 from ..stores.memory import MemoryStore
 from ..stores.store import EntryState

@@ -10,7 +10,8 @@ from pathlib import Path
 from ..client import AsyncKieClient
 from ..emulator import Emulator
 from ..errors import invalid
-from ..models import RateLimit, Size
+from ..image_request import Size
+from ..models import RateLimit
 from ..polling.policy import GAP, PollPolicy
 from .board import Board, note
 

@@ -20,7 +20,8 @@ import aiohttp
 from .. import clock
 from ..details import TaskDetails
 from ..errors import APIConnectionError, DownloadError, KieError, client_closed, invalid
-from ..models import Exists, UploadedFile
+from ..image_request import UploadedFile
+from ..models import Exists
 from ..settings import Settings
 from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import Transport

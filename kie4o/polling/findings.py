@@ -71,7 +71,9 @@ def _ends_wait(watch: Watch, error: Exception, now: float) -> bool:
     if worth_repeating(error):
         watch.refusals = NONE_REFUSED
         return False
-    if not isinstance(error, (APIStatusError, APIConnectionError)):  # the client is closed, or `look` is wrong
+    if not isinstance(
+        error, (APIStatusError, APIConnectionError)
+    ):  # the client is closed, or `look` is wrong
         return True
     count, first = watch.refusals
     watch.refusals = count, first = count + 1, first if count else now

@@ -16,7 +16,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import StoreError
-from ..models import ImageRequest, remembering
+from ..image_request import ImageRequest, remembering
 from .store import Entry
 
 if TYPE_CHECKING:

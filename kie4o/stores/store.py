@@ -29,7 +29,7 @@ import attrs
 
 from ..details import TaskDetails
 from ..errors import StoreError
-from ..models import ImageRequest
+from ..image_request import ImageRequest
 from ..wire.decoding import shown
 from ..wire.requests import body_of
 from .shared import Shared

@@ -10,7 +10,7 @@ import attrs
 
 from .. import clock
 from ..errors import KieError, SubmissionUnknownError
-from ..models import ImageRequest
+from ..image_request import ImageRequest
 from ..stores.store import Entry, EntryState
 from ..transport.paid_body import PaidAttempt
 from .permit import Permit

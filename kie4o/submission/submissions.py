@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 
 from ..errors import APIConnectionError, APITimeoutError, KieError, client_closed, key_conflict
-from ..models import ImageRequest
+from ..image_request import ImageRequest
 from ..stores.ledger import Ledger
 from ..stores.shared import Limiter
 from ..stores.store import DuplicateTaskError, Entry, EntryState, fingerprint

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ..models import UploadedFile
+from ..image_request import UploadedFile
 from ..urls import is_web_url
 from .envelope import data_of, unreadable
 from .structuring import StoredFile, structured

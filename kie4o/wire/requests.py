@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import attrs
 
-from ..models import DEFAULTS, KIES_NAMES, ImageRequest
+from ..image_request import DEFAULTS, KIES_NAMES, ImageRequest
 from ..urls import PLACEHOLDER, REF_PARAMETER
 from . import decoding
 

@@ -25,7 +25,7 @@ from kie4o import (
     TaskState,
     UploadedFile,
 )
-from kie4o.models import FallbackModel, Size, Variants
+from kie4o.image_request import FallbackModel, Size, Variants
 
 URL = "https://files.example.com/a.png"
 BAD_URLS: list[Any] = [

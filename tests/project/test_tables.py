@@ -19,7 +19,7 @@ from kie4o.emulator import Outcome
 from kie4o.emulator.callbacks import CALLS
 from kie4o.emulator.tasks import ANSWERS
 from kie4o.files import transfers, uploads
-from kie4o.models import MAX_FILES
+from kie4o.image_request import MAX_FILES
 from kie4o.polling import findings
 from kie4o.polling.policy import GAP
 from kie4o.submission.resending import RESENDS

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kie4o.details import TaskDetails, TaskState
 from kie4o.errors import APIStatusError, KieError, UnexpectedResponseError
-from kie4o.models import UploadedFile
+from kie4o.image_request import UploadedFile
 from kie4o.wire.answers import credits_of, link_of, uploaded_of
 from kie4o.wire.record_info import details_of
 

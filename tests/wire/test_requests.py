@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie4o.models import ImageRequest
+from kie4o.image_request import ImageRequest
 from kie4o.wire import requests
 from kie4o.wire.requests import Endpoint, body_of, json_body, ref_in, with_ref
 
