@@ -50,14 +50,17 @@ class Ledger:
         # By caller's key, or ref: moving the submits of a key to their refs and back, and naming the task of
         # one, must not mix with other writes of them.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._settling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the same
         self._moves = 0  # begun and ended
 
     # -- a submit --------------------------------------------------------------------------------
 
     async def claim(self, entry: Entry, takes: tuple[EntryState, ...]) -> Entry:
         """Store the entry if its key is new; return what is stored under the key."""
-        async with self._lock(entry):
-            pass  # until it is settled
+        settling = self._settling.get(entry.key)
+        if settling is not None:
+            async with _held(settling):
+                pass
         unsaved = self._unsaved.get(entry.key)
         if unsaved is not None:
             return unsaved
@@ -162,7 +165,8 @@ class Ledger:
         `DuplicateTaskError` if another entry has the task, and `StoreError` if the key is being submitted, by
         this process (`is_live`) or by another.
         """
-        async with self._naming(entry):
+        settling = self._settling.setdefault(entry.callers_key or entry.ref, asyncio.Lock())
+        async with _held(settling), self._naming(entry):
             stored = await self._latest(entry.ref)
             if stored is None or not stored.unnamed:
                 return stored or entry
