@@ -35,7 +35,8 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 EMULATOR = "emulator"  # beside the map: it imports no other room, and only the command line imports it
 ROOMS = {*FLOOR_OF, EMULATOR}
 
-PURE = {"wire", "clock"} | {
+PURE = {"wire", "models", "image_request", "settings", "errors", "details"}
+PURE |= {"urls", "plain", "version", "clock"}
     "models",
     "image_request",
     "settings",
