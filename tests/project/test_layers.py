@@ -37,15 +37,6 @@ ROOMS = {*FLOOR_OF, EMULATOR}
 
 PURE = {"wire", "models", "image_request", "settings", "errors", "details"}
 PURE |= {"urls", "plain", "version", "clock"}
-    "models",
-    "image_request",
-    "settings",
-    "errors",
-    "details",
-    "urls",
-    "plain",
-    "version",
-}
 NETWORK = {"webhooks", "transport", "files", EMULATOR}
 # Which rooms import which foreign package at run time.
 FOREIGN = {
