@@ -377,6 +377,30 @@ class Gated(MemoryStore):
         await self._pass("begin")
         await super().begin(entry, superseded)
 
+    async def save(self, entry: Entry) -> None:
+        await self._pass("save")
+        await super().save(entry)
+
+
+@pytest.mark.parametrize("key", ["order-1", None])
+async def test_a_callback_waits_for_a_settlement_that_is_saved(kie: Emulator, key: str | None) -> None:
+    """It names another task: what is saved last must not replace what was saved first."""
+    store = Gated()
+    async with client_of(kie.url, store, callback_url=CALLBACK) as client:
+        error, task_id = await lost(client, kie, key)
+        _, other = await lost(client, kie, "another submit, of which only the task is used")
+        store.method = "save"
+        settling = asyncio.create_task(client.settle(error.ref or "", task_id=other))
+        await asyncio.wait_for(store.reached.wait(), 5)
+        callback = parse_callback({"code": 200, "data": {"taskId": task_id}}, ref=error.ref)
+        delivering = asyncio.create_task(client.deliver(callback))
+        await asyncio.sleep(0.1)
+        assert facts(await store.find(ref=error.ref)) == (EntryState.UNKNOWN, None)
+        store.open_gate.set()
+        assert (await settling).task_id == other
+        await delivering
+        assert facts(await store.find(ref=error.ref)) == (EntryState.SUCCEEDED, other)
+
 
 @pytest.mark.parametrize("method", ["callbacks_of", "begin"])
 async def test_a_resubmit_begins_while_the_latest_submit_is_settled(method: str) -> None:
@@ -398,7 +422,7 @@ async def test_a_resubmit_begins_while_the_latest_submit_is_settled(method: str)
                 refs.append(caught.value.ref)
             store.method = method
             settling = asyncio.create_task(client.settle("order-1", charged=False))
-            await store.reached.wait()
+            await asyncio.wait_for(store.reached.wait(), 5)
             submitting = asyncio.create_task(client.submit("a boat", key="order-1", on_unknown="resubmit"))
             await asyncio.sleep(0.05)
             store.open_gate.set()
