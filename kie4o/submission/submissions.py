@@ -202,7 +202,7 @@ class Submissions:
 
     async def _cut_short(self, submit: PendingSubmit) -> Submitted | KieError:
         """Record what is known of a submit that was cancelled, and return it."""
-        judgement = _judged(submit.attempt)
+        judgement = _judged(submit.attempt, submit.entry.request)
         if submit.entry.state is not EntryState.PLANNED:  # otherwise there is nothing to record
             submitted = await self._record(submit, judgement)
             if submitted is not None:
@@ -280,7 +280,7 @@ class Submissions:
             callback_url = with_ref(callback_url, entry.ref)
         attempt = submit.attempt
         await self._transport.pay(body_of(entry.request, callback_url=callback_url), attempt)
-        judgement = _judged(attempt)
+        judgement = _judged(attempt, entry.request)
         if judgement.verdict is Verdict.REFUSED and judgement.code in WINDOW_CODES:
             held = self._limiter.hold_all()  # before the slot is granted to the next request
             submit.held_until = submit.task.get_loop().time() + held
@@ -305,10 +305,11 @@ class Submissions:
         logger.info("a submit is sent again in %.1f s (%s): %s", max(delay, held), number, cause)
 
 
-def _judged(attempt: PaidAttempt) -> Judgement:
+def _judged(attempt: PaidAttempt, request: ImageRequest) -> Judgement:
+    asked = " ".join(f"{request.prompt} {' '.join(map(str, request.extra.values()))}".split())
     cut_short = "" if attempt.complete else "the response was not awaited to its end"
     fault = attempt.fault or cut_short
-    return judge(sent=attempt.sent, status=attempt.status, body=attempt.body, fault=fault)
+    return judge(sent=attempt.sent, status=attempt.status, body=attempt.body, fault=fault, asked=asked)
 
 
 def _refusal(judgement: Judgement, submit: PendingSubmit) -> KieError:

@@ -40,7 +40,9 @@ class Judgement:
     message: str = ""
 
 
-def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: str = "") -> Judgement:
+def judge(
+    *, sent: bool, status: int | None = None, body: bytes = b"", fault: str = "", asked: str = ""
+) -> Judgement:
     """The verdict on one attempt.
 
     Args:
@@ -48,6 +50,7 @@ def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: st
         status: The HTTP status; None without an answer.
         body: What arrived of the answer, even if it broke off.
         fault: Why the answer is missing or incomplete; "" if it is complete.
+        asked: The texts of the request. Kie may quote them, so words that are in them refuse nothing.
     """
     if not sent:
         return Judgement(Verdict.NOT_SENT, message=fault)
@@ -57,7 +60,8 @@ def judge(*, sent: bool, status: int | None = None, body: bytes = b"", fault: st
         return Judgement(Verdict.ACCEPTED, task_id=task_id, code=envelope.code if envelope else None)
     if envelope is not None:
         # An empty balance also comes as code 500. A success without an id stays unknown, whatever it says.
-        empty = envelope.code != 200 and say_credits_are_insufficient(envelope.message)
+        quoted = say_credits_are_insufficient(asked)
+        empty = envelope.code != 200 and not quoted and say_credits_are_insufficient(envelope.message)
         if envelope.code in REFUSING_CODES or empty:
             return Judgement(Verdict.REFUSED, code=envelope.code, message=envelope.message)
         message = f"Kie returned code {envelope.code} without a task id: {decoding.shown(body)}"

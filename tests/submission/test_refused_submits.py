@@ -38,6 +38,38 @@ async def outcome_of(call: Coroutine[Any, Any, Any], limit: float = 5.0) -> Any:
     return task.exception() or task.result()
 
 
+# -- what is no refusal ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": "A poster that says: not enough credits"},
+        {"prompt": "Balance\n is  TOO low, a tightrope walker"},
+        {"prompt": "x", "extra": {"caption": "credits exhausted"}},
+    ],
+)
+async def test_words_that_kie_quotes_refuse_nothing(store: MakeStore, asked: dict[str, Any]) -> None:
+    """An error that repeats the request says nothing about the balance: it may have been charged."""
+    said = asked.get("extra", {}).get("caption") or asked["prompt"]
+    body = json.dumps({"code": 500, "msg": f"Internal error while processing {said}", "data": None})
+    kept = store()
+    async with FaultServer(answer(body.encode())) as server, client_of(server.url, kept) as client:
+        for _ in range(2):
+            with pytest.raises(kie4o.SubmissionUnknownError):
+                await client.submit(key="a", **asked)
+    assert server.posts == 1
+
+
+async def test_control_words_of_kies_own_refuse(store: MakeStore) -> None:
+    body = json.dumps({"code": 500, "msg": "Your credits are insufficient", "data": None}).encode()
+    async with FaultServer(answer(body)) as server, client_of(server.url, store()) as client:
+        for _ in range(2):
+            with pytest.raises(kie4o.InsufficientCreditsError):
+                await client.submit("A poster that says: 100 credits", key="a")
+    assert server.posts == 2
+
+
 # -- what a refused request leaves behind ------------------------------------------------------------
 
 
