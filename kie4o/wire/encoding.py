@@ -33,8 +33,10 @@ def decoded(body: bytes, encoding: str | None, limit: int) -> tuple[bytes, str]:
         limit: The most bytes that may come out. Of more, `limit + 1` are returned.
     """
     name = (encoding or "").strip().lower()
-    if name not in _FORMATS or envelope_of(body) is not None:
+    if name in ("", "identity") or envelope_of(body) is not None:
         return body, ""
+    if name not in _FORMATS:  # its text is not shown, since it may echo anything
+        return body, "the answer cannot be decoded: its Content-Encoding is not known, and was not asked for"
     for wbits in _FORMATS[name]:
         text, whole = _decompressed(body, wbits, limit)
         if len(text) > limit:
@@ -47,9 +49,9 @@ def decoded(body: bytes, encoding: str | None, limit: int) -> tuple[bytes, str]:
 
 
 def _decompressed(body: bytes, wbits: int, limit: int) -> tuple[bytes, bool]:
-    """The text, nothing of damaged data, and whether it is whole."""
+    """The text, nothing of damaged data, and whether it is whole. What follows it may be a second part."""
     unpacker = zlib.decompressobj(wbits)
     try:
-        return unpacker.decompress(body, limit + 1), unpacker.eof
+        return unpacker.decompress(body, limit + 1), unpacker.eof and not unpacker.unused_data
     except zlib.error:
         return b"", False

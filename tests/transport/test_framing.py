@@ -159,6 +159,23 @@ async def test_an_answer_that_cannot_be_decoded_refuses_nothing(body: bytes, nam
     assert server.posts == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (gzip.compress(gzip.compress(GOOD_BODY)), "gzip, gzip"),
+        (gzip.compress(GOOD_BODY[:20]) + gzip.compress(GOOD_BODY[20:]), "gzip"),
+        (b"\x1f\x9d not compress", "compress"),
+    ],
+)
+async def test_what_cannot_be_decoded_is_not_sent_again(body: bytes, name: str) -> None:
+    """Two of these hold the id of a paid task, whatever their status says."""
+    answer = sized(body, f"Content-Encoding: {name}", status="429 Too Many Requests")
+    async with FaultServer(raw(answer)) as server, client_of(server.url) as client:
+        with pytest.raises(SubmissionUnknownError):
+            await client.submit("x")
+    assert server.posts == 1
+
+
 async def test_control_a_plain_page_refuses() -> None:
     """With the same status, and an encoding that could be undone."""
     answer = sized(gzip.compress(b"<html>"), "Content-Encoding: gzip", status="403 Forbidden")

@@ -44,3 +44,20 @@ def test_no_more_than_the_limit_comes_out() -> None:
     text, problem = decoded(gzip.compress(bytes(10**7)), "gzip", 100)
     assert text == bytes(101)
     assert problem == "the answer has more than 100 bytes"
+
+
+@pytest.mark.parametrize("name", ["other", "gzip, gzip", "gzip, br", "compress"])
+def test_an_encoding_that_is_not_known_is_a_problem(name: str) -> None:
+    """What is in the body is not known either; only an envelope is believed. The name may echo anything."""
+    text, problem = decoded(b"<html>", name, 64)
+    assert text == b"<html>"
+    assert problem
+    assert name not in problem
+    assert decoded(b"<html>", " Identity ", 64) == (b"<html>", "")
+
+
+@pytest.mark.parametrize("rest", [gzip.compress(ENVELOPE[20:]), b"\r\n"])
+def test_what_follows_the_compressed_text_may_belong_to_it(rest: bytes) -> None:
+    text, problem = decoded(gzip.compress(ENVELOPE[:20]) + rest, "gzip", 64)
+    assert text == ENVELOPE[:20]
+    assert problem == "the answer breaks off within its Content-Encoding 'gzip'"
