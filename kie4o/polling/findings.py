@@ -38,7 +38,7 @@ _ABOUT_ACCESS = (AuthenticationError, InsufficientCreditsError, KeyLimitError, P
 def weigh(watch: Watch, found: Outcome, now: float) -> Outcome | None:
     """The outcome with which the wait ends, or None if it goes on. What was found is noted on the watch."""
     if isinstance(found, TaskDetails):
-        watch.errors, watch.refusals = 0, NONE_REFUSED
+        watch.errors = 0
         watch.finding = _UNUSUAL.get(found.state)
         return _weigh_details(watch, found, now)
     watch.errors += 1
@@ -52,7 +52,9 @@ def weigh(watch: Watch, found: Outcome, now: float) -> Outcome | None:
 
 def _weigh_details(watch: Watch, details: TaskDetails, now: float) -> Outcome | None:
     task_id = watch.task_id
-    if details.state is TaskState.MISSING and now - (watch.last_running_at or watch.submitted_at) > GRACE:
+    if details.state is not TaskState.MISSING:
+        watch.refusals = NONE_REFUSED
+    elif _refused_again(watch, now) and now - (watch.last_running_at or watch.submitted_at) > GRACE:
         message = f"Kie does not know task {task_id}: its id is wrong, it belongs to another account, "
         message += "or it is more than 14 days old"
         return TaskNotFoundError(message, task_id=task_id)
@@ -75,9 +77,7 @@ def _ends_wait(watch: Watch, error: Exception, now: float) -> bool:
         error, (APIStatusError, APIConnectionError)
     ):  # the client is closed, or `look` is wrong
         return True
-    count, first = watch.refusals
-    watch.refusals = count, first = count + 1, first if count else now
-    ends = count >= REFUSALS and now - first >= REFUSED_FOR
+    ends = _refused_again(watch, now)
     resume = f"the task is still running: wait for it again with client.wait({watch.task_id!r})"
     if isinstance(error, APIStatusError):
         remedy = f"{type(error).remedy} " if isinstance(error, _ABOUT_ACCESS) else ""
@@ -85,3 +85,10 @@ def _ends_wait(watch: Watch, error: Exception, now: float) -> bool:
     elif ends:
         error.args = (f"{error}. Only the status checks failed; {resume}",)
     return ends
+
+
+def _refused_again(watch: Watch, now: float) -> bool:
+    """Count a look that was refused, or that did not find the task; whether they suffice to end the wait."""
+    count, first = watch.refusals
+    watch.refusals = count, first = count + 1, first if count else now
+    return count >= REFUSALS and now - first >= REFUSED_FOR

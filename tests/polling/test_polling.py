@@ -157,6 +157,19 @@ def test_unknown_task_is_waited_for_and_then_not_found() -> None:
     assert 90 <= took <= 97
 
 
+def test_one_look_that_does_not_find_the_task_is_not_its_end() -> None:
+    """However long ago it was seen, as after an outage: three in a row over at least 10 s are."""
+    outage = [RUNNING, *[kie4o.InternalServerError("busy", code=500)] * 12]
+    found, took, _ = waited(Looks(*outage, MISSING, MISSING, DONE))
+    assert found.urls == DONE.urls
+    assert took > 100
+    lost, _, starts = waited(Looks(*outage, MISSING))
+    assert type(lost) is kie4o.TaskNotFoundError
+    missed = starts[len(outage) :]
+    assert len(missed) >= 3
+    assert missed[-1] - missed[0] >= 10
+
+
 def test_stuck_task_times_out_with_its_id_and_can_be_waited_for_again() -> None:
     """A task that never finishes ends the wait at the deadline, not earlier and not later."""
     stuck, took, _ = waited(Looks(RUNNING), timeout=60.0)
