@@ -137,15 +137,17 @@ class Downloader:
         not be there yet: then a refusal passes as a busy host does, there are more tries, and each that is
         refused is followed by one with the other link, the signed one or that of the result.
         """
-        link, renewed, fresh, tries = download.url, False, download.fresh, 0
+        link, renewed, fresh = download.url, False, download.fresh
+        tries = 0  # with this link, without those that only say that the image is not there yet
 
         async def attempt() -> _T:
             nonlocal link, renewed, tries
-            tries += 1
             try:
                 return await self._attempt(download, link)
             except FetchError as error:
                 failure = error
+            if not (fresh and failure.refused):
+                tries += 1
             if failure.expired and fresh:
                 renewed = not renewed
                 link = await renewed_link(download) if renewed else download.url
@@ -229,23 +231,32 @@ class Downloader:
         raise FetchError(f"the host redirects more than {MAX_REDIRECTS} times")
 
     async def _receive(self, response: aiohttp.ClientResponse, sink: Sink[object]) -> None:
-        """Write the body to the sink; stop as soon as it is too large or is not an image."""
+        """Write the body to the sink; stop as soon as it is too large or is not an image.
+
+        If the framing of the body is broken, the image may be whole all the same.
+        """
         too_large = f"the image has more than {self._max_bytes} bytes"
         if (response.content_length or 0) > self._max_bytes:
             raise FetchError(too_large)
         size, checked, buffer = 0, False, bytearray()
-        async for data in response.content.iter_any():
-            size += len(data)
-            if size > self._max_bytes:
-                raise FetchError(too_large)
-            buffer += data
-            if not checked and len(buffer) >= images.HEAD:
-                _check_format(buffer)
-                checked = True
-            if len(buffer) >= _CHUNK_BYTES:
-                await _in_sink(sink, sink.write, bytes(buffer))
-                buffer.clear()
+        broken: Exception | None = None
+        try:
+            async for data in response.content.iter_any():
+                size += len(data)
+                if size > self._max_bytes:
+                    raise FetchError(too_large)
+                buffer += data
+                if not checked and len(buffer) >= images.HEAD:
+                    _check_format(buffer)
+                    checked = True
+                if len(buffer) >= _CHUNK_BYTES:
+                    await _in_sink(sink, sink.write, bytes(buffer))
+                    buffer.clear()
+        except (aiohttp.ClientError, OSError) as error:  # a KieError is neither
+            broken = error
         await _in_sink(sink, sink.write, bytes(buffer))
+        if broken is not None and not sink.seen.whole:
+            raise broken
 
     def _session(self, *, proxied: bool) -> aiohttp.ClientSession:
         """A session; through a proxy its sockets are not checked, since a proxy may be private."""

@@ -40,6 +40,11 @@ _FRAME = struct.Struct(">II4s")
 # In the data of a JPEG 00 follows an ff that is no marker; d0 to d7 are in the data too, and ff fills.
 _JPEG_MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
 _GIF_BLOCK = re.compile(rb"[,!;]")  # a picture, an extension, the trailer
+# An image of 64 MiB in the usual parts, the blocks of 255 bytes of a GIF, has half as many. They are counted
+# since each costs a microsecond: a file of nothing but empty ones would take half a minute.
+_MOST_PARTS = 2**20
+_WRONG_SUM = "does not match its checksums"
+_TOO_MANY_PARTS = "has too many parts"
 _TYPED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 
 _SEPARATORS = frozenset('/\\:*?"<>|')  # of paths, drives, streams and patterns, on any system
@@ -80,20 +85,25 @@ class Inspection:
         return suffix_of(self.head)
 
     @property
+    def whole(self) -> bool:
+        """Whether it is an image up to its end."""
+        return self.suffix is not None and self.problem is None
+
+    @property
     def problem(self) -> str | None:
         """Why the image is not complete, as in "the image ..."; None if it is, or if it is no image."""
         if self.suffix is None or (self._parts is not None and self._parts.ended):
             return None
         if self._parts is not None and self._parts.damaged:
-            return "is damaged: it does not match its checksums"
+            return f"is damaged: it {self._parts.damaged}"
         return f"is cut off after {self.size} bytes"
 
 
 class _Parts(Protocol):
-    """Reads the parts of an image in order. `ended` is set after the last one."""
+    """Reads the parts of an image in order. `ended` is set after the last one, `damaged` if there is none."""
 
     ended: bool
-    damaged: bool
+    damaged: str
 
     def feed(self, data: bytes) -> None: ...
 
@@ -113,7 +123,7 @@ class _Length:
     """A WebP has no trailer: its header states how many bytes follow it."""
 
     def __init__(self, head: bytes) -> None:
-        self.ended = self.damaged = False
+        self.ended, self.damaged = False, ""
         self._following = int.from_bytes(head[4:8], "little")
         self._size = 0
 
@@ -156,18 +166,20 @@ class _Blocks:
     """The parts that a generator asks for; it returns after the last one."""
 
     def __init__(self, parts: Generator[_Wanted, bytes, None]) -> None:
-        self.ended = self.damaged = False
+        self.ended, self.damaged = False, ""
+        self._left = _MOST_PARTS
         self._parts = parts
         self._wanted = next(parts)
         self._unread = bytearray()
 
     def feed(self, data: bytes) -> None:
-        if self.ended:
+        if self.ended or self.damaged:
             return
         unread, start = self._unread, 0
         unread += data
         try:
-            while True:
+            while self._left:
+                self._left -= 1
                 if isinstance(self._wanted, int):
                     end = start + self._wanted
                     if end > len(unread):
@@ -183,6 +195,8 @@ class _Blocks:
         except StopIteration:
             self.ended = True
             start = len(unread)
+        if not self._left:
+            self.damaged, start = _TOO_MANY_PARTS, len(unread)
         del unread[:start]
 
 
@@ -195,7 +209,8 @@ class _Chunks:
 
     def __init__(self) -> None:
         self.ended = False
-        self.damaged = False
+        self.damaged = ""
+        self._left = _MOST_PARTS
         self._unread = len(_SIGNATURE)  # bytes of the chunk
         self._sum = 0  # of what was read of it
         self._last = False  # whether it is IEND
@@ -218,10 +233,14 @@ class _Chunks:
     def _check(self) -> None:
         if self._last and len(self._frame) == 4:
             self.ended = int.from_bytes(self._frame, "big") == self._sum
-            self.damaged = not self.ended
+            self.damaged = "" if self.ended else _WRONG_SUM
         elif len(self._frame) == _FRAME.size:
             checksum, self._unread, kind = _FRAME.unpack(self._frame)
-            self.damaged = checksum != self._sum
+            self._left -= 1
+            if checksum != self._sum:
+                self.damaged = _WRONG_SUM
+            elif not self._left:
+                self.damaged = _TOO_MANY_PARTS
             self._sum, self._last = zlib.crc32(kind), kind == b"IEND"
             self._frame.clear()
 

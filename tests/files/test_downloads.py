@@ -115,6 +115,30 @@ async def test_no_partial_image_is_ever_visible(tmp_path: Path, kind: str, frami
     assert not [name for name in seen if not name.startswith(PREFIX)]
 
 
+def too_long(body: bytes) -> bytes:
+    return answer(body).replace(b"Content-Length: %d" % len(body), b"Content-Length: %d" % (len(body) + 7))
+
+
+def without_its_last_chunk(body: bytes) -> bytes:
+    return chunked(body).removesuffix(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("framing", [too_long, without_its_last_chunk])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+async def test_a_whole_image_counts_in_broken_framing(tmp_path: Path, kind: str, framing: Any) -> None:
+    """It has its own end. One that is cut off in the same framing does not count: the control."""
+    body = picture(kind)
+    async with Host(framing(body)) as host, files_for(host.url) as files:
+        how: dict[str, Any] = {"task_id": TASK, "renew": no_renewal}
+        [path] = await files.download([host.url], tmp_path, **how)
+        [image] = await files.fetch([host.url], **how)
+        assert path.read_bytes() == image.data == body
+        assert len(host.requests) == 2
+        path.unlink()
+        host.replies = [framing(body[:-1])]
+        await fails(files, tmp_path, host.url)
+
+
 @pytest.mark.parametrize("status", ["500 Oops", "502 Bad Gateway", "503 Busy", "429 Slow down", "408 Late"])
 async def test_temporary_failures_are_retried(tmp_path: Path, status: str) -> None:
     """A download is tried three times, with growing delays."""

@@ -95,6 +95,19 @@ async def test_a_broken_image_or_connection_is_tried_three_times(tmp_path: Path,
     assert len(host.requests) in (3, 6)  # aiohttp repeats a GET of which the connection was closed
 
 
+async def test_a_broken_image_after_refusals_is_tried_again(tmp_path: Path) -> None:
+    """What was refused because the image was not there yet does not count against the three tries."""
+    replies = [*[answer(b"", "404 No")] * 4, answer(PNG[:-10]), answer(PNG[:-10]), answer(PNG)]
+    async with Host(*replies) as host, files_for(host.url) as files:
+        _, renew = renewals(host)
+        [path] = await files.download([f"{host.url}/a"], tmp_path, task_id=TASK, renew=renew, age=1.0)
+        assert path.read_bytes() == PNG
+        host.replies = [*replies[:4], answer(PNG[:-10])]
+        path.unlink()
+        await fails(files, tmp_path, host.url, renew=renew, age=1.0)
+    assert len(host.requests) == 7 + 7
+
+
 @pytest.mark.parametrize("age", [30.0, 3600.0, EXPIRY])
 @pytest.mark.parametrize("status", NOT_THERE)
 async def test_later_the_error_comes_at_once(tmp_path: Path, status: str, age: float) -> None:

@@ -4,6 +4,7 @@ import io
 import random
 import re
 import unicodedata
+import zlib
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from kie4o.files import images
 from kie4o.files.images import Inspection, file_name, suffix_of
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}
@@ -107,6 +109,35 @@ def test_the_end_is_not_found_in_the_data() -> None:
         assert not whole(body[:-1])
         for match in re.finditer(rb"\0;", body[:-2]):
             assert not whole(body[: match.end()])
+
+
+MOST_PARTS = images._MOST_PARTS
+EMPTY_PARTS: dict[str, tuple[bytes, bytes]] = {
+    "gif: blocks of one byte": (b"GIF89a" + bytes(7) + b"!\xfe", b"\x01a"),
+    "gif: extensions": (b"GIF89a" + bytes(7), b"!\xfe\0"),
+    "gif: pictures": (b"GIF89a" + bytes(7), b"," + bytes(9) + b"\x02\0"),
+    "jpg: markers": (b"\xff\xd8\xff", b"\xff\x01"),
+    "jpg: segments": (b"\xff\xd8", b"\xff\xe0\0\x02"),
+    "png: chunks": (picture("png")[:8], bytes(4) + b"teXt" + zlib.crc32(b"teXt").to_bytes(4, "big")),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY_PARTS)
+def test_a_file_of_empty_parts_is_not_read_for_long(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MiB of them would take the processor for half a minute. They are no image: nothing more is read."""
+    monkeypatch.setattr(images, "_MOST_PARTS", 1000)
+    start, part = EMPTY_PARTS[name]
+    assert inspected(start + 3000 * part).problem == "is damaged: it has too many parts"
+    assert "cut off" in str(inspected(start + 100 * part).problem)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_control_real_images_have_few_parts(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 64 MiB, the largest that is downloaded, may have one per 64 bytes."""
+    body = picture(suffix, side=400)
+    monkeypatch.setattr(images, "_MOST_PARTS", len(body) // 64)
+    assert whole(body)
+    assert MOST_PARTS == 64 * 2**20 // 64
 
 
 def test_every_flipped_bit_of_a_png_is_detected() -> None:
