@@ -12,7 +12,7 @@ from ..errors import APIStatusError, UnexpectedResponseError
 from .decoding import shown
 
 _BRIEF = 120  # characters
-_URL = re.compile(r"\w+://\S+?(?=[.,:;)]?(\s|$))")
+_URL = re.compile(r"\w{1,20}://\S+?(?=[.,:;)]?(\s|$))")
 _DATA = re.compile(r'([<{]|\[").*', re.DOTALL)  # a page or JSON, which may hold prompts and URLs
 
 

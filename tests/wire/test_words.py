@@ -1,9 +1,11 @@
 """What Kie's words say where its codes say less: its own messages, and public reports of others."""
 
+import time
+
 import pytest
 
 from kie4o.emulator.tasks import MESSAGES
-from kie4o.wire.words import say_credits_are_insufficient, say_input_image, say_policy
+from kie4o.wire.words import in_brief, say_credits_are_insufficient, say_input_image, say_policy
 
 REFUNDED = MESSAGES[531]
 
@@ -52,3 +54,11 @@ def test_credits(message: str, insufficient: bool) -> None:
 )
 def test_why_a_task_failed(message: str, policy: bool, image: bool) -> None:
     assert (say_policy(message), say_input_image(message)) == (policy, image)
+
+
+def test_long_words_are_read_once() -> None:
+    """The time grows with the length, not with its square: 200,000 letters took two minutes."""
+    start = time.process_time()
+    assert in_brief(None, "a" * 200_000).startswith("aaa")
+    assert in_brief(500, "see " + "a" * 30 + "://h/secret?x=1, please").endswith("..., please")
+    assert time.process_time() - start < 5
