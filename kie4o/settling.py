@@ -48,7 +48,7 @@ class Settlement:
         entry = await self._entry(which)
         if _is_settled(entry, task_id):
             return entry
-        if self.submissions.is_live(entry.key):
+        if self.submissions.is_live(entry.callers_key or entry.key):
             raise being_submitted(entry)
         details = await (self._check_unpaid(entry) if task_id is None else self._confirmed(entry, task_id))
         entry = await self.ledger.settle(entry, task_id, self.submissions.is_live)

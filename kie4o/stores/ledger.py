@@ -170,7 +170,8 @@ class Ledger:
             stored = await self._latest(entry.ref)
             if stored is None or not stored.unnamed:
                 return stored or entry
-            if is_live(stored.key) or not await self._hold(stored):
+            # An earlier submit returns to its key if the one that is under way is refused.
+            if is_live(stored.callers_key or stored.key) or not await self._hold(stored):
                 raise being_submitted(stored)
             try:
                 return await (self._unpaid(stored) if task_id is None else self._named(stored, task_id))
@@ -201,6 +202,8 @@ class Ledger:
         unpaid = attrs.evolve(entry.superseded() if entry.keyed else entry, state=EntryState.FAILED)
         self._moves += 1
         try:
+            if self._unsaved.get(entry.key) is entry:
+                await self._store.save(entry)  # the INTENT of a later submit may still be under the key
             previous = await self._submit_before(entry)
             if previous is None:
                 await self._store.save(unpaid)

@@ -354,6 +354,58 @@ async def test_a_key_that_is_being_submitted_is_left_alone(store: MakeStore) -> 
         assert (await submitting).id == task_id
 
 
+async def test_an_earlier_submit_is_left_alone_while_its_key_is_submitted_again(store: MakeStore) -> None:
+    """It returns to the key if the new submit is refused, and can be settled then: the key is not stuck."""
+    async with HeldServer() as server, client_of(server.url, store()) as client:
+        submitting = asyncio.create_task(client.submit("a boat", key="order-1"))
+        await until(lambda: server.prompts)
+        server.lose("a boat")
+        with pytest.raises(SubmissionUnknownError) as caught:
+            await submitting
+        submitting = asyncio.create_task(client.submit("a boat", key="order-1", on_unknown="resubmit"))
+        await until(lambda: len(server.prompts) > 1)
+        for more in ({"charged": False}, {"task_id": "0" * 32}):
+            with pytest.raises(kie4o.StoreError, match="is being submitted now"):
+                await client.settle(caught.value.ref or "", **more)
+        server.refuse("a boat", 402)
+        with pytest.raises(kie4o.InsufficientCreditsError):
+            await submitting
+        await client.settle(caught.value.ref or "", charged=False)
+        submitting = asyncio.create_task(client.submit("a boat", key="order-1"))
+        await until(lambda: len(server.prompts) > 2)
+        task_id = server.accept("a boat")
+        assert (await submitting).id == task_id
+
+
+async def test_a_refused_resubmit_that_could_not_be_undone_does_not_keep_the_key(store: MakeStore) -> None:
+    """The store fails when its INTENT is undone; settling the submit before it frees the key all the same."""
+    kept = store()
+    async with HeldServer() as server, client_of(server.url, kept) as client:
+        submitting = asyncio.create_task(client.submit("a boat", key="order-1"))
+        await until(lambda: server.prompts)
+        server.lose("a boat")
+        with pytest.raises(SubmissionUnknownError) as caught:
+            await submitting
+        submitting = asyncio.create_task(client.submit("a boat", key="order-1", on_unknown="resubmit"))
+        await until(lambda: len(server.prompts) > 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(kept), "save", full)
+            server.refuse("a boat", 402)
+            with pytest.raises(kie4o.InsufficientCreditsError):
+                await submitting
+        await client.settle("order-1", charged=False)
+        assert await kept.find(key="order-1") is None
+        assert facts(await kept.find(ref=caught.value.ref)) == (EntryState.FAILED, None)
+        submitting = asyncio.create_task(client.submit("a boat", key="order-1"))
+        await until(lambda: len(server.prompts) > 2)
+        task_id = server.accept("a boat")
+        assert (await submitting).id == task_id
+
+
+async def full(*_: object) -> None:
+    raise kie4o.StoreError("the disk is full")
+
+
 class Gated(MemoryStore):
     """A store in which the next call of one method waits for the test."""
 
