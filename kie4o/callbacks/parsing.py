@@ -188,10 +188,12 @@ def header_pairs(headers: object) -> list[tuple[str, str]]:
 
     Raises `InvalidSignatureError` for what cannot be the headers of a request.
     """
-    items = getattr(headers, "items", None)
-    found = items() if callable(items) else headers
-    if not isinstance(found, Iterable) or isinstance(found, (str, bytes)):
-        found = [found]
+    try:
+        items = getattr(headers, "items", None)
+        given: Any = items() if callable(items) else headers
+        found = [None] if isinstance(given, (str, bytes)) else list(given)
+    except Exception:  # not iterable, or a class in place of its instance
+        found = [None]
     pairs: list[tuple[str, str]] = []
     for pair in found:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:

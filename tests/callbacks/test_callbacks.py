@@ -366,6 +366,7 @@ NOT_ONCE: list[Any] = [
     GOOD | {"X_WEBHOOK_TIMESTAMP": GOOD[T]},
     list(GOOD),
     io.BytesIO(b"a"),
+    dict,  # not an instance
 ]
 
 
@@ -382,6 +383,7 @@ def test_each_header_once(headers: Any) -> None:
         (None, "cannot be read.*got NoneType"),
         (list(GOOD), "cannot be read.*got list"),
         ("X-Webhook-Signature: x", "cannot be read.*got str"),
+        (dict, "cannot be read.*got type"),
         ({}, f"not signed: it has no header {T}"),
         ({T: GOOD[T]}, f"not signed: it has no header {S}"),
         (message_of([*GOOD.items(), (S, "x")]), f"header {S} is repeated"),
