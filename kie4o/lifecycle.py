@@ -166,9 +166,13 @@ class Lifecycle:
 
     async def _report(self, on_update: OnUpdate, details: TaskDetails) -> None:
         """Call `on_update`, after the end of the task is saved: it may raise, or run into the deadline."""
-        result = on_update(await self._saved(details))
-        if inspect.isawaitable(result):
-            await result
+        saved = await self._saved(details)
+        try:
+            result = on_update(saved)
+            if inspect.isawaitable(result):
+                await result
+        except StopAsyncIteration as error:  # which would end the loop over a batch as if it were complete
+            raise RuntimeError("on_update raised StopAsyncIteration") from error
 
     async def _join(
         self,

@@ -644,3 +644,14 @@ async def test_a_kie_error_of_on_update_is_that_of_its_item(store: MakeStore) ->
         assert [prompt for prompt, each in done.items() if not each.ok] == ["b"]
         assert isinstance(done["b"].error, kie4o.DownloadError)
         assert done["b"].task_id in kie.tasks
+
+
+async def test_an_on_update_that_ends_an_iteration_does_not_end_the_batch_unseen(store: MakeStore) -> None:
+    """A StopAsyncIteration that left the batch would look like its end."""
+    async with kie_of() as kie, client_of(kie, store()) as client:
+
+        async def on_update(details: kie4o.TaskDetails) -> None:
+            raise StopAsyncIteration
+
+        with pytest.raises(RuntimeError, match="on_update raised StopAsyncIteration"):
+            await all_of(client.generate_many(FEW, on_update=on_update))
