@@ -80,17 +80,15 @@ def _replaced(request: ImageRequest, fields: Mapping[str, Any]) -> ImageRequest:
     return replaced
 
 
-def warn_unreachable(request: ImageRequest) -> None:
-    """Warn of URLs that Kie cannot open, which costs the task or the callback. Not on loopback, where an
-    emulator opens them."""
+def private_urls(request: ImageRequest) -> list[tuple[str, str]]:
+    """The fields with URLs that Kie cannot open, which costs the task or the callback."""
     named = [("mask_url", request.mask_url), ("file_url", request.file_url)]
     named += [(f"files_url[{index}]", url) for index, url in enumerate(request.files_url)]
-    for name, url in [*named, ("callback_url", request.callback_url)]:
-        if url is not None and is_private(url):
-            _warn_private(name, url)
+    named.append(("callback_url", request.callback_url))
+    return [(name, url) for name, url in named if url is not None and is_private(url)]
 
 
-def _warn_private(name: str, url: str) -> None:
+def warn_private(name: str, url: str) -> None:
     """Shows only the host: the rest of the URL may hold a token."""
     host = urlsplit(url).hostname
     warn_caller(f"Kie cannot open {name}: {host} is a name or address of this machine or its network")
@@ -148,7 +146,7 @@ def callback_url_of(url: URLObject | str | Enum | None, *, loopback: bool) -> st
     if fault is not None:
         raise invalid_setting("callback_url", url, fault)
     if text is not None and not loopback and is_private(text):
-        _warn_private("callback_url", text)
+        warn_private("callback_url", text)
     return text
 
 

@@ -318,8 +318,10 @@ _OTHER_FORMATS = {
     *(".ai", ".avif", ".bmp", ".dng", ".eps", ".gif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".mov"),
     *(".mp4", ".pdf", ".psd", ".raw", ".svg", ".tga", ".tif", ".tiff", ".webm"),
 }
-# Files of this package and of attrs, whose generated constructors are in no file.
-_OURS = (*(str(Path(file).parent) + os.sep for file in (__file__, attr.__file__)), "<attrs generated")
+# Files of this package, of attrs, whose generated constructors are in no file, and of asyncio, which runs the
+# items of a batch: their caller is what runs the loop.
+_FOLDERS = (Path(__file__).parent, Path(attr.__file__).parent, Path(os.__file__).parent / "asyncio")
+_OURS = (*(str(folder) + os.sep for folder in _FOLDERS), "<attrs generated")
 
 
 def notices(request: ImageRequest) -> list[tuple[type[Warning], str]]:

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import attrs
 
 from . import clock
-from .arguments import on_update_of, timeout_of, warn_unreachable
+from .arguments import on_update_of, private_urls, timeout_of, warn_private
 from .callbacks.delivery import Delivery
 from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
@@ -211,8 +211,8 @@ class Lifecycle:
         self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
     ) -> Submitted:
         """Pay once. After an unknown outcome a callback may have named the task: that is checked first."""
-        if not self.loopback:
-            warn_unreachable(request)
+        if not self.loopback:  # where an emulator opens them
+            await self._warn_unreachable(request, key)
         if resubmit.after_unknown and key is not None:
             stored = await self.store.find(key=key)
             if stored is not None and stored.state is EntryState.UNKNOWN:
@@ -221,6 +221,13 @@ class Lifecycle:
             return await self.submissions.submit(request, key, permit, resubmit)
         except SubmissionUnknownError as error:
             return await self._named_by_callback(error)
+
+    async def _warn_unreachable(self, request: ImageRequest, key: str | None) -> None:
+        """Warn of URLs that Kie cannot open, unless the store has the request, whose author was warned."""
+        unreachable = private_urls(request)
+        if unreachable and (key is None or await self.store.find(key=key) is None):
+            for name, url in unreachable:
+                warn_private(name, url)
 
     async def _named_by_callback(self, unknown: SubmissionUnknownError) -> Submitted:
         """The task that a stored callback names; otherwise `unknown` is raised."""

@@ -1,8 +1,10 @@
 """Values as people have them: enums, URL objects, secrets, uploaded files, tasks and paths with a tilde."""
 
+import asyncio
 import enum
 import json
 import pickle
+import sys
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ import pydantic
 import pytest
 import yarl
 from clients import client_of
+from paths import IMPORT_ROOT
+from portable import environment
 from starlette.datastructures import URL as StarletteURL
 
 from kie4o import (
@@ -589,3 +593,41 @@ async def refuse(*_: object, **__: object) -> None:
 def test_a_public_url_is_not_private(url: str) -> None:
     """The control."""
     assert not is_private(url)
+
+
+async def test_the_line_of_a_batch_is_named(tmp_path: Path) -> None:
+    """Its items run in tasks of asyncio's, whose files are nobody's."""
+    script = tmp_path / "batch.py"
+    script.write_text(
+        "import asyncio\n"
+        "from kie4o import AsyncKieClient, ImageRequest\n"
+        "async def main():\n"
+        f"    client = AsyncKieClient({KEY!r}, base_url='https://a.example', proxy='http://127.0.0.1:1')\n"
+        "    async with client as c:\n"
+        "        requests = [ImageRequest('A', files_url=['http://localhost/a.png'])]\n"
+        "        async for done in c.generate_many(requests):\n"
+        "            pass\n"
+        "asyncio.run(main())\n"
+    )
+    for options, expected in (
+        (("-W", "error"), b"UserWarning: Kie cannot open files_url[0]"),
+        ((), b"batch.py:9: UserWarning: Kie cannot open files_url[0]"),
+    ):
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, *options, str(script)),
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(PYTHONPATH=str(IMPORT_ROOT)),
+        )
+        _, words = await child.communicate()
+        assert expected in words
+
+
+async def test_what_the_store_has_is_not_warned_about_again() -> None:
+    """Warnings are errors here: a result that is paid for is had all the same."""
+    async with Emulator(duration=0.0) as kie, client_of(kie.url) as client:
+        await client.generate("A", key="a", callback_url="http://localhost/")
+        object.__setattr__(client._runtime.lifecycle, "loopback", False)
+        result = await client.generate("A", key="a", callback_url="http://localhost/")
+        assert result.source == "store"
+        with pytest.warns(UserWarning, match="Kie cannot open callback_url"):
+            await client.generate("A", key="b", callback_url="http://localhost/")
