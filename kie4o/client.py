@@ -52,7 +52,7 @@ from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .runtime import Options, Runtime
-from .settings import Secret, count, flag, resolve, seconds
+from .settings import count, flag, resolve, sealed, seconds
 from .stores.choosing import store_of
 from .stores.store import Entry, Store, SupportsBackup, no_backup
 from .task import ImageTask
@@ -124,12 +124,14 @@ class AsyncKieClient:
         proxy: URLObject | SecretText | str | None = None,
         trust_env: bool = False,
     ) -> None:
-        secret, api_key = (Secret(api_key) if isinstance(api_key, str) else api_key), None
+        # No frame of a traceback holds a key.
+        secret, api_key = sealed(api_key), None
+        secrets, webhook_key = sealed(webhook_key), None
         self._settings = resolve(
             api_key=secret,
             base_url=base_url,
             upload_url=upload_url,
-            webhook_key=webhook_key,
+            webhook_key=secrets,
             environment=os.environ,
         )
         self._tolerance = seconds("tolerance", tolerance) or 0.0

@@ -59,6 +59,15 @@ class Secret:
         raise TypeError("a Secret cannot be pickled; read the key again where it is needed")
 
 
+def sealed(value: Any) -> Any:
+    """Text, or each text of a list, as a `Secret`; anything else as it is."""
+    if isinstance(value, str):
+        return Secret(value)
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        return [sealed(one) for one in value]
+    return value
+
+
 @attrs.frozen(kw_only=True)
 class Settings:
     """The checked settings of one client."""

@@ -631,3 +631,24 @@ async def test_what_the_store_has_is_not_warned_about_again() -> None:
         assert result.source == "store"
         with pytest.warns(UserWarning, match="Kie cannot open callback_url"):
             await client.generate("A", key="b", callback_url="http://localhost/")
+
+
+class Sealed:
+    """A secret that cannot be had."""
+
+    def get_secret_value(self) -> str:
+        raise RuntimeError("the vault is closed")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"timeout": -1}, {"webhook_key": [KEY, 5]}, {"webhook_key": [KEY, Sealed()]}, {"api_key": Sealed()}],
+    ids=["timeout", "number", "secret", "api_key"],
+)
+def test_no_frame_of_ours_shows_a_webhook_key(wrong: dict[str, Any]) -> None:
+    """A reporter of errors shows the local variables of each frame."""
+    with pytest.raises((ConfigurationError, RuntimeError)) as caught:
+        AsyncKieClient(**{"api_key": "key-of-the-api", "webhook_key": KEY} | wrong)
+    frames = [entry.frame for entry in caught.traceback if "kie4o" in str(entry.path.parent.name)]
+    assert frames
+    assert KEY not in repr([frame.f_locals for frame in frames])
