@@ -117,7 +117,7 @@ def task_id_of(task: HasTaskId | str | Enum) -> str:
     """An id that Kie can have issued, or that of whatever has one."""
     task_id = plain(task)
     if not isinstance(task_id, str):
-        task_id = getattr(task_id, "task_id", None)
+        task_id = plain(getattr(task_id, "task_id", None))
         if task_id is None and hasattr(task, "task_id"):
             raise InvalidRequestError(
                 f"this {type(task).__name__} has no task id: pass that of a submitted task"

@@ -318,7 +318,11 @@ class AsyncKieClient:
                 yield completion
 
     async def settle(
-        self, key: str | Entry, *, task_id: HasTaskId | str | None = None, charged: bool | None = None
+        self,
+        key: str | Enum | Entry,
+        *,
+        task_id: HasTaskId | str | None = None,
+        charged: bool | None = None,
     ) -> Entry:
         """Record what you have found out at kie.ai/logs about a submit with an unknown outcome.
 

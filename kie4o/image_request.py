@@ -7,6 +7,7 @@ is refused, and what costs money for nothing is warned about. The rules are thos
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import posixpath
 import warnings
@@ -84,7 +85,8 @@ def _as_model(value: FallbackModel | Enum) -> FallbackModel:
 
 
 def _as_url(value: AnyURL | None) -> str | None:
-    return value.url if isinstance(value, UploadedFile) else url_text(plain(value))
+    text: str | None = url_text(plain(value.url if isinstance(value, UploadedFile) else value))
+    return text
 
 
 def _as_urls(value: Iterable[AnyURL] | None) -> tuple[str, ...]:
@@ -230,7 +232,7 @@ class ImageRequest:
         default="FLUX_MAX", converter=_as_model, validator=_one_of(FallbackModel)
     )
     file_url: str | None = attrs.field(default=None, converter=_as_url, validator=_file_url)
-    extra: Mapping[str, Any] = attrs.field(factory=dict, converter=_as_extra, hash=False)
+    extra: Mapping[str, Any] = attrs.field(factory=dict, converter=_as_extra, eq=json.dumps, hash=False)
 
     def __attrs_post_init__(self) -> None:
         for name in self.extra:

@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         return value if type(value) is str else str.__str__(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return int(value)
+        return value if type(value) is int else int.__int__(value)
     return value
 
 

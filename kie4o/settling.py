@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import logging
 import unicodedata
+from enum import Enum
 
 import attrs
 
 from .callbacks.delivery import Delivery
 from .details import TaskDetails, TaskState
 from .errors import InvalidRequestError, KieError, TaskNotFoundError, invalid
+from .plain import plain
 from .polling.outcome import is_final
 from .polling.poller import TaskPoller
 from .stores.ledger import Ledger, being_submitted
@@ -38,7 +40,7 @@ class Settlement:
     poller: TaskPoller
     delivery: Delivery
 
-    async def settle(self, which: Entry | str, task_id: str | None) -> Entry:
+    async def settle(self, which: Entry | str | Enum, task_id: str | None) -> Entry:
         """Save that the entry has this task, or with None that it was not charged. Three steps:
 
         1. Whether the entry can be settled; nothing is sent if not.
@@ -61,10 +63,10 @@ class Settlement:
         await self.ledger.finish(details)
         return await self.ledger.find(entry.ref) or entry
 
-    async def _entry(self, which: Entry | str) -> Entry:
-        if not isinstance(which, (Entry, str)) or which == "":
+    async def _entry(self, which: Entry | str | Enum) -> Entry:
+        name = which.ref if isinstance(which, Entry) else plain(which)
+        if not isinstance(name, str) or name == "":
             raise invalid("key", which, "a key, a ref, or an entry of unfinished()")
-        name = which.ref if isinstance(which, Entry) else which
         entry = await self.ledger.find(name)
         if entry is None:
             raise InvalidRequestError(

@@ -50,7 +50,7 @@ def url_text(value: Any) -> Any:
     named_for_urls = any("url" in kind.__name__.casefold() for kind in type(value).__mro__)
     if isinstance(value, (str, bytes)) or not named_for_urls:
         return value
-    text = str(value)
+    text = str.__str__(str(value))  # which may return a subclass
     return text if is_web_url(text) else value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -12,13 +13,15 @@ import attrs
 from ..arguments import key_of, request_of
 from ..errors import InvalidRequestError, KieError, StoreError, invalid, reason_of
 from ..image_request import ImageRequest
+from ..plain import plain
 from ..stores.store import fingerprint
 from ..waiting import close_iterator
 
 if TYPE_CHECKING:
     import sqlite3
 
-Requests = Iterable[ImageRequest | str] | AsyncIterable[ImageRequest | str] | Mapping[str, ImageRequest | str]
+Request = ImageRequest | str | Enum
+Requests = Iterable[Request] | AsyncIterable[Request] | Mapping[str, Request]
 
 _END = object()
 _OPEN: set[sqlite3.Connection] = set()  # one that is collected before the batch is closed would warn
@@ -50,7 +53,7 @@ class Items:
         pair = await self._next_pair()
         if pair is _END:
             return None
-        custom_id, given = pair
+        custom_id, given = plain(pair[0]), pair[1]
         index = next(self._numbers)
         try:
             request = request_of(given, {})

@@ -27,11 +27,13 @@ from kie4o import (
     InvalidRequestError,
     KeyConflictError,
     KieError,
+    SubmissionUnknownError,
     TaskNotFoundError,
     UploadedFile,
 )
 from kie4o.arguments import request_of, task_id_of
-from kie4o.emulator import Emulator
+from kie4o.batch.items import Items
+from kie4o.emulator import Answer, Emulator
 from kie4o.settings import resolve
 from kie4o.stores.store import fingerprint
 from kie4o.urls import is_private
@@ -631,6 +633,64 @@ async def test_what_the_store_has_is_not_warned_about_again() -> None:
         assert result.source == "store"
         with pytest.warns(UserWarning, match="Kie cannot open callback_url"):
             await client.generate("A", key="b", callback_url="http://localhost/")
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 1.0), (1, True), (0.0, -0.0), ([0], [False])])
+def test_equal_requests_have_equal_bodies(one: Any, other: Any) -> None:
+    """Python's 1, 1.0 and True are equal; in JSON they are not, nor under a key."""
+    first, second = ImageRequest("A", extra={"seed": one}), ImageRequest("A", extra={"seed": other})
+    assert body_of(first) != body_of(second)
+    assert first != second
+    assert first == ImageRequest("A", extra={"seed": one})
+    assert hash(first) == hash(ImageRequest("A", extra={"seed": one}))
+
+
+class OddText(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "something else"
+
+
+class OddURL:
+    def __str__(self) -> str:
+        return OddText(PNG)
+
+
+class OddNumber(int):
+    def __int__(self) -> int:
+        return 4
+
+
+def test_a_subclass_is_what_it_holds() -> None:
+    """Whatever it says of itself; a value of another type would not be read by every store."""
+    photo = UploadedFile(OddText(PNG), name="a.png", path="", size=1, mime_type="image/png")
+    for url in (OddText(PNG), OddURL(), photo):
+        request = ImageRequest("A", files_url=[url])
+        assert (request.files_url, type(request.files_url[0])) == ((PNG,), str)
+    assert ImageRequest("A", n_variants=OddNumber(2)).n_variants == 2
+    task = type("Named", (), {"task_id": OddText("5" * 32)})()
+    assert task_id_of(task) == "5" * 32
+
+
+@pytest.mark.parametrize("kind", ["str", "Enum"])
+async def test_an_id_of_a_batch_is_the_value_of_its_member(kind: str) -> None:
+    """Also after the name of the batch, where Python versions format members differently."""
+    ids: Any = enum.Enum("Ids", {"A": "a"}, type=str) if kind == "str" else enum.Enum("Ids", {"A": "a"})
+    for name, key in (("lakes", "lakes/a"), ("", "a")):
+        item = await Items({ids.A: "A lake"}, name).next()
+        assert item is not None
+        assert (item.key, item.error) == (key, None)
+
+
+async def test_a_key_that_is_a_member_is_settled() -> None:
+    """As it is submitted."""
+    key = enum.Enum("Keys", {"ORDER": "order-1"}).ORDER
+    async with Emulator(duration=0.0) as kie, client_of(kie.url) as client:
+        kie.plan("A", answer=Answer(500))
+        with pytest.raises(SubmissionUnknownError):
+            await client.submit("A", key=key)
+        assert (await client.settle(key, charged=False)).callers_key == "order-1"
 
 
 class Sealed:

@@ -26,6 +26,10 @@ class Style(str, enum.Enum):  # noqa: UP042  # as it was written before Python 3
     MODEL = "GPT_IMAGE_1"
 
 
+class Name(enum.Enum):
+    ORDER = "order-1"
+
+
 class Count(enum.IntEnum):
     TWO = 2
 
@@ -73,8 +77,9 @@ async def generate(client: AsyncKieClient, settings: Settings, photo: UploadedFi
         request, n_variants=Count.TWO, mask_url=settings.hook, callback_url=urlsplit("https://a")
     )
     await client.generate("A", files_url=[photo], upload_cn=False, fallback_model=Style.MODEL)
-    async for done in client.generate_many([request, "A"], batch=Style.LAKE):
+    async for done in client.generate_many([request, "A", Style.LAKE, Name.ORDER], batch=Style.LAKE):
         await client.wait(done)
+    await client.settle(Name.ORDER, charged=False)
     return await client.generate(request, key="order", files_url=(photo,), mask_url=photo)
 
 
