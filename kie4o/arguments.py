@@ -23,7 +23,7 @@ from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .submission.resending import NO_RESUBMIT, Resubmit
-from .urls import URLObject, callback_url_fault, is_private, is_web_url, url_text
+from .urls import URLObject, callback_url_fault, callback_url_text, is_private, is_web_url, url_text
 from .wire.requests import is_task_id
 
 OnUnknown = Literal["hold", "resubmit"]
@@ -46,6 +46,7 @@ def request_of(request: ImageRequest | str | Enum | None, fields: Mapping[str, A
 
 
 _FIELDS = [field.name for field in attrs.fields(ImageRequest)]
+_CURRENT_FIELDS = [name for name in _FIELDS if name != "file_url"]  # which is deprecated
 _NO_REQUESTS = (
     (Mapping, "pass ImageRequest(**fields), or the fields as keywords"),
     ((list, tuple, set, frozenset), "pass several requests to generate_many"),
@@ -59,11 +60,22 @@ def _check_is_single(request: object) -> None:
             raise InvalidRequestError(f"{got}; {remedy}")
 
 
+def check_is_no_request(requests: Mapping[Any, Any]) -> None:
+    """The fields of one request would become as many requests, with the names of the fields as ids."""
+    if "prompt" in requests and len(requests) <= len(_FIELDS) and all(name in _FIELDS for name in requests):
+        raise InvalidRequestError(
+            "expected a mapping from your ids to requests, got the fields of one request; pass "
+            "[ImageRequest(**fields)]"
+        )
+
+
 def _suggestion(name: str) -> str:
     """The field that was meant, as far as one can tell."""
     ours = our_name(name)
-    near = [ours] if ours is not None else difflib.get_close_matches(name.lower(), _FIELDS, 1)
-    return f"did you mean {near[0]}=?" if near else f"expected one of {', '.join(_FIELDS)}"
+    near = [ours] if ours is not None else difflib.get_close_matches(name.lower(), _CURRENT_FIELDS, 1)
+    if near:
+        return f"did you mean {near[0]}=?"
+    return f"expected one of {', '.join(_FIELDS)}; what kie4o does not know yet goes into extra={{...}}"
 
 
 def _replaced(request: ImageRequest, fields: Mapping[str, Any]) -> ImageRequest:
@@ -101,7 +113,7 @@ def key_of(key: str | Enum | None) -> str | None:
         return None
     if not isinstance(key, str) or not key.strip() or len(key) > MAX_KEY or not key.isprintable():
         shown = key[:80] if isinstance(key, str) else key
-        raise invalid("key", shown, f"1 to {MAX_KEY} printable characters, or None")
+        raise invalid("key", shown, f"a string of 1 to {MAX_KEY} printable characters, or None")
     return key
 
 
@@ -141,7 +153,7 @@ def finding_of(task_id: HasTaskId | str | None, charged: bool | None) -> str | N
 
 def callback_url_of(url: URLObject | str | Enum | None, *, loopback: bool) -> str | None:
     """A callback URL for the whole client, checked as a request's own is."""
-    text: str | None = url_text(plain(url))
+    text: str | None = callback_url_text(plain(url))
     fault = None if text is None else callback_url_fault(text)
     if fault is not None:
         raise invalid_setting("callback_url", url, fault)
@@ -171,6 +183,13 @@ def path_of(path: str | os.PathLike[str]) -> str:
     except TypeError:
         pass
     raise invalid("path", path, "the path of a file")
+
+
+def in_flight_of(limit: int) -> int:
+    """How many items of a batch may be unfinished at once."""
+    if type(limit) is not int or limit < 1:
+        raise invalid("max_in_flight", limit, "a positive integer, or None")
+    return limit
 
 
 def rate_limit_of(limit: RateLimit) -> RateLimit:

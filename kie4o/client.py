@@ -23,6 +23,7 @@ from .arguments import (
     callback_url_of,
     finding_of,
     image_url_of,
+    in_flight_of,
     key_of,
     on_update_of,
     path_of,
@@ -52,7 +53,7 @@ from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .runtime import Options, Runtime
-from .settings import count, flag, resolve, sealed, seconds
+from .settings import count, flag, resolve, sealed, seconds, seconds_or_none, seconds_or_zero
 from .stores.choosing import store_of
 from .stores.store import Entry, Store, SupportsBackup, no_backup
 from .task import ImageTask
@@ -134,12 +135,12 @@ class AsyncKieClient:
             webhook_key=secrets,
             environment=os.environ,
         )
-        self._tolerance = seconds("tolerance", tolerance) or 0.0
-        wait = seconds("store_wait", store_wait, zero=True) or 0.0
+        self._tolerance = seconds("tolerance", tolerance)
+        wait = seconds_or_zero("store_wait", store_wait)
         self._options = Options(
             settings=self._settings,
-            timeout=seconds("timeout", timeout) or 0.0,
-            wait_timeout=seconds("wait_timeout", wait_timeout, optional=True),
+            timeout=seconds("timeout", timeout),
+            wait_timeout=seconds_or_none("wait_timeout", wait_timeout),
             max_in_flight=count("max_in_flight", max_in_flight),
             rate_limit=rate_limit_of(rate_limit),
             poll=poll_of(poll, loopback=self._settings.loopback),
@@ -283,7 +284,7 @@ class AsyncKieClient:
             functools.partial(runtime.lifecycle.generate, on_update=on_update),
             runtime.submissions.call_off,
             runtime.delivery.named_task,
-            max_in_flight=limit if max_in_flight is None else count("max_in_flight", max_in_flight),
+            max_in_flight=limit if max_in_flight is None else in_flight_of(max_in_flight),
             name=batch_of(batch),
             resubmit=resubmit,
         )
@@ -615,7 +616,7 @@ class AsyncKieClient:
         """
         if not self._settings.webhook_key and not allow_unsigned:
             raise unverified()
-        within = self._tolerance if tolerance is None else seconds("tolerance", tolerance) or 0.0
+        within = self._tolerance if tolerance is None else seconds("tolerance", tolerance)
         return CallbackReceiver(
             lambda body, headers, ref: self._parse_callback(body, headers, ref, within),
             self._delivery,

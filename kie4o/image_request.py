@@ -25,7 +25,7 @@ import attrs
 
 from .errors import InvalidRequestError, invalid
 from .plain import json_object, plain
-from .urls import URLObject, callback_url_fault, is_web_url, url_text
+from .urls import WEB_URL, URLObject, callback_url_fault, callback_url_text, is_web_url, url_text
 
 Size = Literal["1:1", "3:2", "2:3"]
 """The aspect ratio of an image (Kie's generate page)."""
@@ -87,6 +87,10 @@ def _as_model(value: FallbackModel | Enum) -> FallbackModel:
 def _as_url(value: AnyURL | None) -> str | None:
     text: str | None = url_text(plain(value.url if isinstance(value, UploadedFile) else value))
     return text
+
+
+def _as_callback_url(value: str | Enum | URLObject | None) -> str | None:
+    return callback_url_text(plain(value))  # type: ignore[no-any-return]  # the validator checks it
 
 
 def _as_urls(value: Iterable[AnyURL] | None) -> tuple[str, ...]:
@@ -155,7 +159,7 @@ def _check_encodable(name: str, value: str) -> None:
 
 def _url(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not is_web_url(value):
-        raise invalid(field.name, value, "a complete http:// or https:// URL without spaces")
+        raise invalid(field.name, value, WEB_URL)
 
 
 def _file_url(_: object, field: attrs.Attribute[Any], value: object) -> None:
@@ -181,16 +185,19 @@ def _urls(_: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> Non
 
 def _check_file_url(name: str, value: object) -> None:
     if not is_web_url(value):
-        expected = "a complete http:// or https:// URL without spaces"
-        raise invalid(name, value, expected + _upload_hint(value))
+        raise invalid(name, value, WEB_URL + _upload_hint(value))
 
 
 def _upload_hint(value: object) -> str:
     """Kie fetches files by their URLs: what to do with one that is on this machine or in memory."""
-    is_local = isinstance(value, (os.PathLike, bytes, bytearray, memoryview)) or hasattr(value, "read")
+    return "; for a local file pass what upload() returned" if is_local(value) else ""
+
+
+def is_local(value: object) -> bool:
+    """Whether what was passed as a URL is a file, or a path of one."""
     if isinstance(value, str):
-        is_local = bool(value.strip()) and not value.lstrip().lower().startswith(("http:", "https:"))
-    return "; for a local file pass what upload() returned" if is_local else ""
+        return bool(value.strip()) and not value.lstrip().lower().startswith(("http:", "https:"))
+    return isinstance(value, (os.PathLike, bytes, bytearray, memoryview)) or hasattr(value, "read")
 
 
 # -- requests ----------------------------------------------------------------------------------
@@ -224,7 +231,7 @@ class ImageRequest:
     files_url: tuple[str, ...] = attrs.field(default=(), converter=_as_urls, validator=_urls)
     mask_url: str | None = attrs.field(default=None, converter=_as_url, validator=_file_url)
     n_variants: Variants = attrs.field(default=1, converter=_as_variants, validator=_one_of(Variants))
-    callback_url: str | None = attrs.field(default=None, converter=_as_url, validator=_callback_url)
+    callback_url: str | None = attrs.field(default=None, converter=_as_callback_url, validator=_callback_url)
     is_enhance: bool = attrs.field(default=False, validator=_flag)
     upload_cn: bool | None = attrs.field(default=None, validator=_flag_or_none)
     enable_fallback: bool = attrs.field(default=False, validator=_flag)
@@ -253,7 +260,7 @@ class RequestFields(TypedDict, total=False):
     files_url: Iterable[AnyURL] | None
     mask_url: AnyURL | None
     n_variants: Variants | Enum
-    callback_url: AnyURL | None
+    callback_url: str | Enum | URLObject | None
     is_enhance: bool
     upload_cn: bool | None
     enable_fallback: bool

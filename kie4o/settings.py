@@ -28,7 +28,10 @@ _NO_KEYS = (
     (r"\w*(key|token|secret)\w*\s*[:=]\s*[^\s=].*", "has the name of the variable in it; pass only the key"),
     (r"(authorization\s*:\s*)?bearer(\s.*)?", "has 'Bearer' before the key; pass only the key"),
     (r"[\"'`“”„‘’«»].*|.*[\"'`“”„‘’«»]", "has quotes around it; remove them"),
-    (r"\$\{.*\}|\$\(.*\)|\$\w+|%\w+%|\{\{.*\}\}|\{\w+\}", "is the name of a variable that was not replaced"),
+    (
+        r"\$\{.*\}|\$\(.*\)|\$\w+|%\w+%|\{\{.*\}\}|\{\w+\}",
+        "is the name of a variable that was not replaced; pass its value",
+    ),
     (
         r"<.*>|\[.*\]|(.*[\W_])?your[\W_].*|.*\.\.\.|.*…|(sk-)?x{3,}|\*+",
         "is a placeholder; create a key at kie.ai/api-key",
@@ -114,22 +117,21 @@ def resolve(
     raise ConfigurationError(sentence)
 
 
-def seconds(name: str, value: Any, *, optional: bool = False, zero: bool = False) -> float | None:
-    """A duration: a positive number, 0 too where `zero`, or None for no limit where `optional`."""
-    if value is None and optional:
-        return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (0 < value < float("inf") or (zero and value == 0))
-    ):
-        expected = "a positive number of seconds"
-        if optional:
-            expected += ", or None for no limit"
-        if zero:
-            expected += ", or 0"
-        raise invalid_setting(name, value, expected)
+def seconds(name: str, value: Any, *, or_else: str = "") -> float:
+    """A duration: a positive number; `or_else` is what a caller that allows more says of it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise invalid_setting(name, value, "a positive number of seconds" + or_else)
     return float(value)
+
+
+def seconds_or_none(name: str, value: Any) -> float | None:
+    """A duration, or None for no limit."""
+    return None if value is None else seconds(name, value, or_else=", or None for no limit")
+
+
+def seconds_or_zero(name: str, value: Any) -> float:
+    """A duration, or 0."""
+    return 0.0 if type(value) in (int, float) and value == 0 else seconds(name, value, or_else=", or 0")
 
 
 def flag(name: str, value: Any) -> bool:

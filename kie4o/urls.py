@@ -40,6 +40,7 @@ class ReadableURL(Protocol):
 
 
 URLObject: TypeAlias = ParsedURL | ReadableURL
+WEB_URL = "a complete http:// or https:// URL without spaces"  # completes "expected ..."
 _URL_FORBIDDEN = frozenset(map(chr, range(0x21))) | {"\x7f", "\\"}
 
 
@@ -52,6 +53,12 @@ def url_text(value: Any) -> Any:
         return value
     text = str.__str__(str(value))  # which may return a subclass
     return text if is_web_url(text) else value
+
+
+def callback_url_text(value: Any) -> Any:
+    """The same for a callback URL: URL objects quote the braces of ``{ref}``, which has to stay as it is."""
+    text = url_text(value)
+    return text if text is value else text.replace("%7Bref%7D", PLACEHOLDER)
 
 
 def is_web_url(value: object) -> bool:
@@ -89,9 +96,12 @@ def callback_url_fault(value: object) -> str | None:
     rest = _EXACT.sub("-", value) if isinstance(value, str) else ""
     meant = _BRACES.search(rest) or _MEANT.search(unquote(unquote(rest)))
     if meant is not None:
-        return f"{PLACEHOLDER} in exactly this form, unencoded, where the ref goes; it holds {meant[0]}"
+        quoted = "" if meant[0] in rest else " percent-encoded"
+        return (
+            f"{PLACEHOLDER} in exactly this form, unencoded, where the ref goes; it holds {meant[0]}{quoted}"
+        )
     if not isinstance(value, str) or not is_web_url(value):
-        return "a complete http:// or https:// URL without spaces"
+        return WEB_URL
     parts = urlsplit(value)
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     if REF_PARAMETER in names:

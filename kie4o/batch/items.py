@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from ..arguments import key_of, request_of
+from ..arguments import check_is_no_request, key_of, request_of
 from ..errors import InvalidRequestError, KieError, StoreError, invalid, reason_of
 from ..image_request import ImageRequest
 from ..plain import plain
@@ -78,6 +78,7 @@ class Items:
     def _open(self) -> None:
         requests: Any = self._requests
         if isinstance(requests, Mapping):
+            check_is_no_request(requests)
             self._pairs = iter(requests.items())
         elif isinstance(requests, AsyncIterable):
             self._arriving = aiter(requests)

@@ -20,12 +20,12 @@ import aiohttp
 from .. import clock
 from ..details import TaskDetails
 from ..errors import APIConnectionError, DownloadError, KieError, client_closed, invalid
-from ..image_request import UploadedFile
+from ..image_request import UploadedFile, is_local
 from ..models import Exists
 from ..settings import Settings
 from ..transport.retrying import Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import Transport
-from ..urls import is_web_url
+from ..urls import WEB_URL, is_web_url
 from ..waiting import wait_uncancelled
 from ..wire.answers import uploaded_of
 from ..wire.requests import UPLOAD_FROM_URL, UPLOAD_STREAM, Endpoint, json_body
@@ -133,7 +133,7 @@ class Files:
         from .uploads import Target
 
         if not is_web_url(url):
-            raise invalid("url", url, "a complete http:// or https:// URL without spaces")
+            raise invalid("url", url, WEB_URL + ("; for a local file use upload" if is_local(url) else ""))
         body = json_body({"fileUrl": url, **Target(path, name).fields()})
         return await self._run(self._store(UPLOAD_FROM_URL, body), client_closed)
 

@@ -6,13 +6,17 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlparse, urlsplit
 
 import aiohttp
+import httpx2
+import pydantic
 import pytest
+import yarl
 from aiohttp import web
 from canary import CANARY_KEY
 from clients import client_of
+from starlette.datastructures import URL as StarletteURL
 
 from kie4o import AsyncKieClient, ConfigurationError, ImageRequest, InvalidRequestError
 from kie4o.callbacks.receiving import CallbackReceiver
@@ -177,6 +181,30 @@ def test_what_is_no_mistake_is_accepted(url: str) -> None:
     """A URL whose own words only resemble the placeholder is the user's business."""
     AsyncKieClient(CANARY_KEY, callback_url=HOST + url)
     assert ImageRequest("x", callback_url=HOST + url).callback_url == HOST + url
+
+
+@pytest.mark.parametrize(
+    "kind", [yarl.URL, pydantic.HttpUrl, pydantic.AnyUrl, httpx2.URL, StarletteURL, urlsplit, urlparse]
+)
+def test_the_placeholder_in_a_url_object_counts(kind: Callable[[str], Any]) -> None:
+    """Most of them quote its braces, so their owner cannot write it in another way."""
+    url = HOST + "/kie/{ref}?a=%7B"
+    assert ImageRequest("x", callback_url=kind(url)).callback_url == url
+    assert (
+        AsyncKieClient(CANARY_KEY, callback_url=kind(url))
+        .receiver(allow_unsigned=True)
+        .ref_of("/kie/" + "r" * 24)
+        == "r" * 24
+    )
+    with pytest.raises(ConfigurationError, match="exactly this form"):
+        AsyncKieClient(CANARY_KEY, callback_url=kind(HOST + "/{REF}"))
+
+
+@pytest.mark.parametrize("quoted", ["%7Bref%7D", "%257Bref%257D"])
+def test_a_quoted_placeholder_is_named_as_such(quoted: str) -> None:
+    """It would read as if the right one were refused."""
+    with pytest.raises(ConfigurationError, match=r"it holds \{ref\} percent-encoded$"):
+        AsyncKieClient(CANARY_KEY, callback_url=f"{HOST}/{quoted}")
 
 
 def test_a_stored_request_is_read_whatever_its_callback_url() -> None:

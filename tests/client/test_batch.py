@@ -186,9 +186,20 @@ def test_max_in_flight_bounds_unfinished_tasks(most: int | None, of_client: int)
 async def test_an_invalid_max_in_flight_is_refused(most: Any) -> None:
     """`max_in_flight` is a whole number from 1."""
     async with kie_of() as kie, client_of(kie) as client:
-        with pytest.raises(kie4o.KieError, match="max_in_flight"):
+        with pytest.raises(kie4o.InvalidRequestError, match=r"max_in_flight=.*, or None"):
             await all_of(client.generate_many(["x"], max_in_flight=most))
         assert kie.posts == 0
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "x"}, {"prompt": "x", "size": "3:2", "files_url": ["a.png"]}])
+async def test_the_fields_of_one_request_are_no_batch(fields: Any) -> None:
+    """They would be paid for as prompts, "3:2" among them."""
+    async with kie_of() as kie, client_of(kie) as client:
+        with pytest.raises(kie4o.InvalidRequestError, match=r"pass \[ImageRequest\(\*\*fields\)\]"):
+            await all_of(client.generate_many(fields))
+        assert kie.posts == 0
+        named = {"prompt": "a wish", "sizes": "two of them"}  # ids that only resemble fields
+        assert [done.key for done in await all_of(client.generate_many(named))] == list(named)
 
 
 # -- keys ------------------------------------------------------------------------------------------

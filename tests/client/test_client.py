@@ -7,8 +7,10 @@ import gc
 import json
 import pickle
 import random
+import re
 import time
 from decimal import Decimal
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -336,6 +338,24 @@ async def test_wrong_arguments_are_refused_before_any_network_use() -> None:
         ):
             with pytest.raises(kie4o.InvalidRequestError):
                 await call()
+        assert server.connections == 0
+
+
+async def test_a_refusal_says_what_to_do() -> None:
+    """Where the expected value alone does not."""
+    async with FaultServer(answer()) as server, client_of(server) as client:
+        for call, words in (
+            (lambda: client.submit("x", quality="high"), "goes into extra={...}"),
+            (lambda: client.submit("x", file_urls=["https://a.example/b.png"]), "did you mean files_url="),
+            (lambda: client.submit("x", key=5), "a string of 1 to 512"),
+            (lambda: client.upload_from_url("boat.png"), "for a local file use upload"),
+            (lambda: client.upload_from_url(Path("boat.png")), "for a local file use upload"),
+        ):
+            with pytest.raises(kie4o.InvalidRequestError, match=re.escape(words)):
+                await call()
+        with pytest.raises(kie4o.InvalidRequestError) as caught:
+            await client.upload_from_url("https://a b")
+        assert "local file" not in str(caught.value)
         assert server.connections == 0
 
 

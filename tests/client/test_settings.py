@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie4o import ConfigurationError
-from kie4o.settings import _NO_KEYS, API_URL, UPLOAD_URL, Settings, count, resolve, seconds
+from kie4o.settings import _NO_KEYS, API_URL, UPLOAD_URL, Settings, count, resolve, seconds, seconds_or_none
 from kie4o.urls import is_loopback
 
 
@@ -236,14 +236,14 @@ def test_a_duration(value: Any) -> None:
     assert repr(value) in str(caught.value)
     if value is not None:
         with pytest.raises(ConfigurationError, match="None"):
-            seconds("timeout", value, optional=True)
+            seconds_or_none("timeout", value)
 
 
 def test_a_usable_duration() -> None:
     """An int or a float; None only where it means forever."""
     assert seconds("timeout", 5) == 5.0
     assert seconds("timeout", 0.001) == 0.001
-    assert seconds("timeout", None, optional=True) is None
+    assert seconds_or_none("timeout", None) is None
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.0, "5", None, float("inf")], ids=repr)
