@@ -247,7 +247,12 @@ class SubmissionUnknownError(KieError):
 
     The message says when it was sent and what it asked for. Check kie.ai/logs and call `client.settle`, or
     wait for the callback, whose URL holds the `ref`.
+
+    Attributes:
+        retryable: False: a second submit may be charged as well.
     """
+
+    retryable: bool = False
 
 
 class TaskError(KieError):

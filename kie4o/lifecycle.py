@@ -27,7 +27,7 @@ from .polling.watches import Listener, OnUpdate, Waiter
 from .stores.guard import limited
 from .stores.ledger import Ledger
 from .stores.store import Entry, EntryState, Store
-from .submission.pending import Submitted
+from .submission.pending import NO_ANSWER, Submitted
 from .submission.permit import Permit, Permits
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .submission.submissions import Submissions
@@ -85,7 +85,7 @@ class Lifecycle:
 
         If its response was lost, a callback may have named the task.
         """
-        submitted = Submitted(entry, reason="from an earlier run")
+        submitted = Submitted(entry, reason=NO_ANSWER)
         if entry.task_id is None:
             submitted = await self._named_by_callback(submitted.unknown_error())
         with await self.permits.acquire():

@@ -56,7 +56,7 @@ class Settlement:
         entry = await self.ledger.settle(entry, task_id, self.submissions.is_live)
         if not _is_settled(entry, task_id):
             raise KieError(f"{entry.label} could not be settled; call settle again")
-        logger.info("settled: %s %s", entry.label, "was not charged" if task_id is None else "was found")
+        logger.info("settled: %s %s", entry.name, "was not charged" if task_id is None else "was found")
         self.delivery.wake(entry)
         if details is None or not is_final(details):
             return entry

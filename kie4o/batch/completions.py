@@ -6,7 +6,7 @@ from ..errors import KieError, key_conflict
 from ..models import Completion, ImageResult
 from ..polling.outcome import result_of
 from ..stores.store import Entry, fingerprint
-from ..submission.pending import unknown_error
+from ..submission.pending import NO_ANSWER, unknown_error
 from .items import Item
 
 
@@ -16,7 +16,7 @@ def replayed_completion(item: Item, entry: Entry) -> Completion:
         if item.request is None or entry.fingerprint != fingerprint(item.request):
             raise key_conflict(item.key)
         if entry.details is None:
-            raise unknown_error(entry, "from an earlier run")
+            raise unknown_error(entry, NO_ANSWER)
         result = result_of(entry.details, "store", entry.request.n_variants)
         return completion_of(item, result=result, replayed=True)
     except KieError as error:

@@ -155,7 +155,7 @@ class Ledger:
             if stored is None or not stored.unnamed:
                 return stored or entry
             named = await self._named(stored, task_id)
-        logger.info("%s, whose submit response was lost, was found by its callback", named.label)
+        logger.info("%s, whose submit response was lost, was found by its callback", named.name)
         return named
 
     async def settle(self, entry: Entry, task_id: str | None, is_live: Callable[[str], bool]) -> Entry:

@@ -96,19 +96,23 @@ class Entry:
         return self.task_id is None and self.state in (EntryState.UNKNOWN, EntryState.FAILED)
 
     @property
+    def name(self) -> str:
+        """The entry in a log line that repeats no prompt: its task, or its ref."""
+        return f"a submit with ref {self.ref}" if self.task_id is None else f"task {self.task_id}"
+
+    @property
     def label(self) -> str:
-        """The entry in a log line or an error, so that it can be found in Kie's logs: its task, or its ref
-        and when it was sent; its key; the start of its prompt."""
-        name, facts = f"task {self.task_id}", []
+        """The entry in a warning or an error, so that it can be found in Kie's logs: its name and, without a
+        task, when it was sent; its key; the start of its prompt."""
+        facts = []
         if self.task_id is None:
-            name = f"a submit with ref {self.ref}"
             at = self.submitted_at if self.sent_at is None else self.sent_at
             facts = [] if at is None else [f"sent {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"]
         if self.callers_key is not None:
             facts.append(f"key {self.callers_key!r}")
         prompt = self.request.prompt
         facts.append("no prompt" if prompt is None else f"prompt {shown(prompt, _SHOWN)!r}")
-        return f"{name} ({', '.join(facts)})"
+        return f"{self.name} ({', '.join(facts)})"
 
     def __str__(self) -> str:
         return self.label

@@ -285,7 +285,13 @@ class Submissions:
             held = self._limiter.hold_all()  # before the slot is granted to the next request
             submit.held_until = submit.task.get_loop().time() + held
         verdict = judgement.verdict.value
-        logger.debug("a submit was %s (code %s, task %s)", verdict, judgement.code, judgement.task_id)
+        logger.debug(
+            "a submit was %s (ref %s, code %s, task %s)",
+            verdict,
+            entry.ref,
+            judgement.code,
+            judgement.task_id,
+        )
         return judgement
 
     def _delay_before_resend(self, resend: Resend, count: int, retry_after: str | None) -> float:

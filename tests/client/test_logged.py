@@ -53,6 +53,31 @@ async def test_a_batch_that_stops_says_why_once(answer: Answer, cause: str, capl
     assert line.startswith(f"a batch submits nothing more: {cause}")
 
 
+async def test_what_was_settled_is_named_without_its_prompt(caplog) -> None:
+    """The task, or the ref; an unknown outcome that is met again does not claim to be of an earlier run."""
+    async with Emulator(limit=1000, duration=0.0) as kie, client_of(kie.url) as client:
+        for answer in ("dropped", Answer(500)):
+            kie.next(answer=answer)
+            with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+                await client.generate(SECRET)
+            assert not caught.value.retryable
+        [task_id] = kie.tasks
+        first, second = [done async for done in client.resume()]
+        assert "earlier run" not in str(first.error)
+        await client.settle(first.key, task_id=task_id)
+        await client.settle(second.key, charged=False)
+    settled = [line for line in lines(caplog) if line.startswith("settled: ")]
+    assert settled == [
+        f"settled: task {task_id} was found",
+        f"settled: a submit with ref {second.key} was not charged",
+    ]
+    verdicts = [line for line in lines(caplog, "DEBUG") if line.startswith("a submit was unknown")]
+    assert [done.key in verdict for done, verdict in zip((first, second), verdicts, strict=True)] == [
+        True,
+        True,
+    ]
+
+
 def test_a_run_with_everything_names_no_prompt_url_or_key(caplog) -> None:
     """Refusals, lost answers, failed tasks. Each task has one end."""
     prompts = [f"{SECRET} {number}" for number in range(8)]
