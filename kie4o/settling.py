@@ -20,14 +20,12 @@ from .plain import plain
 from .polling.outcome import is_final
 from .polling.poller import TaskPoller
 from .stores.ledger import Ledger, being_submitted
-from .stores.store import Entry, EntryState, Store, duplicate_task
+from .stores.store import PROMPT_SHOWN, Entry, EntryState, Store, duplicate_task
 from .submission.submissions import Submissions
 from .transport.retrying import repeated
 from .wire.decoding import shown
 
 logger: logging.Logger = logging.getLogger("kie4o")
-
-_SHOWN = 40  # characters of a prompt
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -93,7 +91,7 @@ class Settlement:
             raise TaskNotFoundError(message, task_id=task_id)
         prompt = details.params.get("prompt")
         if _differ(prompt, entry):
-            raise _refused(entry, f"task {task_id} was asked for {shown(prompt, _SHOWN)!r}", task_id)
+            raise _refused(entry, f"task {task_id} was asked for {shown(prompt, PROMPT_SHOWN)!r}", task_id)
         return details
 
     async def _polled(self, task_id: str) -> TaskDetails:

@@ -103,6 +103,44 @@ class HostPolicy:
         return socket.socket(family, kind, protocol)
 
 
+class _Tries:
+    """The tries at one image: with which link, and whether another one is worth it.
+
+    A link that is refused has expired, and is renewed once. Just after the end of the task the image may not
+    be there yet: then a refusal passes as a busy host does, there are more tries, and each that is refused is
+    followed by one with the other link, the signed one or that of the result.
+    """
+
+    def __init__(self, download: Download[Any]) -> None:
+        self.link: str = download.url
+        self._download = download
+        self._is_renewed = False
+        self._count = 0  # with this link, without those that only say that the image is not there yet
+
+    async def failed(self, failure: FetchError) -> None:
+        """Count a try, and choose the link of the next one."""
+        fresh = self._download.fresh
+        if not (fresh and failure.refused):
+            self._count += 1
+        if failure.expired and fresh:
+            self._is_renewed = not self._is_renewed
+            self.link = await renewed_link(self._download) if self._is_renewed else self._download.url
+
+    def worth_repeating(self, failure: Exception) -> bool:
+        if not isinstance(failure, FetchError):
+            return False
+        if self._download.fresh and failure.refused:
+            return failure.temporary or failure.expired
+        return failure.temporary and self._count < TRIES
+
+    async def renewed(self, failure: FetchError) -> bool:
+        """Whether the link had expired and there is a new one, for as many tries."""
+        if self._download.fresh or self._is_renewed or not failure.expired:
+            return False
+        self.link, self._is_renewed, self._count = await renewed_link(self._download), True, 0
+        return True
+
+
 class Downloader:
     """Fetches images. Its sessions are separate from those that carry the API key to Kie."""
 
@@ -131,50 +169,30 @@ class Downloader:
         self._turns = asyncio.Semaphore(connections)
 
     async def fetch(self, download: Download[_T]) -> _T:
-        """The image, in its sink. Raises `DownloadError`.
-
-        A link that is refused has expired, and is renewed once. Just after the end of the task the image may
-        not be there yet: then a refusal passes as a busy host does, there are more tries, and each that is
-        refused is followed by one with the other link, the signed one or that of the result.
-        """
-        link, renewed, fresh = download.url, False, download.fresh
-        tries = 0  # with this link, without those that only say that the image is not there yet
+        """The image, in its sink. Raises `DownloadError`."""
+        tries = _Tries(download)
 
         async def attempt() -> _T:
-            nonlocal link, renewed, tries
             try:
-                return await self._attempt(download, link)
+                return await self._attempt(download, tries.link)
             except FetchError as error:
                 failure = error
-            if not (fresh and failure.refused):
-                tries += 1
-            if failure.expired and fresh:
-                renewed = not renewed
-                link = await renewed_link(download) if renewed else download.url
+            await tries.failed(failure)
             raise failure
-
-        def worth(error: Exception) -> bool:
-            if not isinstance(error, FetchError):
-                return False
-            if fresh and error.refused:
-                return error.temporary or error.expired
-            return error.temporary and tries < TRIES
 
         while True:
             try:
                 return await repeated(
                     attempt,
                     tries=_FRESH_TRIES,
-                    worth=worth,
+                    worth=tries.worth_repeating,
                     sleep=self._sleep,
-                    jitter=self._half_jitter if fresh else self._jitter,
+                    jitter=self._half_jitter if download.fresh else self._jitter,
                 )
             except FetchError as error:
                 failure = error
-            if fresh or renewed or not failure.expired:
-                break
-            link, renewed, tries = await renewed_link(download), True, 0
-        raise download_error(f"download {shown_url(link)}", str(failure), download.task_id)
+            if not await tries.renewed(failure):
+                raise download_error(f"download {shown_url(tries.link)}", str(failure), download.task_id)
 
     async def aclose(self) -> None:
         async with contextlib.AsyncExitStack() as stack:  # closes the second if the first is cancelled

@@ -34,7 +34,7 @@ from ..wire.decoding import shown
 from ..wire.requests import body_of
 from .shared import Shared
 
-_SHOWN = 40  # characters of a prompt in a log line
+PROMPT_SHOWN = 40  # characters in a log line or an error
 CALLBACKS_PER_REF = 4  # kept for one ref; Kie sends one task id, up to four times (callbacks page)
 
 
@@ -111,7 +111,7 @@ class Entry:
         if self.callers_key is not None:
             facts.append(f"key {self.callers_key!r}")
         prompt = self.request.prompt
-        facts.append("no prompt" if prompt is None else f"prompt {shown(prompt, _SHOWN)!r}")
+        facts.append("no prompt" if prompt is None else f"prompt {shown(prompt, PROMPT_SHOWN)!r}")
         return f"{self.name} ({', '.join(facts)})"
 
     def __str__(self) -> str:
@@ -153,7 +153,9 @@ class Entry:
 def duplicate_task(task_id: str, owner: Entry) -> DuplicateTaskError:
     """The error of `Store.save` for a task id that the `owner` has."""
     whose = "another submit" if owner.callers_key is None else f"the submit under key {owner.callers_key!r}"
-    return DuplicateTaskError(f"task {task_id} belongs to {whose}", task_id=task_id, key=owner.callers_key)
+    return DuplicateTaskError(
+        f"task {task_id} belongs to {whose}; check the id", task_id=task_id, key=owner.callers_key
+    )
 
 
 def hash_of_ref(ref: str) -> bytes:

@@ -29,12 +29,7 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
-from ..errors import (
-    APIConnectionError,
-    APITimeoutError,
-    ConfigurationError,
-    client_closed,
-)
+from ..errors import APIConnectionError, APITimeoutError, ConfigurationError, client_closed
 from ..settings import Settings
 from ..urls import is_web_url
 from ..version import __version__
@@ -152,8 +147,7 @@ class Transport:
             return reader(*answer)
         finally:
             self._reads.leave(connections)
-            if started is not None:
-                log_exchange(started, endpoint.method, endpoint.path + query, outcome)
+            log_exchange(started, endpoint.method, endpoint.path + query, outcome)
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
@@ -196,8 +190,7 @@ class Transport:
                     attempt.complete, attempt.fault = False, attempt.fault or problem
             if connections is not None:
                 self._payments.leave(connections)
-            if started is not None:
-                log_exchange(started, SUBMIT.method, SUBMIT.path, outcome)
+            log_exchange(started, SUBMIT.method, SUBMIT.path, outcome)
 
     async def aclose(self) -> None:
         """Close both sessions. Calls that are running fail."""
