@@ -97,22 +97,24 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The entry in a log line that repeats no prompt: its task, or its ref."""
-        return f"a submit with ref {self.ref}" if self.task_id is None else f"task {self.task_id}"
+        """The entry in a log line that repeats no prompt: its task, or its ref; and its key."""
+        return self._named()
 
     @property
     def label(self) -> str:
         """The entry in a warning or an error, so that it can be found in Kie's logs: its name and, without a
-        task, when it was sent; its key; the start of its prompt."""
-        facts = []
-        if self.task_id is None:
-            at = self.submitted_at if self.sent_at is None else self.sent_at
-            facts = [] if at is None else [f"sent {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"]
-        if self.callers_key is not None:
-            facts.append(f"key {self.callers_key!r}")
+        task, when it was sent; the start of its prompt."""
+        at = self.submitted_at if self.sent_at is None else self.sent_at
+        sent = "" if at is None else f"sent {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
         prompt = self.request.prompt
-        facts.append("no prompt" if prompt is None else f"prompt {shown(prompt, PROMPT_SHOWN)!r}")
-        return f"{self.name} ({', '.join(facts)})"
+        words = "no prompt" if prompt is None else f"prompt {shown(prompt, PROMPT_SHOWN)!r}"
+        return self._named(sent=sent if self.task_id is None else "", prompt=words)
+
+    def _named(self, *, sent: str = "", prompt: str = "") -> str:
+        name = f"a submit with ref {self.ref}" if self.task_id is None else f"task {self.task_id}"
+        key = "" if self.callers_key is None else f"key {self.callers_key!r}"
+        facts = ", ".join(filter(None, (sent, key, prompt)))
+        return f"{name} ({facts})" if facts else name
 
     def __str__(self) -> str:
         return self.label
