@@ -26,7 +26,7 @@ from kie4o.files import downloads, transfers
 from kie4o.polling import findings, policy, trust
 from kie4o.settings import Secret
 from kie4o.stores import guard, memory
-from kie4o.stores.store import _SHOWN
+from kie4o.stores.store import PROMPT_SHOWN
 from kie4o.submission import submissions
 from kie4o.webhooks import asgi_app
 
@@ -294,7 +294,7 @@ def figures() -> Iterator[str]:
     yield f"after {WORDS[findings.REFUSALS]} in a row"
     yield f"{WORDS[trust._WEIGHT]} callbacks that arrive make up for one"
     yield f"A key is 1 to {MAX_KEY} printable characters"
-    yield f"except for their first {_SHOWN} characters"
+    yield f"except for their first {PROMPT_SHOWN} characters"
 
 
 def test_the_figures_in_the_prose_are_those_of_the_code() -> None:
