@@ -298,7 +298,8 @@ async def test_a_store_that_is_moved_away_stops_its_batch(tmp_path: Path, mishap
         assert await case.run(lane, "after submitted", at, mishap=mishap) == 0
         intents = [line for line in case.lines("evidence") if line.get("asked") == "intent"]
         saved = {line["number"] for line in case.lines("evidence") if "done" in line}
-        assert set(case.server.posts) == {line["key"] for line in intents if line["number"] in saved}
+        # An item whose intent was saved may have been called off because the next one could not be.
+        assert set(case.server.posts) <= {line["key"] for line in intents if line["number"] in saved}
         posts = case.server.posts.total()
         assert at <= posts < len(ITEMS)
         assert await case.run(lane) == 0  # the log of the missing file keeps a new store from starting
