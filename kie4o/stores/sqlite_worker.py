@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from .. import clock
 from ..errors import StoreError, StoreLockedError, reason_of
 from .sqlite_file import StoreConnection, failure_of, open_file
 
@@ -81,7 +82,8 @@ class ThreadWorker:
         _start_thread(path, loop, jobs, opened, ended)
         self._path, self._pid, self._loop, self._jobs, self._ended = path, os.getpid(), loop, jobs, ended
         try:
-            await opened
+            with clock.working_thread(loop):
+                await opened
         except BaseException:
             self._request_stop()
             raise
@@ -94,7 +96,8 @@ class ThreadWorker:
             raise StoreError(f"the store {self._path} was opened before a fork; open it in the child process")
         done: asyncio.Future[_T] = loop.create_future()
         self._jobs.put(_Job(work, done, alone))
-        return await done
+        with clock.working_thread(loop):
+            return await done
 
     async def stop(self) -> None:
         if self._loop is not None:
@@ -108,7 +111,8 @@ class ThreadWorker:
     async def _end(self) -> None:
         """Wait for the end of the latest thread. After a fork it is not in this process."""
         if self._ended is not None and self._pid == os.getpid():
-            await asyncio.wrap_future(self._ended)
+            with clock.working_thread(asyncio.get_running_loop()):
+                await asyncio.wrap_future(self._ended)
 
 
 def run_group(connection: StoreConnection, group: Sequence[Work[Any]]) -> list[Result]:
@@ -173,6 +177,7 @@ def _serve(
     ended: Future[None],
 ) -> None:
     """The thread, from opening the file to closing it."""
+    clock.follow(loop)
     try:
         with contextlib.closing(open_file(path)) as connection:
             _report(loop, [(opened, None, None)])

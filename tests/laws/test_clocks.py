@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from clocks import KIND, VirtualLoop, run_scaled, run_virtual, timelapse_loop
+from clocks import KIND, run_scaled, run_timelapse, run_virtual, timelapse_loop
 
 
 def test_a_virtual_day_passes_at_once() -> None:
@@ -12,7 +12,6 @@ def test_a_virtual_day_passes_at_once() -> None:
 
     async def main() -> float:
         loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
         start = loop.time()
         await asyncio.sleep(86_400)
         return loop.time() - start
@@ -69,7 +68,7 @@ def test_waiting_forever_is_seen() -> None:
     async def main() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(RuntimeError, match="forever"):
+    with pytest.raises(RuntimeError, match="no timer"):
         run_virtual(main())
 
 
@@ -84,7 +83,7 @@ def test_scaled_time_is_faster_than_the_wall_clock() -> None:
         return loop.time() - start
 
     wall = time.monotonic()
-    elapsed = run_scaled(main(), 50)
+    elapsed = run_timelapse(main(), 50)
     wall = time.monotonic() - wall
     assert elapsed >= 4.999  # in floating point
     assert 0.099 <= wall < 2.5
@@ -111,7 +110,7 @@ def test_sockets_work_in_scaled_time() -> None:
             await writer.wait_closed()
             return line, waited
 
-    line, waited = run_scaled(main(), 100)
+    line, waited = run_timelapse(main(), 100)
     assert line == b"hello\n"
     assert 0.099 <= waited < 2.5  # uvloop counts whole milliseconds
 

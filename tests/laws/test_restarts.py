@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from clients import MakeStore, client_of
-from clocks import run_scaled
+from clocks import run_timelapse
 from faults import FaultServer, stall
 
 import kie4o
@@ -39,7 +39,7 @@ def test_a_restart_remembers_the_window(tmp_path: Path, speed: float, per: float
             assert kie.most_in_window() <= 20
             assert (kie.refused, kie.accepted) == (0, sum(RUNS))
 
-    run_scaled(run(), speed)
+    run_timelapse(run(), speed)
 
 
 @pytest.mark.parametrize(("speed", "per"), WINDOWS)
@@ -55,7 +55,7 @@ def test_control_a_restart_without_a_store_breaks_the_limit(tmp_path: Path, spee
             await run_often(kie, per, fresh[len(RUNS) :])
             assert kie.refused > 0
 
-    run_scaled(run(), speed)
+    run_timelapse(run(), speed)
 
 
 async def test_a_restart_remembers_submits_whose_keys_were_used_again(tmp_path: Path) -> None:

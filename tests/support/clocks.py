@@ -1,11 +1,12 @@
-"""The event loops of the tests: which kind a run uses, and two whose clocks do not follow the wall clock.
+"""The event loops of the tests: which kind a run uses, and clocks that do not follow the wall clock.
 
-The environment variable KIE4O_TEST_LOOP is "asyncio" (the default) or "uvloop". `VirtualLoop` is for code
-without sockets. Whenever nothing is ready its clock jumps to the next timer: a day takes milliseconds, and
-runs are repeatable. A time-lapse loop is for real sockets. Its clock runs `speed` times faster than the wall
-clock: at 20, ten seconds of a rate limit take half a second.
+The environment variable KIE4O_TEST_LOOP is "asyncio" (the default) or "uvloop". `run_virtual` is for what
+happens in one loop, also over sockets: time jumps to the next timer whenever nothing is ready. It always
+takes a loop of asyncio. `run_timelapse` is for what another process takes part in. Its clock runs `speed`
+times faster than the wall clock: at 20, ten seconds of a rate limit take half a second. `run_scaled` is the
+first on asyncio, and the second on uvloop, which has no virtual time.
 
-A `VirtualLoop` is always one of asyncio: its clock is the selector, and uvloop has none.
+`VirtualLoop` is the base of loops with clocks of their own, such as one that sleeps.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 from kie4o import closing
+from kie4o.emulator.clock import VirtualTime
 from kie4o.stores import guard
 
 KIND = os.environ.get("KIE4O_TEST_LOOP") or "asyncio"
@@ -103,13 +105,23 @@ LOOPS = {"asyncio": lambda: (asyncio.new_event_loop, TimelapseLoop), "uvloop": _
 new_loop, timelapse_loop = LOOPS[KIND]()
 
 
+async def _virtually(main: Coroutine[Any, Any, _T]) -> _T:
+    with VirtualTime():
+        return await main
+
+
 def run_virtual(main: Coroutine[Any, Any, _T]) -> _T:
-    """`asyncio.run` in a `VirtualLoop`."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main)
+    """`asyncio.run` in virtual time."""
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(_virtually(main))
 
 
 def run_scaled(main: Coroutine[Any, Any, _T], speed: float) -> _T:
+    """`asyncio.run` in virtual time, or `run_timelapse` on a loop that has none."""
+    return run_virtual(main) if KIND == "asyncio" else run_timelapse(main, speed)
+
+
+def run_timelapse(main: Coroutine[Any, Any, _T], speed: float) -> _T:
     """`asyncio.run` in a time-lapse loop.
 
     The thread of a SQLite store works in real time, so the limits for its calls are not scaled.
