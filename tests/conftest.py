@@ -1,6 +1,7 @@
 """What every test has: a clean environment, a Hypothesis profile, a time limit, a canary for the API key."""
 
 import asyncio
+import functools
 import gc
 import os
 import sys
@@ -30,6 +31,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 settings.load_profile(PROFILE)
+
+
+if KIND != "asyncio":  # no other loop has virtual time
+    Emulator.__init__ = functools.partialmethod(Emulator.__init__, clock="real")
 
 
 def pytest_configure() -> None:

@@ -50,7 +50,7 @@ async def demo(*, directory: Path = Path("kie4o-demo"), speed: float = 10.0) -> 
         return path
 
     async with (
-        Emulator(speed=speed, duration=lambda: random.lognormvariate(3.0, 0.2)) as kie,  # around 20 s
+        Emulator(clock="real", speed=speed, duration=_around_20_seconds) as kie,
         AsyncKieClient("demo", base_url=kie.url, upload_url=kie.url, rate_limit=limit, poll=poll) as client,
     ):
         print(f"This is an emulator of Kie at {kie.url}, at {speed:g} times real speed.")
@@ -59,3 +59,7 @@ async def demo(*, directory: Path = Path("kie4o-demo"), speed: float = 10.0) -> 
             paths = await asyncio.gather(*(generate(row, *each) for row, each in enumerate(_PICTURES)))
     print(f"{len(paths)} pictures:", *(f"  {path.absolute()}" for path in paths), sep="\n")
     print('To generate real images, set KIE_API_KEY and run: kie4o generate "A calm lake at dawn"')
+
+
+def _around_20_seconds() -> float:
+    return random.lognormvariate(3.0, 0.2)

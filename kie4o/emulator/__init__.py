@@ -5,7 +5,8 @@ that each can be checked against the other.
 """
 
 from .callbacks import Call, CallRecord
+from .clock import HangError, VirtualTime
 from .server import Emulator
 from .tasks import Answer, Outcome
 
-__all__ = ["Answer", "Call", "CallRecord", "Emulator", "Outcome"]
+__all__ = ["Answer", "Call", "CallRecord", "Emulator", "HangError", "Outcome", "VirtualTime"]

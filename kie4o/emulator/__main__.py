@@ -45,7 +45,7 @@ def main() -> None:
     """Run the program. A setting or a port that cannot be used is one line on stderr and status 1."""
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_serve(Emulator(**vars(_arguments()))))
+            asyncio.run(_serve(Emulator(clock="real", **vars(_arguments()))))
     except (OSError, OverflowError, ValueError) as error:
         sys.exit(f"kie4o.emulator: {error}")
 

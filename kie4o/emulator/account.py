@@ -58,7 +58,7 @@ class Account:
     per: float = attrs.field(default=10.0, validator=gt(0))
     status_429: int = 429
     looks_per_second: int = attrs.field(default=3, validator=ge(1))
-    grace: float = 0.0
+    record_delay: float = 0.0
     credits: float = 1000.0
     callback: Call = attrs.field(default=Call(), converter=as_call)
 
@@ -163,7 +163,7 @@ class Account:
             duration=0.0 if body.get("callBackUrl") and call.when in AT_ONCE else seconds(duration),
             outcome=plan.outcome or self.outcome,
             progress=plan.progress or self.progress,
-            visible=now + self.grace,
+            visible=now + self.record_delay,
             looks=self._looks_of(task_id).arrivals,
             same_request=same_request,
             call=call,

@@ -11,15 +11,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
-from typing import Self
+from typing import Literal, Self
 
 import attrs
 from aiohttp import web
-from attrs.validators import gt
+from attrs.validators import ge, gt, in_
 
 from .account import Account, Plan
 from .addresses import is_loopback, reachable
 from .callbacks import Call, CallbackRequest, CallRecord, build_callback
+from .clock import DAY, LoopClock, VirtualTime
 from .envelopes import (
     UNAUTHORIZED,
     UPLOAD_UNAUTHORIZED,
@@ -44,6 +45,7 @@ IMAGES = "/s/{name}"
 UPLOADS = "/kieai/{path:.+}"
 
 MAX_BODY = 128 * 2**20  # page "file upload" advises at most 100 MB
+BACKLOG = 4096  # a connection that the kernel refuses is tried again after a real second
 SHUTDOWN = 0.05  # real seconds that open requests have to finish when the emulator closes
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -53,9 +55,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Emulator(Account):
     """A Kie on localhost: `async with Emulator() as kie:`, with clients that have `base_url=kie.url`.
 
-    It has Kie's limits, failures and callbacks, and submits are paid from its own `credits`. Durations are
-    emulated seconds, of which `speed` pass in each real second. A duration that is given as a function is
-    computed anew for each task or request.
+    It has Kie's limits, failures and callbacks, and submits are paid from its own `credits`. While it is open
+    the time of the event loop is virtual: it jumps to the next timer whenever nothing is ready. So five
+    minutes take milliseconds, also those of your own sleeps and timeouts. Clients in another process or
+    another event loop need ``clock="real"``, or a `speed`. Durations are seconds of this clock. A duration
+    that is given as a function is computed anew for each task or request.
 
     Args:
         duration: How long a task takes; a number or a function.
@@ -72,7 +76,7 @@ class Emulator(Account):
         status_429: The HTTP status of these refusals; Kie sends 200 with most other errors.
         looks_per_second: How many status checks of one task are answered in any second; more are refused
             with code 429.
-        grace: How long Kie does not know a task after its submit.
+        record_delay: How long Kie does not know a task after its submit.
         credits: The balance, which may be set at any time; an image costs 6.
         callback: How tasks that have a callback URL use it: a `Call`, or a name for one. "end": when the
             task ends; "late": 30 seconds after that; "twice": two at once; "never"; "early": before the
@@ -83,7 +87,11 @@ class Emulator(Account):
         allow_remote: Answer other machines too. Otherwise they are refused with status 403. The client
             uses plain http on loopback only, so elsewhere it needs a proxy that speaks TLS.
         api_key: The only key that is accepted; None accepts any.
-        speed: Emulated seconds per real second.
+        clock: "virtual" or "real"; by default virtual, unless there is a `speed`. Virtual time needs an event
+            loop of asyncio itself.
+        speed: Emulated seconds per real second, for a real clock. Up to 100 is reliable.
+        grace: Real seconds that virtual time waits before each jump, for answers of another process.
+        time_limit: Virtual seconds after which a `HangError` names what still waits.
         latency: Delay between a submit and its answer; a number or a function. The task is created before it.
         look_latency: The same for a status check.
         pictures: False serves one transparent pixel for every image, which is faster than a drawn picture.
@@ -109,7 +117,12 @@ class Emulator(Account):
     host: str = "127.0.0.1"
     allow_remote: bool = False
     api_key: str | None = None
+    clock: Literal["virtual", "real"] | None = attrs.field(
+        default=None, validator=in_(("virtual", "real", None))
+    )
     speed: float = attrs.field(default=1.0, validator=gt(0))
+    grace: float = attrs.field(default=0.0, validator=ge(0))
+    time_limit: float = attrs.field(default=DAY, validator=gt(0))
     latency: Seconds = 0.0
     look_latency: Seconds = 0.0
     pictures: bool = True
@@ -122,7 +135,9 @@ class Emulator(Account):
     user_agents: set[str] = attrs.field(factory=set, init=False)
     leaked_keys: list[str] = attrs.field(factory=list, init=False)
     _files: Files = attrs.field(init=False, repr=False)
-    _runner: web.AppRunner | None = attrs.field(default=None, init=False)
+    _opened: contextlib.AsyncExitStack = attrs.field(
+        factory=contextlib.AsyncExitStack, init=False, repr=False
+    )
     _sender: CallbackSender = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -131,6 +146,10 @@ class Emulator(Account):
             raise ValueError(
                 f"host={self.host!r} is not on loopback; allow_remote=True serves other machines"
             )
+        if self.clock is None:
+            self.clock = "virtual" if self.speed == 1.0 else "real"
+        if self.clock == "virtual" and self.speed != 1.0:
+            raise ValueError(f"speed={self.speed!r} is for clock='real'; virtual time has none")
         self._files = Files(self)
         self._sender = CallbackSender(self)
 
@@ -162,24 +181,22 @@ class Emulator(Account):
         Raises:
             OSError: The address cannot be used, for example because the port is taken.
         """
-        self.epoch: float = self.wall() - self.now()
-        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=SHUTDOWN)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self.host, self.port).start()
-        except BaseException:
-            await runner.cleanup()
-            raise
-        self._runner, self.port = runner, runner.addresses[0][1]
+        async with contextlib.AsyncExitStack() as undo:
+            if self.clock == "virtual":
+                undo.enter_context(VirtualTime(grace=self.grace, limit=self.time_limit))
+            self.epoch: float = self._unix_time() - self.now()
+            undo.push_async_callback(self._sender.aclose)
+            runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=SHUTDOWN)
+            await runner.setup()
+            undo.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, self.host, self.port, backlog=BACKLOG).start()
+            self.port = runner.addresses[0][1]
+            self._opened = undo.pop_all()
 
     async def aclose(self) -> None:
         """Close the socket and cancel the callbacks that are not delivered yet; `async with` does this."""
-        runner, self._runner = self._runner, None
-        try:
-            if runner:
-                await runner.cleanup()
-        finally:
-            await self._sender.aclose()
+        opened, self._opened = self._opened, contextlib.AsyncExitStack()
+        await opened.aclose()
 
     def plan(
         self,
@@ -273,8 +290,13 @@ class Emulator(Account):
             task_id=task.id,
             url=url,
             key=self.webhook_key,
-            timestamp=int(self.wall()),
+            timestamp=int(self._unix_time()),
         )
+
+    def _unix_time(self) -> float:
+        if self.clock == "real" or self.wall is not time.time:
+            return self.wall()
+        return LoopClock.of(asyncio.get_running_loop()).read(time.time)
 
     def _app(self) -> web.Application:
         app = web.Application(

@@ -171,7 +171,7 @@ def test_a_task_that_kie_knows_late_is_named(passed: Passed) -> None:
     """The response was lost, and Kie does not know the task when the callback names it."""
 
     async def run() -> None:
-        async with Kie(duration=0.0, grace=20.0) as kie, open_client(kie) as client:
+        async with Kie(duration=0.0, record_delay=20.0) as kie, open_client(kie) as client:
             kie.plan("x", answer="dropped")
             with pytest.raises(kie4o.SubmissionUnknownError) as caught:
                 await client.submit("x", key="k")

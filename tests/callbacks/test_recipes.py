@@ -77,7 +77,7 @@ async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path
     source = recipe(name).replace("https://me.example", f"http://127.0.0.1:{port}")
     server = tmp_path / "server.py"
     server.write_text(f"{source}\nimport uvicorn\n\n{SERVERS[name].replace('PORT', str(port))}\n", "utf-8")
-    async with Emulator(duration=0.5, webhook_key=KEY) as kie:
+    async with Emulator(clock="real", duration=0.5, webhook_key=KEY) as kie:
         variables = environment(
             PATH="/usr/bin:/bin",
             KIE_API_KEY="any",
@@ -167,7 +167,7 @@ async def test_an_application_starts_twice(name: str, monkeypatch: pytest.Monkey
         monkeypatch.delenv(variable, raising=False)
     namespace: dict[str, Any] = {"__name__": "recipe"}
     exec(compile(recipe(name), name, "exec"), namespace)
-    async with Emulator(duration=0.0, webhook_key=KEY) as kie, asyncio.timeout(20):
+    async with Emulator(clock="real", duration=0.0, webhook_key=KEY) as kie, asyncio.timeout(20):
         monkeypatch.setenv("KIE_API_KEY", "any")
         monkeypatch.setenv("KIE_WEBHOOK_KEY", KEY)
         monkeypatch.setenv("KIE_BASE_URL", kie.url)

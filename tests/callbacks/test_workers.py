@@ -67,7 +67,7 @@ class Workers:
     def __init__(self, title: str, how: str, folder: Path) -> None:
         self.title, self.how, self.folder = title, how, folder
         self.url = f"http://127.0.0.1:{unused_port()}"
-        self.kie = Emulator(duration=0.2, webhook_key=KEY, limit=1000)
+        self.kie = Emulator(clock="real", duration=0.2, webhook_key=KEY, limit=1000)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Workers]:

@@ -123,7 +123,7 @@ async def test_demo_saves_eight_pictures_without_a_key(tmp_path: Path) -> None:
 
 async def test_demo_never_leaves_the_machine(tmp_path: Path) -> None:
     """The demo uses its own emulator, whatever the environment variables say."""
-    async with Emulator() as kie:
+    async with Emulator(clock="real") as kie:
         environment = {"KIE_BASE_URL": kie.url, "KIE_UPLOAD_URL": kie.url, "KIE_API_KEY": "k-123"}
         outcome = await Command(tmp_path, "demo", "--speed", "40", "--directory", "here", **environment).run()
         assert outcome.status == 0
@@ -150,7 +150,7 @@ async def test_demo_is_interrupted_cleanly(tmp_path: Path) -> None:
 
 async def test_generate_saves_and_prints_the_paths(tmp_path: Path) -> None:
     """`generate` prints one path per line on stdout, and the task id on stderr once it is known."""
-    async with Emulator(**FAST) as kie:
+    async with Emulator(clock="real", **FAST) as kie:
         words = ("generate", "A calm [bold] lake", "--size", "3:2", "--n-variants", "2", "--directory", "out")
         outcome = await against(kie, tmp_path, *words).run()
         [task] = kie.tasks.values()
@@ -166,7 +166,7 @@ async def test_generate_saves_and_prints_the_paths(tmp_path: Path) -> None:
 async def test_generate_uploads_local_files_first(tmp_path: Path) -> None:
     """A path in --file is uploaded, a URL is passed on, and --json prints one object."""
     (tmp_path / "lake.png").write_bytes(pictures.BLANK)
-    async with Emulator(**FAST) as kie:
+    async with Emulator(clock="real", **FAST) as kie:
         words = ("--file", "lake.png", "--file", "https://example.com/a.png", "--enhance", "--name", "new")
         outcome = await against(kie, tmp_path, "generate", "Add a boat", *words, "--json").run()
         [task] = kie.tasks.values()
@@ -184,7 +184,7 @@ async def test_generate_uploads_local_files_first(tmp_path: Path) -> None:
 
 async def test_a_task_that_timed_out_is_resumed(tmp_path: Path) -> None:
     """After --timeout the status is 1 and a line says how to resume; `kie4o wait` saves the image."""
-    async with Emulator(**FAST) as kie:
+    async with Emulator(clock="real", **FAST) as kie:
         outcome = await against(kie, tmp_path, "generate", "A slow lake", "--timeout", "0.1").run()
         [task] = kie.tasks.values()
         assert outcome.status == 1
@@ -200,7 +200,7 @@ async def test_a_task_that_timed_out_is_resumed(tmp_path: Path) -> None:
 
 async def test_credits(tmp_path: Path) -> None:
     """`kie4o credits` prints only the number."""
-    async with Emulator(credits=12.5) as kie:
+    async with Emulator(clock="real", credits=12.5) as kie:
         outcome = await against(kie, tmp_path, "credits").run()
     assert outcome == Outcome(0, "12.5\n", "")
 
@@ -234,7 +234,7 @@ async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
 
 async def test_a_wrong_key_is_one_line_without_the_key(tmp_path: Path) -> None:
     """401 is status 1 and one line that names KIE_API_KEY and does not show the key."""
-    async with Emulator(api_key="right") as kie:
+    async with Emulator(clock="real", api_key="right") as kie:
         for arguments in (("credits",), ("generate", "A calm lake")):
             outcome = await against(kie, tmp_path, *arguments, key="wrong-key-9876").run()
             assert outcome.status == 1
@@ -256,7 +256,7 @@ async def test_no_key_names_the_variable(tmp_path: Path) -> None:
 
 async def test_an_empty_balance_names_the_command_that_prints_it(tmp_path: Path) -> None:
     """402 is status 1, with a remedy in terms of the command line."""
-    async with Emulator(credits=0.0) as kie:
+    async with Emulator(clock="real", credits=0.0) as kie:
         outcome = await against(kie, tmp_path, "generate", "A calm lake").run()
     assert outcome.status == 1
     assert "kie4o credits" in outcome.notes[-1]
@@ -325,7 +325,7 @@ async def test_what_cannot_succeed_is_not_paid(
 ) -> None:
     """Values that cannot work are one line, which names the option, and nothing is submitted."""
     (tmp_path / "taken").write_text("a file, not a folder")
-    async with Emulator() as kie:
+    async with Emulator(clock="real") as kie:
         outcome = await against(kie, tmp_path, *arguments).run()
         assert kie.posts == 0
     assert outcome.status == 1
@@ -348,7 +348,7 @@ async def test_a_refused_connection_is_one_line(tmp_path: Path) -> None:
 
 async def test_a_failed_task_says_why(tmp_path: Path) -> None:
     """A failed task is status 1 with Kie's reason, and no way to resume is offered."""
-    async with Emulator(**FAST, outcome="policy") as kie:
+    async with Emulator(clock="real", **FAST, outcome="policy") as kie:
         outcome = await against(kie, tmp_path, "generate", "A calm lake").run()
     assert outcome.status == 1
     assert "content policies" in outcome.notes[-1]
@@ -379,7 +379,7 @@ async def read_until(process: asyncio.subprocess.Process, words: bytes) -> bytes
 @pytest.mark.posix("SIGINT for a child process")
 async def test_interrupted_while_waiting(tmp_path: Path) -> None:
     """Ctrl-C while waiting is status 130, says how to resume and leaves no file."""
-    async with Emulator(duration=1000.0) as kie:
+    async with Emulator(clock="real", duration=1000.0) as kie:
         process = await against(kie, tmp_path, "generate", "A calm lake").start()
         stderr = await read_until(process, b"kie4o wait")
         process.send_signal(signal.SIGINT)
@@ -397,7 +397,7 @@ async def test_interrupted_while_waiting(tmp_path: Path) -> None:
 @pytest.mark.posix("SIGINT for a child process")
 async def test_interrupted_before_the_answer(tmp_path: Path) -> None:
     """Ctrl-C after the request was sent waits for its answer, and names the paid task."""
-    async with Emulator(duration=1000.0, latency=1.0) as kie:
+    async with Emulator(clock="real", duration=1000.0, latency=1.0) as kie:
         process = await against(kie, tmp_path, "generate", "A calm lake").start()
         while not kie.tasks:
             await asyncio.sleep(0.01)
@@ -414,7 +414,7 @@ async def test_interrupted_before_the_answer(tmp_path: Path) -> None:
 @pytest.mark.posix("SIGINT for a child process")
 async def test_interrupted_before_the_request_is_sent(tmp_path: Path) -> None:
     """Ctrl-C during the delay after a refusal cancels the submit: nothing is paid."""
-    async with Emulator() as kie:
+    async with Emulator(clock="real") as kie:
         kie.next(answer=550)
         process = await against(kie, tmp_path, "generate", "A calm lake").start()
         while not kie.posts:

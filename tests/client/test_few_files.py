@@ -51,7 +51,7 @@ async def run(*arguments: str) -> str:
 @pytest.mark.parametrize(("limit", "free"), [(64, 50), (64, 8), (256, 20)])
 async def test_items_wait_for_files(tmp_path: Path, limit: int, free: int) -> None:
     """300 items at once, each with a download and some with an upload: none fails, and each is paid once."""
-    async with Emulator(duration=0.3, limit=10_000, credits=1e6) as kie:
+    async with Emulator(clock="real", duration=0.3, limit=10_000, credits=1e6) as kie:
         output = await run(str(CHILD), kie.url, str(limit), str(free), str(tmp_path))
         assert json.loads(output) == {"NoneType": 300}
         assert len(kie.tasks) == 300
@@ -61,7 +61,7 @@ async def test_items_wait_for_files(tmp_path: Path, limit: int, free: int) -> No
 async def test_calls_import_nothing() -> None:
     """Everything that a call needs was imported when the client opened: later there may be no file to read
     it from."""
-    async with Emulator(duration=0.0) as kie:
+    async with Emulator(clock="real", duration=0.0) as kie:
         assert (await run("-c", LATE, kie.url)).split() == []
 
 
@@ -70,7 +70,7 @@ async def test_control_without_that_calls_import() -> None:
     code = LATE.replace(
         "async def main():", "from kie4o import opening\nopening.MODULES = ()\nasync def main():"
     )
-    async with Emulator(duration=0.0) as kie:
+    async with Emulator(clock="real", duration=0.0) as kie:
         late = (await run("-c", code, kie.url)).split()
     assert {"cattrs", "decimal", "sqlite3", "kie4o.files.downloads", "kie4o.files.uploads"} <= {*late}
 
@@ -84,7 +84,7 @@ async def test_a_client_that_cannot_read_its_modules(monkeypatch: pytest.MonkeyP
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    async with Emulator(duration=0.0) as kie:
+    async with Emulator(clock="real", duration=0.0) as kie:
         client = AsyncKieClient(CANARY_KEY, base_url=kie.url)
         monkeypatch.setattr(opening.importlib, "import_module", no_file)
         with pytest.raises(KieError, match=r"Too many open files\); raise the limit of open files"):

@@ -25,7 +25,7 @@ from kie4o.webhooks import asgi_app
 @pytest.fixture
 def served_kie() -> Iterator[Emulator]:
     """An emulator with a loop of its own in a thread, for clients whose loops come and go."""
-    loop, kie = asyncio.new_event_loop(), Emulator(duration=0.1)
+    loop, kie = asyncio.new_event_loop(), Emulator(clock="real", duration=0.1)
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:

@@ -178,9 +178,9 @@ def test_linear_progress() -> None:
     assert seen == ["0.00", "0.50", "0.99", "1.00"]
 
 
-def test_grace() -> None:
-    """During `grace` the record does not exist yet, for looks and for links."""
-    kie = Account(grace=2.0, duration=0.0)
+def test_record_delay() -> None:
+    """During `record_delay` the record does not exist yet, for looks and for links."""
+    kie = Account(record_delay=2.0, duration=0.0)
     task_id = kie.submit(dict(LAKE), 0.0).data["taskId"]
     assert [kie.look(task_id, now, url="").code for now in (0.0, 1.9, 2.0)] == [422, 422, 200]
     assert kie.may_sign(task_id, "", 1.9).msg == "record is null"

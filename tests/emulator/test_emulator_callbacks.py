@@ -611,7 +611,9 @@ async def test_callbacks_do_not_wait_for_one_another(session: ClientSession, hoo
         return web.Response()
 
     hook.reply = reply
-    async with Emulator(duration=0.0) as kie:
+    async with Emulator(
+        clock="real", duration=0.0
+    ) as kie:  # connects to more than the backlog of the receiver
         kie.next(callback=Call(copies=150))
         await task(kie, session, hook.url)
         async with asyncio.timeout(10):

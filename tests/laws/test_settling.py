@@ -33,7 +33,7 @@ NOT_CHARGED = Answer(500)  # no task, and the answer does not say so
 
 @pytest.fixture
 async def kie() -> AsyncIterator[Emulator]:
-    async with Emulator(duration=0.0, credits=600) as kie:
+    async with Emulator(clock="real", duration=0.0, credits=600) as kie:
         yield kie
 
 

@@ -37,7 +37,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.posix("SIGINT for a child process")
 async def test_ctrl_c_shows_every_paid_id() -> None:
     """A script as in the README, without logging set up, interrupted while its five tasks run."""
-    async with Emulator(duration=600.0) as kie:
+    async with Emulator(clock="real", duration=600.0) as kie:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
@@ -63,7 +63,7 @@ async def test_ctrl_c_shows_every_paid_id() -> None:
 
 async def test_what_is_said_of_each(caplog: pytest.LogCaptureFixture) -> None:
     """Its id or ref, its key, the start of its prompt; nothing of a task that has finished."""
-    async with Emulator(duration=0.0) as kie:
+    async with Emulator(clock="real", duration=0.0) as kie:
         client = client_of(kie.url)
         await client.generate("a finished one", key="order-1")
         task = await client.submit("a long prompt " * 10, key="order-2")
@@ -88,7 +88,7 @@ async def test_a_store_of_the_callers_is_left_alone(
 ) -> None:
     """It remembers the tasks: there is nothing to say."""
     store = MemoryStore() if kind == "object" else tmp_path / "run.db"
-    async with Emulator(duration=0.0) as kie:
+    async with Emulator(clock="real", duration=0.0) as kie:
         async with client_of(kie.url, store=store) as client:
             await client.submit("a boat")
         assert warnings_in(caplog) == []

@@ -106,7 +106,7 @@ new_loop, timelapse_loop = LOOPS[KIND]()
 
 
 async def _virtually(main: Coroutine[Any, Any, _T]) -> _T:
-    with VirtualTime():
+    with VirtualTime(limit=30 * 86_400):
         return await main
 
 

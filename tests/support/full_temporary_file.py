@@ -55,7 +55,7 @@ async def main(name: str) -> dict[str, Any]:
     soft, hard = resource.getrlimit(limit)
     slots = RateLimit(3, per=600.0)
     async with (
-        Emulator(duration=lambda: duration) as kie,
+        Emulator(clock="real", duration=lambda: duration) as kie,
         client_of(kie.url, Known(), rate_limit=slots, wait_timeout=None) as client,
     ):
 
