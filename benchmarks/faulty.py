@@ -24,10 +24,10 @@ from typing import Any, Literal, cast
 import attrs
 from aiohttp import web
 
-from kie4o.emulator import Answer, Call, Emulator, Outcome
+from kie4o.emulator import Call, Emulator, Outcome
 from kie4o.emulator.envelopes import api_envelope
 from kie4o.emulator.server import GENERATE
-from kie4o.emulator.tasks import Task, most_within
+from kie4o.emulator.tasks import Answer, Task, most_within
 
 WEBHOOK_KEY = "webhook-key-of-the-soak"
 TIMEOUT = 5.0  # seconds that the clients wait for an answer

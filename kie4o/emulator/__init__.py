@@ -6,7 +6,18 @@ that each can be checked against the other.
 
 from .callbacks import Call, CallRecord
 from .clock import HangError, VirtualTime
+from .faults import Arrival, Fault, parse_fault
 from .server import Emulator
-from .tasks import Answer, Outcome
+from .tasks import Outcome
 
-__all__ = ["Answer", "Call", "CallRecord", "Emulator", "HangError", "Outcome", "VirtualTime"]
+__all__ = [
+    "Arrival",
+    "Call",
+    "CallRecord",
+    "Emulator",
+    "Fault",
+    "HangError",
+    "Outcome",
+    "VirtualTime",
+    "parse_fault",
+]

@@ -4,9 +4,10 @@ There is no clock here: every method that depends on the time takes it as an arg
 Times are emulated seconds; `epoch` is the unix time of emulated second 0.
 """
 
+import difflib
 import json
 import math
-import secrets
+import random
 from collections import defaultdict, deque
 from typing import Any, get_args
 
@@ -14,6 +15,9 @@ import attrs
 from attrs.validators import ge, gt, in_
 
 from .callbacks import AT_ONCE, Call, as_call
+from .fault_queue import Faults
+from .faults import Fault
+from .magic import NONE, Magic, as_fault, magic_of
 from .tasks import (
     IMAGE_LIFETIME,
     Answer,
@@ -40,8 +44,19 @@ class Plan:
     progress: Progress | None = attrs.field(
         default=None, validator=attrs.validators.optional(in_(get_args(Progress)))
     )
-    answer: Answer | None = None
+    answer: Fault | None = attrs.field(default=None, converter=as_fault)
     callback: Call | None = attrs.field(default=None, converter=attrs.converters.optional(as_call))
+
+    def __str__(self) -> str:
+        given = attrs.asdict(self, recurse=False, filter=lambda _, value: value is not None)
+        return ", ".join(f"{name}={_shown(value)}" for name, value in given.items())
+
+
+def _shown(value: object) -> str:
+    """A setting of a plan as it was probably written."""
+    if isinstance(value, Outcome) and value == Outcome(value.kind):
+        return repr(value.kind)
+    return str(value) if isinstance(value, Fault) else repr(value)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -61,7 +76,11 @@ class Account:
     record_delay: float = 0.0
     credits: float = 1000.0
     callback: Call = attrs.field(default=Call(), converter=as_call)
+    magic: bool = True
+    seed: int | None = None
 
+    faults: Faults = attrs.field(factory=Faults, init=False, repr=False)
+    chance: random.Random = attrs.field(init=False, repr=False)
     epoch: float = attrs.field(default=0.0, init=False)
     tasks: dict[str, Task] = attrs.field(factory=dict, init=False)
     accepted: int = attrs.field(default=0, init=False)
@@ -72,18 +91,19 @@ class Account:
     _task_ids: dict[str, list[str]] = attrs.field(factory=lambda: defaultdict(list), init=False)  # by request
     _plans: dict[str, deque[Plan]] = attrs.field(factory=lambda: defaultdict(deque), init=False)  # by prompt
     _next: deque[Plan] = attrs.field(factory=deque, init=False)
-    _failing_looks: deque[Answer] = attrs.field(factory=deque, init=False)
+    _prompts: dict[str, None] = attrs.field(factory=dict, init=False, repr=False)  # that came, in order
 
     def __attrs_post_init__(self) -> None:
         self._window = Window(self.limit, self.per)
+        self.chance = random.SystemRandom() if self.seed is None else random.Random(self.seed)
 
-    def fail_looks(self, n: int, code: int = 500, http_status: int = 200) -> None:
-        """Answer the next `n` status checks, of any task, with this code and HTTP status."""
-        self._failing_looks.extend([Answer(code, http_status=http_status)] * n)
-
-    def expire(self, task_id: str) -> None:
-        """Serve the images of this task from now on through signed links only."""
-        self.tasks[task_id].expired = True
+    def unused(self) -> list[str]:
+        """A sentence for each fault that has not fired as planned, and for each plan that no submit used."""
+        sentences = self.faults.unused()
+        for prompt, plans in self._plans.items():
+            near = self._nearest(prompt)
+            sentences += [f"plan({prompt!r}, {plan}) did not fire; {near}" for plan in plans]
+        return sentences + [f"next({plan}) did not fire" for plan in self._next]
 
     def most_in_window(self) -> int:
         """The largest number of tasks that were accepted within any `per` seconds."""
@@ -107,8 +127,6 @@ class Account:
     def look(self, task_id: str, now: float, *, url: str) -> Answer:
         """Answer a status check; `url` is where the images are served."""
         admitted = self._looks_of(task_id).admit(now)
-        if self._failing_looks:
-            return self._failing_looks.popleft()
         if not admitted:
             self.look_refusals += 1
             return Answer(429)
@@ -130,25 +148,45 @@ class Account:
         )
         return next((Answer(422, msg) for applies, msg in refusals if applies), Answer(200))
 
+    def has_planned_answers(self) -> bool:
+        """Whether `planned_answer` may have one."""
+        return bool(self._plans or self._next)
+
+    def planned_answer(self, body: dict[str, Any]) -> Fault | None:
+        """What this submit is answered according to its plan or its prompt. A refusal uses up the plan."""
+        if not is_valid(body):
+            return None
+        plans = self._plans_for(body)
+        fault = plans[0].answer if plans else None
+        if fault is None:
+            try:
+                return self._magic_of(body).fault
+            except ValueError:  # it is refused
+                return None
+        if not fault.charges:
+            plans.popleft()
+        return fault
+
     def _create_task(self, body: dict[str, Any], now: float) -> tuple[Answer, Task | None]:
         if not is_valid(body):
             return Answer(422), None
-        plans = self._plans.get(body.get("prompt", "")) or self._next
+        try:
+            magic = self._magic_of(body)
+        except ValueError as error:
+            return Answer(422, str(error)), None
+        plans = self._plans_for(body)
         plan = plans[0] if plans else Plan()
-        if plan.answer and not plan.answer.task_created:
-            plans.popleft()
-            return plan.answer, None
         if self.credits < self._price(body):
             return Answer(402), None
         if not self._window.admit(now):
             return Answer(429, http_status=self.status_429), None
         if plans:  # only now: refusals by balance or limit do not use up a plan
             plans.popleft()
-        task = self._new_task(body, plan, now)
-        return plan.answer or Answer(200, data={"taskId": task.id}), task
+        task = self._new_task(body, plan, magic, now)
+        return Answer(200, data={"taskId": task.id}), task
 
-    def _new_task(self, body: dict[str, Any], plan: Plan, now: float) -> Task:
-        task_id = secrets.token_hex(16)
+    def _new_task(self, body: dict[str, Any], plan: Plan, magic: Magic, now: float) -> Task:
+        task_id = f"{self.chance.getrandbits(128):032x}"
         same_request = self._task_ids[json.dumps(body, sort_keys=True)]
         same_request.append(task_id)
         call = plan.callback or self.callback
@@ -161,7 +199,7 @@ class Account:
             created=now,
             create_time=math.ceil(self.epoch + now),  # Kie rounds up
             duration=0.0 if body.get("callBackUrl") and call.when in AT_ONCE else seconds(duration),
-            outcome=plan.outcome or self.outcome,
+            outcome=plan.outcome or magic.outcome or self.outcome,
             progress=plan.progress or self.progress,
             visible=now + self.record_delay,
             looks=self._looks_of(task_id).arrivals,
@@ -169,6 +207,22 @@ class Account:
             call=call,
         )
         return task
+
+    def _plans_for(self, body: dict[str, Any]) -> deque[Plan]:
+        """The plans of a prompt, or else those for any; the first is for this submit."""
+        prompt = body.get("prompt") or ""
+        self._prompts.setdefault(prompt)
+        return self._plans.get(prompt) or self._next
+
+    def _magic_of(self, body: dict[str, Any]) -> Magic:
+        return magic_of(body.get("prompt")) if self.magic else NONE
+
+    def _nearest(self, prompt: str) -> str:
+        """Which prompts came in place of one that a plan waits for."""
+        if prompt in self._prompts:
+            return "its prompt came too seldom"
+        near = difflib.get_close_matches(prompt, self._prompts, n=1, cutoff=0.0)
+        return f"the nearest prompt that came is {near[0]!r}" if near else "no prompt came"
 
     def _price(self, body: dict[str, Any]) -> int:
         return IMAGE_PRICE * int(body.get("nVariants", 1))

@@ -1,4 +1,4 @@
-"""Answers on the wire: the envelopes of Kie's two hosts, and the answers without an envelope.
+"""Answers on the wire: the envelopes of Kie's two hosts, and the answer to unknown paths.
 
 The shapes are those of recorded answers.
 """
@@ -15,6 +15,7 @@ from .tasks import Answer
 
 Envelope = Callable[[Answer], web.Response]
 
+ANSWER = web.RequestKey("answer", Answer)  # what Kie answers to a request, whatever is sent
 UNAUTHORIZED = Answer(401)
 UPLOAD_UNAUTHORIZED = Answer(401, "Authentication failed: Invalid API Key", http_status=401)
 
@@ -28,15 +29,6 @@ async def json_object(request: web.Request) -> dict[str, Any] | Answer:
     except (ValueError, RecursionError):
         return Answer(400)
     return body if isinstance(body, dict) else Answer(400)
-
-
-def response(request: web.Request, answer: Answer, envelope: Envelope) -> web.Response:
-    """The answer in its envelope, unless it is raw; a lost one closes the connection first."""
-    if answer.lost and request.transport:
-        request.transport.close()  # the response is then discarded
-    if answer.raw is not None:
-        return web.Response(body=answer.raw, status=answer.http_status, content_type="text/html")
-    return envelope(answer)
 
 
 def api_envelope(answer: Answer) -> web.Response:

@@ -55,7 +55,7 @@ class Files:
         if image is None:
             return False
         task, _ = image
-        return task.expired or self._host.now() - task.created >= IMAGE_LIFETIME
+        return self._host.now() - task.created >= IMAGE_LIFETIME
 
     def add(self, upload: Upload) -> None:
         """Store an upload; it replaces one with the same path."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
-from typing import Literal, Self
+from typing import Literal, Self, Unpack
 
 import attrs
 from aiohttp import web
@@ -21,19 +21,22 @@ from .account import Account, Plan
 from .addresses import is_loopback, reachable
 from .callbacks import Call, CallbackRequest, CallRecord, build_callback
 from .clock import DAY, LoopClock, VirtualTime
+from .delivery import KIND_OF_UPLOADS, Delivery
 from .envelopes import (
+    ANSWER,
     UNAUTHORIZED,
     UPLOAD_UNAUTHORIZED,
     Envelope,
     api_envelope,
     json_object,
-    response,
     spring_error,
     upload_envelope,
 )
+from .faults import Fault, FaultOptions, Kind
 from .files import Files
+from .listening import Listener
 from .sender import CallbackSender
-from .tasks import Answer, Outcome, Progress, Seconds, Task, as_answer, seconds
+from .tasks import Answer, Outcome, Progress, Seconds, Task, seconds
 from .uploads import SOURCES, receive
 
 GENERATE = "/api/v1/gpt4o-image/generate"
@@ -43,9 +46,17 @@ COMMON_DOWNLOAD_URL = "/api/v1/common/download-url"
 CREDIT = "/api/v1/chat/credit"
 IMAGES = "/s/{name}"
 UPLOADS = "/kieai/{path:.+}"
+KINDS: dict[tuple[str, str], Kind] = {
+    ("POST", GENERATE): "submit",
+    ("GET", RECORD_INFO): "look",
+    ("GET", CREDIT): "credits",
+    ("POST", DOWNLOAD_URL): "link",
+    ("POST", COMMON_DOWNLOAD_URL): "link",
+    ("GET", IMAGES): "image",
+    **KIND_OF_UPLOADS,
+}  # by method and route
 
 MAX_BODY = 128 * 2**20  # page "file upload" advises at most 100 MB
-BACKLOG = 4096  # a connection that the kernel refuses is tried again after a real second
 SHUTDOWN = 0.05  # real seconds that open requests have to finish when the emulator closes
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -82,6 +93,9 @@ class Emulator(Account):
             task ends; "late": 30 seconds after that; "twice": two at once; "never"; "early": before the
             submit is answered; "together": at that moment. The contents of a `Call` are names too:
             "altered", "false failure", "forged", "replayed" and "unknown task".
+        magic: False takes prompts with ``[[kie:policy]]``, ``[[kie:455]]`` and so on literally. Otherwise
+            they name the outcome of their task, or the answer to their submit.
+        seed: Makes task ids, and faults with a probability, the same in every run.
         port: The port to listen on; 0 picks a free one.
         host: The address to listen on. "0.0.0.0" and "::" are every interface.
         allow_remote: Answer other machines too. Otherwise they are refused with status 403. The client
@@ -139,6 +153,8 @@ class Emulator(Account):
         factory=contextlib.AsyncExitStack, init=False, repr=False
     )
     _sender: CallbackSender = attrs.field(init=False, repr=False)
+    _delivery: Delivery = attrs.field(init=False, repr=False)
+    _listener: Listener | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -152,6 +168,7 @@ class Emulator(Account):
             raise ValueError(f"speed={self.speed!r} is for clock='real'; virtual time has none")
         self._files = Files(self)
         self._sender = CallbackSender(self)
+        self._delivery = Delivery(self, KINDS)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -189,14 +206,46 @@ class Emulator(Account):
             runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=SHUTDOWN)
             await runner.setup()
             undo.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, self.host, self.port, backlog=BACKLOG).start()
-            self.port = runner.addresses[0][1]
+            self._delivery.open()
+            undo.callback(self._delivery.close)
+            self._listener = Listener(runner)
+            undo.push_async_callback(self._listener.aclose)
+            self.port = await self._listener.open(self.host, self.port)
+            self.refuse_if_due()
             self._opened = undo.pop_all()
 
     async def aclose(self) -> None:
         """Close the socket and cancel the callbacks that are not delivered yet; `async with` does this."""
         opened, self._opened = self._opened, contextlib.AsyncExitStack()
+        self._listener = None
         await opened.aclose()
+
+    def fault(self, kind: Kind | Fault, **options: Unpack[FaultOptions]) -> Fault:
+        """Arrange what goes wrong with requests: `kie.fault("submit", code=455, times=2)`.
+
+        Args:
+            kind: The kind of request: "submit", "look", "credits", "link", "upload" or "image"; or a whole
+                `Fault`, such as one of `parse_fault`.
+            options: The other fields of `Fault`: when it fires, one effect, and the options of that.
+
+        Raises:
+            ValueError: A value is not allowed, or the fault could never fire.
+        """
+        fault = kind if isinstance(kind, Fault) else Fault(kind, **options)
+        self.faults.add(fault)
+        self.refuse_if_due()
+        return fault
+
+    def refuse_if_due(self) -> bool:
+        """Refuse connections if it is the turn of a fault that says so. Whether it was."""
+        seconds = self.faults.refusal() if self._listener is not None else None
+        if self._listener is not None and seconds is not None:
+            self._listener.refuse(seconds / self.speed)
+        return seconds is not None
+
+    def expire(self, task_id: str) -> None:
+        """Serve the images of this task from now on through signed links only."""
+        self.fault("image", image="expired", task=self.tasks[task_id].id, times="always")
 
     def plan(
         self,
@@ -205,7 +254,7 @@ class Emulator(Account):
         duration: Seconds | None = None,
         outcome: str | Outcome | None = None,
         progress: Progress | None = None,
-        answer: Answer | int | str | None = None,
+        answer: Fault | int | str | None = None,
         callback: Call | str | None = None,
     ) -> None:
         """Arrange what happens to the next submit with this prompt; called again, to the one after it.
@@ -220,14 +269,13 @@ class Emulator(Account):
                 "create_failed", "stuck", "missing" or an `Outcome`; see `Emulator`.
             progress: "jump" or "linear".
             answer: What the submit is answered: a code, such as 550, which creates no task; "dropped",
-                which creates and charges the task but loses the answer; or an `Answer`.
+                which creates and charges the task but loses the answer; or a `Fault` of a submit.
             callback: How the task calls back: "end", "late", "twice", "never", "early", "together", the
                 name of a content or a `Call`; see `Emulator`.
 
         Raises:
             ValueError: A value is not one of those above.
         """
-        answer = as_answer(answer, status_429=self.status_429)
         self._plans[prompt].append(
             Plan(duration=duration, outcome=outcome, progress=progress, answer=answer, callback=callback)
         )
@@ -238,7 +286,7 @@ class Emulator(Account):
         duration: Seconds | None = None,
         outcome: str | Outcome | None = None,
         progress: Progress | None = None,
-        answer: Answer | int | str | None = None,
+        answer: Fault | int | str | None = None,
         callback: Call | str | None = None,
     ) -> None:
         """Arrange what happens to the next submit, whatever its prompt; called again, to the one after it.
@@ -255,7 +303,6 @@ class Emulator(Account):
         Raises:
             ValueError: A value is not allowed.
         """
-        answer = as_answer(answer, status_429=self.status_429)
         self._next.append(
             Plan(duration=duration, outcome=outcome, progress=progress, answer=answer, callback=callback)
         )
@@ -300,7 +347,13 @@ class Emulator(Account):
 
     def _app(self) -> web.Application:
         app = web.Application(
-            client_max_size=MAX_BODY, middlewares=[self._refuse_remote, self._count_request]
+            client_max_size=MAX_BODY,
+            middlewares=[
+                self._refuse_remote,
+                self._delivery.reset_unread,
+                self._count_request,
+                self._delivery.misbehave,
+            ],
         )
         for method, path, handler in (
             ("POST", GENERATE, self._generate),
@@ -351,9 +404,14 @@ class Emulator(Account):
         async def respond(request: web.Request) -> web.StreamResponse:
             scheme, _, key = request.headers.get("Authorization", "").partition(" ")
             allowed = scheme == "Bearer" and key and self.api_key in (None, key)
-            return response(request, await handler(request) if allowed else refusal, envelope)
+            request[ANSWER] = answer = await handler(request) if allowed else refusal
+            return envelope(answer)
 
         return respond
+
+    async def delay_submit(self) -> None:
+        """Wait for the latency of a submit."""
+        await self._sleep(self.latency)
 
     async def _sleep(self, latency: Seconds) -> None:
         await asyncio.sleep(seconds(latency) / self.speed)

@@ -9,12 +9,12 @@ Times are emulated seconds; only `create_time` and `complete_time` are unix time
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import attrs
 from attrs.validators import in_
 
-from .callbacks import Call, Report, invalid
+from .callbacks import Call, Report
 
 Seconds = float | Callable[[], float]
 Progress = Literal["jump", "linear"]
@@ -64,17 +64,13 @@ MESSAGES = {
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """An answer of Kie: an envelope with a code, or something in place of it.
+    """An answer of Kie: an envelope with a code.
 
     Args:
         code: The code in the envelope.
         msg: The text in the envelope; by default Kie's own text for the code.
         http_status: The HTTP status. Kie sends 200 with nearly every error.
         data: The data in the envelope.
-        task_created: For a submit that is answered with an error: True creates the task all the same, and
-            charges for it.
-        raw: Sent as text/html instead of the envelope, as a gateway would.
-        lost: True closes the connection instead of sending anything.
     """
 
     code: int = attrs.field(kw_only=False)
@@ -83,28 +79,6 @@ class Answer:
     )
     http_status: int = 200
     data: Any = None
-    task_created: bool = False
-    raw: bytes | None = None
-    lost: bool = False
-
-    @classmethod
-    def dropped(cls, *, task_created: bool = True) -> Self:
-        """The answer to a submit that never arrives, although the task was created and charged."""
-        return cls(0, lost=True, task_created=task_created)
-
-
-ANSWERS = {"dropped": Answer.dropped()}
-
-
-def as_answer(answer: Answer | int | str | None, *, status_429: int = 200) -> Answer | None:
-    """The `Answer` itself, the one with this code, or the one of this name."""
-    if isinstance(answer, int):
-        return Answer(answer, http_status=status_429 if answer == 429 else 200)
-    if isinstance(answer, str):
-        if answer not in ANSWERS:
-            raise invalid("answer", answer, f"an Answer, a code, or one of {', '.join(ANSWERS)}")
-        return ANSWERS[answer]
-    return answer
 
 
 @attrs.frozen
@@ -240,7 +214,6 @@ class Task:
     looks: list[float]  # times of all status checks, refused ones included
     same_request: list[str] = attrs.field(repr=False)  # ids of all tasks with an equal request
     call: Call = attrs.field(factory=Call, repr=False)
-    expired: bool = False
 
     @property
     def submits(self) -> int:

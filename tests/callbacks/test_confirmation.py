@@ -20,7 +20,8 @@ from clocks import run_scaled, run_virtual
 import kie4o
 from kie4o import AsyncKieClient, ImageRequest, PollPolicy, TaskDetails, TaskPoller, TaskState
 from kie4o.callbacks.delivery import PENDING, Delivery
-from kie4o.emulator import Answer, Emulator
+from kie4o.emulator import Emulator
+from kie4o.emulator.tasks import Answer
 from kie4o.models import Callback
 from kie4o.stores.ledger import Ledger
 from kie4o.stores.memory import MemoryStore
@@ -121,7 +122,7 @@ def test_looks_that_fail_are_repeated() -> None:
     async def run() -> None:
         async with Kie(duration=0.0) as kie, open_client(kie) as client:
             task = await client.submit("x", key="k")
-            kie.fail_looks(5)
+            kie.fault("look", code=500, times=5)
             assert await received(client, task.id, kie.ref_of(task.id)) == 200
             await all_confirmed(client)
             assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
@@ -153,7 +154,7 @@ def test_deliver_raises_the_last_error_of_three() -> None:
     async def run() -> None:
         async with Kie(duration=0.0) as kie, open_client(kie) as client:
             task = await client.submit("x", key="k")
-            kie.fail_looks(3)
+            kie.fault("look", code=500, times=3)
             with pytest.raises(kie4o.InternalServerError):
                 await delivered(client, task.id, kie.ref_of(task.id))
             assert len(kie.tasks[task.id].looks) == 3
@@ -258,7 +259,7 @@ def test_closing_ends_confirmations_and_the_next_run_sees_the_end(tmp_path: Path
     async def run() -> None:
         loop = asyncio.get_running_loop()
         async with Kie(duration=0.0) as kie:
-            kie.fail_looks(100)
+            kie.fault("look", code=500, times="always")
             async with open_client(kie, store=tmp_path / "run.db") as client:
                 task = await client.submit("x", key="k")
                 assert await received(client, task.id, kie.ref_of(task.id)) == 200
@@ -268,7 +269,7 @@ def test_closing_ends_confirmations_and_the_next_run_sees_the_end(tmp_path: Path
                 start = loop.time()
             assert loop.time() - start < 5.0
             assert not [each for each in asyncio.all_tasks() if each.get_name() == "kie4o callback"]
-            kie._failing_looks.clear()
+            kie.faults.clear()
             before = len(kie.tasks[task.id].looks)
             async with open_client(kie, store=tmp_path / "run.db") as later:
                 assert [entry.task_id async for entry in later.unfinished()] == [task.id]

@@ -12,7 +12,7 @@ from clocks import run_scaled
 
 import kie4o
 from kie4o import RateLimit
-from kie4o.emulator import Answer, Emulator
+from kie4o.emulator import Emulator, Fault
 
 SECRET = "A dragon over the harbour of a town that has no name"
 LIMIT = RateLimit(20, per=1.0)
@@ -34,14 +34,17 @@ def lines(caplog: pytest.LogCaptureFixture, level: str = "INFO") -> list[str]:
 @pytest.mark.parametrize(
     ("answer", "cause"),
     [
-        (Answer(402, msg="no"), "402 no"),
-        (Answer(500, msg="Insufficient credits"), "500 Insufficient credits"),
-        (Answer(401, msg="who?"), "401 who?"),
-        (Answer(433, msg="spent"), "433 spent"),
-        (Answer(200, lost=True), "the batch stopped: 5 submits in a row have an unknown outcome"),
+        (Fault("submit", code=402, message="no"), "402 no"),
+        (Fault("submit", code=500, message="Insufficient credits"), "500 Insufficient credits"),
+        (Fault("submit", code=401, message="who?"), "401 who?"),
+        (Fault("submit", code=433, message="spent"), "433 spent"),
+        (
+            Fault("submit", cut=0, charged=False),
+            "the batch stopped: 5 submits in a row have an unknown outcome",
+        ),
     ],
 )
-async def test_a_batch_that_stops_says_why_once(answer: Answer, cause: str, caplog) -> None:
+async def test_a_batch_that_stops_says_why_once(answer: Fault, cause: str, caplog) -> None:
     """Though every item in flight meets the same."""
     async with Emulator(limit=1000) as kie, client_of(kie.url) as client:
         for number in range(10):
@@ -87,11 +90,11 @@ def test_a_run_with_everything_names_no_prompt_url_or_key(caplog) -> None:
         async with Emulator(duration=5.0, limit=1000) as kie:
             kie.plan(prompts[0], answer=429)
             kie.plan(prompts[0])
-            kie.plan(prompts[1], answer=Answer(429, raw=page, http_status=429))
+            kie.plan(prompts[1], answer=Fault("submit", body=page, http_status=429))
             kie.plan(prompts[1])
             kie.plan(prompts[2], outcome="policy")
             kie.plan(prompts[3], outcome="input")
-            kie.plan(prompts[4], answer=Answer(200, lost=True))
+            kie.plan(prompts[4], answer=Fault("submit", cut=0, charged=False))
             async with client_of(kie.url, rate_limit=LIMIT) as client:
                 for completion in [done async for done in client.generate_many(prompts)]:
                     if completion.ok:

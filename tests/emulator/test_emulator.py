@@ -17,7 +17,7 @@ from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, FormDat
 from paths import FIXTURES, IMPORT_ROOT
 from portable import interruptible
 
-from kie4o.emulator import Answer, Emulator, Outcome, pictures
+from kie4o.emulator import Emulator, Fault, Outcome, pictures
 from kie4o.emulator.account import Account
 from kie4o.emulator.tasks import MESSAGES, Window, is_valid, most_within
 
@@ -201,18 +201,6 @@ def test_plans() -> None:
     assert [task.submits for task in tasks] == [4] * 4
 
 
-def test_planned_answers() -> None:
-    """A planned answer creates no task; with `task_created` the task is created and charged."""
-    kie = Emulator()
-    kie.next(answer=429)
-    kie.next(answer=Answer(500, "Creating a build task failed", http_status=500, task_created=True))
-    assert kie.submit(dict(LAKE), 0.0) == Answer(429, http_status=429)
-    assert (kie.accepted, kie.refused, kie.credits) == (0, 1, 1000.0)
-    assert kie.submit(dict(LAKE), 0.0).http_status == 500
-    assert (kie.accepted, len(kie.tasks), kie.credits) == (1, 1, 994.0)
-    assert kie.submit(dict(LAKE), 0.0).code == 200
-
-
 def test_wrong_settings() -> None:
     """A misspelt outcome or progress and a limit of 0 are refused at once."""
     with pytest.raises(ValueError, match="kind"):
@@ -353,6 +341,18 @@ async def test_messages(call: Client, code: int, name: str) -> None:
     assert (await call.submit())[1]["code"] == 200
 
 
+async def test_planned_answers(call: Client) -> None:
+    """A planned answer creates no task; with `charged` the task is created and paid for."""
+    kie, words = call.kie, "Creating a build task failed"
+    kie.next(answer=429)
+    kie.next(answer=Fault("submit", code=500, message=words, http_status=500, charged=True))
+    assert await call.submit() == (429, fixture("generate_err_429_http200"))
+    assert (kie.accepted, kie.refused, kie.credits) == (0, 1, 1000.0)
+    assert await call.submit() == (500, {"code": 500, "msg": words, "data": None})
+    assert (kie.accepted, len(kie.tasks), kie.credits) == (1, 1, 994.0)
+    assert (await call.submit())[1]["code"] == 200
+
+
 async def test_latency_starts_after_the_task(session: ClientSession) -> None:
     """The task is created before the latency: a client that times out has still paid."""
     async with Emulator(latency=lambda: 60.0) as kie:
@@ -477,11 +477,11 @@ async def test_too_many_looks(session: ClientSession) -> None:
 
 
 async def test_failing_looks(call: Client) -> None:
-    """`fail_looks` applies to the given number of looks."""
+    """A code applies to the given number of looks."""
     task_id = await call.task()
-    call.kie.fail_looks(1)
+    call.kie.fault("look", code=500)
     assert await call.look(task_id) == fixture("record_500")
-    call.kie.fail_looks(1, 455, http_status=503)
+    call.kie.fault("look", code=455, http_status=503)
     status, answer = await call("GET", f"{API}/record-info", params={"taskId": task_id})
     assert (status, answer) == (503, fixture("generate_err_455"))
     assert (await call.look(task_id))["code"] == 200

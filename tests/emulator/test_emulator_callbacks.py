@@ -14,10 +14,10 @@ from paths import FIXTURES
 from portable import running_tasks
 
 from kie4o.callbacks import parse_callback
-from kie4o.emulator import Answer, Call, CallRecord, Emulator
+from kie4o.emulator import Call, CallRecord, Emulator, Fault
 from kie4o.emulator.callbacks import CALLS, CONTENTS, REPEAT_DELAYS, sign
+from kie4o.emulator.magic import as_fault
 from kie4o.emulator.sender import CANCELLED, NOT_SENT, loopback_url
-from kie4o.emulator.tasks import as_answer
 from kie4o.errors import InvalidSignatureError
 
 API = "/api/v1/gpt4o-image"
@@ -548,8 +548,8 @@ async def test_a_lost_answer(
 
 
 async def test_a_dropped_connection_without_a_task(kie: Emulator, session: ClientSession) -> None:
-    """`Answer.dropped(task_created=False)` loses the answer and creates no task."""
-    kie.next(answer=Answer.dropped(task_created=False))
+    """With `charged=False` the answer is lost and no task is created."""
+    kie.next(answer=Fault("submit", cut=0, charged=False))
     with pytest.raises(ServerDisconnectedError):
         await submit(kie, session, None)
     assert (kie.posts, kie.accepted, kie.credits) == (1, 0, 1000.0)
@@ -561,7 +561,7 @@ async def test_an_answer_without_an_envelope(
 ) -> None:
     """A raw answer replaces the envelope, whether a task was created or not."""
     page = (FIXTURES / "html_502.html").read_bytes()
-    kie.next(answer=Answer(502, raw=page, http_status=502, task_created=task_created))
+    kie.next(answer=Fault("submit", body=page, http_status=502, charged=task_created))
     async with session.post(f"{kie.url}{API}/generate", json=LAKE) as response:
         assert (response.status, response.content_type) == (502, "text/html")
         assert await response.read() == page
@@ -631,7 +631,7 @@ def test_wrong_settings() -> None:
         Emulator(callback="sometimes")
     with pytest.raises(ValueError, match="callback='progress'"):
         Emulator().next(callback="progress")
-    with pytest.raises(ValueError, match="invalid answer='lost': expected an Answer"):
+    with pytest.raises(ValueError, match="invalid answer='lost': expected a Fault"):
         Emulator().plan("A calm lake", answer="lost")
     for wrong in ({"when": "soon"}, {"copies": 0}, {"repeats": 4}, {"delay": -1.0}, {"content": "x"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -644,6 +644,6 @@ def test_names_of_common_calls() -> None:
     """Every content is the name of a call too; a code names an answer, and so does "dropped"."""
     assert CALLS.keys() == {"end", "never", "twice", "late", "early", "together", *CONTENTS}
     assert CALLS["end"] == CALLS["true"] == Call()
-    assert as_answer("dropped") == Answer.dropped()
-    assert as_answer(429, status_429=429) == Answer(429, http_status=429)
-    assert as_answer(None) is None
+    assert as_fault("dropped") == Fault("submit", cut=0)
+    assert as_fault(429) == Fault("submit", code=429)
+    assert as_fault(None) is None

@@ -13,7 +13,7 @@ from clocks import run_scaled
 
 import kie4o
 from kie4o import AsyncKieClient, PollPolicy
-from kie4o.emulator import Answer, Call, Emulator
+from kie4o.emulator import Call, Emulator, Fault
 from kie4o.webhooks import routes
 
 KEY = "a webhook key"
@@ -133,7 +133,7 @@ def test_a_lost_submit_answer_is_found_again_by_its_ref(answer: str) -> None:
             lost = (
                 "dropped"
                 if answer == "dropped"
-                else Answer(502, raw=b"<html>", http_status=502, task_created=True)
+                else Fault("submit", body="<html>", http_status=502, charged=True)
             )
             here.kie.plan("x", answer=lost)
             result = await here.client.generate("x", key="k")
@@ -196,7 +196,7 @@ def test_a_failing_look_does_not_lose_what_a_callback_named() -> None:
     async def run() -> None:
         async with Receiving() as here:
             here.kie.plan("x", answer="dropped")
-            here.kie.fail_looks(2)
+            here.kie.fault("look", code=500, times=2)
             result = await here.client.generate("x")
             assert list(here.kie.tasks) == [result.task_id]
 
@@ -209,7 +209,7 @@ def test_many_failing_looks_do_not_lose_what_a_callback_named() -> None:
     async def run() -> None:
         async with Receiving() as here:
             here.kie.plan("x", answer="dropped")
-            here.kie.fail_looks(8)
+            here.kie.fault("look", code=500, times=8)
             result = await here.client.generate("x", timeout=300.0)
             assert list(here.kie.tasks) == [result.task_id]
 

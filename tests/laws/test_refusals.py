@@ -13,7 +13,7 @@ from faults import FaultServer, accepting, answer
 
 import kie4o
 from kie4o import RateLimit, StoreError
-from kie4o.emulator import Answer, Emulator
+from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import Entry, EntryState, Store
@@ -190,7 +190,7 @@ async def test_an_intent_that_was_given_up_is_undone(key: str | None) -> None:
 async def test_a_refusal_of_one_caller_is_that_of_the_other(tmp_path: Path) -> None:
     """Two callers share a submit that is refused after a 402: both get the error, and nothing is stored."""
     async with Emulator() as kie, client_of(kie.url, tmp_path / "run.db") as client:
-        kie.plan("a boat", answer=Answer(402))
+        kie.plan("a boat", answer=402)
         calls = [client.submit("a boat", key="order-1") for _ in range(2)]
         errors = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(error) for error in errors] == [kie4o.InsufficientCreditsError] * 2

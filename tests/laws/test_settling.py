@@ -20,7 +20,7 @@ from portable import environment
 
 import kie4o
 from kie4o import AsyncKieClient, SubmissionUnknownError, parse_callback
-from kie4o.emulator import Answer, Emulator
+from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import DuplicateTaskError, Entry, EntryState
@@ -28,7 +28,7 @@ from kie4o.submission.rate_limit import RateLimiter
 
 CALLBACK = "https://me.example/kie"
 PATHS = str(IMPORT_ROOT)
-NOT_CHARGED = Answer(500)  # no task, and the answer does not say so
+NOT_CHARGED = 500  # no task, and the answer does not say so
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ async def test_a_task_must_be_confirmed(kie: Emulator, store: MakeStore) -> None
             await client.settle("order-1", task_id=house)
         with pytest.raises(DuplicateTaskError, match="belongs to another submit"):
             await client.settle("order-1", task_id=other.id)
-        kie.fail_looks(1, 401)
+        kie.fault("look", code=401)
         with pytest.raises(kie4o.AuthenticationError):
             await client.settle("order-1", task_id=task_id)
         assert await unfinished(client) == before

@@ -17,7 +17,7 @@ from kie4o import AsyncKieClient, FallbackModel, ImageRequest, PollPolicy, RateL
 from kie4o.callbacks import parsing
 from kie4o.emulator import Outcome
 from kie4o.emulator.callbacks import CALLS
-from kie4o.emulator.tasks import ANSWERS
+from kie4o.emulator.magic import ANSWERS
 from kie4o.files import transfers, uploads
 from kie4o.image_request import MAX_FILES
 from kie4o.polling import findings

@@ -33,7 +33,7 @@ from faults import (
 
 import kie4o
 from kie4o import AsyncKieClient, KieError, RateLimit
-from kie4o.emulator import Answer, Emulator
+from kie4o.emulator import Emulator
 from kie4o.settings import Secret, resolve
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import EntryState
@@ -313,7 +313,7 @@ def test_refused_for_now_then_accepted_is_paid_once() -> None:
     async def run() -> None:
         async with Emulator(duration=1, speed=1, credits=6) as kie:
             kie.plan("x", answer=429)
-            kie.plan("x", answer=Answer(550))
+            kie.plan("x", answer=550)
             kie.plan("x")
             async with client_of(kie.url, timeout=1000) as client:
                 task = await client.submit("x")

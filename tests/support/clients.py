@@ -10,11 +10,11 @@ from typing import Any
 from canary import CANARY_KEY
 
 from kie4o import AsyncKieClient, PollPolicy
-from kie4o.emulator import Answer
+from kie4o.emulator import Fault
 from kie4o.stores.store import EntryState, Store
 
 QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
-LOST = Answer(500, task_created=True)  # the task is paid, and the answer does not say so
+LOST = Fault("submit", code=500, charged=True)  # the task is paid, and the answer does not say so
 
 MakeStore = Callable[[], Store]
 
