@@ -18,6 +18,7 @@ class Planned:
     seen: int = 0
     fired: int = 0
     first: float | None = None  # when it fired first
+    error: str | None = None  # of its function
 
     def turn(self, at: float) -> bool:
         """Whether it is due for the next matching request."""
@@ -31,8 +32,10 @@ class Planned:
     def complaint(self) -> str | None:
         """What is wrong if the emulator is not used any more; None if the fault has fired as planned."""
         fault = self.fault
+        if self.error is not None:
+            return f"{fault} failed: {self.error}"
         if not self.fired:
-            return f"{fault} did not fire; {self.seen} matching requests came"
+            return f"{fault} did not fire; matching requests: {self.seen}"
         certain = fault.probability == 1 and fault.lasting is None and fault.by is None
         if certain and fault.times is not None and self.fired < fault.times:
             return f"{fault} fired {self.fired} of {fault.times} times"
@@ -130,7 +133,11 @@ def _fire(planned: Planned, arrival: Arrival, chance: random.Random) -> Firing |
     """Let a fault fire whose turn it is, unless chance or its function is against it."""
     if planned.fault.probability < 1 and chance.random() >= planned.fault.probability:
         return None
-    effect = planned.fault.effect_on(arrival)
+    try:
+        effect = planned.fault.effect_on(arrival)
+    except Exception as error:
+        planned.error = f"{type(error).__name__}: {error}"
+        raise
     if effect is None:
         return None
     planned.fired += 1

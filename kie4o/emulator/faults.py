@@ -205,9 +205,12 @@ class Fault:
     def _contradictions(self) -> tuple[tuple[bool, str], ...]:
         conditions = self._given().keys() & WHEN.keys()
         return (
-            (self.prompt is not None and self.kind not in OF_TASKS, f"a {self.kind} has no prompt"),
-            (self.task is not None and self.kind not in OF_ONE_TASK, f"a {self.kind} has no task yet"),
-            (self.charged is not None and self.kind != "submit", f"no {self.kind} is charged"),
+            (self.prompt is not None and self.kind not in OF_TASKS, f"{self.kind} requests have no prompt"),
+            (
+                self.task is not None and self.kind not in OF_ONE_TASK,
+                f"{self.kind} requests have no task",
+            ),
+            (self.charged is not None and self.kind != "submit", f"{self.kind} requests are never charged"),
             (self.lasting is not None and self.times != 1, "pass either times or lasting"),
             (
                 self.reset == "before" and bool(self.charged),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from typing import Any
@@ -20,7 +19,8 @@ class Listener:
 
     _runner: web.AppRunner
     _servers: list[asyncio.Server] = attrs.field(factory=list, init=False)
-    _reopening: asyncio.Task[None] | None = attrs.field(default=None, init=False)
+    _reserved: list[socket.socket] = attrs.field(factory=list, init=False)
+    _tasks: set[asyncio.Task[None]] = attrs.field(factory=set, init=False)
 
     async def open(self, host: str, port: int) -> int:
         """Listen, and return the port."""
@@ -38,38 +38,49 @@ class Listener:
         if not addresses:  # it refuses already
             return
         self._stop()
-        reserved = [_bound(address) for address in addresses]
-        for connection in self._runner.server.connections if self._runner.server else ():
-            connection.close()
-        self._reopening = asyncio.create_task(self._reopen(reserved, seconds))
+        for address in addresses:
+            self._reserved.append(_bound(address))
+        connections = self._runner.server.connections if self._runner.server else []
+        for work in (self._reopen(seconds), *(map(_close, connections))):
+            task = asyncio.create_task(work)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def aclose(self) -> None:
         """Stop listening. Connections that are open stay so."""
-        if self._reopening is not None:
-            self._reopening.cancel()
-            await asyncio.gather(self._reopening, return_exceptions=True)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._stop()
 
-    async def _reopen(self, reserved: list[socket.socket], seconds: float) -> None:
+    async def _reopen(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as stack:
-            for one in reserved:
-                stack.enter_context(one)
-            await asyncio.sleep(seconds)
-            for one in reserved:
-                self._servers.append(await loop.create_server(self._protocol, sock=one, backlog=BACKLOG))
-            stack.pop_all()  # they belong to the servers now
+        await asyncio.sleep(seconds)
+        while self._reserved:
+            server = await loop.create_server(self._protocol, sock=self._reserved[0], backlog=BACKLOG)
+            self._servers.append(server)  # it owns the socket now
+            self._reserved.pop(0)
 
     def _stop(self) -> None:
         for server in self._servers:
             server.close()
+        for one in self._reserved:
+            one.close()
         self._servers.clear()
+        self._reserved.clear()
 
     def _protocol(self) -> asyncio.BaseProtocol:
         server = self._runner.server
         if server is None:
             raise RuntimeError("the runner is not set up")
         return server()
+
+
+async def _close(connection: web.RequestHandler) -> None:
+    """Close a connection: now if it is idle, or else once its answer is sent, however long that takes."""
+    connection.close()
+    await connection.shutdown(None)
 
 
 def _bound(address: Any) -> socket.socket:

@@ -610,6 +610,38 @@ async def test_common_download_url(call: Client) -> None:
         assert await call("POST", path, json={"url": wrong}) == (200, fixture("common_download_422"))
 
 
+# Faults, in real time: see test_faults.py, test_fault_delivery.py and test_faults_in_the_client.py -----
+
+
+@pytest.mark.parametrize("options", [{"reset": "before"}, {"reset": "after"}, {"cut": 20}, {"drip": 0.1}])
+async def test_faults_of_the_connection(session: ClientSession, options: dict[str, Any]) -> None:
+    """On any event loop and in real time a connection breaks, or is slow, once."""
+    async with Emulator(clock="real") as kie:
+        call = Client(kie, session)
+        kie.fault("submit", **options)  # type: ignore[arg-type]  # from a table
+        start = kie.now()
+        if "drip" in options:
+            assert (await call.submit())[1]["code"] == 200
+            assert kie.now() - start >= 0.09
+        else:
+            with pytest.raises(ClientConnectionError):
+                await call.submit()
+        assert kie.unused() == []
+        assert (await call.submit())[1]["code"] == 200
+
+
+async def test_connections_are_refused_in_real_time(session: ClientSession) -> None:
+    """The emulator comes back on the same port, after emulated seconds."""
+    async with Emulator(speed=100.0) as kie:
+        call, url = Client(kie, session), kie.url
+        kie.fault("credits", refuse=20.0)
+        with pytest.raises(ClientConnectionError):
+            await call("GET", "/api/v1/chat/credit")
+        await asyncio.sleep(0.3)
+        assert (await call("GET", "/api/v1/chat/credit"))[1]["data"] == 1000
+        assert kie.url == url
+
+
 # Uploads --------------------------------------------------------------------------------------------
 
 
