@@ -32,7 +32,7 @@ from .envelopes import (
     spring_error,
     upload_envelope,
 )
-from .faults import Fault, FaultOptions, Kind
+from .faults import Fault, FaultOptions, Kind, parse_fault
 from .files import Files
 from .listening import Listener
 from .sender import CallbackSender
@@ -231,7 +231,7 @@ class Emulator(Account):
         Raises:
             ValueError: A value is not allowed, or the fault could never fire.
         """
-        fault = kind if isinstance(kind, Fault) else Fault(kind, **options)
+        fault = kind if isinstance(kind, Fault) else parse_fault({"kind": kind, **options})
         self.faults.add(fault)
         self.refuse_if_due()
         return fault

@@ -159,6 +159,8 @@ def test_every_spelling_is_the_same_fault() -> None:
     kie = Emulator()
     assert kie.fault("look", **{name: value for name, value in fields.items() if name != "kind"}) == fault
     assert kie.fault(fault) is fault
+    with pytest.raises(ValueError, match=r"unknown field 'cdoe' .* \(did you mean code\?\)"):
+        kie.fault("submit", cdoe=455)  # type: ignore[call-arg]  # type checkers see it too
     assert str(Fault("submit", code=455, times=2)) == "fault('submit', times=2, code=455)"
 
 
