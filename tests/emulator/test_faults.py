@@ -11,7 +11,7 @@ from typing import Any, get_args
 import attrs
 import pytest
 from faulty import VARIANTS
-from paths import DOCS
+from paths import DOCS, PACKAGE
 
 from kie4o.emulator import Arrival, Emulator, Fault, Outcome, parse_fault
 from kie4o.emulator.effects import CODES, EFFECTS, KINDS, OPTIONS, VALUES, WHEN, Kind, as_markdown
@@ -373,3 +373,11 @@ def test_task_ids_are_those_of_the_seed() -> None:
     assert ids(seed=3) == ids(seed=3) != ids(seed=4)
     assert ids() != ids()
     assert all(re.fullmatch("[0-9a-f]{32}", task_id) for task_id in ids(seed=3))
+
+
+@pytest.mark.parametrize("name", ["effects", "fault_queue", "faults", "magic", "variants"])
+def test_the_grammar_is_pure(name: str) -> None:
+    """It knows no network, no event loop and no clock."""
+    source = (PACKAGE / "emulator" / f"{name}.py").read_text("utf-8")
+    assert not re.search(r"^(import|from) (aiohttp|asyncio|time|socket)\b", source, re.MULTILINE)
+    assert re.search(r"^(import|from) asyncio\b", "import asyncio", re.MULTILINE)  # the control
