@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import attrs
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from .envelopes import json_object
 from .tasks import Answer
@@ -106,7 +107,7 @@ async def _fields(request: web.Request) -> dict[str, str | bytes]:
         return {name: value for name, value in items if isinstance(value, str)}
     try:
         form = await request.post()
-    except ValueError:  # multipart without a boundary
+    except (ValueError, RuntimeError, HttpProcessingError):  # no boundary, an unknown encoding, a bad header
         return {}
     fields: dict[str, str | bytes] = {}
     for name, value in form.items():

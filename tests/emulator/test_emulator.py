@@ -203,9 +203,9 @@ def test_plans() -> None:
 
 def test_wrong_settings() -> None:
     """A misspelt outcome or progress and a limit of 0 are refused at once."""
-    with pytest.raises(ValueError, match="kind"):
+    with pytest.raises(ValueError, match="invalid outcome='sucess'"):
         Emulator(outcome="sucess")
-    with pytest.raises(ValueError, match="kind"):
+    with pytest.raises(ValueError, match="invalid outcome='sucess'"):
         Emulator().next(outcome="sucess")
     with pytest.raises(ValueError, match="progress"):
         Emulator().next(progress="linaer")
@@ -714,6 +714,15 @@ async def test_upload_refusals(call: Client) -> None:
     assert (await call("POST", "/api/file-stream-upload", **how))[0] == 400
 
 
+@pytest.mark.parametrize("field", ['name="\x17"', 'name="a"\r\nContent-Transfer-Encoding: zip'])
+async def test_a_broken_form_is_refused(call: Client, field: str) -> None:
+    """A form that cannot be read has no fields: it is refused, and is no error of the server."""
+    form = f"--b\r\nContent-Disposition: form-data; {field}\r\n\r\nx\r\n--b--\r\n".encode()
+    how: dict[str, Any] = {"data": form, "headers": {"Content-Type": "multipart/form-data; boundary=b"}}
+    answer = await call("POST", "/api/file-stream-upload", **how)
+    assert answer == (400, fixture("upload_400_missing_uploadPath"))
+
+
 # The server -----------------------------------------------------------------------------------------
 
 
@@ -775,7 +784,7 @@ async def run_main(*arguments: str) -> asyncio.subprocess.Process:
 async def test_main(session: ClientSession) -> None:
     """The program prints its address and the variables for a client, and Ctrl-C ends it with status 0."""
     async with asyncio.timeout(20):
-        process = await run_main("--port", "0", "--outcome", "failed", "--duration", "0")
+        process = await run_main("--port", "0", "--outcome", "failed", "--duration", "0", "--quiet")
         assert process.stdout
         lines = [(await process.stdout.readline()).decode() for _ in range(2)]
         url = next(word for word in lines[0].split() if word.startswith("http://127.0.0.1:"))
