@@ -1,8 +1,10 @@
 """What is checked, and how: `nox -l` lists it. Dependencies come from pyproject.toml alone."""
 
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -142,6 +144,35 @@ def sweeps(session: nox.Session) -> None:
     names = ["laws/test_crash", "laws/test_syscalls", "stores/test_store_damage"]
     session.install(*dependencies("test"))
     run_tests(session, "pytest", *[f"tests/{name}.py" for name in names], profile="deep")
+
+
+@nox.session
+def proof(session: nox.Session) -> None:
+    """A program that knows only the OpenAPI document asks the emulator: each answer is as described.
+
+    Whether a request is accepted is not checked: like Kie, the emulator refuses with HTTP status 200.
+    """
+    session.install(".[emulator]", *dependencies("proof"))
+    program = [str(Path(session.bin) / "python"), "-m", "kie4o.emulator", "--port", "0", "--quiet"]
+    plenty = ["--duration", "0", "--credits", "1000000", "--limit", "1000000"]
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    with subprocess.Popen([*program, *plenty], stdout=subprocess.PIPE, text=True) as emulator:
+        try:
+            url = re.findall(r"http://[\w.:]+", emulator.stdout.readline() if emulator.stdout else "")[0]
+            how = [
+                "--url",
+                url,
+                "--header",
+                "Authorization: Bearer k",
+                "--checks",
+                checks,
+                "--warnings",
+                "off",
+            ]
+            bounded = ["--max-examples", "100", "--seed", "1", "--warnings", "off"]
+            session.run("schemathesis", "run", "kie4o/emulator/openapi.json", *how, *bounded)
+        finally:
+            emulator.terminate()
 
 
 @nox.session

@@ -20,6 +20,7 @@ from ..version import __version__
 from . import commands
 from .board import note
 from .demo import demo
+from .serving import emulator
 
 _ABOUT = "Images from Kie.ai's GPT-4o image API. Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL."
 
@@ -49,6 +50,7 @@ def _run(arguments: Sequence[str]) -> int:
     app = App("kie4o", version=__version__, help=_ABOUT, default_parameter=Parameter(negative=()))
     for command in (demo, commands.generate, commands.wait, commands.credits):
         app.command(command)
+    app.command(emulator, name="emulator")
     try:
         command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
         result = command(*bound.args, **bound.kwargs)

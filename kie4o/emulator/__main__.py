@@ -1,52 +1,53 @@
-"""`python -m kie4o.emulator`: runs an emulator until Ctrl-C and prints the variables that point to it."""
+"""`python -m kie4o.emulator`: runs an emulator until Ctrl-C and prints the variables that point to it.
+
+Its options are the arguments of `program.serve`; `kie4o emulator` has the same.
+"""
 
 import argparse
 import asyncio
 import contextlib
-import shlex
+import inspect
+import io
+import re
 import sys
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .callbacks import CALLS
-from .server import Emulator
-from .tasks import OUTCOMES
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m kie4o.emulator",
-        description="Emulate Kie on this machine. Durations are emulated seconds.",
-    )
-    parser.add_argument("--port", type=int, default=8787, help="port to listen on; 0 picks a free one")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
-    parser.add_argument("--allow-remote", action="store_true", help="answer other machines too, not with 403")
-    parser.add_argument("--speed", type=float, default=1.0, help="emulated seconds per real second")
-    parser.add_argument("--duration", type=float, default=20.0, help="how long a task takes")
-    parser.add_argument("--outcome", choices=OUTCOMES, default="success", help="how tasks end")
-    parser.add_argument("--limit", type=int, default=20, help="new tasks accepted in each window")
-    parser.add_argument("--per", type=float, default=10.0, help="length of that window")
-    parser.add_argument("--callback", choices=CALLS, default="end", help="how tasks call back")
-    parser.add_argument("--webhook-key", help="key that signs callbacks; they are sent to this machine only")
-    return parser.parse_args()
+from .program import serve
 
 
-async def _serve(emulator: Emulator) -> None:
-    async with emulator as kie:
-        whom = "any machine" if kie.allow_remote else "this machine only (--allow-remote serves others)"
-        print(f"Kie emulator at {kie.url} for {whom}; press Ctrl-C to stop")
-        webhook = "" if kie.webhook_key is None else f" KIE_WEBHOOK_KEY={shlex.quote(str(kie.webhook_key))}"
-        print(
-            f"export KIE_BASE_URL={kie.url} KIE_UPLOAD_URL={kie.url} KIE_API_KEY=anything{webhook}",
-            flush=True,
-        )
-        await asyncio.Event().wait()
+def _parser() -> argparse.ArgumentParser:
+    """Options from the signature of `serve`, help from its docstring."""
+    text = inspect.getdoc(serve) or ""
+    about, _, described = text.partition("\n\nArgs:\n")
+    helps = dict(re.findall(r"^ {4}(\w+): (.*)$", described, re.MULTILINE))
+    parser = argparse.ArgumentParser("python -m kie4o.emulator", description=about)
+    for name, kind in get_type_hints(serve).items():
+        if name != "return":
+            parser.add_argument(f"--{name.replace('_', '-')}", help=helps.get(name), **_accepted(name, kind))
+    return parser
+
+
+def _accepted(name: str, kind: Any) -> dict[str, Any]:
+    """What argparse is told of an option: a switch, one of some names, or a value that is converted."""
+    default = inspect.signature(serve).parameters[name].default
+    [*kinds] = [each for each in get_args(kind) or (kind,) if each is not type(None)]
+    if kinds == [bool]:
+        return {"action": "store_true"}
+    if get_origin(kinds[0]) is Literal:
+        return {"choices": get_args(kinds[0]), "default": default}
+    convert: Callable[[str], object] = kinds[0]
+    return {"type": convert, "default": default}
 
 
 def main() -> None:
     """Run the program. A setting or a port that cannot be used is one line on stderr and status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a character
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_serve(Emulator(clock="real", **vars(_arguments()))))
-    except (OSError, OverflowError, ValueError) as error:
+            asyncio.run(serve(**vars(_parser().parse_args())))
+    except (OSError, ValueError) as error:
         sys.exit(f"kie4o.emulator: {error}")
 
 

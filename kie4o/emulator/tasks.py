@@ -134,7 +134,11 @@ class Outcome:
 
 def as_outcome(outcome: str | Outcome) -> Outcome:
     """The `Outcome` itself, or the one of this kind."""
-    return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
+    if isinstance(outcome, Outcome):
+        return outcome
+    if outcome not in OUTCOMES:
+        raise invalid("outcome", outcome, f"an Outcome, or one of {', '.join(OUTCOMES)}")
+    return Outcome(outcome)
 
 
 def seconds(value: Seconds) -> float:

@@ -217,10 +217,10 @@ async def test_the_package_is_the_program(tmp_path: Path) -> None:
     outcome = await Command(tmp_path, "--help", program=PACKAGE).run()
     assert (outcome.status, outcome.err) == (0, "")
     assert "Usage: kie4o COMMAND" in outcome.out
-    assert all(f" {name} " in outcome.out for name in ("credits", "demo", "generate", "wait"))
+    assert all(f" {name} " in outcome.out for name in ("credits", "demo", "emulator", "generate", "wait"))
 
 
-@pytest.mark.parametrize("command", ["credits", "demo", "generate", "wait"])
+@pytest.mark.parametrize("command", ["credits", "demo", "emulator", "generate", "wait"])
 async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
     """`kie4o COMMAND --help` is status 0, and describes every option."""
     outcome = await Command(tmp_path, command, "--help").run()
@@ -295,6 +295,8 @@ def test_messages_are_about_the_command_line(error: Exception, expected: str) ->
         ("generate",),
         ("generat", "A calm lake"),
         ("demo", "--speed", "0"),
+        ("emulator", "--speed", "0"),
+        ("emulator", "--outcome", "fail"),
     ],
     ids=" ".join,
 )

@@ -48,7 +48,7 @@ FOREIGN = {
     "backoff": {"submission", "polling", "transport"},
     "cattrs": {"wire", "stores"},
     "cyclopts": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", EMULATOR},
     "PIL": {EMULATOR, "cli", "files"},
 }
 LONGEST = 400  # lines of a module without its docstrings; a longer one should be two
