@@ -10,5 +10,5 @@ from typing import Any
 
 def document() -> dict[str, Any]:
     """The document, anew for each call."""
-    text = resources.files(__package__).joinpath("openapi.json").read_text("utf-8")
+    text = resources.files("kie4o.emulator").joinpath("openapi.json").read_text("utf-8")
     return dict(json.loads(text))
