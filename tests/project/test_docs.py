@@ -18,6 +18,7 @@ from paths import IMPORT_ROOT, REPOSITORY
 from portable import environment
 
 import kie4o
+import kie4o.emulator
 from kie4o.emulator import Emulator
 
 pytestmark = pytest.mark.once
@@ -305,7 +306,10 @@ def test_an_unwanted_word_is_seen() -> None:
 # -- names ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in kie4o.__all__ if not name.startswith("_")])
+PUBLIC = [name for name in kie4o.__all__ if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *kie4o.emulator.__all__])
 def test_every_public_name_is_in_the_pages(name: str) -> None:
     """A reader of README.md and docs/ has met every public name."""
     assert any(re.search(rf"\b{name}\b", page.text) for page in pages().values())
