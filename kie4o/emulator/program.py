@@ -44,6 +44,7 @@ async def serve(
     api_key: str | None = None,
     callback: str | None = None,
     webhook_key: str | None = None,
+    seed: int | None = None,
     quiet: bool = False,
     openapi: bool = False,
 ) -> None:
@@ -63,6 +64,7 @@ async def serve(
         api_key: The only key to accept; any by default.
         callback: How tasks call back; end by default.
         webhook_key: Key that signs callbacks; they are sent to this machine only.
+        seed: Makes task ids, and faults with a probability, the same in every run.
         quiet: Print no line for each request.
         openapi: Print the OpenAPI document of the emulated service, and end.
     """
@@ -81,6 +83,7 @@ async def serve(
         "api_key": api_key,
         "callback": callback,
         "webhook_key": webhook_key,
+        "seed": seed,
     }
     given = {name: value for name, value in settings.items() if value is not None}
     written = Script() if script is None else await asyncio.to_thread(read, script)

@@ -7,6 +7,11 @@
     prompt = "A forbidden lake"
     outcome = "policy"
 
+    [[fault]]                         # arguments of `Emulator.fault`
+    kind = "submit"
+    code = 455
+    times = 2
+
 An error names the file, the table and the fields that are allowed.
 """
 
@@ -17,14 +22,16 @@ import inspect
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from .callbacks import Call
+from .faults import Fault, parse_fault
 from .server import Emulator
-from .tasks import Answer, Outcome
+from .tasks import Outcome
 
+_T = TypeVar("_T")
 Kinds = tuple[type, ...]
 Table = dict[str, Any]
 
@@ -37,6 +44,8 @@ _PLAN: dict[str, Kinds] = {
     "callback": _NAMED,
 }
 SETTINGS: dict[str, Kinds] = _PLAN | {
+    "magic": (bool,),
+    "seed": (int,),
     "limit": (int,),
     "per": _NUMBER,
     "status_429": (int,),
@@ -52,8 +61,8 @@ SETTINGS: dict[str, Kinds] = _PLAN | {
     "callback_timeout": _NUMBER,
 }  # where it listens and for whom is said on the command line
 PLAN: dict[str, Kinds] = {"prompt": (str,), "answer": (int, str, dict)} | _PLAN
-TABLES = ("settings", "plan")
-_VALUES: dict[str, Callable[..., Any]] = {"outcome": Outcome, "callback": Call, "answer": Answer}
+TABLES = ("settings", "plan", "fault")
+_VALUES: dict[str, Callable[..., Any]] = {"outcome": Outcome, "callback": Call}
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table"}
 
 
@@ -64,12 +73,15 @@ class Script:
     name: str = ""
     settings: Table = attrs.field(factory=dict)
     plans: list[Table] = attrs.field(factory=list)
+    faults: list[Fault] = attrs.field(factory=list)
 
     def arrange(self, kie: Emulator) -> None:
         """Plan what the file plans."""
         for number, plan in enumerate(self.plans, 1):
             with _place(self.name, f"[[plan]] {number}"):
                 kie.plan(**plan) if "prompt" in plan else kie.next(**plan)
+        for fault in self.faults:
+            kie.fault(fault)
 
 
 def read(path: Path) -> Script:
@@ -79,11 +91,8 @@ def read(path: Path) -> Script:
         _check_names(tables, TABLES, "table")
     with _place(path.name, "[settings]"):
         settings = _fields(tables.get("settings", {}), SETTINGS)
-    plans = []
-    for number, plan in enumerate(_as_list(path.name, "plan", tables), 1):
-        with _place(path.name, f"[[plan]] {number}"):
-            plans.append(_fields(plan, PLAN))
-    script = Script(path.name, settings, plans)
+    plans = _each(path.name, "plan", tables, lambda table: _fields(table, PLAN))
+    script = Script(path.name, settings, plans, _each(path.name, "fault", tables, parse_fault))
     with _place(path.name, "[settings]"):
         kie = Emulator(**settings)
     script.arrange(kie)  # what is wrong is said here, and not when it is used
@@ -100,11 +109,15 @@ def _place(*names: str) -> Iterator[None]:
         raise ValueError(f"{', '.join(names)}: {said}") from error
 
 
-def _as_list(file: str, name: str, tables: Table) -> list[Any]:
-    found = tables.get(name, [])
+def _each(file: str, name: str, tables: Table, parse: Callable[[Any], _T]) -> list[_T]:
+    """What the tables of this name say."""
+    found, parsed = tables.get(name, []), []
     if not isinstance(found, list):
         raise ValueError(f"{file}: [{name}] must be written [[{name}]]; there may be several")
-    return found
+    for number, table in enumerate(found, 1):
+        with _place(file, f"[[{name}]] {number}"):
+            parsed.append(parse(table))
+    return parsed
 
 
 def _fields(table: Any, allowed: Mapping[str, Kinds]) -> Table:
@@ -127,6 +140,8 @@ def _is_one_of(kinds: Kinds, value: Any) -> bool:
 def _value(name: str, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
+    if name == "answer":
+        return parse_fault({"kind": "submit"} | value)
     kind = _VALUES[name]
     _check_names(value, inspect.signature(kind).parameters, f"field of {name}")
     return kind(**value)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import attrs
 from attrs.validators import in_
 
-from .callbacks import Call, Report
+from .callbacks import Call, Report, invalid
 
 Seconds = float | Callable[[], float]
 Progress = Literal["jump", "linear"]

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import blocks
 from paths import IMPORT_ROOT
 from portable import environment, interruptible
 
-from kie4o.emulator import Answer, Call, Emulator, Outcome
+from kie4o.emulator import Call, Fault, Outcome
 from kie4o.emulator.callbacks import CallRecord
 from kie4o.emulator.live_log import ASKED, line_of_callback
 from kie4o.emulator.program import OutcomeName
@@ -262,6 +263,16 @@ answer = { code = 505, http_status = 500 }
 
 [[plan]]
 answer = 550
+
+[[fault]]
+kind = "submit"
+code = 455
+after = 2
+
+[[fault]]
+kind = "look"
+record = "lag"
+times = 2
 """
 
 
@@ -278,14 +289,10 @@ async def test_a_script_is_settings_and_plans(tmp_path: Path) -> None:
     }
     assert script.plans == [
         {"prompt": "A forbidden lake", "outcome": Outcome("failed", code=501, message="no")},
-        {"answer": Answer(505, http_status=500)},
+        {"answer": Fault("submit", code=505, http_status=500)},
         {"answer": 550},
     ]
-    kie = Emulator(**script.settings)
-    script.arrange(kie)
-    codes = [kie.submit(LAKE, 0.0).code for _ in range(3)]
-    assert codes == [505, 550, 200]
-    assert kie.credits == 54
+    assert script.faults == [Fault("submit", code=455, after=2), Fault("look", record="lag", times=2)]
 
 
 async def test_options_go_before_the_settings_of_a_script(tmp_path: Path) -> None:
@@ -295,12 +302,24 @@ async def test_options_go_before_the_settings_of_a_script(tmp_path: Path) -> Non
     async with running(*options, folder=tmp_path) as (_, port, lines):
         assert "KIE_WEBHOOK_KEY=w" in lines[1]
         assert ask(port, "GET", "/api/v1/chat/credit")["data"] == 20
-        assert [submit(port)["code"] for _ in range(3)] == [505, 550, 200]
+        assert [submit(port)["code"] for _ in range(4)] == [505, 550, 455, 200]
+
+
+async def test_a_seed_makes_the_ids_alike() -> None:
+    """With --seed the first task has the same id in every run."""
+    ids = []
+    for seed in ("7", "7", "8"):
+        async with running("--seed", seed, "--quiet") as (_, port, _):
+            ids.append(submit(port)["data"]["taskId"])
+    assert ids[0] == ids[1] != ids[2]
 
 
 WRONG = {
     "no TOML": ("[settings\n", "faults.toml: Expected"),
-    "unknown table": ("[faults]\n", "faults.toml: unknown table 'faults': expected one of settings, plan"),
+    "unknown table": (
+        "[faults]\n",
+        "faults.toml: unknown table 'faults': expected one of settings, plan, fault",
+    ),
     "unknown setting": (
         "[settings]\ncredit = 5\n",
         "faults.toml, [settings]: unknown field 'credit': expected one of duration, outcome,",
@@ -336,6 +355,19 @@ WRONG = {
         "[[plan]]\noutcome = { code = 5 }\n",
         "[[plan]] 1: Outcome.__init__() missing 1",
     ),
+    "unknown field of a fault": (
+        '[[fault]]\nkind = "submit"\ncodes = 5\n',
+        "faults.toml, [[fault]] 1: unknown field 'codes' of a fault (did you mean code?): expected",
+    ),
+    "fault that never fires": (
+        '[[fault]]\nkind = "submit"\ncode = 455\n[[fault]]\nkind = "credits"\nimage = "cut"\n',
+        "faults.toml, [[fault]] 2: fault('credits', image='cut') could never fire",
+    ),
+    "unknown answer": (
+        "[[plan]]\nanswer = { codes = 5 }\n",
+        "faults.toml, [[plan]] 1: unknown field 'codes' of a fault",
+    ),
+    "one fault": ("[fault]\n", "faults.toml: [fault] must be written [[fault]]"),
     "one plan": ("[plan]\n", "faults.toml: [plan] must be written [[plan]]"),
 }
 
@@ -349,6 +381,16 @@ def test_a_wrong_script_names_the_place_and_what_is_allowed(name: str, tmp_path:
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         read(file)
     assert str(caught.value).count("faults.toml") == 1
+
+
+def test_the_scripts_of_the_page_can_be_used(tmp_path: Path) -> None:
+    """Each TOML block on the page about testing is a script."""
+    scripts = [block.code for block in blocks("toml") if block.page == "docs/testing.md"]
+    assert scripts
+    for text in scripts:
+        file = tmp_path / "faults.toml"
+        file.write_text(text, "utf-8")
+        assert read(file).plans
 
 
 async def test_a_script_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from paths import FIXTURES
 CALLBACK = "callback POST (inbound)"
 ANY = "any"  # what stands in front of Kie answers alike everywhere
 VALUES = {"code", "success", "successFlag", "status"}  # fields whose values decide, as well as their types
+NO_JSON = "no JSON"
 FORMS = {
     "decimal": r"\d\.\d\d",
     "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z",
@@ -66,14 +67,14 @@ def shape_of(body: bytes) -> Any:
     """The shape of a body that is JSON; any other has none."""
     try:
         return shape(json.loads(body))
-    except ValueError:
-        return "no JSON"
+    except (ValueError, RecursionError):
+        return NO_JSON
 
 
 def look_of(sent: Sent) -> tuple[Any, ...]:
     """All that is compared of an answer."""
-    kind = sent.content_type.lower().replace(" ", "")
-    return sent.status, kind, shape_of(sent.body)
+    kind, found = sent.content_type.lower().replace(" ", ""), shape_of(sent.body)
+    return sent.status, kind if found != NO_JSON else kind.partition(";")[0], found
 
 
 def envelope_of(sent: Sent) -> tuple[Any, ...]:
