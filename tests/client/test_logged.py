@@ -59,7 +59,7 @@ async def test_a_batch_that_stops_says_why_once(answer: Fault, cause: str, caplo
 async def test_what_was_settled_is_named_without_its_prompt(caplog) -> None:
     """The task, or the ref; an unknown outcome that is met again does not claim to be of an earlier run."""
     async with Emulator(limit=1000, duration=0.0) as kie, client_of(kie.url) as client:
-        for answer in ("dropped", Answer(500)):
+        for answer in ("dropped", Fault("submit", code=500)):
             kie.next(answer=answer)
             with pytest.raises(kie4o.SubmissionUnknownError) as caught:
                 await client.generate(SECRET)
