@@ -172,6 +172,7 @@ async def serve(accounts: int, per: float, seed: int) -> None:
     emulators = [
         Faulty(
             chance=chance,
+            clock="real",
             duration=lambda: chance.uniform(0.2, 3.0),
             limit=ENOUGH,
             per=per,

@@ -33,7 +33,7 @@ from kie4o import (
 )
 from kie4o.arguments import request_of, task_id_of
 from kie4o.batch.items import Items
-from kie4o.emulator import Answer, Emulator
+from kie4o.emulator import Emulator, Fault
 from kie4o.settings import resolve
 from kie4o.stores.store import fingerprint
 from kie4o.urls import is_private
@@ -687,7 +687,7 @@ async def test_a_key_that_is_a_member_is_settled() -> None:
     """As it is submitted."""
     key = enum.Enum("Keys", {"ORDER": "order-1"}).ORDER
     async with Emulator(duration=0.0) as kie, client_of(kie.url) as client:
-        kie.plan("A", answer=Answer(500))
+        kie.plan("A", answer=Fault("submit", code=500))
         with pytest.raises(SubmissionUnknownError):
             await client.submit("A", key=key)
         assert (await client.settle(key, charged=False)).callers_key == "order-1"
