@@ -364,7 +364,8 @@ async def cut(kie: Emulator, client: AsyncKieClient | NaiveClient) -> float:
 
 @pytest.fixture
 async def slow() -> AsyncIterator[Emulator]:
-    async with Emulator(duration=0.0, latency=ANSWER) as kie:
+    # A client that spins never idles, so virtual time would stand still.
+    async with Emulator(clock="real", duration=0.0, latency=ANSWER) as kie:
         yield kie
 
 
