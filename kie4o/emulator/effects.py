@@ -182,7 +182,7 @@ EFFECTS: dict[str, Effect] = {
         value=Value("a function", callable),
         charged=None,
     ),
-}  # fmt: skip
+}  # fmt: skip  # a row is a line
 
 VALUES: dict[str, Value] = {name: value for name, (value, _) in (WHEN | OPTIONS).items()}
 VALUES |= {name: effect.value for name, effect in EFFECTS.items()}

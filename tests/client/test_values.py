@@ -598,7 +598,7 @@ def test_a_public_url_is_not_private(url: str) -> None:
 
 
 async def test_the_line_of_a_batch_is_named(tmp_path: Path) -> None:
-    """Its items run in tasks of asyncio's, whose files are nobody's."""
+    """Its items run in tasks that asyncio steps, so no frame of the caller is on the stack."""
     script = tmp_path / "batch.py"
     script.write_text(
         "import asyncio\n"

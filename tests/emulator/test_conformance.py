@@ -39,7 +39,7 @@ GUESSED_RECORDS = """
     dict_error empty_error fewer_fields flag_4 json_list_text json_text lag list lower_case more_fields
     no_status stale_flag stale_status text_numbers text_times unknown_status
 """
-# Answers that nobody has recorded or documented for their endpoint. Those with an envelope still have one
+# Answers that are neither recorded nor documented for their endpoint. Those with an envelope still have one
 # that was recorded for another code or endpoint of the same host; "nothing" looks like the others.
 WITHOUT_RECORDING = {
     **dict.fromkeys(

@@ -214,7 +214,7 @@ ANY: list[tuple[dict[str, Any], Check]] = [
     ({"framing": "unsolicited"}, raw(lambda data: data.count(b"HTTP/1.1 200") == 2, "open")),
     ({"refuse": 5}, lambda seen, true: seen.end == "refused"),
     ({"by": lambda arrival: {"http_status": 418}}, lambda seen, true: seen.status == "418"),
-]  # fmt: skip
+]  # fmt: skip  # a row is a line
 CODES: list[tuple[dict[str, Any], Check]] = [
     ({"code": 455}, lambda seen, true: seen.status == "200" and seen.json["code"] == 455),
     ({"code": 429, "http_status": 200}, lambda seen, true: seen.status == "200" and seen.json["code"] == 429),
@@ -256,7 +256,7 @@ LOOKS: list[tuple[dict[str, Any], Check]] = [
     ({"record": "odd_progress"}, record(lambda r: r["progress"] == "48%")),
     ({"record": "more_fields"}, record(lambda r: "queue" in r)),
     ({"record": "fewer_fields"}, record(lambda r: sorted(r) == ["response", "successFlag", "taskId"])),
-]  # fmt: skip
+]  # fmt: skip  # a row is a line
 PICTURES: list[tuple[dict[str, Any], Check]] = [
     ({"image": "missing"}, image(404, lambda body, true: body == b"")),
     ({"image": "expired"}, image(404, lambda body, true: body == b"")),

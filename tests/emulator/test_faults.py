@@ -134,7 +134,7 @@ def test_two_effects_contradict_each_other(first: str, second: str) -> None:
         ({"kind": "submit", "by": "code"}, "invalid by='code': expected a function"),
         (["submit"], "expected a mapping"),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a row is a line
 def test_what_is_refused(fields: Any, message: str) -> None:
     """An error says what is wrong with which value, and what is allowed."""
     with pytest.raises(ValueError, match=message):

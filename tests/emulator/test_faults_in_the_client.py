@@ -172,7 +172,7 @@ SWEEP = [
       if kind in EFFECTS[row_of(case.options).partition("=")[0]].kinds),
     *(("look", {"record": name}, expected) for name, expected in RECORDS.items()),
     *(("image", {"image": name}, expected) for name, expected in PICTURES.items()),
-]  # fmt: skip
+]  # fmt: skip  # a row is a line
 ELSEWHERE = {"image=expired_link": "test_an_expired_link_is_renewed"}
 
 
@@ -204,7 +204,8 @@ async def test_in_the_client(case: tuple[str, dict[str, Any], str]) -> None:
     async with Emulator(duration=0.0, pictures=False) as kie:
         assert await outcome(kie, kind) == GOOD  # the control
         before = kie.accepted
-        kie.fault(kind, **options, **({} if "refuse" in options else {"times": "always"}))  # type: ignore[arg-type]
+        always: dict[str, Any] = {} if "refuse" in options else {"times": "always"}
+        kie.fault(kind, **(options | always))  # type: ignore[arg-type]  # from a table
         assert await outcome(kie, kind) == expected
         assert kie.unused() == []
         assert kie.accepted - before <= 1

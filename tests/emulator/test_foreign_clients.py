@@ -32,7 +32,7 @@ class Refused(Exception):
 
 @attrs.frozen
 class HttpxClient:
-    """What somebody would write who has the pages of Kie and httpx."""
+    """A client as the pages of Kie and httpx suggest it."""
 
     http: httpx.AsyncClient
 
