@@ -81,9 +81,9 @@ class Faulty(Emulator):
     def _draw(self, weights: dict[Any, int]) -> Any:
         return self.chance.choices(list(weights), list(weights.values()))[0]
 
-    def create_task(self, body: dict[str, Any], now: float) -> tuple[Answer, Task | None]:
+    def create_task(self, body: dict[str, Any], now: float, *, key: str = "") -> tuple[Answer, Task | None]:
         self.outcome, self.callback = Outcome(self._draw(OUTCOMES)), self._draw(CALLS)
-        answer, task = super().create_task(body, now)
+        answer, task = super().create_task(body, now, key=key)
         if task is not None:
             self.sold.append(task)
             self.times.append(now)
@@ -130,11 +130,11 @@ class Faulty(Emulator):
             tasks.append([task.id, task.request.get("prompt"), self.told.pop(task.id)])
         prompts = Counter(task.request.get("prompt") for task in self.tasks.values())
         return {
-            "posts": self.posts,
-            "tasks": self.accepted,
+            "posts": len(self.submits),
+            "tasks": self.paid,
             "twice": sum(count - 1 for count in prompts.values()),
             "most": most_within(self.times, self.per),
-            "looks": self.most_looks_per_second(),
+            "looks": self.windows("look"),
             "settled": tasks,
         }
 

@@ -4,20 +4,25 @@ It imports nothing else of kie4o. It follows the recorded answers of the service
 that each can be checked against the other.
 """
 
+from .account import Account
 from .callbacks import Call, CallRecord
 from .clock import HangError, VirtualTime
 from .faults import Arrival, Fault, parse_fault
+from .seen import Look, Submit
 from .server import Emulator
 from .tasks import Outcome
 
 __all__ = [
+    "Account",
     "Arrival",
     "Call",
     "CallRecord",
     "Emulator",
     "Fault",
     "HangError",
+    "Look",
     "Outcome",
+    "Submit",
     "VirtualTime",
     "parse_fault",
 ]

@@ -9,17 +9,19 @@ import json
 import math
 import random
 from collections import defaultdict, deque
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import attrs
-from attrs.validators import ge, gt, in_
+from attrs.validators import ge, gt
 
-from .callbacks import AT_ONCE, Call, as_call
+from .callbacks import AT_ONCE, Call, as_call, invalid
 from .fault_queue import Faults
 from .faults import Fault
 from .magic import NONE, Magic, as_fault, magic_of
 from .tasks import (
     IMAGE_LIFETIME,
+    VARIANTS,
     Answer,
     Outcome,
     Progress,
@@ -27,22 +29,41 @@ from .tasks import (
     Task,
     Window,
     as_outcome,
+    is_seconds,
     is_valid,
     most_within,
+    one_of,
     seconds,
 )
 
 IMAGE_PRICE = 6  # credits for one image, as published; no price of several variants is
+PRICES: Mapping[int, float] = {number: float(IMAGE_PRICE * number) for number in VARIANTS}
+
+
+def _as_prices(prices: Mapping[int, float]) -> Mapping[int, float]:
+    """Credits by number of variants; numbers that are missing keep the default."""
+    for number, price in prices.items():
+        if number not in VARIANTS or isinstance(price, bool) or not price >= 0:
+            expected = f"credits, 0 or more, for {', '.join(map(str, VARIANTS))} variants"
+            raise invalid("prices", prices, expected)
+    return {**PRICES, **prices}
+
+
+def _as_caps(caps: Mapping[str, float]) -> Mapping[str, float]:
+    """Credits by API key."""
+    if any(not (key and cap >= 0) for key, cap in caps.items()):
+        raise ValueError("invalid caps: expected credits, 0 or more, by API key")  # without the keys
+    return dict(caps)
 
 
 @attrs.frozen(kw_only=True)
 class Plan:
     """Settings for one submit; None leaves a setting to the account."""
 
-    duration: Seconds | None = None
+    duration: Seconds | None = attrs.field(default=None, validator=attrs.validators.optional(is_seconds))
     outcome: Outcome | None = attrs.field(default=None, converter=attrs.converters.optional(as_outcome))
     progress: Progress | None = attrs.field(
-        default=None, validator=attrs.validators.optional(in_(get_args(Progress)))
+        default=None, validator=attrs.validators.optional(one_of(get_args(Progress)))
     )
     answer: Fault | None = attrs.field(default=None, converter=as_fault)
     callback: Call | None = attrs.field(default=None, converter=attrs.converters.optional(as_call))
@@ -66,15 +87,17 @@ class Account:
     The arguments are described in `Emulator`. The limits are those of pages "generate" and "record-info".
     """
 
-    duration: Seconds = 20.0
+    duration: Seconds = attrs.field(default=20.0, validator=is_seconds)
     outcome: Outcome = attrs.field(default=Outcome("success"), converter=as_outcome)
-    progress: Progress = attrs.field(default="jump", validator=in_(get_args(Progress)))
+    progress: Progress = attrs.field(default="jump", validator=one_of(get_args(Progress)))
     limit: int = attrs.field(default=20, validator=ge(1))
     per: float = attrs.field(default=10.0, validator=gt(0))
     status_429: int = 429
     looks_per_second: int = attrs.field(default=3, validator=ge(1))
     record_delay: float = 0.0
     credits: float = 1000.0
+    prices: Mapping[int, float] = attrs.field(default=PRICES, converter=_as_prices)
+    caps: Mapping[str, float] = attrs.field(factory=dict, converter=_as_caps, repr=False)
     callback: Call = attrs.field(default=Call(), converter=as_call)
     magic: bool = True
     seed: int | None = None
@@ -83,9 +106,10 @@ class Account:
     chance: random.Random = attrs.field(init=False, repr=False)
     epoch: float = attrs.field(default=0.0, init=False)
     tasks: dict[str, Task] = attrs.field(factory=dict, init=False)
-    accepted: int = attrs.field(default=0, init=False)
-    refused: int = attrs.field(default=0, init=False)
-    look_refusals: int = attrs.field(default=0, init=False)
+    _credits_at_first: float = attrs.field(default=0.0, init=False)
+    _spent_by: dict[str, float] = attrs.field(
+        factory=lambda: defaultdict(float), init=False, repr=False
+    )  # by API key
     _window: Window = attrs.field(init=False)
     _looks: dict[str, Window] = attrs.field(factory=dict, init=False)
     _task_ids: dict[str, list[str]] = attrs.field(factory=lambda: defaultdict(list), init=False)  # by request
@@ -96,6 +120,34 @@ class Account:
     def __attrs_post_init__(self) -> None:
         self._window = Window(self.limit, self.per)
         self.chance = random.SystemRandom() if self.seed is None else random.Random(self.seed)
+        self._credits_at_first = self.credits
+
+    @property
+    def paid(self) -> int:
+        """How many submits created a task and were charged."""
+        return len(self.tasks)
+
+    @property
+    def spent(self) -> float:
+        """The credits that they cost."""
+        return sum(task.price for task in self.tasks.values())
+
+    def reset(self) -> None:
+        """Forget every task, status check and plan, and restore the credits that there were at first."""
+        self._window = Window(self.limit, self.per)
+        self.credits = self._credits_at_first
+        for memory in (self.tasks, self._spent_by, self._looks, self._task_ids):
+            memory.clear()
+        for plans in (self._plans, self._next, self._prompts, self.faults):
+            plans.clear()
+        if self.seed is not None:
+            self.chance.seed(self.seed)
+
+    def share_plans_of(self, other: "Account") -> None:
+        """Take plans from where the other account takes them; whichever comes first uses one up."""
+        self._plans, self._next, self._prompts = other._plans, other._next, other._prompts
+        if self.seed is None:
+            self.chance = other.chance
 
     def unused(self) -> list[str]:
         """A sentence for each fault that has not fired as planned, and for each plan that no submit used."""
@@ -105,30 +157,48 @@ class Account:
             sentences += [f"plan({prompt!r}, {plan}) did not fire; {near}" for plan in plans]
         return sentences + [f"next({plan}) did not fire" for plan in self._next]
 
-    def most_in_window(self) -> int:
-        """The largest number of tasks that were accepted within any `per` seconds."""
-        return most_within(self._window.admitted, self.per)
+    def windows(self, kind: Literal["submit", "look"] = "submit") -> int:
+        """The largest number of submits within any `per` seconds, or of looks at one task within any second.
 
-    def most_looks_per_second(self) -> int:
-        """The largest number of status checks of one task within any second, refused ones included."""
+        Those that were refused as too many count too, but no other refusal does.
+        """
+        if kind == "submit":
+            return most_within(self._window.arrivals, self.per)
+        if kind != "look":
+            raise invalid("kind", kind, "'submit' or 'look'")
         return max((most_within(looks.arrivals, 1.0) for looks in self._looks.values()), default=0)
 
     def submit(self, body: dict[str, Any], now: float) -> Answer:
         """Answer a submit."""
         return self.create_task(body, now)[0]
 
-    def create_task(self, body: dict[str, Any], now: float) -> tuple[Answer, Task | None]:
-        """Answer a submit. The second value is the task, if one was created, whatever the answer says."""
-        answer, task = self._create_task(body, now)
-        if answer.code == 429:
-            self.refused += 1
-        return answer, task
+    def create_task(self, body: dict[str, Any], now: float, *, key: str = "") -> tuple[Answer, Task | None]:
+        """Answer a submit, as Kie does without faults. The second value is the task, if one was created.
+
+        `key` is the API key, whose cap the task must fit in.
+        """
+        if not is_valid(body):
+            return Answer(422), None
+        try:
+            magic = self._magic_of(body)
+        except ValueError as error:
+            return Answer(422, str(error)), None
+        plans, price = self._plans_for(body), self._price(body)
+        if self._spent_by[key] + price > self.caps.get(key, math.inf):
+            return Answer(433), None
+        if self.credits < price:
+            return Answer(402), None
+        if not self._window.admit(now):
+            return Answer(429, http_status=self.status_429), None
+        plan = plans.popleft() if plans else Plan()  # only now: these refusals do not use up a plan
+        self._spent_by[key] += price
+        task = self._new_task(body, plan, magic, now)
+        return Answer(200, data={"taskId": task.id}), task
 
     def look(self, task_id: str, now: float, *, url: str) -> Answer:
         """Answer a status check; `url` is where the images are served."""
         admitted = self._looks_of(task_id).admit(now)
         if not admitted:
-            self.look_refusals += 1
             return Answer(429)
         task = self.tasks.get(task_id)
         if task is None or not task.is_known(now):
@@ -167,32 +237,14 @@ class Account:
             plans.popleft()
         return fault
 
-    def _create_task(self, body: dict[str, Any], now: float) -> tuple[Answer, Task | None]:
-        if not is_valid(body):
-            return Answer(422), None
-        try:
-            magic = self._magic_of(body)
-        except ValueError as error:
-            return Answer(422, str(error)), None
-        plans = self._plans_for(body)
-        plan = plans[0] if plans else Plan()
-        if self.credits < self._price(body):
-            return Answer(402), None
-        if not self._window.admit(now):
-            return Answer(429, http_status=self.status_429), None
-        if plans:  # only now: refusals by balance or limit do not use up a plan
-            plans.popleft()
-        task = self._new_task(body, plan, magic, now)
-        return Answer(200, data={"taskId": task.id}), task
-
     def _new_task(self, body: dict[str, Any], plan: Plan, magic: Magic, now: float) -> Task:
         task_id = f"{self.chance.getrandbits(128):032x}"
         same_request = self._task_ids[json.dumps(body, sort_keys=True)]
         same_request.append(task_id)
         call = plan.callback or self.callback
         duration = self.duration if plan.duration is None else plan.duration
-        self.accepted += 1
-        self.credits -= self._price(body)
+        price = self._price(body)
+        self.credits -= price
         self.tasks[task_id] = task = Task(
             id=task_id,
             request=body,
@@ -205,6 +257,7 @@ class Account:
             looks=self._looks_of(task_id).arrivals,
             same_request=same_request,
             call=call,
+            price=price,
         )
         return task
 
@@ -224,8 +277,8 @@ class Account:
         near = difflib.get_close_matches(prompt, self._prompts, n=1, cutoff=0.0)
         return f"the nearest prompt that came is {near[0]!r}" if near else "no prompt came"
 
-    def _price(self, body: dict[str, Any]) -> int:
-        return IMAGE_PRICE * int(body.get("nVariants", 1))
+    def _price(self, body: Mapping[str, Any]) -> float:
+        return self.prices[int(body.get("nVariants", 1))]
 
     def _looks_of(self, task_id: str) -> Window:
         return self._looks.setdefault(task_id, Window(self.looks_per_second, 1.0))

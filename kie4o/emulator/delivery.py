@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import attrs
 from aiohttp import web
 
-from .envelopes import ANSWER, api_envelope, upload_envelope
+from .envelopes import ANSWER, SEEN, api_envelope, upload_envelope
 from .fault_queue import Faults
 from .faults import Arrival, Fault, Kind
 from .files import IMAGE_PATH
@@ -44,12 +44,10 @@ class Host(Protocol):
     speed: float
     epoch: float
     status_429: int
-    refused: int
     faults: Faults
     chance: random.Random
 
-    @property
-    def tasks(self) -> Mapping[str, Task]: ...
+    def all_tasks(self) -> Mapping[str, Task]: ...
 
     def now(self) -> float: ...
 
@@ -128,7 +126,6 @@ class Delivery:
             return await handler(request)
         if not fault.charges:
             await host.delay_submit()
-            host.refused += fault.code == 429
             return await self._deliver(request, fault, "submit", None)
         response = await handler(request)
         if request[ANSWER].code != 200:  # refused, as Kie does: there is nothing to charge
@@ -154,7 +151,7 @@ class Delivery:
         return self._kinds.get((request.method, resource.canonical)) if resource else None
 
     def _arrival(self, kind: Kind, task_id: str | None) -> Arrival:
-        task = self._host.tasks.get(task_id or "")
+        task = self._host.all_tasks().get(task_id or "")
         prompt = _text(task.request.get("prompt")) if task else None
         return Arrival(kind=kind, at=self._host.now(), prompt=prompt, task=task_id)
 
@@ -163,6 +160,8 @@ class Delivery:
     async def _deliver(
         self, request: web.Request, fault: Fault, kind: Kind, true: web.StreamResponse | None
     ) -> web.StreamResponse:
+        if SEEN in request:
+            request[SEEN].fault = fault
         if true is None or not isinstance(true, web.Response):
             true = _envelope(kind, Answer(500))
         answer = self._answer(request, fault, kind, true)
@@ -205,7 +204,8 @@ class Delivery:
         if fault.http_status is not None:
             return web.Response(status=fault.http_status)
         if fault.record is not None:
-            return _envelope(kind, RECORDS[fault.record].change(request[ANSWER].data))
+            request[SEEN].answer = answer = RECORDS[fault.record].change(request[ANSWER].data)
+            return _envelope(kind, answer)
         if fault.image is not None:
             image = IMAGES[fault.image]
             headers = {"Content-Type": image.content_type}

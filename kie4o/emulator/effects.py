@@ -102,13 +102,16 @@ OPTIONS: dict[str, tuple[Value, str]] = {
 
 @attrs.frozen(kw_only=True)
 class Effect:
-    """One thing that can go wrong. `charged` is what a submit is by default; None depends on the value."""
+    """One thing that can go wrong. `charged` is what a submit is by default; None depends on the value.
+    `replaces` says whether it takes the place of the true answer.
+    """
 
     does: str
     value: Value
     kinds: tuple[str, ...] = KINDS
     charged: bool | None = False
     options: tuple[str, ...] = ()
+    replaces: bool = True
 
 
 _PAGE_OPTIONS = ("http_status", "retry_after", "headers", "charged")
@@ -142,9 +145,12 @@ EFFECTS: dict[str, Effect] = {
         does="the true answer with these headers",
         value=OPTIONS["headers"][0],
         charged=True,
+        replaces=False,
     ),
-    "record": Effect(does="an odd record of the task", value=_one_of(RECORDS), kinds=("look",)),
-    "image": Effect(does="an odd image", value=_one_of(IMAGES), kinds=("image",)),
+    "record": Effect(
+        does="an odd record of the task", value=_one_of(RECORDS), kinds=("look",), replaces=False
+    ),
+    "image": Effect(does="an odd image", value=_one_of(IMAGES), kinds=("image",), replaces=False),
     "reset": Effect(
         does="the connection is reset, before the body is read or after the request is handled",
         value=_one_of(("before", "after")),
@@ -162,15 +168,22 @@ EFFECTS: dict[str, Effect] = {
         value=Value('a number of seconds above 0, or "forever"', lambda v: _is_number(v) and v > 0),
         charged=True,
         options=("at", "charged"),
+        replaces=False,
     ),
     "drip": Effect(
-        does="the body of the answer takes so long, in 20 pieces", value=SECONDS, charged=True
+        does="the body of the answer takes so long, in 20 pieces",
+        value=SECONDS,
+        charged=True,
+        replaces=False,
     ),
-    "framing": Effect(does="HTTP that is not as usual", value=_one_of(FRAMINGS), charged=True),
+    "framing": Effect(
+        does="HTTP that is not as usual", value=_one_of(FRAMINGS), charged=True, replaces=False
+    ),
     "open_ended": Effect(
         does="the whole answer without a length, on a connection that never closes",
         value=Value("true", lambda value: value is True),
         charged=True,
+        replaces=False,
     ),
     "refuse": Effect(
         does="connections are refused for so long, of every kind: at once, or after the answer to the last "

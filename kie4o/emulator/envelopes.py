@@ -11,11 +11,13 @@ from typing import Any
 
 from aiohttp import web
 
+from .seen import Seen
 from .tasks import Answer
 
 Envelope = Callable[[Answer], web.Response]
 
 ANSWER = web.RequestKey("answer", Answer)  # what Kie answers to a request, whatever is sent
+SEEN = web.RequestKey("seen", Seen)  # the record of a submit or a status check
 UNAUTHORIZED = Answer(401)
 UPLOAD_UNAUTHORIZED = Answer(401, "Authentication failed: Invalid API Key", http_status=401)
 

@@ -66,18 +66,18 @@ class Faults:
     requests before it, whatever else is planned.
     """
 
-    _planned: list[Planned] = attrs.field(factory=list, init=False)
+    planned: list[Planned] = attrs.field(factory=list, init=False)
 
     def __bool__(self) -> bool:
-        return bool(self._planned)
+        return bool(self.planned)
 
     def add(self, fault: Fault) -> None:
         """Plan a fault."""
-        self._planned.append(Planned(fault))
+        self.planned.append(Planned(fault))
 
     def clear(self) -> None:
         """Give up every fault, whether it has fired or not."""
-        self._planned.clear()
+        self.planned.clear()
 
     def take(
         self, arrival: Arrival, chance: random.Random, ready: Ready = lambda fault: True
@@ -87,7 +87,7 @@ class Faults:
         Those that are not `ready` for its true answer do not count it.
         """
         firing = None
-        for planned in self._planned:
+        for planned in self.planned:
             fault = planned.fault
             if fault.reset == "before" or not fault.matches(arrival) or not ready(fault):
                 continue
@@ -103,7 +103,7 @@ class Faults:
         It waits for its turn behind every earlier fault that certainly fires.
         """
         firing, blocked = None, False
-        for planned in self._planned:
+        for planned in self.planned:
             fault = planned.fault
             if not fault.matches(arrival):
                 continue
@@ -119,14 +119,14 @@ class Faults:
 
     def refusal(self) -> float | None:
         """For how many seconds connections are refused from now on, if a fault says so."""
-        due = [planned for planned in self._planned if planned.fault.refuse and planned.turn(0.0)]
+        due = [planned for planned in self.planned if planned.fault.refuse and planned.turn(0.0)]
         for planned in due:
             planned.fired += 1
         return max((planned.fault.refuse or 0.0 for planned in due), default=None)
 
     def unused(self) -> list[str]:
         """A sentence for each fault that has not fired as planned."""
-        return [complaint for planned in self._planned if (complaint := planned.complaint)]
+        return [complaint for planned in self.planned if (complaint := planned.complaint)]
 
 
 def _fire(planned: Planned, arrival: Arrival, chance: random.Random) -> Firing | None:

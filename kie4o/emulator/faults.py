@@ -155,6 +155,11 @@ class Fault:
         late = self.refuse is None and self.reset != "before" and self.by is None
         return self.kind == "submit" and late and not self._given().keys() & WHEN.keys()
 
+    @property
+    def replaces_answer(self) -> bool:
+        """Whether the code of the true answer does not reach the client."""
+        return EFFECTS[self.effect].replaces or self.stall == math.inf
+
     def matches(self, arrival: Arrival) -> bool:
         """Whether it is for this request, now or at another time."""
         return (

@@ -24,12 +24,11 @@ class Host(Protocol):
     epoch: float
 
     @property
-    def tasks(self) -> Mapping[str, Task]: ...
-
-    @property
     def url(self) -> str: ...
 
     def now(self) -> float: ...
+
+    def all_tasks(self) -> Mapping[str, Task]: ...
 
 
 @attrs.define(eq=False)
@@ -105,6 +104,6 @@ class Files:
     def _image(self, path: str) -> tuple[Task, int] | None:
         """The task and the index of an image, if there is one at this path."""
         match = IMAGE_PATH.fullmatch(path)
-        task = self._host.tasks.get(match[1]) if match else None
+        task = self._host.all_tasks().get(match[1]) if match else None
         paths = task.files(self._host.now()) if task else []
         return (task, paths.index(path)) if task and path in paths else None

@@ -18,52 +18,20 @@ An error names the file, the table and the fields that are allowed.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
-from .callbacks import Call
 from .faults import Fault, parse_fault
+from .fields import PLAN, SETTINGS, check_names, read_fields
 from .server import Emulator
-from .tasks import Outcome
 
 _T = TypeVar("_T")
-Kinds = tuple[type, ...]
 Table = dict[str, Any]
-
-_NUMBER: Kinds = (float, int)  # a whole number is one too
-_NAMED: Kinds = (str, dict)  # a name, or the fields of the value
-_PLAN: dict[str, Kinds] = {
-    "duration": _NUMBER,
-    "outcome": _NAMED,
-    "progress": (str,),
-    "callback": _NAMED,
-}
-SETTINGS: dict[str, Kinds] = _PLAN | {
-    "magic": (bool,),
-    "seed": (int,),
-    "limit": (int,),
-    "per": _NUMBER,
-    "status_429": (int,),
-    "looks_per_second": (int,),
-    "record_delay": _NUMBER,
-    "credits": _NUMBER,
-    "api_key": (str,),
-    "speed": _NUMBER,
-    "latency": _NUMBER,
-    "look_latency": _NUMBER,
-    "pictures": (bool,),
-    "webhook_key": (str,),
-    "callback_timeout": _NUMBER,
-}  # where it listens and for whom is said on the command line
-PLAN: dict[str, Kinds] = {"prompt": (str,), "answer": (int, str, dict)} | _PLAN
 TABLES = ("settings", "plan", "fault")
-_VALUES: dict[str, Callable[..., Any]] = {"outcome": Outcome, "callback": Call}
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table"}
 
 
 @attrs.frozen
@@ -88,10 +56,10 @@ def read(path: Path) -> Script:
     """Read a file. Raises `OSError` if it cannot be read, and `ValueError` if it says something wrong."""
     with _place(path.name):
         tables = tomllib.loads(path.read_text("utf-8"))
-        _check_names(tables, TABLES, "table")
+        check_names(tables, TABLES, "table")
     with _place(path.name, "[settings]"):
-        settings = _fields(tables.get("settings", {}), SETTINGS)
-    plans = _each(path.name, "plan", tables, lambda table: _fields(table, PLAN))
+        settings = read_fields(tables.get("settings", {}), SETTINGS)
+    plans = _each(path.name, "plan", tables, lambda table: read_fields(table, PLAN))
     script = Script(path.name, settings, plans, _each(path.name, "fault", tables, parse_fault))
     with _place(path.name, "[settings]"):
         kie = Emulator(**settings)
@@ -118,36 +86,3 @@ def _each(file: str, name: str, tables: Table, parse: Callable[[Any], _T]) -> li
         with _place(file, f"[[{name}]] {number}"):
             parsed.append(parse(table))
     return parsed
-
-
-def _fields(table: Any, allowed: Mapping[str, Kinds]) -> Table:
-    """A table whose fields are known and have the right types; tables within it become values."""
-    if not isinstance(table, dict):
-        raise ValueError(f"expected a table, not {table!r}")
-    _check_names(table, allowed, "field")
-    for name, value in table.items():
-        if not _is_one_of(allowed[name], value):
-            kinds = allowed[name][:1] if float in allowed[name] else allowed[name]
-            expected = " or ".join(_WORDS[kind] for kind in kinds)
-            raise ValueError(f"invalid {name}={value!r}: expected {expected}")
-    return {name: _value(name, value) for name, value in table.items()}
-
-
-def _is_one_of(kinds: Kinds, value: Any) -> bool:
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-
-
-def _value(name: str, value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if name == "answer":
-        return parse_fault({"kind": "submit"} | value)
-    kind = _VALUES[name]
-    _check_names(value, inspect.signature(kind).parameters, f"field of {name}")
-    return kind(**value)
-
-
-def _check_names(table: Mapping[str, Any], allowed: Collection[str], what: str) -> None:
-    unknown = next((name for name in table if name not in allowed), None)
-    if unknown is not None:
-        raise ValueError(f"unknown {what} {unknown!r}: expected one of {', '.join(allowed)}")

@@ -6,6 +6,7 @@ name server. Redirects are not followed.
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -33,6 +34,9 @@ def loopback_url(text: str) -> URL | None:
         return url.with_user(None)  # aiohttp would turn a login into an Authorization header
     except ValueError:
         return None
+
+
+Due = Callable[[], float]
 
 
 class _LoopbackResolver(AbstractResolver):
@@ -71,11 +75,13 @@ class CallbackSender:
     clock: Clock
     records: list[CallRecord] = attrs.field(factory=list, init=False)
     _deliveries: set[asyncio.Task[None]] = attrs.field(factory=set, init=False)
+    _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
 
-    def schedule(self, build: Callable[[], CallbackRequest], call: Call, *, due: float) -> asyncio.Event:
-        """Deliver a callback at `due`, with its repeats; each attempt builds its request anew.
+    def schedule(self, build: Callable[[], CallbackRequest], call: Call, *, due: Due) -> asyncio.Event:
+        """Deliver a callback when it is due, with its repeats; each attempt builds its request anew.
 
-        The event is set once the first attempts are answered or have failed.
+        `due` is asked again after `time_changed`. The event is set once the first attempts are answered or
+        have failed.
         """
         first = asyncio.Event()
         task = asyncio.create_task(self._deliver(build, call, due, first))
@@ -83,6 +89,17 @@ class CallbackSender:
         task.add_done_callback(self._deliveries.discard)
         task.add_done_callback(lambda _: first.set())
         return first
+
+    def time_changed(self) -> None:
+        """What is due has changed, or the time has been moved on."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def reset(self) -> None:
+        """Call off every delivery, and forget the records."""
+        for delivery in self._deliveries:
+            delivery.cancel()
+        self.records = []
 
     async def aclose(self) -> None:
         """Cancel every delivery that is not over."""
@@ -100,12 +117,12 @@ class CallbackSender:
         return record
 
     async def _deliver(
-        self, build: Callable[[], CallbackRequest], call: Call, due: float, first: asyncio.Event
+        self, build: Callable[[], CallbackRequest], call: Call, due: Due, first: asyncio.Event
     ) -> None:
-        left = due - self.clock.now()
-        while left > 0:  # a timer may fire slightly early, while the task is still running
-            await self._sleep(left)
-            left = due - self.clock.now()
+        while (left := due() - self.clock.now()) > 0:  # also since a timer may fire slightly early
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left / self.clock.speed):
+                    await self._changed.wait()
         copies = call.copies
         for attempt, delay in enumerate((call.delay, *REPEAT_DELAYS[: call.repeats]), 1):
             await self._sleep(delay)
@@ -121,7 +138,7 @@ class CallbackSender:
         await asyncio.sleep(seconds / self.clock.speed)
 
     async def _post(self, request: CallbackRequest, attempt: int) -> CallRecord:
-        url = loopback_url(request.url)
+        url, records = loopback_url(request.url), self.records
         record = CallRecord(
             **attrs.asdict(request, recurse=False),
             attempt=attempt,
@@ -137,7 +154,7 @@ class CallbackSender:
         except (ClientError, OSError, ValueError) as error:
             record = attrs.evolve(record, error=f"{type(error).__name__}: {error}")
         finally:
-            self.records.append(record)
+            records.append(record)
         return record
 
     async def _status_of(self, url: URL, request: CallbackRequest) -> int:

@@ -1,4 +1,4 @@
-"""The emulator: an `Account` with a clock and a socket.
+"""The emulator: a `Service` with a clock and a socket.
 
 The routes are here, and what belongs to HTTP: keys, bodies, status codes, delays. `account` decides
 what Kie answers. API, uploads and files are served from one address, although Kie has three.
@@ -7,7 +7,6 @@ what Kie answers. API, uploads and files are served from one address, although K
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
@@ -16,7 +15,9 @@ from typing import Literal, Self, Unpack
 import attrs
 from aiohttp import web
 from attrs.validators import ge, gt, in_
+from multidict import CIMultiDict, CIMultiDictProxy
 
+from . import control, page
 from .account import Account, Plan
 from .addresses import is_loopback, reachable
 from .callbacks import Call, CallbackRequest, CallRecord, build_callback
@@ -24,6 +25,7 @@ from .clock import DAY, LoopClock, VirtualTime
 from .delivery import KIND_OF_UPLOADS, Delivery
 from .envelopes import (
     ANSWER,
+    SEEN,
     UNAUTHORIZED,
     UPLOAD_UNAUTHORIZED,
     Envelope,
@@ -35,7 +37,9 @@ from .envelopes import (
 from .faults import Fault, FaultOptions, Kind, parse_fault
 from .files import Files
 from .listening import Listener
+from .seen import Look, Submit, describe, without_key
 from .sender import CallbackSender
+from .service import Service
 from .tasks import Answer, Outcome, Progress, Seconds, Task, seconds
 from .uploads import SOURCES, receive
 
@@ -59,11 +63,13 @@ KINDS: dict[tuple[str, str], Kind] = {
 MAX_BODY = 128 * 2**20  # page "file upload" advises at most 100 MB
 SHUTDOWN = 0.05  # real seconds that open requests have to finish when the emulator closes
 
+ACCOUNT = web.RequestKey("account", Account)  # that of the API key, and the key
+KEY = web.RequestKey("key", str)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@attrs.define(kw_only=True, eq=False)
-class Emulator(Account):
+@attrs.define(kw_only=True, eq=False, repr=False)
+class Emulator(Service):
     """A Kie on localhost: `async with Emulator() as kie:`, with clients that have `base_url=kie.url`.
 
     It has Kie's limits, failures and callbacks, and submits are paid from its own `credits`. While it is open
@@ -88,7 +94,9 @@ class Emulator(Account):
         looks_per_second: How many status checks of one task are answered in any second; more are refused
             with code 429.
         record_delay: How long Kie does not know a task after its submit.
-        credits: The balance, which may be set at any time; an image costs 6.
+        credits: The balance, which may be set at any time; a submit that costs more is refused with code 402.
+        prices: Credits by number of variants, such as ``{1: 6, 2: 11, 4: 20}``; by default 6 for each image.
+        caps: Credits that an API key may spend, by key; what goes beyond is refused with code 433.
         callback: How tasks that have a callback URL use it: a `Call`, or a name for one. "end": when the
             task ends; "late": 30 seconds after that; "twice": two at once; "never"; "early": before the
             submit is answered; "together": at that moment. The contents of a `Call` are names too:
@@ -100,7 +108,9 @@ class Emulator(Account):
         host: The address to listen on. "0.0.0.0" and "::" are every interface.
         allow_remote: Answer other machines too. Otherwise they are refused with status 403. The client
             uses plain http on loopback only, so elsewhere it needs a proxy that speaks TLS.
-        api_key: The only key that is accepted; None accepts any.
+        api_key: The only key that is accepted, beside those of `caps` and `accounts`; None accepts any.
+        accounts: Other accounts by their API keys, each an `Account` with its own credits, limits and tasks.
+            All of them share the plans of the emulator.
         clock: "virtual" or "real"; by default virtual, unless there is a `speed`. Virtual time needs an event
             loop of asyncio itself.
         speed: Emulated seconds per real second, for a real clock. Up to 100 is reliable.
@@ -114,11 +124,9 @@ class Emulator(Account):
         wall: A function that returns the unix time, for the times in records and signatures.
 
     Attributes:
-        tasks: Every task, by its id.
-        posts: How many submits arrived, accepted or not.
-        accepted: How many submits created a task.
-        refused: How many submits were answered with code 429.
-        look_refusals: How many status checks were refused because of `looks_per_second`.
+        submits: Every submit that arrived, accepted or not: its `request`, `ref`, `task_id` and `answer`.
+        tasks: Every task by its id. This, `credits`, `paid`, `spent` and `windows()` are those of the
+            emulator's own account; `accounts[key]` has those of another.
         requests: How many requests arrived at each route.
         user_agents: Every User-Agent that a request had.
         leaked_keys: The path of each file that was requested with an API key, which belongs to the API only.
@@ -130,7 +138,6 @@ class Emulator(Account):
     port: int = 0
     host: str = "127.0.0.1"
     allow_remote: bool = False
-    api_key: str | None = None
     clock: Literal["virtual", "real"] | None = attrs.field(
         default=None, validator=in_(("virtual", "real", None))
     )
@@ -144,15 +151,10 @@ class Emulator(Account):
     callback_timeout: float = attrs.field(default=15.0, validator=gt(0))
     wall: Callable[[], float] = time.time
 
-    posts: int = attrs.field(default=0, init=False)
-    requests: Counter[str] = attrs.field(factory=Counter, init=False)
-    user_agents: set[str] = attrs.field(factory=set, init=False)
-    leaked_keys: list[str] = attrs.field(factory=list, init=False)
     _files: Files = attrs.field(init=False, repr=False)
     _opened: contextlib.AsyncExitStack = attrs.field(
         factory=contextlib.AsyncExitStack, init=False, repr=False
     )
-    _sender: CallbackSender = attrs.field(init=False, repr=False)
     _delivery: Delivery = attrs.field(init=False, repr=False)
     _listener: Listener | None = attrs.field(default=None, init=False, repr=False)
 
@@ -170,6 +172,11 @@ class Emulator(Account):
         self._sender = CallbackSender(self)
         self._delivery = Delivery(self, KINDS)
 
+    def __repr__(self) -> str:
+        address = self.url if self.port else "not started"
+        seen = f"{self.paid} paid of {len(self.submits)}, {self.credits:g} credits left"
+        return f"<Emulator {address}: {seen}; {describe(self.submits)}>"
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -183,14 +190,9 @@ class Emulator(Account):
         host = reachable(self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
-    @property
-    def callbacks(self) -> list[CallRecord]:
-        """Every attempt to deliver a callback that is over, including those that were not sent."""
-        return self._sender.records
-
     def now(self) -> float:
         """Emulated seconds, on the clock of the event loop."""
-        return asyncio.get_running_loop().time() * self.speed
+        return asyncio.get_running_loop().time() * self.speed + self._ahead
 
     async def start(self) -> None:
         """Listen; `async with` does this. Started again after `aclose`, it has the same address and tasks.
@@ -201,7 +203,9 @@ class Emulator(Account):
         async with contextlib.AsyncExitStack() as undo:
             if self.clock == "virtual":
                 undo.enter_context(VirtualTime(grace=self.grace, limit=self.time_limit))
-            self.epoch: float = self._unix_time() - self.now()
+            epoch = self._unix_time() - self.now()
+            for account in self.all_accounts():
+                account.epoch = epoch
             undo.push_async_callback(self._sender.aclose)
             runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=SHUTDOWN)
             await runner.setup()
@@ -245,7 +249,7 @@ class Emulator(Account):
 
     def expire(self, task_id: str) -> None:
         """Serve the images of this task from now on through signed links only."""
-        self.fault("image", image="expired", task=self.tasks[task_id].id, times="always")
+        self.fault("image", image="expired", task=self.all_tasks()[task_id].id, times="always")
 
     def plan(
         self,
@@ -324,7 +328,7 @@ class Emulator(Account):
             KeyError: There is no such task.
             ValueError: The task never ends, has no callback URL while `url` is None, or `content` is unknown.
         """
-        task, call = self.tasks[task_id], Call(content=content)
+        task, call = self.all_tasks()[task_id], Call(content=content)
         url = url or task.callback_url
         if url is None:
             raise ValueError(f"task {task_id} has no callBackUrl; pass url=")
@@ -342,8 +346,8 @@ class Emulator(Account):
 
     def _unix_time(self) -> float:
         if self.clock == "real" or self.wall is not time.time:
-            return self.wall()
-        return LoopClock.of(asyncio.get_running_loop()).read(time.time)
+            return self.wall() + self._ahead
+        return LoopClock.of(asyncio.get_running_loop()).read(time.time) + self._ahead
 
     def _app(self) -> web.Application:
         app = web.Application(
@@ -367,6 +371,8 @@ class Emulator(Account):
             app.router.add_post(path, self._with_key(self._upload, UPLOAD_UNAUTHORIZED, upload_envelope))
         for path in (IMAGES, UPLOADS):
             app.router.add_get(path, self._file)
+        page.add_routes(app, self)
+        control.add_routes(app, self)
         return app
 
     @web.middleware
@@ -379,19 +385,34 @@ class Emulator(Account):
     @web.middleware
     async def _count_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Count the request, and answer paths and methods that Kie does not have."""
+        if control.is_control(request.path):
+            return await self._handle_control(request, handler)
         resource = request.match_info.route.resource
         path = resource.canonical if resource else request.path
         self.requests[path] += 1
         self.user_agents.add(request.headers.get("User-Agent", ""))
         try:
-            if path == GENERATE and request.method == "POST":
-                await request.read()
-                self.posts += 1
+            await self._record(request, path)
             return await handler(request)
         except web.HTTPException as error:
             return spring_error(request.path, HTTPStatus(error.status))
         except ConnectionError:  # the client disconnected within its body; this answer reaches no one
             return web.Response(status=400)
+        finally:
+            self.changed()
+
+    async def _handle_control(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:  # another method than GET of a file
+            return control.refusal(error.status, f"{request.method} {request.path}: {error.reason}")
+        finally:
+            if request.method != "GET":
+                self.changed()
+
+    async def picture(self, path: str) -> tuple[bytes, str] | None:
+        """The bytes and the MIME type of an image, for the page."""
+        return await self._files.read(path)
 
     def _with_key(
         self,
@@ -403,8 +424,12 @@ class Emulator(Account):
 
         async def respond(request: web.Request) -> web.StreamResponse:
             scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-            allowed = scheme == "Bearer" and key and self.api_key in (None, key)
-            request[ANSWER] = answer = await handler(request) if allowed else refusal
+            account = self.account_of(key) if scheme == "Bearer" and key else None
+            if account is not None:
+                request[ACCOUNT], request[KEY] = account, key
+            request[ANSWER] = answer = refusal if account is None else await handler(request)
+            if SEEN in request:
+                request[SEEN].answer = answer
             return envelope(answer)
 
         return respond
@@ -413,12 +438,28 @@ class Emulator(Account):
         """Wait for the latency of a submit."""
         await self._sleep(self.latency)
 
+    async def _record(self, request: web.Request, path: str) -> None:
+        """Record a submit or a status check."""
+        kind = KINDS.get((request.method, path))
+        if kind == "submit":
+            body = await request.read()
+            headers = CIMultiDictProxy(CIMultiDict(without_key(request.headers.items())))
+            request[SEEN] = submit = Submit(at=self.now(), body=body, headers=headers)
+            self.submits.append(submit)
+        elif kind == "look":
+            request[SEEN] = look = Look(at=self.now(), task_id=request.query.get("taskId", ""))
+            self.saw_look(look)
+
     async def _sleep(self, latency: Seconds) -> None:
         await asyncio.sleep(seconds(latency) / self.speed)
 
     async def _generate(self, request: web.Request) -> Answer:
         body = await json_object(request)
-        answer, task = (body, None) if isinstance(body, Answer) else self.create_task(body, self.now())
+        if isinstance(body, Answer):
+            return body
+        answer, task = request[ACCOUNT].create_task(body, self.now(), key=request[KEY])
+        if task:
+            request[SEEN].task_id = task.id
         if task and task.call.when != "together":
             await self._schedule_callback(task)
         await self._sleep(self.latency)
@@ -428,22 +469,27 @@ class Emulator(Account):
 
     async def _schedule_callback(self, task: Task) -> None:
         """Schedule the callback of a task; an early one is awaited, which delays the answer to the submit."""
+        first = self._schedule(task)
+        if first is not None and task.call.when == "early":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout((task.call.delay + self.callback_timeout) / self.speed):
+                    await first.wait()
+
+    def _schedule(self, task: Task) -> asyncio.Event | None:
+        """Schedule the callback of a task that ends, if it has one."""
         url, call = task.callback_url, task.call
         if url is None or task.end is None or call.when == "never":
-            return
+            return None
         build = partial(self._callback_request, task, url, call)
-        first = self._sender.schedule(build, call, due=task.end)
-        if call.when == "early":
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout((call.delay + self.callback_timeout) / self.speed):
-                    await first.wait()
+        return self._sender.schedule(build, call, due=lambda: task.created + task.duration)
 
     def _url_for(self, request: web.Request) -> str:
         """The base URL of files, as the client that asks can reach them."""
         return str(request.url.origin()) if self.allow_remote else self.url
 
     async def _record_info(self, request: web.Request) -> Answer:
-        answer = self.look(request.query.get("taskId", ""), self.now(), url=self._url_for(request))
+        task_id = request.query.get("taskId", "")
+        answer = request[ACCOUNT].look(task_id, self.now(), url=self._url_for(request))
         await self._sleep(self.look_latency)
         return answer
 
@@ -455,7 +501,7 @@ class Emulator(Account):
         if not (isinstance(task_id, str) and isinstance(url, str) and task_id and url):
             return Answer(422)
         path = self._files.path_of(url)
-        answer = self.may_sign(task_id, path, self.now())
+        answer = request[ACCOUNT].may_sign(task_id, path, self.now())
         return Answer(200, data=self._files.sign(path)) if answer.code == 200 else answer
 
     async def _common_download_url(self, request: web.Request) -> Answer:
@@ -468,8 +514,8 @@ class Emulator(Account):
         return Answer(200, data=self._files.sign(path))
 
     async def _credit(self, request: web.Request) -> Answer:
-        whole = float(self.credits).is_integer()
-        return Answer(200, data=int(self.credits) if whole else self.credits)
+        balance = request[ACCOUNT].credits
+        return Answer(200, data=int(balance) if float(balance).is_integer() else balance)
 
     async def _upload(self, request: web.Request) -> Answer:
         moment = self.epoch + self.now()

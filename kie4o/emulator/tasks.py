@@ -8,7 +8,7 @@ Times are emulated seconds; only `create_time` and `complete_time` are unix time
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -141,6 +141,22 @@ def as_outcome(outcome: str | Outcome) -> Outcome:
     return Outcome(outcome)
 
 
+def one_of(allowed: Collection[str]) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
+    """A validator that names what is allowed."""
+
+    def check(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value not in tuple(allowed):
+            raise invalid(attribute.name, value, f"one of {', '.join(allowed)}")
+
+    return check
+
+
+def is_seconds(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    """A validator of durations."""
+    if not callable(value) and not value >= 0:
+        raise invalid(attribute.name, value, "a number of seconds, 0 or more, or a function")
+
+
 def seconds(value: Seconds) -> float:
     """A duration, of which some are functions that are called for each use."""
     return value() if callable(value) else value
@@ -218,6 +234,7 @@ class Task:
     looks: list[float]  # times of all status checks, refused ones included
     same_request: list[str] = attrs.field(repr=False)  # ids of all tasks with an equal request
     call: Call = attrs.field(factory=Call, repr=False)
+    price: float = 0.0  # credits
 
     @property
     def submits(self) -> int:

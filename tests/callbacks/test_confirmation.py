@@ -95,7 +95,7 @@ def test_a_look_that_began_earlier_is_no_confirmation(passed: Passed) -> None:
             assert (await page).state is TaskState.RUNNING
             await all_confirmed(client)
             assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
-            assert len(kie.tasks[task.id].looks) == 2
+            assert len(kie.looks(task.id)) == 2
 
     run_scaled(run(), 5)
 
@@ -143,7 +143,7 @@ def test_a_record_that_lags_is_looked_at_again(passed: Passed) -> None:
                 assert await passed(client, task.id, kie.ref_of(task.id)) == 200
             await all_confirmed(client)
             assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
-            assert len(kie.tasks[task.id].looks) <= 4 + 5  # after 1, 3, 7, 15 and 31 s, not each four times
+            assert len(kie.looks(task.id)) <= 4 + 5  # after 1, 3, 7, 15 and 31 s, not each four times
 
     run_scaled(run(), SPEED)
 
@@ -157,7 +157,7 @@ def test_deliver_raises_the_last_error_of_three() -> None:
             kie.fault("look", code=500, times=3)
             with pytest.raises(kie4o.InternalServerError):
                 await delivered(client, task.id, kie.ref_of(task.id))
-            assert len(kie.tasks[task.id].looks) == 3
+            assert len(kie.looks(task.id)) == 3
             assert await delivered(client, task.id, kie.ref_of(task.id)) == 200
             assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
 
@@ -183,7 +183,7 @@ def test_a_task_that_kie_knows_late_is_named(passed: Passed) -> None:
             await all_confirmed(client)
             assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
             assert (await client.generate("x", key="k")).task_id == task_id
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -202,7 +202,7 @@ def test_a_callback_before_the_response_is_lost_is_used_after_it() -> None:
                 await submit
             await all_confirmed(client)
             assert await state_of(client._runtime.store, "k") is EntryState.SUCCEEDED
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -263,19 +263,19 @@ def test_closing_ends_confirmations_and_the_next_run_sees_the_end(tmp_path: Path
             async with open_client(kie, store=tmp_path / "run.db") as client:
                 task = await client.submit("x", key="k")
                 assert await received(client, task.id, kie.ref_of(task.id)) == 200
-                await until(lambda: kie.tasks[task.id].looks)
+                await until(lambda: kie.looks(task.id))
                 await asyncio.sleep(0.2)
                 assert client._runtime.delivery.pending == 1
                 start = loop.time()
             assert loop.time() - start < 5.0
             assert not [each for each in asyncio.all_tasks() if each.get_name() == "kie4o callback"]
             kie.faults.clear()
-            before = len(kie.tasks[task.id].looks)
+            before = len(kie.looks(task.id))
             async with open_client(kie, store=tmp_path / "run.db") as later:
                 assert [entry.task_id async for entry in later.unfinished()] == [task.id]
                 assert [each.ok async for each in later.resume()] == [True]
-            assert len(kie.tasks[task.id].looks) == before + 1
-            assert kie.posts == 1
+            assert len(kie.looks(task.id)) == before + 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 

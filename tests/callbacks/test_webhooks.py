@@ -134,7 +134,7 @@ async def test_answers(how: str) -> None:
         assert {name: got for name, (got, _) in cases.items()} == {
             name: wanted for name, (_, wanted) in cases.items()
         }
-        assert here.kie.tasks[here.task.id].looks == []
+        assert here.kie.looks(here.task.id) == []
         assert await post(good, ours) == 200
         assert await post(good, signed(here.task.id, key=OLD_KEY)) == 200  # rotation
         result = await here.task
@@ -192,7 +192,7 @@ async def test_without_a_key_unsigned_must_be_allowed() -> None:
             make(client)
     async with Setting(webhook_key=None) as here:
         assert await here.by_aiohttp(body_of(here.task.id), {}, ref="guess") == 404
-        assert here.kie.tasks[here.task.id].looks == []
+        assert here.kie.looks(here.task.id) == []
         assert await here.by_aiohttp(body_of(here.task.id), {}) == 200
 
 
@@ -219,7 +219,7 @@ async def test_repeated_callbacks_cost_nothing() -> None:
         for _ in range(5):
             assert await here.by_aiohttp(body_of(here.task.id), headers) == 200
         await here.task
-        assert len(here.kie.tasks[here.task.id].looks) <= 2
+        assert len(here.kie.looks(here.task.id)) <= 2
 
 
 async def test_repetitions_are_remembered_within_bounds(monkeypatch) -> None:
@@ -351,7 +351,7 @@ async def test_a_store_that_fails_answers_503(how: str, monkeypatch) -> None:
 
             patch.setattr(here.client._runtime.store, "find", broken)
             assert await post(body_of(here.task.id), ours) == 503
-        assert here.kie.tasks[here.task.id].looks == []
+        assert here.kie.looks(here.task.id) == []
         assert await post(body_of(here.task.id), ours) == 200
         await until(lambda: here.client._runtime.delivery.pending == 0)
         assert await state_of(here.client._runtime.store, "k") is EntryState.SUCCEEDED
@@ -363,7 +363,7 @@ async def test_paths() -> None:
         [route] = routes(here.client)
         assert (route.method, route.path) == ("POST", "/kie/callback")
         assert await here.by_asgi(body_of(here.task.id), signed(here.task.id), ref="a/b") == 404
-        assert here.kie.tasks[here.task.id].looks == []
+        assert here.kie.looks(here.task.id) == []
         here.asgi = asgi_app(here.client)
         assert await here.by_asgi(body_of(here.task.id), signed(here.task.id), ref="a/b") == 200
 
@@ -387,7 +387,7 @@ async def test_an_asgi_client_that_disconnects_has_sent_no_callback() -> None:
 
         await here.asgi(scope, receive, send)
         assert sent[0]["status"] == 400
-        assert here.kie.tasks[here.task.id].looks == []
+        assert here.kie.looks(here.task.id) == []
 
 
 @pytest.mark.paced
@@ -465,7 +465,7 @@ async def test_a_trusted_callback_ends_a_task_by_a_code_of_kies_page_only(how: s
         body = body_of(here.task.id, code, urls=("https://files.example/1.png",)).replace(b"null", b"{}")
         assert await getattr(here, how)(body, signed(here.task.id)) == 200
         await until(lambda: here.client._runtime.delivery.pending == 0)
-        looks = here.kie.tasks[here.task.id].looks
+        looks = here.kie.looks(here.task.id)
         if code == 200:
             assert (await here.task).urls == ("https://files.example/1.png",)
             assert looks == []

@@ -80,7 +80,7 @@ async def test_nothing_to_do(empty: Any) -> None:
     """An empty batch ends at once."""
     async with kie_of() as kie, client_of(kie) as client:
         assert await all_of(client.generate_many(empty)) == []
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
 
 
 @pytest.mark.parametrize("wrong", ["a prompt", b"bytes", 5, None, ImageRequest("x"), object])
@@ -89,7 +89,7 @@ async def test_a_source_that_is_no_collection_is_refused(wrong: Any) -> None:
     async with kie_of() as kie, client_of(kie) as client:
         with pytest.raises(kie4o.InvalidRequestError, match="list"):
             await all_of(client.generate_many(wrong))
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
         await at_rest(client)
 
 
@@ -188,7 +188,7 @@ async def test_an_invalid_max_in_flight_is_refused(most: Any) -> None:
     async with kie_of() as kie, client_of(kie) as client:
         with pytest.raises(kie4o.InvalidRequestError, match=r"max_in_flight=.*, or None"):
             await all_of(client.generate_many(["x"], max_in_flight=most))
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
 
 
 @pytest.mark.parametrize("fields", [{"prompt": "x"}, {"prompt": "x", "size": "3:2", "files_url": ["a.png"]}])
@@ -197,7 +197,7 @@ async def test_the_fields_of_one_request_are_no_batch(fields: Any) -> None:
     async with kie_of() as kie, client_of(kie) as client:
         with pytest.raises(kie4o.InvalidRequestError, match=r"pass \[ImageRequest\(\*\*fields\)\]"):
             await all_of(client.generate_many(fields))
-        assert kie.posts == 0
+        assert kie.submits == []
         named = {"prompt": "a wish", "sizes": "two of them"}  # ids that only resemble fields
         assert [done.key for done in await all_of(client.generate_many(named))] == list(named)
 
@@ -218,7 +218,7 @@ def test_equal_prompts_are_separate_items_with_stable_keys() -> None:
             async with kie_of() as kie, client_of(kie) as client:
                 completions = await all_of(client.generate_many(source))
                 completions.sort(key=lambda completion: completion.index)
-                assert len({completion.task_id for completion in completions}) == kie.posts == 5
+                assert len({completion.task_id for completion in completions}) == len(kie.submits) == 5
                 keys.append([completion.key for completion in completions])
         assert keys[0] == keys[1]
         assert len(set(keys[0])) == 5
@@ -249,7 +249,7 @@ def test_another_name_is_another_batch(store: MakeStore) -> None:
                 for requests in (["x"], {"id": "x"}):
                     [completion] = await all_of(client.generate_many(requests, batch=name))
                     assert completion.ok
-            assert kie.posts == 6
+            assert len(kie.submits) == 6
 
     run_scaled(run(), SPEED)
 
@@ -269,7 +269,7 @@ def test_a_custom_id_is_one_item_of_one_batch() -> None:
             for name, custom_id in pairs:
                 [done] = await all_of(client.generate_many({custom_id: f"{name} {custom_id}"}, batch=name))
                 keys[name, custom_id] = done.key
-            assert kie.posts == len(pairs)
+            assert len(kie.submits) == len(pairs)
         assert len(set(keys.values())) == len(pairs)
         assert keys["a", "b/c"] == "a/b/c"
         assert len({f"{name}/{custom_id}" for name, custom_id in pairs}) < len(pairs)
@@ -283,7 +283,7 @@ async def test_the_name_of_a_batch_is_a_string(name: Any) -> None:
     async with kie_of() as kie, client_of(kie) as client:
         with pytest.raises(kie4o.InvalidRequestError, match="batch"):
             await all_of(client.generate_many(["x"], batch=name))
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
 
 
 # -- running it again ------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_a_second_run_is_replayed(store: MakeStore, source: str) -> None:
                 else:
                     assert (type(again.error), str(again.error)) == (type(before.error), str(before.error))
                     assert again.error.details == before.error.details
-            assert kie.posts == 10
+            assert len(kie.submits) == 10
 
     run_scaled(run(), SPEED)
 
@@ -343,7 +343,7 @@ def test_finished_items_come_first(store: MakeStore, source: str) -> None:
                     completions.append(completion)
                     if source != "generator" and len(completions) <= 3:
                         assert completion.replayed
-                        assert kie.posts == 3
+                        assert len(kie.submits) == 3
             replayed = {LETTERS[completion.index] for completion in completions if completion.replayed}
             assert replayed == set("cgj")
             assert len(completions) == 10
@@ -363,7 +363,7 @@ def test_submitted_items_are_waited_for(store: MakeStore) -> None:
                 first.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await first
-            assert kie.posts == 4
+            assert len(kie.submits) == 4
             async with client_of(kie, store()) as client:
                 completions = await all_of(client.generate_many(LETTERS))
             assert len(completions) == 10
@@ -401,7 +401,7 @@ def test_retry_failed_resubmits_only_failed_tasks(store: MakeStore) -> None:
                 completions = await all_of(client.generate_many(LETTERS, retry_failed=True))
             assert sorted(LETTERS[each.index] for each in completions if not each.replayed) == ["c", "d"]
             assert [LETTERS[each.index] for each in completions if not each.ok] == ["d"]
-            assert kie.posts == 12
+            assert len(kie.submits) == 12
 
     run_scaled(run(), SPEED)
 
@@ -432,7 +432,7 @@ def test_an_invalid_item_does_not_affect_others() -> None:
                     assert (completion.request, completion.task_id, completion.result) == (None, None, None)
                     with pytest.raises(kie4o.InvalidRequestError):
                         completion.unwrap()
-                assert kie.posts == len(fine)
+                assert len(kie.submits) == len(fine)
 
     run_scaled(run(), SPEED)
 
@@ -449,7 +449,7 @@ def test_an_invalid_custom_id_is_a_value(name: str) -> None:
             for index in range(5):
                 assert isinstance(completions[index].error, kie4o.InvalidRequestError)
             assert completions[5].ok
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 

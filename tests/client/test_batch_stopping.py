@@ -75,7 +75,7 @@ def test_an_error_of_every_item_stops_the_batch(store: MakeStore, code: int, laz
                 assert 1 <= len(failures) <= 5
                 assert {type(error) for error in failures} == {STOPPING[code]}
                 assert caught.value not in failures
-                assert 8 <= kie.posts <= 12
+                assert 8 <= len(kie.submits) <= 12
                 await at_rest(client)
                 await paid_is_known(kie, kept)
             kie._next.clear()
@@ -96,7 +96,7 @@ def test_a_batch_goes_on_after_a_top_up(store: MakeStore) -> None:
             async with client_of(kie, store()) as client:
                 with pytest.raises(kie4o.InsufficientCreditsError):
                     await all_of(client.generate_many(LETTERS, max_in_flight=1))
-                assert (kie.posts, kie.accepted) == (4, 3)
+                assert (len(kie.submits), kie.paid) == (4, 3)
                 kie.credits = 1000
                 completions = await all_of(client.generate_many(LETTERS, max_in_flight=1))
                 assert [completion.replayed for completion in completions] == [True] * 3 + [False] * 7
@@ -115,9 +115,9 @@ def test_items_that_wait_for_a_slot_are_not_sent_after_the_stop() -> None:
                 with pytest.raises(kie4o.InsufficientCreditsError):
                     async for completion in client.generate_many(LETTERS, max_in_flight=8):
                         completions.append(completion)
-                assert 1 <= kie.posts <= 2  # one if its refusal comes before the second is sent
+                assert 1 <= len(kie.submits) <= 2  # one if its refusal comes before the second is sent
                 assert {type(each.error) for each in completions} == {kie4o.InsufficientCreditsError}
-                assert len(completions) == kie.posts
+                assert len(completions) == len(kie.submits)
                 await at_rest(client)
 
     run_scaled(run(), SPEED)
@@ -144,7 +144,7 @@ def test_a_stop_does_not_wait_for_the_source() -> None:
                 async with asyncio.timeout(100):
                     await all_of(client.generate_many(source(), max_in_flight=5))
             assert asyncio.get_running_loop().time() - start < 20
-            assert kie.accepted == 1
+            assert kie.paid == 1
             await at_rest(client)
             await until(lambda: closed == [True])
 
@@ -158,7 +158,7 @@ def test_a_stop_does_not_call_off_a_shared_submit() -> None:
         async with kie_of(latency=1.0) as kie, client_of(kie, rate_limit=RateLimit(1, per=2.0)) as client:
             kie.plan("a", answer=402)
             batch = asyncio.create_task(all_of(client.generate_many({"a": "a", "b": "b"})))
-            await until(lambda: kie.posts == 1)  # "b" waits for the next slot
+            await until(lambda: len(kie.submits) == 1)  # "b" waits for the next slot
             outside = asyncio.create_task(client.generate("b", key="b"))
             with pytest.raises(kie4o.InsufficientCreditsError):
                 await batch
@@ -187,7 +187,7 @@ def test_a_stop_does_not_call_off_the_submit_of_an_outside_caller() -> None:
             kie.plan("a", answer=402)
             batch = asyncio.create_task(all_of(client.generate_many({"a": "a", "b": "b"})))
             await asked.wait()
-            await until(lambda: kie.posts == 1)
+            await until(lambda: len(kie.submits) == 1)
             outside = asyncio.create_task(client.generate("b", key="b"))  # waits for the next slot
             await until(lambda: client._runtime.limiter.waiting == 1)
             await until(lambda: client._runtime.submissions.live == 1)
@@ -227,7 +227,7 @@ def test_a_batch_stops_while_its_consumer_is_busy() -> None:
             with pytest.raises(kie4o.InsufficientCreditsError):
                 async for _ in client.generate_many(LETTERS):
                     await asyncio.sleep(20.0)  # such as for a download
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
 
     run_scaled(run(), SPEED)
 
@@ -249,7 +249,7 @@ def test_a_store_that_cannot_save_a_task_id_stops_the_batch(most: int) -> None:
             with pytest.raises(kie4o.StoreError, match="disk I/O error"):
                 async for completion in client.generate_many(LETTERS, max_in_flight=most):
                     completions.append(completion)
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
             assert [completion.task_id for completion in completions] == list(kie.tasks)
 
     run_scaled(run(), SPEED)
@@ -280,7 +280,7 @@ def test_five_unknown_in_a_row_stop_the_batch(store: MakeStore) -> None:
             assert (caught.value.ref, caught.value.key) == (latest.ref, latest.key)
             assert f"ref {latest.ref} (sent " in str(caught.value)
             assert "prompt 'f'" in str(caught.value)
-            assert kie.posts == 6
+            assert len(kie.submits) == 6
             await at_rest(client)
 
     run_scaled(run(), SPEED)
@@ -312,7 +312,7 @@ def test_a_task_of_an_earlier_run_does_not_start_the_count_anew() -> None:
             lost(kie, "abcdfghij")
             with pytest.raises(kie4o.SubmissionUnknownError, match="5 submits in a row"):
                 await all_of(client.generate_many({each: each for each in LETTERS}, max_in_flight=1))
-            assert kie.posts == 1 + 5
+            assert len(kie.submits) == 1 + 5
 
     run_scaled(run(), SPEED)
 
@@ -326,7 +326,7 @@ def test_a_task_id_starts_the_count_anew_when_it_arrives() -> None:
             kie.plan("e", duration=60.0)
             completions = await all_of(client.generate_many(LETTERS))
             assert sorted(each.request.prompt for each in completions if each.ok) == ["e", "j"]
-            assert kie.posts == len(LETTERS)
+            assert len(kie.submits) == len(LETTERS)
 
     run_scaled(run(), SPEED)
 
@@ -359,7 +359,7 @@ def test_replayed_unknowns_do_not_count(store: MakeStore, lazy: bool) -> None:
             async with client_of(kie, store()) as client:
                 with pytest.raises(kie4o.SubmissionUnknownError):
                     await all_of(client.generate_many(LETTERS, max_in_flight=1))
-            assert kie.posts == 5
+            assert len(kie.submits) == 5
             lost(kie, "fghi")
             async with client_of(kie, store()) as client:
                 source = iter(LETTERS) if lazy else LETTERS
@@ -367,11 +367,11 @@ def test_replayed_unknowns_do_not_count(store: MakeStore, lazy: bool) -> None:
                 assert [each.replayed for each in completions] == [True] * 5 + [False] * 5
                 assert [each.ok for each in completions] == [False] * 9 + [True]
                 assert all(each.error.ref for each in completions[:9])
-            assert kie.posts == 10
+            assert len(kie.submits) == 10
             async with client_of(kie, store()) as client:
                 completions = await all_of(client.generate_many(LETTERS, on_unknown="resubmit"))
                 assert all(each.ok for each in completions)
-                assert kie.posts == 19
+                assert len(kie.submits) == 19
 
     run_scaled(run(), SPEED)
 
@@ -413,7 +413,7 @@ async def resumes(kie: Emulator, client: AsyncKieClient, store: Store) -> None:
     completions = await all_of(client.generate_many(FEW))
     assert sorted(each.index for each in completions if each.ok) == list(range(len(FEW)))
     paid_once(kie, FEW)
-    assert kie.posts == len(FEW)
+    assert len(kie.submits) == len(FEW)
 
 
 @pytest.mark.parametrize("closing", [False, True])
@@ -541,7 +541,7 @@ async def test_a_source_that_raises_at_once(failing: str) -> None:
     async with kie_of() as kie, client_of(kie) as client:
         with pytest.raises(LookupError, match="no "):
             await all_of(client.generate_many(Source(a="x") if failing == "items" else Other()))
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
         await at_rest(client)
 
 
@@ -558,12 +558,12 @@ def test_closing_the_client_ends_a_batch() -> None:
                     completions.append(completion)
 
             consumer = asyncio.create_task(consume())
-            await until(lambda: kie.accepted == 2)
+            await until(lambda: kie.paid == 2)
             await client.aclose()
             with pytest.raises(kie4o.KieError, match="closed"):
                 await asyncio.wait_for(consumer, 100)
             assert {completion.task_id for completion in completions} == kie.tasks.keys()
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
             assert batch_tasks() == []
 
     run_scaled(run(), SPEED)

@@ -190,7 +190,7 @@ def test_what_was_in_flight_is_cancelled_as_callers_are(store: MakeStore) -> Non
             await paid_is_known(kie, kept)
             assert [entry.state async for entry in kept.unfinished()] == [EntryState.SUBMITTED] * 4
             assert len(await all_of(client.generate_many(FEW))) == len(FEW)
-            assert kie.posts == len(FEW)
+            assert len(kie.submits) == len(FEW)
 
     with noise() as seen:
         run_scaled(run(), SPEED)
@@ -222,7 +222,7 @@ def test_repeated_cancels_leave_no_task_behind(cancels: int, source: Callable[[]
     async def run() -> None:
         async with kie_of(latency=0.5, duration=5.0) as kie, client_of(kie) as client:
             consumer = asyncio.create_task(all_of(client.generate_many(source())))
-            await until(lambda: kie.accepted >= 3)
+            await until(lambda: kie.paid >= 3)
             for _ in range(cancels):
                 consumer.cancel()
                 await asyncio.sleep(0)

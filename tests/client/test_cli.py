@@ -192,7 +192,7 @@ async def test_a_task_that_timed_out_is_resumed(tmp_path: Path) -> None:
             f"kie4o: timed out waiting for task {task.id}; to resume: kie4o wait {task.id}"
         ]
         outcome = await against(kie, tmp_path, "wait", task.id, "--directory", "out").run()
-        assert kie.accepted == 1
+        assert kie.paid == 1
     assert outcome.status == 0
     assert outcome.out == f"{tmp_path / 'out' / task.id}_0.png\n"
     assert size_of_png(tmp_path / "out" / f"{task.id}_0.png")
@@ -242,7 +242,7 @@ async def test_a_wrong_key_is_one_line_without_the_key(tmp_path: Path) -> None:
             assert "401" in line
             assert "KIE_API_KEY" in line
             assert "wrong-key" not in outcome.err + outcome.out
-        assert kie.accepted == 0
+        assert kie.paid == 0
 
 
 async def test_no_key_names_the_variable(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ async def test_what_cannot_succeed_is_not_paid(
     (tmp_path / "taken").write_text("a file, not a folder")
     async with Emulator(clock="real") as kie:
         outcome = await against(kie, tmp_path, *arguments).run()
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
     assert outcome.status == 1
     [line] = outcome.notes
     assert named in line
@@ -419,11 +419,11 @@ async def test_interrupted_before_the_request_is_sent(tmp_path: Path) -> None:
     async with Emulator(clock="real") as kie:
         kie.next(answer=550)
         process = await against(kie, tmp_path, "generate", "A calm lake").start()
-        while not kie.posts:
+        while not len(kie.submits):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)  # for the answer to arrive; the delay after it is half a minute
         process.send_signal(signal.SIGINT)
         outcome = await outcome_of(process)
-        assert (kie.posts, kie.accepted) == (1, 0)
+        assert (len(kie.submits), kie.paid) == (1, 0)
     assert outcome.status == 130
     assert outcome.notes == ["kie4o: interrupted"]

@@ -56,7 +56,7 @@ def test_each_loop_can_open_the_client_again(served_kie: Emulator, store: Any) -
     pairs = [asyncio.run(run(number)) for number in range(3)]
     assert len({same for same, _ in pairs}) == 1
     assert len({other for _, other in pairs}) == 3
-    assert served_kie.posts == 4
+    assert len(served_kie.submits) == 4
 
 
 def test_what_was_submitted_before_a_close_counts_after_it() -> None:
@@ -70,7 +70,7 @@ def test_what_was_submitted_before_a_close_counts_after_it() -> None:
             for opening in range(6):
                 async with client:
                     await asyncio.gather(*(client.submit(f"{opening} {number}") for number in range(10)))
-            assert (kie.posts, kie.refused, kie.most_in_window()) == (60, 0, 20)
+            assert (len(kie.submits), kie.answers()[429], kie.windows()) == (60, 0, 20)
 
     run_scaled(run(), speed=10)
 
@@ -102,7 +102,7 @@ async def test_opening_again_waits_for_the_closing(store: Any) -> None:
     async with Emulator(duration=60.0, latency=0.3) as kie:
         client = client_of(kie.url, store=store)
         submit = asyncio.create_task(client.submit("x"))
-        await until(lambda: kie.posts)
+        await until(lambda: len(kie.submits))
         closing = asyncio.create_task(client.aclose())
         await until(lambda: client._runtime.closed)
 
@@ -115,7 +115,7 @@ async def test_opening_again_waits_for_the_closing(store: Any) -> None:
         assert await asyncio.gather(*entering) == [client, client]
         assert (await submit).id in kie.tasks  # closing waited for its response
         assert await use()
-        assert kie.posts == 1
+        assert len(kie.submits) == 1
 
 
 async def test_a_closed_client_is_opened_only_by_entering_it() -> None:
@@ -126,7 +126,7 @@ async def test_a_closed_client_is_opened_only_by_entering_it() -> None:
         for call in (client.credits, lambda: client.submit("x"), lambda: client.wait("a" * 32)):
             with pytest.raises(KieError, match="the client is closed; `async with client` opens it again"):
                 await call()
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
 
 
 def test_a_lifespan_can_run_twice(served_kie: Emulator) -> None:
@@ -163,7 +163,7 @@ async def test_a_cancel_ends_the_wait_for_a_closing() -> None:
     async with Emulator(duration=60.0, latency=2.0) as kie:
         client = client_of(kie.url)
         submit = asyncio.create_task(client.submit("x"))
-        await until(lambda: kie.posts)
+        await until(lambda: len(kie.submits))
         closing = asyncio.create_task(client.aclose())
         await until(lambda: client._runtime.closed)
         with pytest.raises(TimeoutError):
@@ -178,7 +178,7 @@ async def test_entering_after_one_that_left_at_once() -> None:
     async with Emulator(latency=0.2) as kie:
         client = client_of(kie.url)
         submit = asyncio.create_task(client.submit("x"))
-        await until(lambda: kie.posts)
+        await until(lambda: len(kie.submits))
         closing = asyncio.create_task(client.aclose())
         await until(lambda: client._runtime.closed)
 

@@ -97,12 +97,12 @@ def test_whatever_sees_the_end_saves_it(
                 await see_end(client, task, tmp_path)
                 saved = EntryState.SUCCEEDED if outcome == "success" else EntryState.FAILED
                 assert await state_of(client._runtime.store, "k") is saved
-            looks = len(kie.tasks[task.id].looks)
+            looks = len(kie.looks(task.id))
             async with client_of(kie.url, store()) as later:
                 assert [entry async for entry in later.unfinished()] == []
                 if outcome == "success":
                     assert (await later.generate("x", key="k")).source == "store"
-            assert (len(kie.tasks[task.id].looks), kie.posts) == (looks, 1)
+            assert (len(kie.looks(task.id)), len(kie.submits)) == (looks, 1)
 
     run_scaled(run(), 10)
 

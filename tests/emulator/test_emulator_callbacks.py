@@ -541,7 +541,7 @@ async def test_a_lost_answer(
     with pytest.raises(ServerDisconnectedError):
         await submit(kie, session, hook.url)
     (record,) = await calls(kie, 1)
-    assert (kie.posts, kie.accepted, kie.credits) == (1, 1, 994.0)
+    assert (len(kie.submits), kie.paid, kie.credits) == (1, 1, 994.0)
     assert [record.task_id] == list(kie.tasks)
     assert (await submit(kie, session, None))["code"] == 200
     assert not [one for one in caplog.records if one.levelname != "DEBUG"]
@@ -552,7 +552,7 @@ async def test_a_dropped_connection_without_a_task(kie: Emulator, session: Clien
     kie.next(answer=Fault("submit", cut=0, charged=False))
     with pytest.raises(ServerDisconnectedError):
         await submit(kie, session, None)
-    assert (kie.posts, kie.accepted, kie.credits) == (1, 0, 1000.0)
+    assert (len(kie.submits), kie.paid, kie.credits) == (1, 0, 1000.0)
 
 
 @pytest.mark.parametrize("task_created", [True, False])
@@ -565,7 +565,7 @@ async def test_an_answer_without_an_envelope(
     async with session.post(f"{kie.url}{API}/generate", json=LAKE) as response:
         assert (response.status, response.content_type) == (502, "text/html")
         assert await response.read() == page
-    assert kie.accepted == task_created
+    assert kie.paid == task_created
 
 
 # Closing, and wrong settings ------------------------------------------------------------------------

@@ -350,8 +350,8 @@ async def test_what_a_submit_costs(name: str) -> None:
     async with Emulator(duration=0.0) as kie:
         kie.fault("submit", **options)  # type: ignore[arg-type]  # from a table
         await exchange(kie, request_of(kie, "submit"))
-        assert (kie.accepted, kie.credits) == ((1, 994.0) if charged else (0, 1000.0))
-        assert kie.posts == (0 if "before" in name or name == "refuse" else 1)
+        assert (kie.paid, kie.credits) == ((1, 994.0) if charged else (0, 1000.0))
+        assert len(kie.submits) == (0 if "before" in name or name == "refuse" else 1)
         if EFFECTS[name.split(",")[0].split()[0]].charged is not None and "," not in name:
             assert EFFECTS[name].charged is charged
 
@@ -398,7 +398,7 @@ async def test_an_unread_body_is_reset_while_it_is_sent() -> None:
         kie.fault("submit", reset="before")
         request = request_of(kie, "submit")
         seen = await exchange(kie, request[: request.index(b"\r\n\r\n") + 4])
-        assert (seen.end, kie.posts, kie.accepted) == ("reset", 0, 0)
+        assert (seen.end, len(kie.submits), kie.paid) == ("reset", 0, 0)
         seen = await exchange(kie, request[: request.index(b"\r\n\r\n") + 4])
         assert (seen.end, seen.data) == ("open", b"")  # the control: it waits for the body
 

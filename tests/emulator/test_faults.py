@@ -359,7 +359,7 @@ def test_wrong_names_in_prompts(prompt: str, message: str) -> None:
     answer = kie.submit(LAKE | {"prompt": prompt}, 0.0)
     assert answer.code == 422
     assert re.search(message, answer.msg)
-    assert (kie.accepted, kie.planned_answer(LAKE | {"prompt": prompt})) == (0, None)
+    assert (kie.paid, kie.planned_answer(LAKE | {"prompt": prompt})) == (0, None)
     assert Emulator(magic=False).submit(LAKE | {"prompt": prompt}, 0.0).code == 200
 
 

@@ -203,12 +203,12 @@ async def test_in_the_client(case: tuple[str, dict[str, Any], str]) -> None:
     kind, options, expected = case
     async with Emulator(duration=0.0, pictures=False) as kie:
         assert await outcome(kie, kind) == GOOD  # the control
-        before = kie.accepted
+        before = kie.paid
         always: dict[str, Any] = {} if "refuse" in options else {"times": "always"}
         kie.fault(kind, **(options | always))  # type: ignore[arg-type]  # from a table
         assert await outcome(kie, kind) == expected
         assert kie.unused() == []
-        assert kie.accepted - before <= 1
+        assert kie.paid - before <= 1
 
 
 async def test_an_expired_link_is_renewed() -> None:
@@ -243,7 +243,7 @@ async def test_a_submit_is_sent_again_after_refused_connections() -> None:
     async with Emulator(duration=20.0) as kie, client_of(kie.url) as client:
         kie.fault("submit", refuse=0.001)
         assert (await client.generate("A calm lake")).urls
-        assert (kie.posts, kie.accepted, kie.unused()) == (1, 1, [])
+        assert (len(kie.submits), kie.paid, kie.unused()) == (1, 1, [])
 
 
 async def test_looks_survive_refused_connections() -> None:
@@ -253,7 +253,7 @@ async def test_looks_survive_refused_connections() -> None:
         start = kie.now()
         assert (await client.generate("A calm lake")).urls
         assert 60 <= kie.now() - start < 120
-        assert kie.accepted == 1
+        assert kie.paid == 1
 
 
 async def test_the_same_seed_gives_the_same_day() -> None:

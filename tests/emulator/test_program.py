@@ -345,7 +345,7 @@ WRONG = {
     ),
     "unknown progress": (
         '[[plan]]\nprogress = "fast"\n',
-        "faults.toml, [[plan]] 1: 'progress' must be in ('jump', 'linear') (got 'fast')",
+        "faults.toml, [[plan]] 1: invalid progress='fast': expected one of jump, linear",
     ),
     "unknown field of a value": (
         '[[plan]]\noutcome = { name = "failed" }\n',
@@ -353,7 +353,7 @@ WRONG = {
     ),
     "missing field of a value": (
         "[[plan]]\noutcome = { code = 5 }\n",
-        "[[plan]] 1: Outcome.__init__() missing 1",
+        "[[plan]] 1: invalid outcome={'code': 5}: expected at least kind",
     ),
     "unknown field of a fault": (
         '[[fault]]\nkind = "submit"\ncodes = 5\n',

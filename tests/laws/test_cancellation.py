@@ -54,11 +54,11 @@ class World:
 
     async def submit_slowly(self) -> None:
         """Two submits that Kie has received and not answered."""
-        before = self.kie.posts
+        before = len(self.kie.submits)
         self.kie.latency = 1.0
         self.callers = [asyncio.create_task(self.client.submit(f"slow {number}")) for number in range(2)]
         # In a task, so that this is one suspension, however long it takes.
-        await asyncio.create_task(until(lambda: self.kie.posts == before + 2))
+        await asyncio.create_task(until(lambda: len(self.kie.submits) == before + 2))
 
 
 async def every(generator: AsyncGenerator[Any]) -> list[Any]:
@@ -221,7 +221,7 @@ async def check_open(world: World, store: Store) -> None:
         await client.settle(world.ref, task_id=world.task.id)
     assert (await client.generate("z")).urls  # the only permit and the only slot are free again
     assert await lost(world.kie, store) == []
-    assert world.kie.posts == len(world.kie.tasks)
+    assert len(world.kie.submits) == len(world.kie.tasks)
     assert all(task.submits == 1 for task in world.kie.tasks.values())
 
 
@@ -358,7 +358,7 @@ async def cut(kie: Emulator, client: AsyncKieClient | NaiveClient) -> float:
     with anyio.move_on_after(PATIENCE):
         async with client:
             await asyncio.gather(*(client.submit(f"image {number}") for number in range(IN_FLIGHT)))
-    assert kie.posts == IN_FLIGHT
+    assert len(kie.submits) == IN_FLIGHT
     return time.process_time() - cpu
 
 
@@ -409,7 +409,7 @@ async def test_a_cancelled_generate_keeps_its_permit_until_it_is_answered() -> N
     async with Emulator(duration=0.0, latency=0.1) as kie:
         async with AsyncKieClient(CANARY_KEY, base_url=kie.url, poll=QUICK, max_in_flight=1) as client:
             first = asyncio.create_task(client.generate("a"))
-            await until(lambda: kie.posts == 1)
+            await until(lambda: len(kie.submits) == 1)
             first.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await first
@@ -431,7 +431,7 @@ async def test_one_of_two_callers_of_a_key_leaves() -> None:
             first.cancel()
             assert (await second).id in kie.tasks
             assert first.cancelled()
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
 
 
 async def test_asyncio_timeout_around_generate_is_clean() -> None:

@@ -53,7 +53,7 @@ def test_a_key_is_paid_once(store: MakeStore) -> None:
                     again = await later.generate(request, key="a")
                     assert (again, again.source, again.n_variants) == (result, "store", 2)
                     assert await (await later.submit(request, key="a")) == result
-            assert (kie.posts, kie.accepted) == (1, 1)
+            assert (len(kie.submits), kie.paid) == (1, 1)
 
     run_scaled(run(), SPEED)
 
@@ -68,7 +68,7 @@ def test_a_later_client_waits_for_what_an_earlier_one_submitted(store: MakeStore
             async with client_of(kie.url, store()) as later:
                 result = await later.generate("x", key="a")
             assert (result.task_id, result.source) == (task.id, "poll")
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -85,7 +85,7 @@ def test_callers_at_the_same_moment_share_one_post(store: MakeStore, verbs: list
                 for verb, outcome in zip(verbs, outcomes, strict=True)
             }
             assert ids == set(kie.tasks)
-            assert (kie.posts, len(ids)) == (1, 1)
+            assert (len(kie.submits), len(ids)) == (1, 1)
 
     run_scaled(run(), SPEED)
 
@@ -101,7 +101,7 @@ def test_each_caller_gets_its_own_error() -> None:
             assert isinstance(first, kie4o.InsufficientCreditsError)
             assert isinstance(second, kie4o.InsufficientCreditsError)
             assert first is not second
-            assert (first.key, second.key, kie.posts) == ("a", "a", 1)
+            assert (first.key, second.key, len(kie.submits)) == ("a", "a", 1)
 
     run_scaled(run(), SPEED)
 
@@ -113,7 +113,7 @@ def test_without_a_key_every_call_is_paid(store: MakeStore) -> None:
         async with Emulator(duration=0.0) as kie, client_of(kie.url, store()) as client:
             first, second = await asyncio.gather(client.generate("x"), client.generate("x"))
             assert first.task_id != second.task_id
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
 
     run_scaled(run(), SPEED)
 
@@ -135,7 +135,7 @@ def test_a_call_after_a_cancelled_one_submits_again(store: MakeStore) -> None:
                     await first
                 result = await client.generate("x", key="a")
                 assert result.task_id in kie.tasks
-                assert kie.posts == 2
+                assert len(kie.submits) == 2
 
     run_scaled(run(), SPEED)
 
@@ -213,7 +213,7 @@ def test_another_request_under_a_key_is_a_conflict(store: MakeStore) -> None:
         async with Emulator(duration=1.0, latency=1.0) as kie:
             async with client_of(kie.url, store()) as client:
                 call = asyncio.create_task(client.submit("x", key="a"))
-                await until(lambda: kie.posts == 1)
+                await until(lambda: len(kie.submits) == 1)
                 await conflicts(client)
                 task = await call
                 await conflicts(client)
@@ -222,7 +222,7 @@ def test_another_request_under_a_key_is_a_conflict(store: MakeStore) -> None:
             async with client_of(kie.url, store()) as later:
                 await conflicts(later)
                 assert (await later.generate("x", key="a")).task_id == task.id
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -256,7 +256,7 @@ async def test_any_printable_text_is_a_key(key: str, store: MakeStore) -> None:
         task = await client.submit("x", key=key)
         assert (await client.submit("x", key=key)).id == task.id
         assert (await client.submit("x", key=key[:-1] + "~")).id != task.id
-        assert kie.posts == 2
+        assert len(kie.submits) == 2
 
 
 # -- failed tasks ----------------------------------------------------------------------------------
@@ -283,16 +283,16 @@ def test_a_failed_task_is_final_for_its_key(store: MakeStore) -> None:
                 for again in (second.value, third.value):
                     assert (again.task_id, str(again)) == (first.value.task_id, str(first.value))
                     assert (again.error_code, again.details) == (400, first.value.details)
-                assert kie.posts == 1
+                assert len(kie.submits) == 1
                 result = await client.generate("x", key="a", retry_failed=True)
                 assert result.task_id != first.value.task_id
-                assert kie.posts == 2
+                assert len(kie.submits) == 2
                 for retry_failed in (True, False):
                     again = await client.generate("x", key="a", retry_failed=retry_failed)
                     assert (again, again.source) == (result, "store")
             async with client_of(kie.url, store()) as client:
                 assert await client.generate("x", key="a", retry_failed=True) == result
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
 
     run_scaled(run(), SPEED)
 
@@ -314,7 +314,7 @@ def test_waiting_for_the_failed_task_does_not_change_the_new_one(store: MakeStor
                 entry = await kept.find(key="a")
                 assert (entry.state, entry.task_id, entry.details) == (EntryState.SUBMITTED, task.id, None)
                 assert (await client.generate("x", key="a")).task_id == task.id
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
 
     run_scaled(run(), SPEED)
 
@@ -336,7 +336,7 @@ def test_a_retry_that_was_refused_leaves_the_failure_final(store: MakeStore) -> 
                 with pytest.raises(kie4o.TaskFailedError) as again:
                     await client.generate("x", key="a")
                 assert again.value.task_id == failed.value.task_id
-                assert (kie.posts, kie.accepted) == (2, 1)
+                assert (len(kie.submits), kie.paid) == (2, 1)
 
     run_scaled(run(), SPEED)
 
@@ -363,7 +363,7 @@ def test_an_unknown_outcome_is_held_with_its_ref(store: MakeStore) -> None:
                         refs.add(caught.value.ref)
             assert len(refs) == 1
             assert refs.pop()
-            assert (kie.posts, kie.accepted) == (1, 1)
+            assert (len(kie.submits), kie.paid) == (1, 1)
 
     run_scaled(run(), SPEED)
 
@@ -382,16 +382,16 @@ def test_resubmit_pays_again(store: MakeStore, later: bool) -> None:
             client = client_of(kie.url, kept)
             with pytest.raises(kie4o.SubmissionUnknownError):
                 await client.generate("x", key="a", on_unknown="resubmit")  # not unknown yet
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
             if later:
                 await client.aclose()
                 client = client_of(kie.url, kept := store())
             result = await client.generate("x", key="a", on_unknown="resubmit")
-            assert (kie.posts, kie.accepted) == (2, 2)
+            assert (len(kie.submits), kie.paid) == (2, 2)
             assert await state_of(kept, "a") is EntryState.SUCCEEDED
             for on_unknown in ("resubmit", "hold"):
                 assert await client.generate("x", key="a", on_unknown=on_unknown) == result
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
             await client.aclose()
 
     run_scaled(run(), SPEED)
@@ -412,7 +412,7 @@ def test_a_resubmit_that_was_refused_leaves_the_outcome_unknown(store: MakeStore
             async with client_of(kie.url, store()) as client:
                 with pytest.raises(kie4o.SubmissionUnknownError):
                     await client.generate("x", key="a")
-                assert (kie.posts, kie.accepted) == (2, 1)
+                assert (len(kie.submits), kie.paid) == (2, 1)
 
     run_scaled(run(), SPEED)
 
@@ -424,7 +424,7 @@ async def test_other_words_for_on_unknown_are_refused(on_unknown: object) -> Non
         for verb in (client.submit, client.generate):
             with pytest.raises(kie4o.InvalidRequestError, match="'hold' or 'resubmit'"):
                 await verb("x", key="a", on_unknown=on_unknown)
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
 
 
 # -- refused and not sent --------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def test_a_refused_key_may_be_used_again(store: MakeStore, code: int) -> None:
                     assert [entry async for entry in client.unfinished()] == []
             async with client_of(kie.url, store()) as client:
                 assert (await client.generate("x", key="a")).urls
-            assert (kie.posts, kie.accepted) == (3, 1)
+            assert (len(kie.submits), kie.paid) == (3, 1)
 
     run_scaled(run(), SPEED)
 
@@ -461,7 +461,7 @@ def test_a_key_that_was_not_sent_may_be_used_again(store: MakeStore) -> None:
             assert await state_of(kept, "a") is None
         async with Emulator(duration=0.0) as kie, client_of(kie.url, store()) as client:
             assert (await client.generate("x", key="a")).urls
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -477,7 +477,7 @@ def test_nothing_is_claimed_during_the_delay_before_a_resend(store: MakeStore, k
         async with Emulator(duration=0.0) as kie, client_of(kie.url, kept := store()) as client:
             kie.plan("x", answer=429)
             call = asyncio.create_task(client.submit("x", key=key))
-            await until(lambda: kie.posts == 1)
+            await until(lambda: len(kie.submits) == 1)
             await asyncio.sleep(4.0)  # of a delay of ten
             assert not call.done()
             if key is not None:
@@ -487,6 +487,6 @@ def test_nothing_is_claimed_during_the_delay_before_a_resend(store: MakeStore, k
             assert await kept.recent(3600.0) == []
             task = await call
             assert [entry.task_id async for entry in kept.unfinished()] == [task.id]
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
 
     run_scaled(run(), SPEED)

@@ -74,7 +74,7 @@ def test_a_store_that_fails_later_does_not_hide_an_unknown_outcome(
             again = await ended(asyncio.create_task(call))
             assert isinstance(again, SubmissionUnknownError), again
             assert (again.key, again.ref) == ("k", first.ref)
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -97,7 +97,7 @@ def test_a_callback_that_was_kept_gives_an_unknown_key_its_task(
                 found = await ended(asyncio.create_task(getattr(later, verb)("x", key="k")))
                 assert not isinstance(found, Exception), found
                 assert (found.id if verb == "submit" else found.task_id) == task_id
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -116,7 +116,7 @@ def test_an_unknown_outcome_of_an_earlier_run_is_raised_at_once(store: MakeStore
                 error = await ended(asyncio.create_task(later.generate("x", key="k")))
                 assert isinstance(error, SubmissionUnknownError)
                 assert loop.time() - start < 20.0
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 

@@ -90,7 +90,7 @@ def test_a_refused_resubmit_that_is_cut_short_leaves_the_failed_task() -> None:
             call = asyncio.create_task(client.generate("a boat", key="order-1", retry_failed=True))
             await until(lambda: store.notes == 2)  # the earlier submit under its ref, then under its key
             assert not call.done()
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
             return store, task_id
 
     store, task_id = asyncio.run(main())
@@ -195,4 +195,4 @@ async def test_a_refusal_of_one_caller_is_that_of_the_other(tmp_path: Path) -> N
         errors = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(error) for error in errors] == [kie4o.InsufficientCreditsError] * 2
         assert [entry async for entry in client.unfinished()] == []
-        assert kie.posts == 1
+        assert len(kie.submits) == 1

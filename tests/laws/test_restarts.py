@@ -36,8 +36,8 @@ def test_a_restart_remembers_the_window(tmp_path: Path, speed: float, per: float
     async def run() -> None:
         async with Emulator(limit=limit, per=per) as kie:
             await run_often(kie, per, [tmp_path / "run.db"] * len(RUNS))
-            assert kie.most_in_window() <= 20
-            assert (kie.refused, kie.accepted) == (0, sum(RUNS))
+            assert kie.windows() <= 20
+            assert (kie.answers()[429], kie.paid) == (0, sum(RUNS))
 
     run_timelapse(run(), speed)
 
@@ -50,10 +50,10 @@ def test_control_a_restart_without_a_store_breaks_the_limit(tmp_path: Path, spee
         fresh = [tmp_path / f"{n}.db" for n in range(2 * len(RUNS))]
         async with Emulator(limit=1000, per=per) as kie:
             await run_often(kie, per, fresh[: len(RUNS)])
-            assert kie.most_in_window() > 20
+            assert kie.windows() > 20
         async with Emulator(limit=20, per=per) as kie:
             await run_often(kie, per, fresh[len(RUNS) :])
-            assert kie.refused > 0
+            assert kie.answers()[429] > 0
 
     run_timelapse(run(), speed)
 
@@ -71,8 +71,8 @@ async def test_a_restart_remembers_submits_whose_keys_were_used_again(tmp_path: 
             await asyncio.gather(*(client.submit(f"{n}", key=f"{n}", retry_failed=True) for n in range(10)))
         async with client_of(kie.url, SQLiteStore(tmp_path / "run.db"), rate_limit=limit) as client:
             await asyncio.gather(*(client.submit(f"new {n}") for n in range(10)))
-        assert kie.most_in_window() <= 20
-        assert kie.accepted == 30
+        assert kie.windows() <= 20
+        assert kie.paid == 30
 
 
 async def test_a_submit_that_was_given_up_counts_from_then(store: MakeStore) -> None:
@@ -102,8 +102,8 @@ async def test_a_step_of_the_wall_clock_admits_no_more(
             monkeypatch.setattr(clock, "unix_time", lambda restart=restart: true_time() + restart * step)
             async with client_of(kie.url, SQLiteStore(tmp_path / "run.db"), rate_limit=limit) as client:
                 await asyncio.gather(*(client.submit(f"{restart}.{n}") for n in range(5)))
-        assert kie.most_in_window() <= 5
-        assert kie.accepted == 15
+        assert kie.windows() <= 5
+        assert kie.paid == 15
 
 
 async def test_a_restart_after_hours_remembers_a_window_of_a_day(
@@ -120,7 +120,7 @@ async def test_a_restart_after_hours_remembers_a_window_of_a_day(
         async with client_of(kie.url, store(), rate_limit=limit) as client:
             calls = [asyncio.create_task(client.submit(f"later {n}")) for n in range(5)]
             _, waiting = await asyncio.wait(calls, timeout=0.2)
-            assert kie.posts == 5
+            assert len(kie.submits) == 5
             for call in waiting:
                 call.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)

@@ -84,7 +84,7 @@ def test_every_way_of_waiting_saves_the_outcome(store: MakeStore, how: str) -> N
                 result = completion.unwrap()
             assert await state_of(kept, "a") is EntryState.SUCCEEDED
             again = await client.generate("x", key="a")
-            assert (again, again.source, kie.posts) == (result, "store", 1)
+            assert (again, again.source, len(kie.submits)) == (result, "store", 1)
 
     run_scaled(run(), SPEED)
 
@@ -109,7 +109,7 @@ def test_a_task_that_kie_does_not_know_fails_after_14_days(
                 await client.wait("0" * 32)
             assert await state_of(kept, "a") is end
             assert [entry.key async for entry in client.unfinished()] == (["a"] if days < 14 else [])
-            assert kie.posts == 0
+            assert len(kie.submits) == 0
 
     run_scaled(run(), SPEED)
 
@@ -130,13 +130,13 @@ def test_no_intent_no_post(store: MakeStore, key: str | None) -> None:
                     with pytest.raises(StoreError, match="full") as caught:
                         await verb("x", key=key)
                     assert caught.value.task_id is None
-                assert kie.posts == 0
+                assert len(kie.submits) == 0
                 assert [entry async for entry in kept.unfinished()] == []
                 kept.broken.clear()
                 start = asyncio.get_running_loop().time()
                 assert (await client.generate("x", key=key)).urls
                 assert asyncio.get_running_loop().time() - start < 5.0  # the slot was free
-                assert kie.posts == 1
+                assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -152,7 +152,7 @@ def test_no_claim_no_post() -> None:
         async with Emulator() as kie, client_of(kie.url, Broken()) as client:
             with pytest.raises(StoreError, match="full"):
                 await client.submit("x", key="a")
-            assert kie.posts == 0
+            assert len(kie.submits) == 0
 
     run_scaled(run(), SPEED)
 
@@ -197,7 +197,7 @@ def test_a_paid_id_that_cannot_be_saved_is_not_lost(
                 assert (await client.wait(task_id)).urls
                 if key is not None:
                     assert (await client.generate("x", key=key)).source == "store"
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), 100)
 
@@ -223,7 +223,7 @@ def test_closing_saves_what_could_not_be_saved(store: MakeStore, caplog: pytest.
             async with client_of(kie.url, store()) as later:  # and is not paid a second time
                 with pytest.raises(kie4o.SubmissionUnknownError):
                     await later.generate("y", key="b")
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
 
     run_scaled(run(), SPEED)
 
@@ -253,7 +253,7 @@ def test_an_outcome_that_cannot_be_saved_is_still_returned(
                 kept.broken.clear()
                 await asyncio.sleep(40.0)
                 assert await state_of(kept, "a") is end
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 

@@ -76,7 +76,7 @@ async def test_a_task_that_a_person_found(kie: Emulator, store: MakeStore, name:
         assert (await later.wait(task_id)).source == "store"
         if key is not None:
             assert (await later.generate("a boat", key=key)).task_id == task_id
-    assert kie.posts == 1
+    assert len(kie.submits) == 1
 
 
 async def test_a_task_that_is_still_running_is_resumed(store: MakeStore) -> None:
@@ -88,7 +88,7 @@ async def test_a_task_that_is_still_running_is_resumed(store: MakeStore) -> None
         assert [facts(entry) for entry in await unfinished(client)] == [facts(settled)]
         [done] = [done async for done in client.resume()]
         assert done.unwrap().task_id == task_id
-        assert kie.posts == 1
+        assert len(kie.submits) == 1
 
 
 @pytest.mark.parametrize("key", ["order-1", None])
@@ -112,7 +112,7 @@ async def test_what_was_not_charged_is_submitted_again(
         task = await later.submit("a boat", key=key)
         assert facts(await kept.find(ref=caught.value.ref)) == (EntryState.FAILED, None)
         assert facts(await kept.find(task_id=task.id)) == (EntryState.SUBMITTED, task.id)
-    assert (kie.posts, kie.accepted) == (2, 1)
+    assert (len(kie.submits), kie.paid) == (2, 1)
 
 
 async def test_a_person_may_err(kie: Emulator, store: MakeStore) -> None:
@@ -156,7 +156,7 @@ async def test_the_submit_before_returns_to_its_key(kie: Emulator, store: MakeSt
         await client.settle("order-1", task_id=task_id)
         assert (await client.generate("a boat", key="order-1")).task_id == task_id
         assert await unfinished(client) == []
-    assert kie.posts == 3
+    assert len(kie.submits) == 3
 
 
 async def test_an_earlier_submit_is_settled_by_its_ref(kie: Emulator, store: MakeStore) -> None:
@@ -275,7 +275,7 @@ async def test_a_generate_that_waits_goes_on(kie: Emulator, store: MakeStore) ->
         [task_id] = kie.tasks
         await client.settle("order-1", task_id=task_id)
         assert (await asyncio.wait_for(generating, 5)).task_id == task_id
-    assert kie.posts == 1
+    assert len(kie.submits) == 1
 
 
 @pytest.mark.parametrize("turns", range(0, 24, 2))
@@ -333,13 +333,13 @@ async def test_settling_races_a_resubmit(store: MakeStore, turns: int, charged: 
         assert current is not None
         assert current.task_id == task.id
         if settled is None:
-            assert (kie.posts, first.state) == (2, EntryState.UNKNOWN)
+            assert (len(kie.submits), first.state) == (2, EntryState.UNKNOWN)
         elif charged is None:
             assert first.task_id == task_id
             resubmitted = settled.key != "order-1"  # during the poll, before anything was saved
-            assert (kie.posts, task.id == task_id) == ((2, False) if resubmitted else (1, True))
+            assert (len(kie.submits), task.id == task_id) == ((2, False) if resubmitted else (1, True))
         else:
-            assert (kie.posts, first.state) == (2, EntryState.FAILED)
+            assert (len(kie.submits), first.state) == (2, EntryState.FAILED)
 
 
 async def test_a_key_that_is_being_submitted_is_left_alone(store: MakeStore) -> None:

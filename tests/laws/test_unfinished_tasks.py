@@ -46,7 +46,7 @@ async def test_ctrl_c_shows_every_paid_id() -> None:
             **interruptible(),
         )
         try:
-            await until(lambda: kie.accepted == 5)
+            await until(lambda: kie.paid == 5)
             await asyncio.sleep(0.2)  # until the responses have been read
             child.send_signal(signal.SIGINT)
             _, shown = await asyncio.wait_for(child.communicate(), 20)

@@ -102,7 +102,7 @@ async def run(block: Block, folder: Path) -> Outcome:
                 await process.wait()
         if is_test(block.code) and process.returncode:
             complaints += said
-        return Outcome(process.returncode, complaints.decode(), kie.refused + kie.look_refusals)
+        return Outcome(process.returncode, complaints.decode(), kie.answers()[429] + kie.answers("look")[429])
 
 
 class Programs:

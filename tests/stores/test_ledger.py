@@ -123,7 +123,7 @@ def test_an_older_entry_that_is_saved_late_replaces_no_newer_one(tmp_path: Path,
             assert (entry.state, entry.task_id) == (EntryState.SUCCEEDED, second.task_id)
             result = await client.generate("b", key="b", retry_failed=True)
             assert (result, result.source) == (second, "store")
-            assert kie.posts == 3
+            assert len(kie.submits) == 3
 
     run_scaled(run(), SPEED)
 
@@ -420,7 +420,7 @@ def test_a_task_that_a_callback_has_named_is_not_forgotten_again(tmp_path: Path,
             assert (await client.submit("x", key="a")).id == task_id
             await asyncio.sleep(SAVED_BY)
             assert await id_of(store, "a") == task_id
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -442,7 +442,7 @@ def test_an_id_that_cannot_be_saved_keeps_no_other_from_being_saved(tmp_path: Pa
             assert await id_of(store, "a") is None
             store.broken.clear()
             await saved(store, "a", ids["a"])
-            assert kie.posts == 3
+            assert len(kie.submits) == 3
 
     run_scaled(run(), SPEED)
 
@@ -460,7 +460,7 @@ def test_a_later_failure_is_written_again_like_the_first(tmp_path: Path, api_key
                 store.broken.clear()
                 await saved(store, key, task_id)
                 await asyncio.sleep(SAVED_BY)
-            assert kie.posts == 2
+            assert len(kie.submits) == 2
 
     run_scaled(run(), SPEED)
 
@@ -648,7 +648,7 @@ async def test_a_key_that_another_process_holds_is_not_sent(api_key: str) -> Non
         error = call.exception()
         assert isinstance(error, StoreError), error
         assert error.key == "a"
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
 
 
 @pytest.mark.parametrize(
@@ -756,7 +756,7 @@ async def test_a_key_is_released_if_its_claim_is_cancelled(api_key: str) -> None
         assert call.cancelled()
         await until(lambda: client._runtime.submissions.live == 0)
         assert store.released == ["a"]
-        assert kie.posts == 0
+        assert len(kie.submits) == 0
 
 
 async def test_a_claim_that_is_cancelled_leaves_nothing_in_a_file(tmp_path: Path, api_key: str) -> None:

@@ -324,7 +324,7 @@ async def test_the_api_key_is_never_in_the_file(path: Path, api_key: str) -> Non
                 with contextlib.suppress(kie4o.KieError):
                     await client.generate(prompt, key=prompt)
             log = path.with_name("run.db-wal").read_bytes()
-        assert kie.posts == 3
+        assert len(kie.submits) == 3
     content = path.read_bytes() + log
     assert b"refused" in content
     assert api_key.encode() not in content

@@ -83,7 +83,7 @@ def test_a_caller_that_leaves_calls_off_no_submit_that_another_waits_for(leaves:
                 await ended(calls[leaves])
                 task = await ended(calls[1 - leaves], 100)
                 assert isinstance(task, kie4o.ImageTask), task
-                assert (task.id in kie.tasks, kie.posts) == (True, 2)
+                assert (task.id in kie.tasks, len(kie.submits)) == (True, 2)
 
     run_scaled(run(), SPEED)
 
@@ -189,7 +189,7 @@ def test_a_batch_that_stops_calls_off_no_submit_of_another_caller(api_key: str) 
             limit = RateLimit(1, per=5.0)
             async with client_of(kie.url, api_key=api_key, rate_limit=limit) as client:
                 own = asyncio.create_task(client.submit("blocks"))
-                await until(lambda: kie.posts == 1)
+                await until(lambda: len(kie.submits) == 1)
                 batch = {"first": "first", "second": "second"}
 
                 async def stopped() -> None:
@@ -203,7 +203,7 @@ def test_a_batch_that_stops_calls_off_no_submit_of_another_caller(api_key: str) 
                 result = await ended(shared, 100)
                 assert isinstance(result, kie4o.ImageResult), result
                 assert (await ended(own)).id in kie.tasks
-                assert kie.accepted == 2
+                assert kie.paid == 2
 
     run_scaled(run(), SPEED)
 
@@ -247,7 +247,7 @@ def test_a_submit_that_is_called_off_is_not_logged(api_key: str, caplog: pytest.
                 call.cancel()
                 await until(lambda: client._runtime.submissions.live == 0)
                 assert warnings_in(caplog) == []
-                assert kie.posts == 1
+                assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 
@@ -260,11 +260,11 @@ def test_a_lost_answer_without_a_caller_is_unknown_for_the_next(api_key: str) ->
             kie.plan("x", answer=LOST)
             async with client_of(kie.url, api_key=api_key) as client:
                 call = asyncio.create_task(client.submit("x", key="k"))
-                await until(lambda: kie.posts == 1)
+                await until(lambda: len(kie.submits) == 1)
                 call.cancel()
                 await until(lambda: client._runtime.submissions.live == 0)
                 again = asyncio.create_task(client.submit("x", key="k"))
                 assert isinstance(await ended(again, 100), kie4o.SubmissionUnknownError)
-                assert kie.posts == 1
+                assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)

@@ -94,7 +94,7 @@ async def test_a_key_whose_request_was_refused_is_free_for_another(
         assert (await client.submit("right", key="a")).id == task.id
         with pytest.raises(kie4o.KeyConflictError):
             await client.submit("wrong", key="a")
-        assert (kie.posts, kie.accepted) == (2, 1)
+        assert (len(kie.submits), kie.paid) == (2, 1)
         await client.aclose()
 
 
@@ -114,7 +114,7 @@ async def test_a_refusal_is_raised_though_it_cannot_be_deleted_from_the_store(
         kie.plan("x", answer=402)
         error = await outcome_of(getattr(client, verb)("x"))
         assert isinstance(error, kie4o.InsufficientCreditsError), error
-        assert (kie.posts, kie.accepted) == (1, 0)
+        assert (len(kie.submits), kie.paid) == (1, 0)
 
 
 def test_a_request_is_sent_again_though_its_refusal_cannot_be_deleted(api_key: str) -> None:
@@ -128,7 +128,7 @@ def test_a_request_is_sent_again_though_its_refusal_cannot_be_deleted(api_key: s
                 task = await outcome_of(client.submit("x"), limit=100.0)
                 assert isinstance(task, ImageTask), task
                 assert [task.id] == list(kie.tasks)
-                assert (kie.posts, kie.accepted) == (2, 1)
+                assert (len(kie.submits), kie.paid) == (2, 1)
 
     run_scaled(run(), SPEED)
 

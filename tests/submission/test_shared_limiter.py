@@ -69,7 +69,7 @@ async def test_slots_come_from_the_store(kie: Emulator, api_key: str) -> None:
     assert limiter.limit == RateLimit(7, per=3.0)
     assert limiter.released == [True]
     assert store.keys_released == ["order-1"]
-    assert kie.posts == 1
+    assert len(kie.submits) == 1
 
 
 async def test_nothing_is_sent_in_a_slot_that_has_expired(kie: Emulator, api_key: str) -> None:
@@ -80,4 +80,4 @@ async def test_nothing_is_sent_in_a_slot_that_has_expired(kie: Emulator, api_key
             await client.submit("x", key="order-1")
     [limiter] = store.limiters
     assert limiter.released == [False] * 3
-    assert kie.posts == 0
+    assert len(kie.submits) == 0

@@ -318,7 +318,7 @@ def test_refused_for_now_then_accepted_is_paid_once() -> None:
             async with client_of(kie.url, timeout=1000) as client:
                 task = await client.submit("x")
             assert list(kie.tasks) == [task.id]
-            assert (kie.posts, kie.accepted) == (3, 1)
+            assert (len(kie.submits), kie.paid) == (3, 1)
 
     run_scaled(run(), 200)
 
@@ -508,12 +508,12 @@ async def test_two_callers_of_one_key_share_one_post() -> None:
     async with Emulator(latency=0.05, duration=0.1) as kie, client_of(kie.url, timeout=5) as client:
         first, second = await asyncio.gather(client.submit("x", key="a"), client.submit("x", key="a"))
         assert first.id == second.id
-        assert kie.posts == 1
+        assert len(kie.submits) == 1
         result = await client.generate("x", key="a")
         again = await client.generate("x", key="a")
         assert result == again
         assert again.source == "store"
-        assert kie.posts == 1
+        assert len(kie.submits) == 1
 
 
 async def test_same_key_other_request_is_a_conflict() -> None:
@@ -523,7 +523,7 @@ async def test_same_key_other_request_is_a_conflict() -> None:
         with pytest.raises(kie4o.KeyConflictError) as caught:
             await client.submit("y", key="a")
         assert caught.value.key == "a"
-        assert kie.posts == 1
+        assert len(kie.submits) == 1
 
 
 async def test_unknown_key_is_held() -> None:
@@ -544,7 +544,7 @@ async def test_refused_key_may_be_used_again() -> None:
             await client.submit("x", key="a")
         assert caught.value.key == "a"
         await client.submit("x", key="a")
-        assert (kie.posts, kie.accepted) == (2, 1)
+        assert (len(kie.submits), kie.paid) == (2, 1)
 
 
 # -- closing ----------------------------------------------------------------------------------------
@@ -556,7 +556,7 @@ async def test_closing_waits_for_answers_that_are_due() -> None:
     async with Emulator(latency=0.2) as kie:
         client = client_of(kie.url, timeout=5, store=store)
         submit = asyncio.create_task(client.submit("x"))
-        while not kie.posts:
+        while not len(kie.submits):
             await asyncio.sleep(0.01)
         submit.cancel()
         await client.aclose()
@@ -576,7 +576,7 @@ async def test_closing_calls_off_what_has_not_left() -> None:
         await client.aclose()
         with pytest.raises(kie4o.KieError, match="nothing was charged"):
             await waiting
-        assert kie.posts == 1
+        assert len(kie.submits) == 1
         assert [entry.state async for entry in store.unfinished()] == [EntryState.SUBMITTED]
         with pytest.raises(kie4o.KieError, match="closed"):
             await client.submit("z")

@@ -10,7 +10,7 @@ from typing import Any
 from canary import CANARY_KEY
 
 from kie4o import AsyncKieClient, PollPolicy
-from kie4o.emulator import Fault
+from kie4o.emulator import Emulator, Fault
 from kie4o.stores.store import EntryState, Store
 
 QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
@@ -30,6 +30,12 @@ async def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() - start < 10
         await asyncio.sleep(0.001)
+
+
+async def passed(kie: Emulator, seconds: float) -> None:
+    """Let emulated seconds pass, on loops without virtual time too, and what is then due happen."""
+    kie.advance(seconds)
+    await asyncio.sleep(0.3)
 
 
 async def state_of(store: Store, key: str) -> EntryState | None:

@@ -86,7 +86,7 @@ async def main(name: str) -> dict[str, Any]:
             seen = {"error": repr(error)}
         assert finishing is not None
         await finishing
-        return {**seen, "finished": finished, "posts": kie.posts}
+        return {**seen, "finished": finished, "posts": len(kie.submits)}
 
 
 if __name__ == "__main__":
