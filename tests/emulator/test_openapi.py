@@ -14,10 +14,10 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from paths import IMPORT_ROOT
 from routes import routes_of
-from test_conformance import CASES, answer_of
+from test_conformance import CASES, Client, answer_of
 from witness import CALLBACK, Sent, recordings
 
-from kie4o.emulator import Emulator
+from kie4o.emulator import Emulator, control
 from kie4o.emulator.openapi import document
 
 pytestmark = pytest.mark.once
@@ -116,7 +116,10 @@ def test_every_operation_can_be_generated() -> None:
 def test_it_has_the_routes_of_the_emulator() -> None:
     """Each route is an operation, and each operation a route."""
     operations = {(method.upper(), path) for path, item in document()["paths"].items() for method in item}
-    assert operations == routes_of(Emulator())
+    routes = routes_of(Emulator())
+    assert control.ROUTES.keys() <= routes
+    kie = {(method, path) for method, path in routes if not control.is_control(path)}
+    assert operations == kie | control.ROUTES.keys()
 
 
 def test_both_programs_print_it() -> None:
@@ -140,6 +143,35 @@ async def test_an_answer_is_as_described(name: str) -> None:
     """Every answer of the emulator follows its schema, and has nothing that the schema lacks."""
     case = CASES[name]
     assert complaints(case.endpoint, await answer_of(case), closed_document()) == []
+
+
+async def test_the_control_is_as_described() -> None:
+    """Each answer of the control follows its schema, and has nothing that the schema lacks."""
+    async with Emulator(duration=300.0, pictures=False) as kie:
+        call, asked = Client(kie), []
+
+        async def ask(method: str, path: str, body: Any = None, **names: str) -> None:
+            endpoint = f"{method} {path}"
+            asked.append((method, path))
+            sent = await call(
+                f"{method} {path.format(**names)}", {} if method == "POST" and body is None else body
+            )
+            assert complaints(endpoint, sent, closed_document()) == []
+            assert sent.status == (404 if names.get("task_id") == "none" else 200), sent
+
+        ids = [await call.task(callBackUrl="https://example.com") for _ in range(4)]
+        await call.look(ids[0])
+        for what, body in {"end": {}, "fail": {"outcome": "policy"}, "delay": {"seconds": 5}}.items():
+            await ask("POST", f"/-/tasks/{{task_id}}/{what}", body, task_id=ids.pop())
+        await ask("POST", "/-/tasks/{task_id}/callback", task_id=ids.pop())
+        await ask("POST", "/-/tasks/{task_id}/end", task_id="none")
+        await ask("POST", "/-/plans", {"prompt": "A lake", "outcome": "failed"})
+        await ask("POST", "/-/credits", {"credits": 5})
+        await ask("POST", "/-/time", {"seconds": 5})
+        await ask("GET", "/-/time")
+        await ask("GET", "/-/state")
+        await ask("POST", "/-/reset")
+        assert {*asked, ("POST", "/-/faults")} == control.ROUTES.keys()
 
 
 def test_recorded_answers_are_as_described() -> None:
