@@ -28,6 +28,7 @@ from .seen import Look, Submit
 from .tasks import Outcome, Task
 
 PREFIX = "/-/"
+YEAR = 31_536_000  # seconds
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 Kind = Literal["submit", "look"]
@@ -227,6 +228,14 @@ def _number(fields: Fields, name: str, *, above: float = -math.inf) -> float:
     return value
 
 
+def _seconds(fields: Fields) -> float:
+    """The `seconds` of a body. With more than a year, times would be none that a record can hold."""
+    seconds = _number(_checked(fields, "seconds"), "seconds", above=0)
+    if seconds > YEAR:
+        raise invalid("seconds", seconds, f"at most {YEAR}, a year")
+    return seconds
+
+
 def _text(fields: Fields, name: str, default: str | None = None) -> str | None:
     value = fields.get(name, default)
     if value is not None and not isinstance(value, str):
@@ -286,7 +295,7 @@ async def fail_task(kie: Kie, fields: Fields, task_id: str) -> Fields:
 
 async def delay_task(kie: Kie, fields: Fields, task_id: str) -> Fields:
     """Let a running task take so many `seconds` longer."""
-    kie.delay(_task(kie, task_id).id, _number(_checked(fields, "seconds"), "seconds", above=0))
+    kie.delay(_task(kie, task_id).id, _seconds(fields))
     return task_state(kie, _task(kie, task_id))
 
 
@@ -301,7 +310,7 @@ async def call_back(kie: Kie, fields: Fields, task_id: str) -> Fields:
 
 async def advance(kie: Kie, fields: Fields) -> Fields:
     """Let so many `seconds` pass at once."""
-    kie.advance(_number(_checked(fields, "seconds"), "seconds", above=0))
+    kie.advance(_seconds(fields))
     return time_of(kie)
 
 

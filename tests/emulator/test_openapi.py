@@ -174,6 +174,15 @@ async def test_the_control_is_as_described() -> None:
         assert {*asked, ("POST", "/-/faults")} == control.ROUTES.keys()
 
 
+async def test_time_stays_a_time() -> None:
+    """More than a year at once is refused: later records would have no time."""
+    async with Emulator(duration=0.0, pictures=False) as kie:
+        call = Client(kie)
+        for seconds, status in ((1e9, 400), (6e307, 400), (31_536_000, 200)):
+            assert (await call("POST /-/time", {"seconds": seconds})).status == status
+        assert json.loads((await call.look(await call.task())).body)["data"]["createTime"] > 0
+
+
 def test_recorded_answers_are_as_described() -> None:
     """Those that were recorded from Kie itself, new fields included."""
     whole = document()
