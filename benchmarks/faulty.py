@@ -26,7 +26,7 @@ from aiohttp import web
 
 from kie4o.emulator import Call, Emulator, Outcome
 from kie4o.emulator.envelopes import api_envelope
-from kie4o.emulator.server import GENERATE
+from kie4o.emulator.routes import GENERATE
 from kie4o.emulator.tasks import Answer, Task, most_within
 
 WEBHOOK_KEY = "webhook-key-of-the-soak"

@@ -23,7 +23,15 @@ from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .submission.resending import NO_RESUBMIT, Resubmit
-from .urls import URLObject, callback_url_fault, callback_url_text, is_private, is_web_url, url_text
+from .urls import (
+    URLObject,
+    callback_url_fault,
+    callback_url_text,
+    is_loopback,
+    is_private,
+    is_web_url,
+    url_text,
+)
 from .wire.requests import is_task_id
 
 OnUnknown = Literal["hold", "resubmit"]
@@ -205,6 +213,16 @@ def poll_of(policy: PollPolicy | None, *, loopback: bool) -> PollPolicy:
     if not isinstance(policy, PollPolicy):
         raise invalid_setting("poll", policy, "PollPolicy(...) or PollPolicy.adaptive(...)")
     return policy
+
+
+def speed_of(speed: float, *, base_url: str) -> float:
+    """By what the waits of a client are divided; other numbers than 1 are for an emulator on loopback."""
+    if type(speed) not in (int, float) or not 0 < speed < float("inf"):
+        raise invalid_setting("speed", speed, "a positive number")
+    if speed != 1 and not is_loopback(base_url):
+        expected = f"1.0, since {base_url} is not on loopback; other values are for an emulator"
+        raise invalid_setting("speed", speed, expected)
+    return float(speed)
 
 
 def timeout_of(timeout: Timeout) -> Timeout:

@@ -32,6 +32,7 @@ from .arguments import (
     rate_limit_of,
     request_of,
     resubmit_of,
+    speed_of,
     task_id_of,
 )
 from .batch.batch import Batch
@@ -99,6 +100,9 @@ class AsyncKieClient:
         session: An aiohttp session whose connector is used. You keep ownership and close it.
         proxy: URL of a proxy, as in aiohttp.
         trust_env: Take proxies from the environment, as in aiohttp.
+        speed: For an emulator of the same speed, on loopback only: what the client waits for is divided by it
+            (the window of `rate_limit`, the time between status checks, delays before sending again, the 90 s
+            for an unknown task). Timeouts are not.
 
     Raises:
         ConfigurationError: A setting is missing or invalid; the message says which.
@@ -124,6 +128,7 @@ class AsyncKieClient:
         session: aiohttp.ClientSession | None = None,
         proxy: URLObject | SecretText | str | None = None,
         trust_env: bool = False,
+        speed: float = 1.0,
     ) -> None:
         # No frame of a traceback holds a key.
         secret, api_key = sealed(api_key), None
@@ -152,6 +157,7 @@ class AsyncKieClient:
             session=session,
             proxy=proxy_of(proxy),
             trust_env=flag("trust_env", trust_env),
+            speed=speed_of(speed, base_url=self._settings.base_url),
         )
         self._runtime = Runtime(self._options)
 

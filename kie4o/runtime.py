@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from .callbacks.delivery import Delivery
+from .clock import sleeper
 from .closing import close_parts, log_unfinished
 from .errors import KieError, StoreLockedError, client_closed
 from .files.transfers import Files
@@ -44,7 +45,10 @@ _RETRY = 0.1  # seconds between two attempts to open a store that is open elsewh
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """The arguments of a client, checked. Durations are seconds."""
+    """The arguments of a client, checked. Durations are seconds.
+
+    `speed` of these pass in each real second, except in timeouts and in `store_wait`.
+    """
 
     settings: Settings
     timeout: float
@@ -60,6 +64,7 @@ class Options:
     session: aiohttp.ClientSession | None
     proxy: str | None
     trust_env: bool
+    speed: float
 
 
 class Runtime:
@@ -75,6 +80,7 @@ class Runtime:
         self._store_wait = options.store_wait
         settings, timeout = options.settings, options.timeout
         proxy, trust_env = options.proxy, options.trust_env
+        sleep = sleeper(options.speed)
         self.transport: Transport = Transport(
             settings,
             timeout=timeout,
@@ -83,20 +89,27 @@ class Runtime:
             proxy=proxy,
             trust_env=trust_env,
         )
-        self.free_calls: FreeCalls = FreeCalls(self.transport)
-        self.files: Files = Files(self.transport, settings, timeout=timeout, proxy=proxy, trust_env=trust_env)
+        self.free_calls: FreeCalls = FreeCalls(self.transport, sleep=sleep)
+        self.files: Files = Files(
+            self.transport, settings, timeout=timeout, proxy=proxy, trust_env=trust_env, sleep=sleep
+        )
         self.poller: TaskPoller = TaskPoller(
-            self.free_calls.details, policy=options.poll, timeout=options.wait_timeout, look_timeout=timeout
+            self.free_calls.details,
+            policy=options.poll,
+            timeout=options.wait_timeout,
+            look_timeout=timeout,
+            speed=options.speed,
         )
         self.store: Store = guarded(options.store)
         self.ledger: Ledger = Ledger(self.store)
-        limit, shared = options.rate_limit, self.store.shared
+        limit = attrs.evolve(options.rate_limit, per=options.rate_limit.per / options.speed)
+        shared = self.store.shared
         self.limiter: Limiter = RateLimiter(limit) if shared is None else shared.limiter(limit)
         self.submissions: Submissions = Submissions(
-            self.transport, self.limiter, self.ledger, callback_url=options.callback_url
+            self.transport, self.limiter, self.ledger, callback_url=options.callback_url, sleep=sleep
         )
         self.delivery: Delivery = Delivery(
-            self.store, self.ledger, self.poller, trusting=options.trust_callbacks
+            self.store, self.ledger, self.poller, trusting=options.trust_callbacks, speed=options.speed
         )
         self.settlement: Settlement = Settlement(
             store=self.store,

@@ -5,7 +5,7 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from clients import MakeStore
 from clocks import KIND, new_loop
 from hypothesis import HealthCheck, settings
 
+from kie4o import pytest_plugin
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
@@ -37,8 +38,10 @@ if KIND != "asyncio":  # no other loop has virtual time
     Emulator.__init__ = functools.partialmethod(Emulator.__init__, clock="real")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     WATCH.start()
+    if not config.pluginmanager.is_registered(pytest_plugin):  # as the entry point of an installed kie4o does
+        config.pluginmanager.register(pytest_plugin, "kie4o")
 
 
 def pytest_report_header() -> str:
@@ -92,13 +95,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def api_key() -> str:
     """The key to use wherever one is needed; `no_leaked_key` searches for it."""
     return CANARY_KEY
-
-
-@pytest.fixture
-async def kie() -> AsyncIterator[Emulator]:
-    """An emulator of Kie on localhost."""
-    async with Emulator() as emulator:
-        yield emulator
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import logging
 
+from ..clock import sleeper
 from ..details import TaskDetails, TaskState
 from ..errors import (
     CallbackError,
@@ -45,11 +46,21 @@ _WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN, EntryState.FAILED)  # FA
 class Delivery:
     """The callbacks of one client. It reads from the store and writes through the ledger."""
 
-    def __init__(self, store: Store, ledger: Ledger, poller: TaskPoller, *, trusting: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        poller: TaskPoller,
+        *,
+        trusting: bool = False,
+        speed: float = 1.0,
+    ) -> None:
         self._store = store
         self._ledger = ledger
         self._poller = poller
         self._trusting = trusting
+        self._speed = speed  # seconds of Kie, or of an emulator, in each real one
+        self._sleep = sleeper(speed)
         self._unnamed: dict[str, set[asyncio.Future[Entry | None]]] = {}  # waiters for the task of a ref
         self._confirming: set[asyncio.Task[None]] = set()
         self._keeping = 0  # callbacks that are being stored, to be confirmed then
@@ -70,7 +81,7 @@ class Delivery:
         since = asyncio.get_running_loop().time()
         entry = await self.keep(callback)
         self._notify(callback, entry)
-        details, confirmed = await repeated(lambda: self._check(callback, entry, since))
+        details, confirmed = await repeated(lambda: self._check(callback, entry, since), sleep=self._sleep)
         if not confirmed and entry is not None and len(self._confirming) < PENDING and not self._closed:
             self._start(callback, entry, since, delayed=True)
         return details
@@ -130,7 +141,8 @@ class Delivery:
         for task_id in await self._store.callbacks_of(ref):
             self._poller.notify(task_id)
             with contextlib.suppress(KieError):  # it stays unknown and can be asked for again
-                details = await repeated(functools.partial(self._poller.look, task_id))
+                look = functools.partial(self._poller.look, task_id)
+                details = await repeated(look, sleep=self._sleep)
                 await self._name(entry, details)
                 await self._finish(details)
         entry = await self._store.find(ref=ref)
@@ -150,7 +162,7 @@ class Delivery:
                 with contextlib.suppress(StoreError):  # the store may work again before the callback arrives
                     named = await self.named_task(entry.ref)  # it may have arrived before this call
                 if named is None:
-                    await asyncio.wait([waiter], timeout=_RECHECK)
+                    await asyncio.wait([waiter], timeout=_RECHECK / self._speed)
                     named = waiter.result() if waiter.done() else None
         finally:
             waiters.discard(waiter)
@@ -211,8 +223,8 @@ class Delivery:
 
     async def _repeat(self, callback: Callback, entry: Entry, since: float) -> None:
         delay, loop = _FIRST_DELAY, asyncio.get_running_loop()
-        while loop.time() < since + _GIVE_UP:
-            await asyncio.sleep(delay)
+        while loop.time() < since + _GIVE_UP / self._speed:
+            await self._sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
             with contextlib.suppress(StoreError):  # the store may work again later
                 stored = await self._store.find(ref=entry.ref)
@@ -254,7 +266,7 @@ class Delivery:
             details = callback.details
         else:
             details = await self._poller.look(callback.task_id, since=since)
-            age = asyncio.get_running_loop().time() - since
+            age = (asyncio.get_running_loop().time() - since) * self._speed
             if age > GRACE and details.state is not TaskState.RUNNING and not is_final(details):
                 message = "Kie does not know the task, or its record lists no images"
                 raise TaskNotFoundError(message, task_id=callback.task_id)

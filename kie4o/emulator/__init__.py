@@ -9,7 +9,7 @@ from .callbacks import Call, CallRecord
 from .clock import HangError, VirtualTime
 from .faults import Arrival, Fault, parse_fault
 from .seen import Look, Submit
-from .server import Emulator
+from .server import Emulator, ThreadedEmulator
 from .tasks import Outcome
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Look",
     "Outcome",
     "Submit",
+    "ThreadedEmulator",
     "VirtualTime",
     "parse_fault",
 ]

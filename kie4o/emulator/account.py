@@ -29,6 +29,7 @@ from .tasks import (
     Task,
     Window,
     as_outcome,
+    is_count,
     is_seconds,
     is_valid,
     most_within,
@@ -61,12 +62,17 @@ class Plan:
     """Settings for one submit; None leaves a setting to the account."""
 
     duration: Seconds | None = attrs.field(default=None, validator=attrs.validators.optional(is_seconds))
+    looks: int | None = attrs.field(default=None, validator=attrs.validators.optional(is_count))
     outcome: Outcome | None = attrs.field(default=None, converter=attrs.converters.optional(as_outcome))
     progress: Progress | None = attrs.field(
         default=None, validator=attrs.validators.optional(one_of(get_args(Progress)))
     )
     answer: Fault | None = attrs.field(default=None, converter=as_fault)
     callback: Call | None = attrs.field(default=None, converter=attrs.converters.optional(as_call))
+
+    def __attrs_post_init__(self) -> None:
+        if self.duration is not None and self.looks is not None:
+            raise ValueError(f"pass either duration= or looks={self.looks!r}, not both")
 
     def __str__(self) -> str:
         given = attrs.asdict(self, recurse=False, filter=lambda _, value: value is not None)
@@ -88,6 +94,9 @@ class Account:
     """
 
     duration: Seconds = attrs.field(default=20.0, validator=is_seconds)
+    _last_look: int | None = attrs.field(
+        default=None, alias="looks", validator=attrs.validators.optional(is_count)
+    )
     outcome: Outcome = attrs.field(default=Outcome("success"), converter=as_outcome)
     progress: Progress = attrs.field(default="jump", validator=one_of(get_args(Progress)))
     limit: int = attrs.field(default=20, validator=ge(1))
@@ -149,6 +158,10 @@ class Account:
         if self.seed is None:
             self.chance = other.chance
 
+    def token(self) -> str:
+        """32 hexadecimal digits that occur nowhere else; with a `seed` the same in every run."""
+        return f"{self.chance.getrandbits(128):032x}"
+
     def unused(self) -> list[str]:
         """A sentence for each fault that has not fired as planned, and for each plan that no submit used."""
         sentences = self.faults.unused()
@@ -203,6 +216,7 @@ class Account:
         task = self.tasks.get(task_id)
         if task is None or not task.is_known(now):
             return Answer(422, "The record does not exist")
+        task.look(now)
         return Answer(200, data=task.record(now, url=url))
 
     def may_sign(self, task_id: str, path: str, now: float) -> Answer:
@@ -238,19 +252,22 @@ class Account:
         return fault
 
     def _new_task(self, body: dict[str, Any], plan: Plan, magic: Magic, now: float) -> Task:
-        task_id = f"{self.chance.getrandbits(128):032x}"
+        task_id = self.token()
         same_request = self._task_ids[json.dumps(body, sort_keys=True)]
         same_request.append(task_id)
         call = plan.callback or self.callback
         duration = self.duration if plan.duration is None else plan.duration
         price = self._price(body)
         self.credits -= price
+        looks = plan.looks or (self._last_look if plan.duration is None else None)
+        at_once = body.get("callBackUrl") and call.when in AT_ONCE
         self.tasks[task_id] = task = Task(
             id=task_id,
             request=body,
             created=now,
             create_time=math.ceil(self.epoch + now),  # Kie rounds up
-            duration=0.0 if body.get("callBackUrl") and call.when in AT_ONCE else seconds(duration),
+            duration=0.0 if at_once else seconds(duration),
+            looks_left=0 if at_once or looks is None else looks,
             outcome=plan.outcome or magic.outcome or self.outcome,
             progress=plan.progress or self.progress,
             visible=now + self.record_delay,

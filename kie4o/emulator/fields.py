@@ -23,6 +23,7 @@ NUMBER: Kinds = (float, int)  # a whole number is one too
 _NAMED: Kinds = (str, dict)  # a name, or the fields of the value
 _TASK: dict[str, Kinds] = {
     "duration": NUMBER,
+    "looks": (int,),
     "outcome": _NAMED,
     "progress": (str,),
     "callback": _NAMED,

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Protocol
@@ -29,6 +28,8 @@ class Host(Protocol):
     def now(self) -> float: ...
 
     def all_tasks(self) -> Mapping[str, Task]: ...
+
+    def token(self) -> str: ...
 
 
 @attrs.define(eq=False)
@@ -86,7 +87,7 @@ class Files:
 
     def sign(self, path: str) -> str:
         """A signed link to this path, in the form that Kie's storage uses."""
-        now, signature = self._host.now(), secrets.token_hex(32)
+        now, signature = self._host.now(), self._host.token() + self._host.token()
         self._links[signature] = (path, now + LINK_LIFETIME)
         query = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",

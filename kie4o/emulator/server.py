@@ -1,71 +1,40 @@
 """The emulator: a `Service` with a clock and a socket.
 
-The routes are here, and what belongs to HTTP: keys, bodies, status codes, delays. `account` decides
-what Kie answers. API, uploads and files are served from one address, although Kie has three.
+What a test holds: it starts and stops, plans what happens and goes wrong, and sends callbacks. The HTTP is
+in `routes`.
 """
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from http import HTTPStatus
-from typing import Literal, Self, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import attrs
 from aiohttp import web
 from attrs.validators import ge, gt, in_
-from multidict import CIMultiDict, CIMultiDictProxy
 
-from . import control, page
-from .account import Account, Plan
+from .account import Plan
 from .addresses import is_loopback, reachable
 from .callbacks import Call, CallbackRequest, CallRecord, build_callback
 from .clock import DAY, LoopClock, VirtualTime
-from .delivery import KIND_OF_UPLOADS, Delivery
-from .envelopes import (
-    ANSWER,
-    SEEN,
-    UNAUTHORIZED,
-    UPLOAD_UNAUTHORIZED,
-    Envelope,
-    api_envelope,
-    json_object,
-    spring_error,
-    upload_envelope,
-)
+from .delivery import Delivery
 from .faults import Fault, FaultOptions, Kind, parse_fault
 from .files import Files
 from .listening import Listener
-from .seen import Look, Submit, describe, without_key
+from .routes import KINDS, Routes
+from .seen import describe
 from .sender import CallbackSender
 from .service import Service
-from .tasks import Answer, Outcome, Progress, Seconds, Task, seconds
-from .uploads import SOURCES, receive
+from .tasks import Outcome, Progress, Seconds, Task, seconds
+from .thread import LoopThread, OnThread
 
-GENERATE = "/api/v1/gpt4o-image/generate"
-RECORD_INFO = "/api/v1/gpt4o-image/record-info"
-DOWNLOAD_URL = "/api/v1/gpt4o-image/download-url"
-COMMON_DOWNLOAD_URL = "/api/v1/common/download-url"
-CREDIT = "/api/v1/chat/credit"
-IMAGES = "/s/{name}"
-UPLOADS = "/kieai/{path:.+}"
-KINDS: dict[tuple[str, str], Kind] = {
-    ("POST", GENERATE): "submit",
-    ("GET", RECORD_INFO): "look",
-    ("GET", CREDIT): "credits",
-    ("POST", DOWNLOAD_URL): "link",
-    ("POST", COMMON_DOWNLOAD_URL): "link",
-    ("GET", IMAGES): "image",
-    **KIND_OF_UPLOADS,
-}  # by method and route
-
-MAX_BODY = 128 * 2**20  # page "file upload" advises at most 100 MB
 SHUTDOWN = 0.05  # real seconds that open requests have to finish when the emulator closes
 
-ACCOUNT = web.RequestKey("account", Account)  # that of the API key, and the key
-KEY = web.RequestKey("key", str)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
 
 
 @attrs.define(kw_only=True, eq=False, repr=False)
@@ -80,6 +49,7 @@ class Emulator(Service):
 
     Args:
         duration: How long a task takes; a number or a function.
+        looks: Tasks end at this status check instead, and call back then; for tests that have no clock.
         outcome: How tasks end. "success"; "partial": a success with one image fewer than requested;
             "no_images": a success without images (`NoImagesError` in the client); "failed": an internal
             error, code 500 (`TaskFailedError`); "create_failed": likewise, when the task is created;
@@ -184,6 +154,35 @@ class Emulator(Service):
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
+    @staticmethod
+    @contextlib.contextmanager
+    def in_thread(**settings: Any) -> Iterator[ThreadedEmulator]:
+        """An emulator in a thread of its own: `with Emulator.in_thread(speed=100) as kie:`.
+
+        It is for tests without an event loop, and for fixtures that outlive one. Clients in any loop, thread
+        or process can use it, in real time. `kie.run(coroutine)` is for those that have no loop: it runs in
+        the loop of the emulator and, unless the emulator has a `speed` or ``clock="real"``, in virtual time.
+
+        Args:
+            settings: The arguments of `Emulator`.
+
+        Raises:
+            ValueError: An argument has a value that is not allowed.
+            OSError: The address cannot be used.
+        """
+        kie, home = ThreadedEmulator(**settings), LoopThread("kie4o emulator")
+        try:
+            home.start()
+            home.run(kie.start())
+            kie._home = home
+            yield kie
+        finally:
+            try:
+                if kie._home is not None:
+                    home.run(kie.aclose())
+            finally:
+                home.stop()
+
     @property
     def url(self) -> str:
         """The base URL, for `AsyncKieClient(base_url=...)` and KIE_BASE_URL."""
@@ -201,8 +200,7 @@ class Emulator(Service):
             OSError: The address cannot be used, for example because the port is taken.
         """
         async with contextlib.AsyncExitStack() as undo:
-            if self.clock == "virtual":
-                undo.enter_context(VirtualTime(grace=self.grace, limit=self.time_limit))
+            undo.enter_context(self._time())
             epoch = self._unix_time() - self.now()
             for account in self.all_accounts():
                 account.epoch = epoch
@@ -256,6 +254,7 @@ class Emulator(Service):
         prompt: str,
         *,
         duration: Seconds | None = None,
+        looks: int | None = None,
         outcome: str | Outcome | None = None,
         progress: Progress | None = None,
         answer: Fault | int | str | None = None,
@@ -269,6 +268,7 @@ class Emulator(Service):
         Args:
             prompt: The exact prompt.
             duration: How long the task takes in emulated seconds; a number, or a function that returns it.
+            looks: The task ends at this status check instead, whatever the time.
             outcome: How the task ends: "success", "partial", "no_images", "failed", "policy", "input",
                 "create_failed", "stuck", "missing" or an `Outcome`; see `Emulator`.
             progress: "jump" or "linear".
@@ -281,13 +281,21 @@ class Emulator(Service):
             ValueError: A value is not one of those above.
         """
         self._plans[prompt].append(
-            Plan(duration=duration, outcome=outcome, progress=progress, answer=answer, callback=callback)
+            Plan(
+                duration=duration,
+                looks=looks,
+                outcome=outcome,
+                progress=progress,
+                answer=answer,
+                callback=callback,
+            )
         )
 
     def next(
         self,
         *,
         duration: Seconds | None = None,
+        looks: int | None = None,
         outcome: str | Outcome | None = None,
         progress: Progress | None = None,
         answer: Fault | int | str | None = None,
@@ -299,6 +307,7 @@ class Emulator(Service):
 
         Args:
             duration: How long the task takes in emulated seconds; a number, or a function that returns it.
+            looks: The task ends at this status check instead, whatever the time.
             outcome: How the task ends, as in `plan`.
             progress: "jump" or "linear".
             answer: What the submit is answered, as in `plan`.
@@ -308,7 +317,14 @@ class Emulator(Service):
             ValueError: A value is not allowed.
         """
         self._next.append(
-            Plan(duration=duration, outcome=outcome, progress=progress, answer=answer, callback=callback)
+            Plan(
+                duration=duration,
+                looks=looks,
+                outcome=outcome,
+                progress=progress,
+                answer=answer,
+                callback=callback,
+            )
         )
 
     async def call_back(self, task_id: str, content: str = "true", url: str | None = None) -> CallRecord:
@@ -344,130 +360,33 @@ class Emulator(Service):
             timestamp=int(self._unix_time()),
         )
 
+    def _time(self) -> contextlib.AbstractContextManager[object]:
+        """Virtual time, as long as the emulator is open."""
+        if self.clock == "real":
+            return contextlib.nullcontext()
+        return VirtualTime(grace=self.grace, limit=self.time_limit)
+
     def _unix_time(self) -> float:
         if self.clock == "real" or self.wall is not time.time:
             return self.wall() + self._ahead
         return LoopClock.of(asyncio.get_running_loop()).read(time.time) + self._ahead
 
-    def _app(self) -> web.Application:
-        app = web.Application(
-            client_max_size=MAX_BODY,
-            middlewares=[
-                self._refuse_remote,
-                self._delivery.reset_unread,
-                self._count_request,
-                self._delivery.misbehave,
-            ],
-        )
-        for method, path, handler in (
-            ("POST", GENERATE, self._generate),
-            ("GET", RECORD_INFO, self._record_info),
-            ("POST", DOWNLOAD_URL, self._download_url),
-            ("POST", COMMON_DOWNLOAD_URL, self._common_download_url),
-            ("GET", CREDIT, self._credit),
-        ):
-            app.router.add_route(method, path, self._with_key(handler, UNAUTHORIZED, api_envelope))
-        for path in SOURCES:
-            app.router.add_post(path, self._with_key(self._upload, UPLOAD_UNAUTHORIZED, upload_envelope))
-        for path in (IMAGES, UPLOADS):
-            app.router.add_get(path, self._file)
-        page.add_routes(app, self)
-        control.add_routes(app, self)
-        return app
-
-    @web.middleware
-    async def _refuse_remote(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self.allow_remote or is_loopback(request.remote):
-            return await handler(request)
-        reason = f"This emulator serves its own machine only, and {request.remote} is another one; "
-        return web.Response(status=403, text=f"{reason}--allow-remote (allow_remote=True) serves all.\n")
-
-    @web.middleware
-    async def _count_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Count the request, and answer paths and methods that Kie does not have."""
-        if control.is_control(request.path):
-            return await self._handle_control(request, handler)
-        resource = request.match_info.route.resource
-        path = resource.canonical if resource else request.path
-        self.requests[path] += 1
-        self.user_agents.add(request.headers.get("User-Agent", ""))
-        try:
-            await self._record(request, path)
-            return await handler(request)
-        except web.HTTPException as error:
-            return spring_error(request.path, HTTPStatus(error.status))
-        except ConnectionError:  # the client disconnected within its body; this answer reaches no one
-            return web.Response(status=400)
-        finally:
-            self.changed()
-
-    async def _handle_control(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPException as error:  # another method than GET of a file
-            return control.refusal(error.status, f"{request.method} {request.path}: {error.reason}")
-        finally:
-            if request.method != "GET":
-                self.changed()
-
     async def picture(self, path: str) -> tuple[bytes, str] | None:
         """The bytes and the MIME type of an image, for the page."""
         return await self._files.read(path)
 
-    def _with_key(
-        self,
-        handler: Callable[[web.Request], Awaitable[Answer]],
-        refusal: Answer,
-        envelope: Envelope,
-    ) -> Handler:
-        """A handler that answers `refusal` to requests without an accepted API key."""
-
-        async def respond(request: web.Request) -> web.StreamResponse:
-            scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-            account = self.account_of(key) if scheme == "Bearer" and key else None
-            if account is not None:
-                request[ACCOUNT], request[KEY] = account, key
-            request[ANSWER] = answer = refusal if account is None else await handler(request)
-            if SEEN in request:
-                request[SEEN].answer = answer
-            return envelope(answer)
-
-        return respond
+    def _app(self) -> web.Application:
+        return Routes(self, self._files, self._delivery).app()
 
     async def delay_submit(self) -> None:
         """Wait for the latency of a submit."""
-        await self._sleep(self.latency)
+        await self.pause(self.latency)
 
-    async def _record(self, request: web.Request, path: str) -> None:
-        """Record a submit or a status check."""
-        kind = KINDS.get((request.method, path))
-        if kind == "submit":
-            body = await request.read()
-            headers = CIMultiDictProxy(CIMultiDict(without_key(request.headers.items())))
-            request[SEEN] = submit = Submit(at=self.now(), body=body, headers=headers)
-            self.submits.append(submit)
-        elif kind == "look":
-            request[SEEN] = look = Look(at=self.now(), task_id=request.query.get("taskId", ""))
-            self.saw_look(look)
+    async def pause(self, duration: Seconds) -> None:
+        """Sleep for emulated seconds."""
+        await asyncio.sleep(seconds(duration) / self.speed)
 
-    async def _sleep(self, latency: Seconds) -> None:
-        await asyncio.sleep(seconds(latency) / self.speed)
-
-    async def _generate(self, request: web.Request) -> Answer:
-        body = await json_object(request)
-        if isinstance(body, Answer):
-            return body
-        answer, task = request[ACCOUNT].create_task(body, self.now(), key=request[KEY])
-        if task:
-            request[SEEN].task_id = task.id
-        if task and task.call.when != "together":
-            await self._schedule_callback(task)
-        await self._sleep(self.latency)
-        if task and task.call.when == "together":
-            await self._schedule_callback(task)
-        return answer
-
-    async def _schedule_callback(self, task: Task) -> None:
+    async def schedule_callback(self, task: Task) -> None:
         """Schedule the callback of a task; an early one is awaited, which delays the answer to the submit."""
         first = self._schedule(task)
         if first is not None and task.call.when == "early":
@@ -483,55 +402,29 @@ class Emulator(Service):
         build = partial(self._callback_request, task, url, call)
         return self._sender.schedule(build, call, due=lambda: task.created + task.duration)
 
-    def _url_for(self, request: web.Request) -> str:
-        """The base URL of files, as the client that asks can reach them."""
-        return str(request.url.origin()) if self.allow_remote else self.url
 
-    async def _record_info(self, request: web.Request) -> Answer:
-        task_id = request.query.get("taskId", "")
-        answer = request[ACCOUNT].look(task_id, self.now(), url=self._url_for(request))
-        await self._sleep(self.look_latency)
-        return answer
+class ThreadedEmulator(OnThread, Emulator):
+    """What `Emulator.in_thread` opens: an `Emulator` that any thread can use."""
 
-    async def _download_url(self, request: web.Request) -> Answer:
-        body = await json_object(request)
-        if isinstance(body, Answer):
-            return body
-        task_id, url = body.get("taskId"), body.get("url")
-        if not (isinstance(task_id, str) and isinstance(url, str) and task_id and url):
-            return Answer(422)
-        path = self._files.path_of(url)
-        answer = request[ACCOUNT].may_sign(task_id, path, self.now())
-        return Answer(200, data=self._files.sign(path)) if answer.code == 200 else answer
+    _called_anywhere = frozenset({"run"})
 
-    async def _common_download_url(self, request: web.Request) -> Answer:
-        body = await json_object(request)
-        if isinstance(body, Answer):
-            return body
-        path = self._files.path_of(str(body.get("url")))
-        if not self._files.exists(path):
-            return Answer(422, "url is wrong")
-        return Answer(200, data=self._files.sign(path))
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop of the emulator, and return its result.
 
-    async def _credit(self, request: web.Request) -> Answer:
-        balance = request[ACCOUNT].credits
-        return Answer(200, data=int(balance) if float(balance).is_integer() else balance)
+        Args:
+            coroutine: Such as ``client.generate("A lake")``, of a client that no other loop has used.
 
-    async def _upload(self, request: web.Request) -> Answer:
-        moment = self.epoch + self.now()
-        upload = await receive(request, self._files.fetch, moment=moment, url=self._url_for(request))
-        if isinstance(upload, Answer):
-            return upload
-        self._files.add(upload)
-        return upload.answer
+        Raises:
+            HangError: It waits for nothing, or longer than `time_limit`.
+        """
+        if self._home is None or not self._home.is_elsewhere:
+            coroutine.close()
+            raise RuntimeError("run() is for other threads than that of the emulator, while it is open")
+        return self._home.run(self._in_its_time(coroutine))
 
-    async def _file(self, request: web.Request) -> web.StreamResponse:
-        if "Authorization" in request.headers:
-            self.leaked_keys.append(request.path)
-        signature = request.query.get("X-Amz-Signature")
-        if signature is not None and not self._files.is_signed(request.path, signature):
-            return web.Response(status=403)
-        if signature is None and self._files.is_expired(request.path):
-            return web.Response(status=404)
-        found = await self._files.read(request.path)
-        return web.Response(body=found[0], content_type=found[1]) if found else web.Response(status=404)
+    def _time(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()  # while it only serves others
+
+    async def _in_its_time(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        with super()._time():
+            return await coroutine

@@ -103,14 +103,14 @@ class Service(Account):
             ValueError: It has ended already, or the outcome is none or never ends.
         """
         task = self._running(task_id)
-        never_ends = task.end is None
+        unscheduled = task.end is None
         chosen = task.outcome if outcome is None else as_outcome(outcome)
-        if outcome is None and never_ends:
+        if outcome is None and not chosen.state.flag:
             chosen = Outcome("success")
         if not chosen.state.flag:
             raise ValueError(f"invalid outcome={chosen.kind!r}: expected one that ends")
-        task.outcome, task.duration = chosen, self.now() - task.created
-        if never_ends:
+        task.outcome, task.duration, task.looks_left = chosen, self.now() - task.created, 0
+        if unscheduled:
             self._schedule(task)
         self._sender.time_changed()
 
@@ -127,7 +127,7 @@ class Service(Account):
         """
         task = self._running(task_id)
         if task.end is None:
-            raise ValueError(f"task {task_id} never ends, so it cannot end later")
+            raise ValueError(f"task {task_id} has no time at which it ends, so it cannot end later")
         task.duration += seconds
         self._sender.time_changed()
 

@@ -151,6 +151,12 @@ def one_of(allowed: Collection[str]) -> Callable[[Any, "attrs.Attribute[Any]", A
     return check
 
 
+def is_count(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    """A validator of numbers of things."""
+    if type(value) is not int or value < 1:
+        raise invalid(attribute.alias or attribute.name, value, "an integer, 1 or more")
+
+
 def is_seconds(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     """A validator of durations."""
     if not callable(value) and not value >= 0:
@@ -235,6 +241,7 @@ class Task:
     same_request: list[str] = attrs.field(repr=False)  # ids of all tasks with an equal request
     call: Call = attrs.field(factory=Call, repr=False)
     price: float = 0.0  # credits
+    looks_left: int = 0  # it ends at the last of these status checks, whatever the time
 
     @property
     def submits(self) -> int:
@@ -254,8 +261,9 @@ class Task:
 
     @property
     def end(self) -> float | None:
-        """When it ends; None if it never does."""
-        return self.created + self.duration if self.outcome.state.flag else None
+        """When it ends; None if it never does, or if status checks are left before that."""
+        ends = self.outcome.state.flag and not self.looks_left
+        return self.created + self.duration if ends else None
 
     @property
     def complete_time(self) -> int:
@@ -268,7 +276,15 @@ class Task:
 
     def state(self, now: float) -> RecordState:
         """The state that its record shows."""
-        return self.outcome.state if now >= self.created + self.duration else RUNNING
+        return self.outcome.state if self._has_ended(now) else RUNNING
+
+    def look(self, now: float) -> bool:
+        """Count a status check that is answered; True if the task ends at it."""
+        if not self.looks_left:
+            return False
+        self.looks_left -= 1
+        self.duration = math.nextafter(now - self.created, 0.0)  # with `created` at most `now`, once rounded
+        return not self.looks_left
 
     def files(self, now: float) -> list[str]:
         """The paths of its images so far."""
@@ -297,7 +313,8 @@ class Task:
     def report(self, *, url: str) -> Report:
         """What a true callback reports once the task has ended; `url` is where the images are served."""
         if self.end is None:
-            raise ValueError(f"task {self.id} never ends, so it has nothing to call back about")
+            when = f"ends after {self.looks_left} more status checks" if self.looks_left else "never ends"
+            raise ValueError(f"task {self.id} {when}, so it has nothing to call back about")
         state = self.state(self.end)
         if state.flag != 1:
             return Report(state.code, state.message)
@@ -306,4 +323,9 @@ class Task:
     def _progress(self, state: RecordState, elapsed: float) -> float:
         if state.flag or self.progress == "jump":
             return float(state.flag == 1)
+        if self.looks_left:
+            return 1 / (1 + self.looks_left)
         return min(0.99, elapsed / self.duration if elapsed < self.duration else 1.0)
+
+    def _has_ended(self, now: float) -> bool:
+        return not self.looks_left and now >= self.created + self.duration

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import EllipsisType
 from typing import TypeVar
 
+from ..clock import fast_loop
 from ..details import TaskDetails
 from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
 from ..models import ImageResult, Source
@@ -57,6 +58,8 @@ class TaskPoller:
         timeout: Seconds that a wait takes at most unless it has its own; None waits without limit.
         look_timeout: Seconds after which one look is cancelled and tried again later.
         chance: Returns a random number from 0 to 1, for jitter.
+        speed: How many of the seconds between looks pass in each real second; only for an emulator that is
+            as fast. `timeout` and `look_timeout` are real seconds.
     """
 
     def __init__(
@@ -67,14 +70,19 @@ class TaskPoller:
         timeout: float | None = 900.0,
         look_timeout: float = 30.0,
         chance: Callable[[], float] = random.random,
+        speed: float = 1.0,
     ) -> None:
         policy = policy or PollPolicy()
         self._fetch = look
         self._timeout = timeout
         self._chance = chance
+        self._speed = speed
         self._pace = Pace(policy)
         self._schedule = Schedule(
-            self._start_look, self._expire, per_second=policy.looks_per_second, look_timeout=look_timeout
+            self._start_look,
+            self._expire,
+            per_second=policy.looks_per_second,
+            look_timeout=look_timeout * speed,
         )
         self._watches: dict[str, Watch] = {}
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
@@ -153,7 +161,7 @@ class TaskPoller:
                 a look that is running and began earlier, unless that finds the task finished.
         """
         one = self._join(OneLook, task_id, timeout=None)
-        one.too_early = self._look_soon(one.watch, since)
+        one.too_early = self._look_soon(one.watch, since * self._speed)
         try:
             return await one
         finally:
@@ -257,7 +265,7 @@ class TaskPoller:
         if on_update is None:
             return self._join(Waiter, task_id, timeout=timeout, since=since, expecting=expecting)
         listener = self._join(Listener, task_id, timeout=timeout, since=since, expecting=expecting)
-        listener.on_update = on_update
+        listener.on_update, listener.speed = on_update, self._speed
         return listener
 
     def _join(
@@ -271,11 +279,13 @@ class TaskPoller:
     ) -> _W:
         if self._closed:
             raise KieError("the poller is closed; create a new TaskPoller", task_id=task_id)
-        loop = self._schedule.loop = asyncio.get_running_loop()
-        now = loop.time()
+        loop = asyncio.get_running_loop()
+        self._schedule.loop = fast_loop(loop, self._speed)
+        now = self._schedule.loop.time()
+        since = None if since is None else since * self._speed
         since = None if since is None or since > now else since  # later than now: of another loop
         seconds = self._timeout if timeout is ... else timeout
-        deadline = NEVER if seconds is None else self._schedule.grouped(now + seconds, now)
+        deadline = NEVER if seconds is None else self._schedule.grouped(now + seconds * self._speed, now)
         watch = self._watches.get(task_id)
         is_new = watch is None
         if watch is None:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from ..clock import FastLoop
 from .watches import NEVER, NOW, Watch
 
 AT_ONCE = 64  # looks at a time over all tasks, so that many waiters need few connections
@@ -59,7 +60,7 @@ class Schedule:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER  # kept here, because the handles of uvloop may have no `when`
         self._closed = False
-        self.loop: asyncio.AbstractEventLoop  # set by the poller at each wait
+        self.loop: asyncio.AbstractEventLoop | FastLoop  # set by the poller at each wait
 
     # -- what the poller calls -------------------------------------------------------------------
 

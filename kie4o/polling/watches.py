@@ -130,13 +130,14 @@ class OneLook(Waiter):
 class Listener(Waiter):
     """A waiter that also gets the details of each look; those not read yet are kept."""
 
-    __slots__ = ("_arrived", "_unread", "on_update")
+    __slots__ = ("_arrived", "_unread", "on_update", "speed")
 
     def __init__(self, watch: Watch, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(watch, deadline, loop)
         self._unread: deque[Outcome] = deque()
         self._arrived = asyncio.Event()
         self.on_update: OnUpdate | None = None
+        self.speed: float = 1.0  # seconds of the deadline's clock in each one of the event loop
 
     def deliver(self, outcome: Outcome, *, final: bool) -> None:
         if final or not isinstance(outcome, Exception):
@@ -159,7 +160,7 @@ class Listener(Waiter):
 
         At the deadline it is cancelled, and this returns: awaiting the waiter gives the outcome.
         """
-        deadline = None if self.deadline == NEVER else self.deadline
+        deadline = None if self.deadline == NEVER else self.deadline / self.speed
         details = None
         while details is None or not is_final(details):
             details = await self.next()

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from ..errors import APIConnectionError, APITimeoutError, KieError, client_closed, key_conflict
 from ..image_request import ImageRequest
@@ -46,12 +46,14 @@ class Submissions:
         *,
         callback_url: str | None = None,
         chance: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._transport = transport
         self._limiter = limiter
         self._ledger = ledger
         self._callback_url = callback_url
         self._chance = chance
+        self._sleep = sleep
         self._live: dict[str, PendingSubmit] = {}  # by key
         self._closing = False
         self._drained = False
@@ -240,7 +242,7 @@ class Submissions:
             retry_after, submit.attempt = submit.attempt.retry_after, PaidAttempt()
             delay = self._delay_before_resend(resend, count, retry_after)
             self._log_resend(submit, judgement, delay, f"{count + 1} of {resend.times}")
-            await asyncio.sleep(delay)
+            await self._sleep(delay)
         raise asyncio.CancelledError
 
     async def _record(self, submit: PendingSubmit, judgement: Judgement) -> Submitted | None:

@@ -6,6 +6,7 @@ others are repeated a few times if a read fails.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ from ..details import TaskDetails
 from ..wire.answers import credits_of, link_of
 from ..wire.record_info import details_of
 from ..wire.requests import CREDITS, DETAILS, DOWNLOAD_URL, Endpoint, json_body
-from .retrying import repeated
+from .retrying import Sleep, repeated
 from .transport import Reader, Transport
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ class FreeCalls:
     """The free calls over one transport. All raise `APIConnectionError`, `APIStatusError` or
     `UnexpectedResponseError`."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, sleep: Sleep = asyncio.sleep) -> None:
         self._transport = transport
+        self._sleep = sleep
         self._remembered = functools.lru_cache(maxsize=_REMEMBERED)(details_of)
 
     def details(self, task_id: str) -> Coroutine[Any, Any, TaskDetails]:
@@ -57,4 +59,4 @@ class FreeCalls:
         return await self._repeated(DOWNLOAD_URL, link_of, body)
 
     async def _repeated(self, endpoint: Endpoint, reader: Reader[_T], body: bytes | None = None) -> _T:
-        return await repeated(lambda: self._transport.read(endpoint, reader, body=body))
+        return await repeated(lambda: self._transport.read(endpoint, reader, body=body), sleep=self._sleep)

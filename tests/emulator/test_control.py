@@ -172,7 +172,7 @@ async def test_end_a_task_that_never_ends(call: Control, hook: tuple[str, list[A
     url, received = hook
     call.kie.next(outcome=outcome)
     task_id = await call.task(callBackUrl=url)
-    assert "never ends" in await call.refused(f"tasks/{task_id}/delay", seconds=5)
+    assert "cannot end later" in await call.refused(f"tasks/{task_id}/delay", seconds=5)
     await passed(call.kie, 100)
     assert (await call.post(f"tasks/{task_id}/end"))["state"] == "succeeded"
     await until(lambda: received)

@@ -8,7 +8,7 @@ from clients import QUICK
 from kie4o import AsyncKieClient
 from kie4o.emulator import Emulator
 from kie4o.emulator.addresses import is_loopback
-from kie4o.emulator.server import GENERATE, RECORD_INFO
+from kie4o.emulator.routes import GENERATE, RECORD_INFO
 
 
 @pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "http://127.0.0.1:"), ("::", "http://[::1]:")])

@@ -17,7 +17,7 @@ from kie4o import AsyncKieClient, KieError, TaskState
 from kie4o.emulator import Emulator
 from kie4o.emulator.effects import EFFECTS, KINDS
 from kie4o.emulator.magic import NAMES
-from kie4o.emulator.server import DOWNLOAD_URL, IMAGES
+from kie4o.emulator.routes import DOWNLOAD_URL, IMAGES
 from kie4o.emulator.tasks import OUTCOMES
 
 pytestmark = pytest.mark.skipif(KIND != "asyncio", reason="virtual time needs a loop of asyncio")

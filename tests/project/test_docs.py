@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ import pytest_asyncio
 from pages import Block, Page, blocks, pages, readme, section
 from paths import IMPORT_ROOT, REPOSITORY
 from portable import environment
+from suites import install
 
 import kie4o
 import kie4o.emulator
@@ -61,23 +63,13 @@ def is_test(code: str) -> bool:
     return bool(tests - used)
 
 
-def has_fixtures(code: str) -> bool:
-    """Whether a block is the conftest.py of its page."""
-    functions = [
-        node for node in ast.parse(code).body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
-    return any(ast.unparse(mark).endswith(".fixture") for node in functions for mark in node.decorator_list)
-
-
 async def run(block: Block, folder: Path) -> Outcome:
     """Run a block in a fresh interpreter, with warnings as errors and an emulator of its own."""
     program: list[str | Path] = ["-W", "error", "-"]
     if is_test(block.code):
         file = folder / "test_block.py"
         file.write_text(block.code, "utf-8")
-        for other in PYTHON:  # the fixtures of its page
-            if other.page == block.page and has_fixtures(other.code):
-                (folder / "conftest.py").write_text(other.code, "utf-8")
+        install(folder)
         options = ["-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"]
         program = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *options, file]
     async with Emulator(speed=20.0) as kie:
@@ -88,7 +80,7 @@ async def run(block: Block, folder: Path) -> Outcome:
                 KIE_API_KEY="k-123",
                 KIE_BASE_URL=kie.url,
                 KIE_WEBHOOK_KEY="w",
-                PYTHONPATH=str(IMPORT_ROOT),
+                PYTHONPATH=os.pathsep.join([str(folder), str(IMPORT_ROOT)]),
             ),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

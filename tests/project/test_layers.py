@@ -18,7 +18,7 @@ pytestmark = pytest.mark.once
 
 FLOORS = [
     {"__main__"},
-    {"cli", "webhooks"},  # rims
+    {"cli", "webhooks", "pytest_plugin"},  # rims
     {"client"},
     {"task", "runtime"},
     {"batch", "lifecycle", "settling", "opening", "closing"},
@@ -32,7 +32,8 @@ FLOORS = [
     {"details", "urls", "plain", "version", "clock", "waiting"},
 ]  # from the top down; rooms of one floor do not know each other
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-EMULATOR = "emulator"  # beside the map: it imports no other room, and only the command line imports it
+EMULATOR = "emulator"  # beside the map: it imports no other room, and few import it
+USERS = {"cli", "pytest_plugin"}  # of the emulator
 ROOMS = {*FLOOR_OF, EMULATOR}
 
 PURE = {"wire", "models", "image_request", "settings", "errors", "details"}
@@ -50,6 +51,8 @@ FOREIGN = {
     "cyclopts": {"cli"},
     "rich": {"cli", EMULATOR},
     "PIL": {EMULATOR, "cli", "files"},
+    "pytest": {"pytest_plugin"},
+    "pytest_asyncio": {"pytest_plugin"},
 }
 LONGEST = 400  # lines of a module without its docstrings; a longer one should be two
 
@@ -110,10 +113,10 @@ def wrong_rooms(source: str, name: str) -> set[str]:
     """The rooms, or names of the root, that a module imports and may not.
 
     Those for type checkers count too. Allowed are its own room and, except to the emulator, lower floors;
-    the command line may import the emulator.
+    the command line and the pytest plugin may import the emulator.
     """
     room = room_of(name)
-    allowed = {room, EMULATOR} if room == "cli" else {room}
+    allowed = {room, EMULATOR} if room in USERS else {room}
     if room != EMULATOR:
         allowed |= {lower for lower, floor in FLOOR_OF.items() if floor > FLOOR_OF[room]}
     return {room_of(target) for target in Imports(source, name).ours} - allowed
@@ -240,6 +243,8 @@ def test_control_an_upward_import_is_seen(source: str) -> None:
         ("from ..emulator import Emulator", "polling.poller", {"emulator"}),
         ("from ..errors import KieError", "emulator.server", {"errors"}),
         ("from ..emulator import Emulator", "cli.demo", set()),
+        ("from .emulator import Emulator", "pytest_plugin", set()),
+        ("from .emulator import Emulator", "webhooks", {"emulator"}),
         ("from ..stores.store import Entry", "submission.pending", set()),
         ("from .schedule import Schedule\nfrom . import watches", "polling.poller", set()),
         ("from .parsing import parse_callback", "callbacks.__init__", set()),
@@ -248,7 +253,7 @@ def test_control_an_upward_import_is_seen(source: str) -> None:
 )
 def test_control_who_may_import_whom(source: str, name: str, wrong: set[str]) -> None:
     """Refused: rooms of one floor, the root, and the emulator in both directions. Allowed: its own room,
-    lower floors, and the emulator for the command line."""
+    lower floors, and the emulator for the command line and the plugin."""
     assert wrong_rooms(source, name) == wrong
 
 

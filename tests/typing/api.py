@@ -126,6 +126,7 @@ def client() -> AsyncKieClient:
         store_wait=0,
         proxy=None,
         trust_env=False,
+        speed=1.0,
     )
 
 
