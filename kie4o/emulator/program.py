@@ -37,6 +37,7 @@ async def serve(
     speed: float | None = None,
     script: Path | None = None,
     duration: float | None = None,
+    looks: int | None = None,
     outcome: OutcomeName | None = None,
     limit: int | None = None,
     per: float | None = None,
@@ -57,6 +58,7 @@ async def serve(
         speed: Emulated seconds per real second; 1 by default, up to 100 is reliable.
         script: TOML file with [settings], [[plan]] and [[fault]] tables; options go before its settings.
         duration: How long a task takes; 20 by default.
+        looks: Status checks that end a task in place of the duration; for clients whose waits are short.
         outcome: How tasks end; success by default.
         limit: New tasks accepted in each window; 20 by default.
         per: Length of that window; 10 by default.
@@ -76,6 +78,7 @@ async def serve(
     settings = {
         "speed": speed,
         "duration": duration,
+        "looks": looks,
         "outcome": outcome,
         "limit": limit,
         "per": per,

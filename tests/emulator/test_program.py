@@ -119,6 +119,14 @@ async def test_the_programs_have_the_same_options() -> None:
     assert {"--port", "--speed", "--script", "--credits", "--api-key", "--quiet", "--openapi"} < named[0]
 
 
+async def test_tasks_end_after_looks() -> None:
+    """With --looks a task ends at that status check, and no sooner."""
+    async with running("--looks", "2", "--quiet") as (_, port, _):
+        task_id = submit(port)["data"]["taskId"]
+        path = f"/api/v1/gpt4o-image/record-info?taskId={task_id}"
+        assert [ask(port, "GET", path)["data"]["successFlag"] for _ in range(2)] == [0, 1]
+
+
 def test_every_outcome_can_be_chosen() -> None:
     """The choices of --outcome are the outcomes of the emulator."""
     assert set(OutcomeName.__args__) == set(OUTCOMES)
@@ -322,7 +330,7 @@ WRONG = {
     ),
     "unknown setting": (
         "[settings]\ncredit = 5\n",
-        "faults.toml, [settings]: unknown field 'credit': expected one of duration, outcome,",
+        "faults.toml, [settings]: unknown field 'credit': expected one of duration, looks, outcome,",
     ),
     "setting of another type": (
         '[settings]\ncredits = "5"\n',
