@@ -278,8 +278,9 @@ def _seen(kie: Emulator) -> str:
     lines = [f"{kie.url}: {kie.paid} of {len(submits)} submits paid, {kie.credits:g} credits left"]
     lines += [f"  {count:4} {path}" for path, count in kie.requests.items()]
     for submit in submits[:_LISTED]:
-        looks = f", {len(kie.looks(submit.task_id))} status checks" if submit.task_id else ""
-        lines.append(f"at {submit.at - submits[0].at:.3f} s: {submit.summary()}{looks}")
+        task = kie.all_tasks().get(submit.task_id or "")
+        became = f", {task.outcome.kind}, {len(kie.looks(task.id))} status checks" if task else ""
+        lines.append(f"at {submit.at - submits[0].at:.3f} s: {submit.summary()}{became}")
     for call in callbacks[:_LISTED]:
         answer = f"HTTP {call.status}" if call.error is None else call.error
         lines.append(f"callback of {call.task_id} to {call.url}: {answer}")

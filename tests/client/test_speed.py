@@ -102,7 +102,7 @@ def test_the_window_of_the_limit_is_divided() -> None:
                 assert done.ok
             assert 30 <= SPEED * (loop.time() - start) < 50
             assert kie.answers()[429] == 0
-            assert kie.most_in_window() == 5
+            assert kie.windows() == 5
 
     run_virtual(main())
 

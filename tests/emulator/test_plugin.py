@@ -220,7 +220,7 @@ def test_the_marker_sets_what_the_emulator_takes(tmp_path: Path) -> None:
         ("faults=[{'code': 455}]", ["a fault without a kind"]),
         ("credits=1, speed=0", ["'speed' must be > 0"]),
     ],
-    ids=["unknown", "positional", "value", "setting"],
+    ids=["unknown", "positional", "value", "kind of a fault", "field of a fault", "no kind", "setting"],
 )
 def test_a_wrong_marker_is_named(marker: str, words: list[str], tmp_path: Path) -> None:
     """Before the test begins, with what is allowed."""
@@ -285,7 +285,7 @@ def test_a_failing_test_shows_what_the_emulator_saw(tmp_path: Path) -> None:
     body = f"kie.plan('a lake', outcome='policy', callback='early'); {SUBMIT}; assert {{}}"
     run = marked(tmp_path, "", body.format(0))
     assert "1 of 1 submits paid, 994 credits left" in run.out, run.out
-    assert "'a lake', policy, 0 status checks" in run.out
+    assert "'a lake' -> 200, policy, 0 status checks" in run.out
     assert "/api/v1/gpt4o-image/generate" in run.out
     assert "credits left" not in marked(tmp_path, "", body.format(1)).out
 
