@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         CallbackError,
         ConfigurationError,
         ContentPolicyError,
+        CreditLimitError,
         DownloadError,
         FeatureDisabledError,
         ImageUnavailableError,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .polling.policy import PollPolicy
     from .polling.poller import TaskPoller
     from .polling.watches import OnUpdate
+    from .pricing import Prices, Spent
     from .stores.store import Entry, EntryState, Store
     from .task import ImageTask
 
@@ -81,6 +83,8 @@ _HOMES = {
     "OnUpdate": "polling.watches",
     "PollPolicy": "polling.policy",
     "TaskPoller": "polling.poller",
+    "Prices": "pricing",
+    "Spent": "pricing",
     "TaskDetails": "details",
     "TaskState": "details",
     "parse_callback": "callbacks",
@@ -100,6 +104,7 @@ __all__ = [
     "Completion",
     "ConfigurationError",
     "ContentPolicyError",
+    "CreditLimitError",
     "DownloadError",
     "Entry",
     "EntryState",
@@ -127,11 +132,13 @@ __all__ = [
     "OnUpdate",
     "PermissionDeniedError",
     "PollPolicy",
+    "Prices",
     "QueueFullError",
     "RateLimit",
     "RateLimitError",
     "RequestFields",
     "Size",
+    "Spent",
     "Store",
     "StoreError",
     "StoreLockedError",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from .plain import SecretText, expanded, plain, revealed
 from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
+from .pricing import Credits, amount
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .urls import (
     URLObject,
@@ -198,6 +200,15 @@ def in_flight_of(limit: int) -> int:
     if type(limit) is not int or limit < 1:
         raise invalid("max_in_flight", limit, "a positive integer, or None")
     return limit
+
+
+def credit_limit_of(limit: Credits | None) -> Decimal | None:
+    """What a batch may spend."""
+    return None if limit is None else amount("max_credits", limit, _invalid_credits)
+
+
+def _invalid_credits(name: str, value: object, expected: str) -> InvalidRequestError:
+    return invalid(name, value, f"{expected}, or None for no limit")
 
 
 def rate_limit_of(limit: RateLimit) -> RateLimit:

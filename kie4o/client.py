@@ -21,6 +21,7 @@ from .arguments import (
     OnUnknown,
     batch_of,
     callback_url_of,
+    credit_limit_of,
     finding_of,
     image_url_of,
     in_flight_of,
@@ -36,13 +37,14 @@ from .arguments import (
     task_id_of,
 )
 from .batch.batch import Batch
+from .batch.budget import Budget
 from .batch.items import Requests
 from .batch.resumption import Resumption
 from .callbacks.delivery import Delivery
 from .callbacks.parsing import Headers
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails, TaskState
-from .errors import DownloadError, StoreError
+from .errors import DownloadError, StoreError, invalid_setting
 from .files.memory import Image
 from .files.transfers import age_of, keeps
 from .image_request import ImageRequest, RequestFields, UploadedFile
@@ -53,6 +55,7 @@ from .polling.outcome import images_of
 from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
+from .pricing import Credits, Prices, Spent, price_list
 from .runtime import Options, Runtime
 from .settings import count, flag, resolve, sealed, seconds, seconds_or_none, seconds_or_zero
 from .stores.choosing import store_of
@@ -97,6 +100,9 @@ class AsyncKieClient:
             file that survives it; or an object with the methods of `Store`.
         store_wait: Seconds to wait for a store file that another process has open, such as the one that this
             process replaces; 0 does not wait.
+        prices: What requests cost, for `max_credits` and `spent()`: credits for one image, or a mapping such
+            as ``{1: 6, 2: 12, 4: 24}`` from the number of variants. Default: 6 for an image, the published
+            rate.
         session: An aiohttp session whose connector is used. You keep ownership and close it.
         proxy: URL of a proxy, as in aiohttp.
         trust_env: Take proxies from the environment, as in aiohttp.
@@ -125,6 +131,7 @@ class AsyncKieClient:
         trust_callbacks: bool = False,
         store: Store | str | os.PathLike[str] | None = None,
         store_wait: float = 10.0,
+        prices: Prices | None = None,
         session: aiohttp.ClientSession | None = None,
         proxy: URLObject | SecretText | str | None = None,
         trust_env: bool = False,
@@ -151,6 +158,7 @@ class AsyncKieClient:
             poll=poll_of(poll, loopback=self._settings.loopback),
             callback_url=callback_url_of(callback_url, loopback=self._settings.loopback),
             trust_callbacks=flag("trust_callbacks", trust_callbacks),
+            prices=price_list(prices, invalid_setting),
             store=store_of(store),
             store_wait=wait if isinstance(store, (str, os.PathLike)) else 0.0,
             forgets=store is None,
@@ -254,6 +262,7 @@ class AsyncKieClient:
         *,
         max_in_flight: int | None = None,
         batch: str | Enum = "",
+        max_credits: Credits | None = None,
         on_update: OnUpdate | None = None,
         on_unknown: OnUnknown = "hold",
         retry_failed: bool = False,
@@ -269,6 +278,9 @@ class AsyncKieClient:
                 ids. It is taken lazily and may be endless.
             max_in_flight: How many of them may be unfinished at once; the default is the client's.
             batch: A name that keeps the keys of this batch apart from those of others on the same store.
+            max_credits: What this run may spend at most, by the `prices` of the client. A submit that was
+                refused or not sent costs nothing, one with an unknown outcome counts as charged, and what an
+                earlier run has paid for is free. A request whose price is not known is not submitted.
             on_update: As for `generate`, for every item that is polled; `details.task_id` says which task it
                 is. An exception from it, other than a `KieError`, stops the batch as the errors below do. Its
                 item is not yielded; a note on it names the task, which is paid.
@@ -279,8 +291,9 @@ class AsyncKieClient:
             AuthenticationError, InsufficientCreditsError, KeyLimitError, SubmissionUnknownError, StoreError:
                 Every further request would fail too (or five in a row had an unknown outcome). No more are
                 submitted, what is in flight is yielded, then the error is raised.
+            CreditLimitError: The next request would pass `max_credits`; the same is done.
         """
-        on_update = on_update_of(on_update)
+        on_update, max_credits = on_update_of(on_update), credit_limit_of(max_credits)
         runtime = await self._runtime.ready()
         resubmit = resubmit_of(on_unknown, retry_failed)
         limit = runtime.lifecycle.permits.limit
@@ -293,10 +306,20 @@ class AsyncKieClient:
             max_in_flight=limit if max_in_flight is None else in_flight_of(max_in_flight),
             name=batch_of(batch),
             resubmit=resubmit,
+            budget=Budget(max_credits, self._options.prices),
         )
         async with contextlib.aclosing(run) as completions:
             async for completion in completions:
                 yield completion
+
+    async def spent(self) -> Spent:
+        """What the store has recorded as charged, or perhaps charged, by state. No network call.
+
+        It is the sum of the prices at which requests were submitted, with this client or an earlier one on
+        the same store. The balance of the account, `credits()`, is the truth.
+        """
+        runtime = await self._runtime.ready()
+        return await runtime.store.spent()
 
     async def unfinished(self) -> AsyncGenerator[Entry]:
         """The entries of the store that are paid, or may be, and have not finished."""

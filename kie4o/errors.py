@@ -17,6 +17,7 @@
     │  │  └─ ContentPolicyError · InputImageError
     │  ├─ NoImagesError · TaskNotFoundError
     │  └─ TaskTimeoutError (TimeoutError)
+    ├─ CreditLimitError                     the next request of a batch would pass its limit
     ├─ CallbackError
     │  └─ MalformedCallbackError · InvalidSignatureError
     ├─ DownloadError
@@ -35,6 +36,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from .details import TaskDetails
 
 
@@ -316,6 +319,23 @@ class TaskNotFoundError(TaskError):
 
 class TaskTimeoutError(TaskError, TimeoutError):
     """The wait timed out. The task is still running: `await client.wait(error.task_id)` resumes it."""
+
+
+class CreditLimitError(KieError):
+    """The next request of a batch would cost more than `max_credits` leaves. It was not submitted.
+
+    Run the same batch again to continue: what is finished or paid costs nothing, and each run has the whole
+    limit.
+
+    Attributes:
+        spent: The credits of what this run has submitted.
+        limit: The `max_credits`.
+        price: The credits of the request that did not fit.
+    """
+
+    spent: Decimal | None = None
+    limit: Decimal | None = None
+    price: Decimal | None = None
 
 
 class CallbackError(KieError):

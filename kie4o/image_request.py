@@ -17,7 +17,7 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 from urllib.parse import urlsplit
 
 import attr
@@ -26,6 +26,11 @@ import attrs
 from .errors import InvalidRequestError, invalid
 from .plain import json_object, plain
 from .urls import WEB_URL, URLObject, callback_url_fault, callback_url_text, is_web_url, url_text
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from .pricing import Prices
 
 Size = Literal["1:1", "3:2", "2:3"]
 """The aspect ratio of an image (Kie's generate page)."""
@@ -249,6 +254,19 @@ class ImageRequest:
         if not remembering.get():
             for category, text in notices(self):
                 warn_caller(text, category)
+
+    def price(self, prices: Prices | None = None) -> Decimal:
+        """What it costs, in credits.
+
+        Args:
+            prices: As `AsyncKieClient` takes them; by default the published rate of 6 credits for an image.
+
+        Raises:
+            InvalidRequestError: `prices` are not prices, or there is none for its number of variants.
+        """
+        from .pricing import price_list  # which loads decimal; reading a callback does without
+
+        return price_list(prices, invalid).price(self)
 
 
 class RequestFields(TypedDict, total=False):

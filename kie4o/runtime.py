@@ -22,6 +22,7 @@ from .models import RateLimit
 from .opening import import_late_modules
 from .polling.policy import PollPolicy
 from .polling.poller import TaskPoller
+from .pricing import PriceList
 from .settings import Settings
 from .settling import Settlement
 from .stores.guard import guarded
@@ -58,6 +59,7 @@ class Options:
     poll: PollPolicy
     callback_url: str | None
     trust_callbacks: bool
+    prices: PriceList
     store: Store
     store_wait: float
     forgets: bool  # the store ends with the client
@@ -106,7 +108,12 @@ class Runtime:
         shared = self.store.shared
         self.limiter: Limiter = RateLimiter(limit) if shared is None else shared.limiter(limit)
         self.submissions: Submissions = Submissions(
-            self.transport, self.limiter, self.ledger, callback_url=options.callback_url, sleep=sleep
+            self.transport,
+            self.limiter,
+            self.ledger,
+            callback_url=options.callback_url,
+            prices=options.prices,
+            sleep=sleep,
         )
         self.delivery: Delivery = Delivery(
             self.store, self.ledger, self.poller, trusting=options.trust_callbacks, speed=options.speed

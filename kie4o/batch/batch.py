@@ -28,8 +28,9 @@ from ..image_request import ImageRequest
 from ..models import Completion, ImageResult
 from ..stores.store import Entry, EntryState, Store
 from ..submission.pending import Submitted
-from ..submission.resending import Resubmit
+from ..submission.resending import NO_RESUBMIT, Resubmit
 from ..wire.words import cause_of
+from .budget import Budget, Reservation, Stopped
 from .completions import completion_of, replayed_completion
 from .items import Item, Items, Requests
 from .tasks import Tasks
@@ -78,6 +79,7 @@ class Batch:
         max_in_flight: int,
         name: str = "",
         resubmit: Resubmit,
+        budget: Budget,
     ) -> None:
         self._store = store
         self._generate = generate
@@ -85,6 +87,7 @@ class Batch:
         self._named_task = named_task
         self._max_in_flight = max_in_flight
         self._resubmit = resubmit
+        self._budget = budget
         self._items = Items(requests, name)
         listed = isinstance(requests, (list, tuple, Mapping))
         self._listed = Items(requests, name) if listed else None  # searched first for finished items
@@ -117,7 +120,7 @@ class Batch:
                 self._pulled(task)
             elif (completion := self._completed(task.result())) is not None:
                 return completion
-        error = self._stop or self._source_error
+        error = self._stop or self._budget.error() or self._source_error
         raise StopAsyncIteration if error is None else error
 
     async def aclose(self) -> None:
@@ -133,11 +136,11 @@ class Batch:
 
     async def _ask_source(self) -> None:
         """Ask for the next item if there is room for it."""
-        if self._stop is not None and self._pull is not None:  # the source may never yield another
+        if self._stopping and self._pull is not None:  # the source may never yield another
             await self._tasks.cancel(self._pull)
             self._pull = None
-        room = self._stop is None and self._in_flight < self._max_in_flight
-        if room and self._pull is None and not self._exhausted:
+        room = self._in_flight < self._max_in_flight and not self._budget.waiting
+        if room and not self._stopping and self._pull is None and not self._exhausted:
             self._pull = self._tasks.start(self._items.next(), "kie4o batch source")
 
     def _pulled(self, pull: asyncio.Task[Item | None]) -> None:
@@ -148,7 +151,7 @@ class Batch:
         self._source_error, self._exhausted = error, item is None
         if isinstance(error, StoreError):
             self._halt(error)
-        if item is not None and item.index not in self._replayed and self._stop is None:
+        if item is not None and item.index not in self._replayed and not self._stopping:
             self._tasks.start(self._one(item), "kie4o batch item")
             self._in_flight += 1
 
@@ -194,14 +197,20 @@ class Batch:
             entry = await self._known(item.key)
             if entry is not None and self._is_outcome(entry):
                 return replayed_completion(item, entry)
-            gate = functools.partial(self._gate, item.key)
-            on_submitted = functools.partial(self._on_submitted, item.key)
-            result = await self._generate(
-                request, item.key, self._resubmit, gate=gate, on_submitted=on_submitted
-            )
+            result = await self._result(item.key, request, entry)
         except KieError as error:
             return completion_of(item, error=error)
         return completion_of(item, result=result, replayed=result.source == "store")
+
+    async def _result(self, key: str, request: ImageRequest, entry: Entry | None) -> ImageResult:
+        """Submit the request and wait, or only wait if an earlier run has paid for it."""
+        paid = entry is not None and entry.state is EntryState.SUBMITTED
+        gate = functools.partial(self._gate, key)
+        resubmit = NO_RESUBMIT if paid else self._resubmit  # its task may fail before it is waited for
+        reservation = self._budget.nothing() if paid else await self._budget.reserve(request)
+        on_submitted = functools.partial(self._on_submitted, key, reservation)
+        with reservation:
+            return await self._generate(request, key, resubmit, gate=gate, on_submitted=on_submitted)
 
     async def _known(self, key: str) -> Entry | None:
         """What is stored under the key, with the task that a callback may have named meanwhile. A resubmit
@@ -221,22 +230,30 @@ class Batch:
         self._in_flight -= 1
         if completion is None:
             return None
-        dropped = isinstance(completion.error, _Stopped) or completion.key in self._called_off
+        dropped = isinstance(completion.error, Stopped) or completion.key in self._called_off
         return None if dropped else completion
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether nothing more is taken from the source. Reaching the limit calls nothing off that fits."""
+        return self._stop is not None or self._budget.reached
 
     # -- stopping: at once, also while the consumer is busy ----------------------------------------
 
     def _gate(self, key: str) -> None:
         if self._stop is not None:
-            raise _Stopped("the batch has stopped")
+            raise Stopped("the batch has stopped")
         self._submitting.add(key)
 
-    def _on_submitted(self, key: str, submitted: Submitted) -> None:
-        """Count unknown outcomes in a row, without waiting for the callbacks that may resolve them."""
+    def _on_submitted(self, key: str, reservation: Reservation, submitted: Submitted) -> None:
+        """Count what it costs, and unknown outcomes in a row, without waiting for the callbacks that may
+        resolve them."""
         self._submitting.discard(key)
+        earlier = submitted.entry.task_id is not None and submitted.since is None
+        reservation.settle(charged=not earlier)
         if submitted.entry.task_id is None:
             self._unknown += 1
-        elif submitted.since is not None:  # not from an earlier run
+        elif not earlier:
             self._unknown = 0
         if self._unknown >= MAX_UNKNOWN:
             entry = submitted.entry
@@ -252,6 +269,7 @@ class Batch:
             return
         error.add_note("No further requests were submitted; run the same batch again to continue.")
         self._stop = error
+        self._budget.close()
         logger.info("a batch submits nothing more: %s", cause_of(error))
         reason = "the batch stopped"
         self._called_off = frozenset(key for key in self._submitting if self._call_off(key, reason))
@@ -265,7 +283,3 @@ def _stops(error: KieError) -> bool:
     refused = isinstance(error, STOPPING) and error.task_id is None
     unwritable = isinstance(error, StoreError) and not isinstance(error, KeyConflictError)
     return refused or unwritable or type(error) is KieError
-
-
-class _Stopped(KieError):
-    """Raised at the gate of a batch that has stopped; callers never see it."""

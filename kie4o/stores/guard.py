@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from ..errors import StoreError, reason_of
+from ..pricing import Spent
 from ..waiting import close_iterator
 from .memory import MemoryStore
 from .shared import Shared
@@ -104,6 +105,9 @@ class Guard:
                 yield entry
         finally:
             await close_iterator(entries)
+
+    async def spent(self) -> Spent:
+        return await self._call(self.inner.spent)
 
     async def recent(self, per: float) -> list[float]:
         return await self._call(self.inner.recent, per)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from decimal import Decimal
 
 from .. import clock
 from ..details import EXPIRY
 from ..errors import StoreLockedError
+from ..pricing import Spent
 from .shared import Shared
+from .spending import spent_of
 from .store import CALLBACKS_PER_REF, Entry, EntryState, duplicate_task
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -37,6 +41,7 @@ class MemoryStore:
         self._callbacks: dict[str, list[str]] = {}  # task ids by ref
         self._ended: dict[bool, dict[str, None]] = {True: {}, False: {}}  # keys by `keyed`, oldest first
         self._slots: dict[str, tuple[float, float]] = {}  # Unix time and uptime of submits, by ref
+        self._forgotten: Counter[tuple[EntryState, Decimal | None]] = Counter()  # dropped, by state and price
         self._is_open = False
         self._saves = 0
         self._warned = False
@@ -67,7 +72,7 @@ class MemoryStore:
             ended = self._ended[entry.keyed]
             ended[entry.key] = None
             if len(ended) > (KEPT if entry.keyed else KEPT_UNKEYED):
-                self._drop(next(iter(ended)))
+                self._forget(next(iter(ended)))
         elif previous is not None and previous.state.ended:
             self._ended[previous.keyed].pop(entry.key, None)
         self._drop_old()
@@ -136,7 +141,7 @@ class MemoryStore:
             expired = clock.unix_time() - EXPIRY
             for key, entry in list(self._entries.items()):
                 if not entry.state.ended and (entry.submitted_at or expired) < expired:
-                    self._drop(key)
+                    self._forget(key)
         if len(self._entries) > MOST:
             key, oldest = next(iter(self._entries.items()))
             if not oldest.state.ended and not self._warned:
@@ -145,7 +150,12 @@ class MemoryStore:
                     "the store in memory is full (%s entries): it forgets unfinished tasks, the oldest first",
                     MOST,
                 )
-            self._drop(key)
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        """Drop an entry for want of room; what it cost still counts."""
+        self._forgotten.update(_filed([self._entries[key]]))
+        self._drop(key)
 
     def _unindex(self, key: str, *, keep_callbacks_of: str = "") -> None:
         entry = self._entries.pop(key, None)
@@ -161,6 +171,9 @@ class MemoryStore:
         for entry in list(self._entries.values()):
             if entry.state in (EntryState.SUBMITTED, EntryState.UNKNOWN):
                 yield entry
+
+    async def spent(self) -> Spent:
+        return spent_of(self._forgotten + _filed(self._entries.values()))
 
     async def recent(self, per: float) -> list[float]:
         now = clock.uptime()
@@ -185,3 +198,8 @@ class MemoryStore:
     async def aclose(self) -> None:
         """Entries are kept for as long as the store object lives."""
         self._is_open = False
+
+
+def _filed(entries: Iterable[Entry]) -> Counter[tuple[EntryState, Decimal | None]]:
+    """How many of the entries cost something, by state and price."""
+    return Counter((entry.state, entry.price) for entry in entries if entry.charged)

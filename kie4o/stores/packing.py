@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from decimal import Decimal
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -67,6 +68,8 @@ def _converter() -> Converter:
     converter.register_structure_hook(ImageRequest, _request)
     converter.register_structure_hook(datetime, lambda text, _: datetime.fromisoformat(text))
     converter.register_unstructure_hook(datetime, datetime.isoformat)
+    converter.register_structure_hook(Decimal, _price)
+    converter.register_unstructure_hook(Decimal, str)
     converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _strings)
     converter.register_structure_hook_func(_is_raw, _only(dict))
     converter.register_unstructure_hook_func(_is_raw, dict)
@@ -93,6 +96,13 @@ def _number(value: object, _: object) -> float:
     if type(value) is float or type(value) is int:
         return value
     raise TypeError("expected a number")
+
+
+def _price(value: object, _: object) -> Decimal:
+    price = Decimal(value) if type(value) is str else Decimal("NaN")
+    if price.is_finite() and price >= 0:
+        return price
+    raise TypeError("expected a price as text")
 
 
 def _strings(value: object, _: object) -> tuple[str, ...]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Collection, Sequence
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
 from .. import clock
+from ..pricing import Spent
 from .packing import checksum, unpacked
 from .shared import Shared
+from .spending import spent_of
 from .sqlite_backup import copy_to
 from .sqlite_file import SAVE, StoreConnection, ages_of_slots, count_slot, row_of
 from .sqlite_worker import ThreadWorker, Worker
@@ -26,6 +29,12 @@ _PAGE = 500  # entries fetched at once
 _GIVE_UP_SLOT = """
 DELETE FROM slot WHERE ref_hash IN
     (SELECT ref_hash FROM entry WHERE key = ? AND state = 'intent' AND ref_hash <> ?)
+"""
+
+# As `Entry.charged` says.
+_SPENT = """
+SELECT state, price, count(*) FROM entry
+WHERE state <> 'planned' AND (state <> 'failed' OR task_id IS NOT NULL) GROUP BY state, price
 """
 
 
@@ -113,6 +122,15 @@ class SQLiteStore:
             for _, entry in page:
                 yield entry
             last = page[-1][0]
+
+    async def spent(self) -> Spent:
+        rows = await self._worker.run(lambda connection: connection.execute(_SPENT).fetchall())
+        return spent_of(
+            {
+                (EntryState(state), None if price is None else Decimal(price)): count
+                for state, price, count in rows
+            }
+        )
 
     async def recent(self, per: float) -> list[float]:
         return await self._worker.run(partial(ages_of_slots, per=per))

@@ -1,4 +1,4 @@
-"""A new store file: its tables, and how it gets its name.
+"""A new store file: its tables, how it gets its name, and how an older one gets the tables of today.
 
 It is built under a temporary name, so that the file at the path is either missing or complete, wherever the
 process is killed. An empty or half-written file there would look like a store that was damaged.
@@ -15,7 +15,7 @@ from pathlib import Path
 from .durability import make_durable, sync_directory
 
 APPLICATION_ID = 0x6B696534  # "kie4" in the file's header
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE entry (
     id INTEGER PRIMARY KEY,
@@ -24,6 +24,7 @@ CREATE TABLE entry (
     task_id TEXT,
     state TEXT NOT NULL,
     submitted_at REAL,
+    price TEXT,
     body BLOB NOT NULL,
     checksum BLOB NOT NULL
 );
@@ -36,6 +37,11 @@ CREATE TABLE slot (
 CREATE TABLE callback (
     ref_hash BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (ref_hash, task_id)
 ) WITHOUT ROWID;
+"""
+
+# From schema 1, which kept no prices: both or neither.
+_UPGRADE = f"""
+BEGIN IMMEDIATE; ALTER TABLE entry ADD COLUMN price TEXT; PRAGMA user_version = {SCHEMA}; COMMIT;
 """
 
 
@@ -57,6 +63,11 @@ def create(path: Path) -> None:
         sync_directory(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Give a file of an older schema the tables of today. Its entries have no price."""
+    connection.executescript(_UPGRADE)
 
 
 def _name(draft: Path, path: Path) -> None:

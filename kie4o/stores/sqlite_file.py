@@ -17,16 +17,17 @@ from ..errors import StoreError, StoreLockedError, reason_of
 from .durability import make_durable
 from .file_lock import FileLock, Identity, identity_of
 from .packing import checksum, packed, unpacked
-from .sqlite_creation import APPLICATION_ID, SCHEMA, create, remove_leftovers
+from .sqlite_creation import APPLICATION_ID, SCHEMA, create, remove_leftovers, upgrade
 from .sqlite_log import is_damaged
 from .store import Entry, EntryState, hash_of_ref
 
 _SLOT_RETENTION = 86_400.0  # seconds for which past submits are kept, or longer if the limit's window is
 SAVE = """
-INSERT INTO entry (key, ref_hash, task_id, state, submitted_at, body, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO entry (key, ref_hash, task_id, state, submitted_at, price, body, checksum)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET ref_hash = excluded.ref_hash, task_id = excluded.task_id,
-    state = excluded.state,
-    submitted_at = excluded.submitted_at, body = excluded.body, checksum = excluded.checksum
+    state = excluded.state, submitted_at = excluded.submitted_at, price = excluded.price,
+    body = excluded.body, checksum = excluded.checksum
 """
 
 
@@ -141,6 +142,7 @@ def row_of(entry: Entry) -> tuple[Any, ...]:
         entry.task_id,
         entry.state.value,
         entry.submitted_at,
+        None if entry.price is None else str(entry.price),
         body,
         checksum(body),
     )
@@ -186,7 +188,8 @@ def _lock(connection: sqlite3.Connection) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Check that the file is a complete store of a known version, and make abandoned INTENTs UNKNOWN."""
+    """Check that the file is a complete store of a known version, bring an older one up to this version, and
+    make abandoned INTENTs UNKNOWN."""
     [application_id] = connection.execute("PRAGMA application_id").fetchone()
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if application_id != APPLICATION_ID:
@@ -196,8 +199,10 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     problems = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
     if problems != ["ok"]:
         raise _damaged(path, problems[0])
+    if version < SCHEMA:
+        upgrade(connection)
     intents = []
-    columns = "key, ref_hash, task_id, state, submitted_at, body, checksum"
+    columns = "key, ref_hash, task_id, state, submitted_at, price, body, checksum"
     for row in connection.execute(f"SELECT {columns} FROM entry"):  # noqa: S608  # the columns above
         entry = unpacked(row[-2], row[-1])
         if row_of(entry)[:-2] != row[:-2]:

@@ -23,6 +23,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -30,6 +31,7 @@ import attrs
 from ..details import TaskDetails
 from ..errors import StoreError
 from ..image_request import ImageRequest
+from ..pricing import Spent
 from ..wire.decoding import shown
 from ..wire.requests import body_of
 from .shared import Shared
@@ -68,6 +70,7 @@ class Entry:
         sent_at: When it was sent. Unix time, since other processes read it.
         submitted_at: The same, and later when it was answered: since then it counts against the account's
             limit.
+        price: What it was priced at when it was submitted, in credits; None if that is not known.
         details: The final `TaskDetails`, once the task has ended.
         earlier: The refs of earlier submits under the same key, oldest first. Each is an entry of its own.
         superseded_key: The caller's key of such an earlier submit, whose `key` is its ref.
@@ -81,6 +84,7 @@ class Entry:
     task_id: str | None = None
     sent_at: float | None = None
     submitted_at: float | None = None
+    price: Decimal | None = None
     details: TaskDetails | None = None
     earlier: tuple[str, ...] = ()
     superseded_key: str | None = None
@@ -94,6 +98,12 @@ class Entry:
     def unnamed(self) -> bool:
         """Whether it was sent and has no task id, so that a callback or a person may still name its task."""
         return self.task_id is None and self.state in (EntryState.UNKNOWN, EntryState.FAILED)
+
+    @property
+    def charged(self) -> bool:
+        """Whether it was charged, or may have been: it was sent, and nothing says that it was not charged."""
+        settled_as_unpaid = self.state is EntryState.FAILED and self.task_id is None
+        return self.state is not EntryState.PLANNED and not settled_as_unpaid
 
     @property
     def name(self) -> str:
@@ -142,6 +152,7 @@ class Entry:
             task_id=self.task_id if task_id is None else task_id,
             sent_at=self.sent_at,
             submitted_at=self.submitted_at if submitted_at is None else submitted_at,
+            price=self.price,
             details=self.details if details is None else details,
             earlier=self.earlier,
             superseded_key=self.superseded_key,
@@ -230,6 +241,10 @@ class Store(Protocol):
 
     def unfinished(self) -> AsyncIterator[Entry]:
         """Every entry that is SUBMITTED or UNKNOWN: charged, or perhaps charged, and not finished."""
+        ...
+
+    async def spent(self) -> Spent:
+        """The price of every entry that is `charged`, by state; also of those that were dropped since."""
         ...
 
     async def recent(self, per: float) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import secrets
+from decimal import Decimal
 
 import attrs
 
@@ -104,10 +105,10 @@ class PendingSubmit:
                 caller.set_result(outcome.result())
 
 
-def planned_entry(request: ImageRequest, key: str | None) -> Entry:
+def planned_entry(request: ImageRequest, key: str | None, price: Decimal | None) -> Entry:
     """A new entry with a ref of its own, under the caller's key or under that ref."""
     ref = new_ref()
-    return Entry(ref if key is None else key, request=request, ref=ref, keyed=key is not None)
+    return Entry(ref if key is None else key, request=request, ref=ref, keyed=key is not None, price=price)
 
 
 def new_ref() -> str:

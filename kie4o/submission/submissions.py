@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from ..errors import APIConnectionError, APITimeoutError, KieError, client_closed, key_conflict
 from ..image_request import ImageRequest
+from ..pricing import PUBLISHED, PriceList
 from ..stores.ledger import Ledger
 from ..stores.shared import Limiter
 from ..stores.store import DuplicateTaskError, Entry, EntryState, fingerprint
@@ -45,6 +46,7 @@ class Submissions:
         ledger: Ledger,
         *,
         callback_url: str | None = None,
+        prices: PriceList = PUBLISHED,
         chance: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -52,6 +54,7 @@ class Submissions:
         self._limiter = limiter
         self._ledger = ledger
         self._callback_url = callback_url
+        self._prices = prices
         self._chance = chance
         self._sleep = sleep
         self._live: dict[str, PendingSubmit] = {}  # by key
@@ -123,7 +126,8 @@ class Submissions:
     ) -> PendingSubmit:
         if self._closing:
             raise client_closed()
-        submit = PendingSubmit(planned_entry(request, key), permit.hold())
+        entry = planned_entry(request, key, self._prices.find(request))
+        submit = PendingSubmit(entry, permit.hold())
         submit.task = asyncio.create_task(self._run(submit, resubmit), name="kie4o submit")
         submit.task.add_done_callback(functools.partial(self._on_done, submit))
         self._live[submit.entry.key] = submit

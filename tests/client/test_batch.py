@@ -509,9 +509,11 @@ PROMPTS = 200_000  # a million take half a minute with the same result
 FLAT = f"""
 import asyncio, collections, hashlib, resource, sys
 from kie4o.batch.batch import Batch
+from kie4o.batch.budget import Budget
 from kie4o.batch.items import Items
 from kie4o.stores.memory import MemoryStore
 from kie4o import ImageResult, TaskDetails, TaskState
+from kie4o.pricing import PUBLISHED
 from kie4o.submission.resending import NO_RESUBMIT
 
 def resident():
@@ -551,6 +553,7 @@ async def main():
         recalled,
         max_in_flight=20,
         resubmit=NO_RESUBMIT,
+        budget=Budget(None, PUBLISHED),
     )
     print(*await growth(batch, 1000))
     print(*await growth(items(Items(prompts({PROMPTS}), "")), 1000))

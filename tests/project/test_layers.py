@@ -28,6 +28,7 @@ FLOORS = [
     {"wire"},
     {"models", "settings"},
     {"image_request"},
+    {"pricing"},
     {"errors"},
     {"details", "urls", "plain", "version", "clock", "waiting"},
 ]  # from the top down; rooms of one floor do not know each other
@@ -37,7 +38,7 @@ USERS = {"cli", "pytest_plugin"}  # of the emulator
 ROOMS = {*FLOOR_OF, EMULATOR}
 
 PURE = {"wire", "models", "image_request", "settings", "errors", "details"}
-PURE |= {"urls", "plain", "version", "clock"}
+PURE |= {"urls", "plain", "version", "clock", "pricing"}
 NETWORK = {"webhooks", "transport", "files", EMULATOR}
 # Which rooms import which foreign package at run time.
 FOREIGN = {
