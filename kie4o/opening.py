@@ -14,7 +14,6 @@ from .errors import KieError, reason_of
 MODULES = (
     "cattrs",  # to read details
     "concurrent.futures.thread",  # asyncio's threads
-    "decimal",  # the balance
     "encodings.idna",  # to look up a host
     "sqlite3",  # to count equal requests of a batch
     "kie4o.files.downloads",

@@ -109,7 +109,7 @@ class Budget:
                     return
                 else:
                     self._closed, self._too_much = True, price
-                    logger.info("a batch submits nothing more: max_credits is reached")
+                    logger.info("a batch submits nothing more: %s", "max_credits is reached")
             if not granted.done():
                 granted.set_exception(Stopped("the batch has stopped"))
             self._waiting.popleft()

@@ -17,7 +17,7 @@ _STATES = (EntryState.SUBMITTED, EntryState.SUCCEEDED, EntryState.FAILED, EntryS
 def spent_of(counts: Counts) -> Spent:
     """The sums. What is being sent at this moment may be charged."""
     prices: dict[EntryState, list[Decimal]] = {state: [] for state in _STATES}
-    tasks = dict.fromkeys(_STATES, 0)
+    tasks: dict[EntryState, int] = dict.fromkeys(_STATES, 0)
     unpriced = 0
     for (state, price), count in counts.items():
         state = EntryState.UNKNOWN if state is EntryState.INTENT else state

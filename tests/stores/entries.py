@@ -114,5 +114,6 @@ ENTRIES = st.builds(
     state=st.sampled_from([state for state in EntryState if state is not EntryState.INTENT]),
     task_id=st.none() | TASK_IDS,
     submitted_at=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    price=st.none() | st.decimals(0, 10**9, allow_nan=False, allow_infinity=False),
     details=st.none() | DETAILS,
 )

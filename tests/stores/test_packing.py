@@ -36,6 +36,7 @@ FULL = Entry(
     state=EntryState.FAILED,
     task_id="task-1",
     submitted_at=1767323045.25,
+    price=Decimal("24.50"),
     details=DETAILS,
 )
 
@@ -119,6 +120,7 @@ def of_type(*kinds: type) -> list[Any]:
         ("state", WRONG),
         ("task_id", of_type(str)),
         ("submitted_at", of_type(int, float)),
+        ("price", [*WRONG, "NaN", "sNaN", "Infinity", "-1", "-Infinity"]),
         ("request", WRONG),
         ("request.prompt", [True, 5, "", [], {}]),
         ("request.size", WRONG),

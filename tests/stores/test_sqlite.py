@@ -428,6 +428,7 @@ async def test_a_flipped_byte_of_an_entry_is_detected(path: Path, part: str) -> 
 
 COLUMNS = [
     *("key = 'other'", "task_id = 'other'", "task_id = NULL", "state = 'planned'", "state = 'what'"),
+    *("price = '7'", "price = '6.0'", "price = 6", "price = ''"),
     *("submitted_at = 6.0", "submitted_at = NULL", "ref_hash = x'00'", "ref_hash = CAST(ref_hash AS TEXT)"),
     *("key = CAST(key AS BLOB)", "checksum = CAST(checksum AS TEXT)", "body = CAST(body AS TEXT)"),
     *("checksum = ''", "body = ''", "body = 5"),

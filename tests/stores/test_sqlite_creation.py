@@ -1,5 +1,5 @@
 """How a store file comes into being where a drive has no hard links, a directory cannot be synced, or the
-process is killed or stopped in the middle.
+process is killed or stopped in the middle; and how one of an older schema is brought up to date.
 
 A platform is simulated at the call that behaves differently there, with the error that it documents.
 """
@@ -7,6 +7,7 @@ A platform is simulated at the call that behaves differently there, with the err
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import os
@@ -16,19 +17,22 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
-from entries import submitted, unfinished_keys
+from entries import ended, entry_of, submitted, unfinished_keys
 from platforms import like_windows
 from test_sqlite import opened, refused
 
 from kie4o import StoreError, StoreLockedError
 from kie4o.stores import durability, sqlite_creation
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.sqlite_file import open_file
+from kie4o.stores.sqlite_creation import SCHEMA
+from kie4o.stores.sqlite_file import open_file, row_of
+from kie4o.stores.store import EntryState
 
 
 @pytest.fixture
@@ -360,3 +364,90 @@ def test_control_building_in_place_leaves_a_damaged_file(
     monkeypatch.setattr(sqlite_creation, "_name", claim)
     sizes = [path.stat().st_size for path, _ in lines_of(tmp_path, signal.SIGKILL) if path.exists()]
     assert 0 in sizes
+
+
+# -- a file of an older schema -----------------------------------------------------------------------
+
+SCHEMA_1 = """
+PRAGMA application_id = 0x6B696534; PRAGMA user_version = 1;
+CREATE TABLE entry (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    ref_hash BLOB NOT NULL,
+    task_id TEXT,
+    state TEXT NOT NULL,
+    submitted_at REAL,
+    body BLOB NOT NULL,
+    checksum BLOB NOT NULL
+);
+CREATE INDEX entry_of_ref ON entry (ref_hash);
+CREATE INDEX entry_of_task ON entry (task_id) WHERE task_id IS NOT NULL;
+CREATE INDEX entry_unfinished ON entry (id) WHERE state IN ('submitted', 'unknown');
+CREATE TABLE slot (
+    ref_hash BLOB PRIMARY KEY, at REAL NOT NULL, uptime REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE callback (
+    ref_hash BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (ref_hash, task_id)
+) WITHOUT ROWID;
+"""
+OLD = [submitted("runs"), ended(submitted("works")), entry_of("is lost", state=EntryState.UNKNOWN)]
+
+
+def write_schema_1(path: Path) -> None:
+    """A store as the first kie4o left it, which knew no prices."""
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(SCHEMA_1)
+        for entry in OLD:
+            key, ref_hash, task_id, state, at, _, body, check = row_of(entry)
+            row = (key, ref_hash, task_id, state, at, body, check)
+            columns = "key, ref_hash, task_id, state, submitted_at, body, checksum"
+            connection.execute(f"INSERT INTO entry ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+
+async def test_an_older_store_is_brought_up_to_date(path: Path) -> None:
+    """Once: its entries are there without a price, and new ones have theirs, also after the next start."""
+    write_schema_1(path)
+    for number in range(3):
+        store = SQLiteStore(path)
+        await store.open()
+        for entry in OLD:
+            assert await store.find(key=entry.key) == entry
+        spent = await store.spent()
+        assert (spent.tasks, spent.credits, spent.unpriced) == (3 + number, 6 * number, 3)
+        await store.save(submitted(f"new {number}", price=Decimal(6)))
+        await store.aclose()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+async def test_an_upgrade_that_is_cut_short_changes_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """After each of its statements; the next start does it as a whole."""
+    write_schema_1(path)
+    statements = sqlite_creation._UPGRADE.split(";")
+    cut = ";".join([*statements[:at], " SELECT no_such_column"])
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_creation, "_UPGRADE", cut)
+        with pytest.raises(StoreError):
+            await SQLiteStore(path).open()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(entry)")]
+    committed = at == 4
+    assert (version, "price" in columns) == ((SCHEMA, True) if committed else (1, False))
+    store = SQLiteStore(path)
+    await store.open()
+    assert (await store.spent()).unpriced == 3
+    await store.aclose()
+
+
+async def test_a_damaged_older_store_is_left_as_it_is(path: Path) -> None:
+    """What cannot be read is refused, and no entry changes."""
+    write_schema_1(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE entry SET checksum = x'00' WHERE key = 'works'")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="damaged"):
+            await SQLiteStore(path).open()

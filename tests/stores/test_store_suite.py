@@ -9,6 +9,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from kie4o import StoreError, TaskDetails, TaskState
+from kie4o import Spent, StoreError, TaskDetails, TaskState
+from kie4o.pricing import Subtotal
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import CALLBACKS_PER_REF, Entry, EntryState, Store
@@ -396,6 +398,50 @@ async def test_cancelling_a_write_after_any_tick(kind: Kind, tmp_path: Path, wri
             return
 
 
+# -- what was spent ----------------------------------------------------------------------------------
+
+
+async def test_each_state_is_summed_by_price(store: Store) -> None:
+    """What was not sent costs nothing, nor what a person found not to be charged: FAILED without a task.
+
+    An INTENT is unknown. Without a price an entry counts as one.
+    """
+    for state in EntryState:
+        for number in range(3):
+            key = f"{state.value} {number}"
+            named = state in (EntryState.SUBMITTED, EntryState.SUCCEEDED, EntryState.FAILED)
+            task_id = f"task-of-{key}" if named else None
+            price = Decimal("0.1") if number else Decimal("1E+2")
+            await store.save(entry_of(key, state=state, task_id=task_id, price=price))
+    await store.save(entry_of("not charged", state=EntryState.FAILED, price=Decimal(7)))
+    await store.save(submitted("without a price"))
+    three = Subtotal(credits=Decimal("100.2"), tasks=3)
+    assert await store.spent() == Spent(
+        submitted=Subtotal(credits=Decimal("100.2"), tasks=4),
+        succeeded=three,
+        failed=three,
+        unknown=Subtotal(credits=Decimal("200.4"), tasks=6),
+        unpriced=1,
+    )
+
+
+async def test_an_entry_that_moves_or_changes_counts_once(store: Store) -> None:
+    """It is submitted, fails and makes room for another submit of its key; and it is forgotten."""
+    first = submitted("k", price=Decimal(6))
+    await store.save(first)
+    await store.save(first)
+    failed = ended(first, EntryState.FAILED)
+    await store.save(failed)
+    assert await store.spent() == Spent(failed=Subtotal(credits=Decimal(6), tasks=1))
+    second = entry_of("k", ref="another", state=EntryState.INTENT, price=Decimal(5), earlier=(first.ref,))
+    await store.begin(second, failed.superseded())
+    assert (await store.spent()).credits == 11
+    await store.save(failed)  # the second was not charged
+    assert await store.spent() == Spent(failed=Subtotal(credits=Decimal(6), tasks=1))
+    await store.forget("k")
+    assert await store.spent() == Spent()
+
+
 # -- a model ---------------------------------------------------------------------------------------
 
 MODEL_KEYS = st.sampled_from(["a", "b", "c", "d"])
@@ -426,7 +472,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=MODEL_KEYS, state=st.sampled_from(EntryState), new_task=st.booleans())
     def save(self, key: str, state: EntryState, new_task: bool) -> None:
-        before = self.entries.get(key) or entry_of(key)
+        before = self.entries.get(key) or entry_of(key, price=Decimal(1 + ord(key)))
         task_id = before.task_id
         if state in (EntryState.PLANNED, EntryState.INTENT):
             task_id = None
@@ -472,6 +518,8 @@ class Model(RuleBasedStateMachine):
             assert plain(self.runner.run(self.store.find(key=key))) == plain(self.entries.get(key))
         unfinished = [key for key, entry in self.entries.items() if entry.state in UNFINISHED]
         assert sorted(self.runner.run(unfinished_keys(self.store))) == sorted(unfinished)
+        charged = [entry.price or 0 for entry in self.entries.values() if entry.charged]
+        assert self.runner.run(self.store.spent()).credits == sum(charged)
 
     def teardown(self) -> None:
         if self.store is not None:

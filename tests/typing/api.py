@@ -28,6 +28,7 @@ from kie4o import (
     Completion,
     ConfigurationError,
     ContentPolicyError,
+    CreditLimitError,
     DownloadError,
     Entry,
     EntryState,
@@ -55,11 +56,13 @@ from kie4o import (
     OnUpdate,
     PermissionDeniedError,
     PollPolicy,
+    Prices,
     QueueFullError,
     RateLimit,
     RateLimitError,
     RequestFields,
     Size,
+    Spent,
     Store,
     StoreError,
     StoreLockedError,
@@ -361,6 +364,20 @@ async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
     async for done in client.resume(on_update=updated):
         assert_type(done, Completion)
     assert_type(await client.settle("a", task_id="..."), Entry)
+    spent = await client.spent()
+    assert_type(spent, Spent)
+    assert_type((spent.credits, spent.failed.credits), tuple[Decimal, Decimal])
+    assert_type((spent.tasks, spent.unknown.tasks, spent.unpriced), tuple[int, int, int])
+    per_image: Prices = 6.5
+    by_variants: Prices = {1: 6, 2: 11.5, 4: Decimal(20)}
+    for prices in (per_image, by_variants, None):
+        AsyncKieClient("key", prices=prices)
+        assert_type(ImageRequest("A").price(prices), Decimal)
+    try:
+        async for done in client.generate_many(prompts, max_credits=600):
+            assert_type(done, Completion)
+    except CreditLimitError as error:
+        assert_type((error.spent, error.limit), tuple[Decimal | None, Decimal | None])
     await client.backup("copy.db")
     await client.backup(Path("copy.db"))
     for store in (None, "run.db", "sqlite:///run.db", Path("run.db"), own):
