@@ -266,7 +266,12 @@ class ImageRequest:
         """
         from .pricing import price_list  # which loads decimal; reading a callback does without
 
-        return price_list(prices, invalid).price(self)
+        return price_list(prices, invalid).price(images_asked(self))
+
+
+def images_asked(request: ImageRequest) -> object:
+    """How many images a request asks for. What `extra` says of it may be any JSON."""
+    return request.extra.get("nVariants", request.n_variants)
 
 
 class RequestFields(TypedDict, total=False):

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_UP, Context, Decimal
 from types import MappingProxyType
-from typing import Any, Protocol
 
 import attrs
 
@@ -30,20 +29,6 @@ _EXPECTED = "credits for one image, or a mapping such as {1: 6, 2: 12, 4: 24}"
 _AMOUNT = f"a number of credits from 0 to {_MOST:,}"
 
 
-class Priced(Protocol):
-    """What prices depend on in an `ImageRequest`."""
-
-    @property
-    def n_variants(self) -> int:
-        """How many images it asks for, unless `extra` says otherwise."""
-        ...
-
-    @property
-    def extra(self) -> Mapping[str, Any]:
-        """Parameters under Kie's names."""
-        ...
-
-
 @attrs.frozen
 class PriceList:
     """Checked prices: a rate for any number of images, or a price for each number."""
@@ -51,21 +36,17 @@ class PriceList:
     per_image: Decimal | None = PER_IMAGE
     by_variants: Mapping[int, Decimal] = MappingProxyType({})
 
-    def find(self, request: Priced) -> Decimal | None:
-        """The price of a request, or None if it is not known."""
-        variants = request.extra.get("nVariants", request.n_variants)
-        if type(variants) is not int or variants < 1:
+    def find(self, images: object) -> Decimal | None:
+        """The price of a request for so many images, or None if it is not known."""
+        if type(images) is not int or images < 1:
             return None
-        if self.per_image is None:
-            return self.by_variants.get(variants)
-        return times(self.per_image, variants)
+        return self.by_variants.get(images) if self.per_image is None else times(self.per_image, images)
 
-    def price(self, request: Priced) -> Decimal:
+    def price(self, images: object) -> Decimal:
         """The same; raises `InvalidRequestError` if it is not known."""
-        price = self.find(request)
+        price = self.find(images)
         if price is None:
-            variants = request.extra.get("nVariants", request.n_variants)
-            raise InvalidRequestError(f"no price is known for {variants!r:.40} variants: pass it in prices=")
+            raise InvalidRequestError(f"no price is known for {images!r:.40} variants: pass it in prices=")
         return price
 
 

@@ -14,7 +14,7 @@ from decimal import Decimal
 from types import TracebackType
 
 from ..errors import CreditLimitError, KieError
-from ..image_request import ImageRequest
+from ..image_request import ImageRequest, images_asked
 from ..pricing import ZERO, PriceList, total
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -62,7 +62,7 @@ class Budget:
         """Wait until the request fits, in order. Raises `Stopped` if the limit is reached before."""
         if self._limit is None:
             return self.nothing()
-        price = self._prices.price(request)
+        price = self._prices.price(images_asked(request))
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((price, granted))
         self._grant()

@@ -13,7 +13,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from ..errors import APIConnectionError, APITimeoutError, KieError, client_closed, key_conflict
-from ..image_request import ImageRequest
+from ..image_request import ImageRequest, images_asked
 from ..pricing import PUBLISHED, PriceList
 from ..stores.ledger import Ledger
 from ..stores.shared import Limiter
@@ -126,7 +126,7 @@ class Submissions:
     ) -> PendingSubmit:
         if self._closing:
             raise client_closed()
-        entry = planned_entry(request, key, self._prices.find(request))
+        entry = planned_entry(request, key, self._prices.find(images_asked(request)))
         submit = PendingSubmit(entry, permit.hold())
         submit.task = asyncio.create_task(self._run(submit, resubmit), name="kie4o submit")
         submit.task.add_done_callback(functools.partial(self._on_done, submit))

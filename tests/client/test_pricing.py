@@ -115,7 +115,7 @@ def test_a_mapping_is_copied() -> None:
     prices = {1: 6, 2: 12, 4: 24}
     client = AsyncKieClient("k-123", prices=prices)
     prices[1] = 99
-    assert client._options.prices.price(ImageRequest("x")) == 6
+    assert client._options.prices.price(1) == 6
 
 
 def test_variants_that_kie4o_does_not_know() -> None:
