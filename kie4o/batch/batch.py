@@ -269,7 +269,6 @@ class Batch:
             return
         error.add_note("No further requests were submitted; run the same batch again to continue.")
         self._stop = error
-        self._budget.close()
         logger.info("a batch submits nothing more: %s", cause_of(error))
         reason = "the batch stopped"
         self._called_off = frozenset(key for key in self._submitting if self._call_off(key, reason))

@@ -33,7 +33,6 @@ class Budget:
         self._spent = ZERO  # charged, or perhaps
         self._open = ZERO  # reserved by submits without an outcome
         self._waiting: deque[tuple[Decimal, asyncio.Future[None]]] = deque()
-        self._closed = False
         self._too_much: Decimal | None = None  # the price of the first request that did not fit
 
     @property
@@ -66,13 +65,7 @@ class Budget:
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((price, granted))
         self._grant()
-        try:
-            await granted
-        except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                self.settle(price, charged=False)
-            self._grant()
-            raise
+        await granted  # cancelled only with the whole batch, so that what was reserved is of no interest
         return Reservation(self, price)
 
     def nothing(self) -> Reservation:
@@ -86,33 +79,31 @@ class Budget:
             self._spent = total((self._spent, price))
         self._grant()
 
-    def close(self) -> None:
-        """The batch submits nothing more: refuse what waits, and whatever comes."""
-        self._closed = True
-        self._grant()
-
     def _grant(self) -> None:
-        """Look at those that wait, in order. Four cases:
+        """Look at those that wait, in order. Three cases:
 
-        1. It is not waited for any more, or the batch has stopped.
-        2. It fits.
-        3. It may fit if what is reserved is given back: it waits, and those behind it.
-        4. It cannot fit: neither it nor anything behind it is submitted.
+        1. It fits.
+        2. It may fit if what is reserved is given back: it waits, and those behind it.
+        3. It cannot fit: neither it nor anything behind it is submitted.
         """
         while self._waiting:
             price, granted = self._waiting[0]
-            if not self._closed and not granted.done():
-                if self._fits(self._spent, self._open, price):
-                    self._open = total((self._open, price))
+            if not self.reached and self._fits(self._spent, self._open, price):
+                self._open = total((self._open, price))
+                if not granted.done():
                     granted.set_result(None)
-                elif self._fits(self._spent, price):
-                    return
-                else:
-                    self._closed, self._too_much = True, price
-                    logger.info("a batch submits nothing more: %s", "max_credits is reached")
-            if not granted.done():
-                granted.set_exception(Stopped("the batch has stopped"))
+            elif not self.reached and self._fits(self._spent, price):
+                return
+            else:
+                self._reach(price)
+                if not granted.done():
+                    granted.set_exception(Stopped("max_credits is reached"))
             self._waiting.popleft()
+
+    def _reach(self, price: Decimal) -> None:
+        if not self.reached:
+            self._too_much = price
+            logger.info("a batch submits nothing more: %s", "max_credits is reached")
 
     def _fits(self, *amounts: Decimal) -> bool:
         return self._limit is None or total(amounts) <= self._limit

@@ -14,13 +14,23 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
+import attrs
 import pytest
 from batches import AMPLE, FEW, LETTERS, SPEED, all_of, at_rest, client_of, kie_of, paid_is_known, paid_once
 from clients import LOST, MakeStore, until
 from clocks import run_scaled
 
 import kie4o
-from kie4o import AsyncKieClient, Completion, CreditLimitError, ImageRequest, PollPolicy, RateLimit
+from kie4o import (
+    AsyncKieClient,
+    Completion,
+    CreditLimitError,
+    Entry,
+    EntryState,
+    ImageRequest,
+    PollPolicy,
+    RateLimit,
+)
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 
@@ -474,6 +484,30 @@ def test_paying_again_for_what_failed_counts() -> None:
             assert (error.spent, paid(kie)) == (0, 6)
             await all_of(client.generate_many(["a"], max_credits=6, on_unknown="resubmit"))
             assert paid(kie) == 12
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_task_that_fails_while_it_is_looked_up_is_not_paid_again() -> None:
+    """It was running when the batch looked, so that nothing was reserved for it."""
+
+    class Stale(MemoryStore):
+        stale = False
+
+        async def find(self, **by: Any) -> Entry | None:
+            entry = await super().find(**by)
+            running = self.stale and entry is not None and entry.state is EntryState.FAILED
+            return (
+                attrs.evolve(entry, state=EntryState.SUBMITTED, details=None) if running and entry else entry
+            )
+
+    async def run() -> None:
+        async with kie_of(outcome="failed") as kie, client_of(kie, store := Stale()) as client:
+            await all_of(client.generate_many({"a": "a"}))
+            store.stale = True
+            done = await all_of(client.generate_many({"a": "a"}, max_credits=0, retry_failed=True))
+            assert [type(each.error) for each in done] == [kie4o.TaskFailedError]
+            assert len(kie.tasks) == 1
 
     run_scaled(run(), SPEED)
 
