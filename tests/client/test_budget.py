@@ -355,7 +355,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_source_without_an_end_ends_at_the_limit(source: str) -> None:
-    """Also one that never yields again once the limit is reached; it is not asked for much more than fits."""
+    """Also one that never yields again once the limit is reached."""
 
     async def run() -> None:
         async with kie_of(duration=5.0) as kie, client_of(kie) as client:
@@ -365,6 +365,19 @@ def test_a_source_without_an_end_ends_at_the_limit(source: str) -> None:
             assert sorted(each.index for each in done) == list(range(10))
             assert error.spent == paid(kie) == 60
             await at_rest(client)
+
+    run_scaled(run(), SPEED)
+
+
+def test_little_more_is_taken_than_fits() -> None:
+    """While the first ten have no answer yet, the eleventh waits, and the source is left alone."""
+    taken = itertools.count()
+
+    async def run() -> None:
+        async with kie_of(latency=5.0) as kie, client_of(kie) as client:
+            await limited(client.generate_many((f"{n}" for n in taken), max_credits=60, max_in_flight=90))
+            assert next(taken) <= 15
+            assert paid(kie) == 60
 
     run_scaled(run(), SPEED)
 
@@ -497,9 +510,9 @@ def test_a_task_that_fails_while_it_is_looked_up_is_not_paid_again() -> None:
         async def find(self, **by: Any) -> Entry | None:
             entry = await super().find(**by)
             running = self.stale and entry is not None and entry.state is EntryState.FAILED
-            return (
-                attrs.evolve(entry, state=EntryState.SUBMITTED, details=None) if running and entry else entry
-            )
+            if running and entry is not None:
+                return attrs.evolve(entry, state=EntryState.SUBMITTED, details=None)
+            return entry
 
     async def run() -> None:
         async with kie_of(outcome="failed") as kie, client_of(kie, store := Stale()) as client:
