@@ -53,6 +53,7 @@ TREE = {
     "NoImagesError": "TaskError",
     "TaskNotFoundError": "TaskError",
     "TaskTimeoutError": "TaskError",
+    "CreditLimitError": "KieError",
     "CallbackError": "KieError",
     "MalformedCallbackError": "CallbackError",
     "InvalidSignatureError": "CallbackError",
