@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from pathlib import Path
+from typing import Annotated
 
-from ..client import AsyncKieClient
-from ..emulator import Emulator
-from ..errors import invalid
+from cyclopts import Parameter, validators
+
 from ..image_request import Size
 from ..models import RateLimit
-from ..polling.policy import GAP, PollPolicy
-from .board import Board, note
+from .board import Board
+from .parameters import OUTPUT, Out, Output
+from .saving import Folder
+from .terminal import command_line, program
 
 _PICTURES: tuple[tuple[str, Size], ...] = (
     ("A lighthouse above a calm sea at first light", "3:2"),
@@ -26,26 +27,32 @@ _PICTURES: tuple[tuple[str, Size], ...] = (
     ("A tiny greenhouse full of ferns, isometric", "1:1"),
 )
 
+Speed = Annotated[
+    float,
+    Parameter(
+        validator=validators.Number(gte=0.1, lte=1000),
+        show_default=True,
+        help="How many times faster than real time the emulator runs.",
+    ),
+]
 
-async def demo(*, directory: Path = Path("kie4o-demo"), speed: float = 10.0) -> None:
-    """Generate eight pictures in parallel, with an emulator of Kie: free, offline, without an API key.
 
-    Args:
-        directory: Directory for the pictures.
-        speed: How many times faster than real time the emulator runs.
-    """
-    if not 0.1 <= speed <= 1000:
-        note(str(invalid("--speed", speed, "a number from 0.1 to 1000")))
-        sys.exit(2)
+async def demo(*, out: Out = Path("kie4o-demo"), speed: Speed = 10.0, terminal: Output = OUTPUT) -> None:
+    """Generate eight pictures in parallel, with an emulator of Kie: free, offline, without an API key."""
+    from ..client import AsyncKieClient
+    from ..emulator import Emulator
+    from ..polling.policy import GAP, PollPolicy
+
+    Folder(out).check()
     limit = RateLimit(20, per=10.0 / speed)
     poll = PollPolicy(first=max(GAP, 2.0 / speed), maximum=max(GAP, 5.0 / speed))
 
     async def generate(row: int, prompt: str, size: Size) -> Path:
-        board.show(row, "submitting")
+        board.show(row, "waiting")
         task = await client.submit(prompt, size=size)
         board.show(row, "running")
         name = f"{row + 1:02} {prompt.partition(',')[0]}".lower().replace(" ", "-")
-        [path] = await client.download(await task, directory, name=name)
+        [path] = await client.download(await task, out, name=name)
         board.show(row, "saved", done=True)
         return path
 
@@ -53,12 +60,14 @@ async def demo(*, directory: Path = Path("kie4o-demo"), speed: float = 10.0) -> 
         Emulator(clock="real", speed=speed, duration=_around_20_seconds) as kie,
         AsyncKieClient("demo", base_url=kie.url, upload_url=kie.url, rate_limit=limit, poll=poll) as client,
     ):
-        print(f"This is an emulator of Kie at {kie.url}, at {speed:g} times real speed.")
-        print("Nothing leaves this machine, nothing is charged, and no API key is needed.", flush=True)
-        with Board([prompt for prompt, _ in _PICTURES], sys.stdout) as board:
+        terminal.note(f"this is an emulator of Kie at {kie.url}, at {speed:g} times real speed")
+        terminal.note("nothing leaves this machine, nothing is charged, and no API key is needed")
+        async with Board([prompt for prompt, _ in _PICTURES], terminal) as board:
             paths = await asyncio.gather(*(generate(row, *each) for row, each in enumerate(_PICTURES)))
-    print(f"{len(paths)} pictures:", *(f"  {path.absolute()}" for path in paths), sep="\n")
-    print('To generate real images, set KIE_API_KEY and run: kie4o generate "A calm lake at dawn"')
+    files = [str(path.absolute()) for path in paths]
+    terminal.show("\n".join(files), files=files)
+    terminal.note("to generate real images, set KIE_API_KEY and run the next line")
+    terminal.show(command_line([*program(), "generate", "A calm lake at dawn"]) if not terminal.json else "")
 
 
 def _around_20_seconds() -> float:

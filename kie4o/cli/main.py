@@ -1,80 +1,118 @@
 """The program `kie4o`: parses the arguments, runs a command, and returns an exit status.
 
-Every failure is one line on stderr. The exit status is 1 for an error, 2 for wrong usage and 130 after
-Ctrl-C. cyclopts and rich are optional and imported late, so that a missing one is such a line too.
+A command is imported when it is run, and it imports aiohttp and the client when it needs them. So `--help`,
+`--version` and wrong usage cost little more than cyclopts, which is optional and imported late too. Every
+failure is one line on stderr.
 """
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import io
-import logging
-import re
 import sys
-import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from ..errors import InsufficientCreditsError, KieError, RateLimitError, TaskTimeoutError
 from ..version import __version__
-from . import commands
-from .board import note
-from .demo import demo
-from .serving import emulator
+from .terminal import STDIN, Status, Terminal, quiet_pipe
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 _ABOUT = "Images from Kie.ai's GPT-4o image API. Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL."
+_COMMANDS = (
+    ("generate", "generating", "Generate images from prompts and save them. Costs credits."),
+    ("wait", "tasks", "Wait for tasks that are paid already, and save their images."),
+    ("status", "tasks", "Print what Kie knows about a task."),
+    ("download", "tasks", "Save the images of finished tasks."),
+    ("upload", "uploading", "Store files at Kie, for --file and --mask. Free."),
+    ("credits", "money", "Print the balance of the account."),
+    ("unfinished", "stored", "List what is paid, or may be, and has not finished."),
+    ("resume", "stored", "Wait for everything that is unfinished, and save its images."),
+    ("settle", "stored", "Record what you found out about a request with an unknown outcome."),
+    ("listen", "listening", "Receive callbacks, verify and print them, and keep them in the store."),
+    ("emulator", "serving", "Serve a Kie on this machine, for programs in any language."),
+    ("demo", "demo", "Generate pictures with an emulator of Kie: free, offline, without a key."),
+)
 
-# Errors begin with the argument they are about; here that is an option of the command line.
-_OPTIONS = {"files_url": "--file", "mask_url": "--mask", "source": "--file", "wait_timeout": "--timeout"}
-_ARGUMENT = re.compile(r"^(invalid )?(\w+)(?=[=[])")
+
+def application() -> App:
+    """All commands, none of them imported. Raises `ImportError` without cyclopts."""
+    from cyclopts import App, Parameter
+
+    app = App(
+        "kie4o",
+        version=__version__,
+        help=_ABOUT,
+        help_format="plaintext",  # rich.markdown would cost 30 ms
+        default_parameter=Parameter(negative=(), show_default=False),
+    )
+    for name, module, about in _COMMANDS:
+        app.command(f"kie4o.cli.{module}:{name}", name=name, help=about)
+    app.register_install_completion_command(
+        help="Install the completion of commands and options for this shell."
+    )
+    return app
 
 
-def message_of(error: Exception) -> str:
-    """What an error says, in terms of the command line."""
-    if isinstance(error, TaskTimeoutError):
-        return f"timed out waiting for task {error.task_id}; to resume: kie4o wait {error.task_id}"
-    if isinstance(error, InsufficientCreditsError):
-        error.remedy = "Top up at kie.ai; kie4o credits prints the balance."
-    if isinstance(error, RateLimitError):
-        error.remedy = "Something else uses this account too; try again later."
-    return _ARGUMENT.sub(lambda match: (match[1] or "") + _OPTIONS.get(match[2], match[2]), str(error))
-
-
-def _run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name, and return the exit status."""
+    terminal = Terminal(json=_asks_for_json(arguments))
     try:
-        from cyclopts import App, CycloptsError, Parameter  # imports rich
-    except ImportError as error:
-        note(f"the command line needs {error.name}; in a checkout of kie4o, run: pip install '.[cli]'")
-        return 1
-    app = App("kie4o", version=__version__, help=_ABOUT, default_parameter=Parameter(negative=()))
-    for command in (demo, commands.generate, commands.wait, commands.credits):
-        app.command(command)
-    app.command(emulator, name="emulator")
-    try:
-        command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
-        result = command(*bound.args, **bound.kwargs)
-        if asyncio.iscoroutine(result):  # --help and --version are plain functions
-            asyncio.run(result)
-        sys.stdout.flush()  # here, so that a failure to write is a message too
-        return 0
-    except CycloptsError as error:
-        note(str(error))
-        return 2
-    except (KieError, OSError) as error:
-        note(message_of(error))
-        return 1
+        try:
+            app = application()
+        except ImportError as error:
+            terminal.fail(
+                f"the command line needs {error.name}; in a checkout of kie4o, run: pip install '.[cli]'",
+                error=type(error).__name__,
+            )
+            return Status.ERROR
+        return _parsed_and_run(app, arguments, terminal)
     except KeyboardInterrupt:
-        note("interrupted")
-        return 130
+        terminal.error("interrupted")
+        return Status.INTERRUPTED
+    except OSError as error:  # stdout cannot be written to
+        terminal.error(error.strerror or str(error))
+        return Status.ERROR
+
+
+def _parsed_and_run(app: App, arguments: Sequence[str], terminal: Terminal) -> int:
+    from cyclopts import CycloptsError
+
+    try:
+        words = _with_stdin(arguments)
+        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        terminal.fail(" ".join(str(error).split()), error="UsageError")
+        return Status.USAGE
+    if not inspect.iscoroutinefunction(command):  # --help, --version and what installs the completion
+        with quiet_pipe(sys.stdout):
+            command(*bound.args, **bound.kwargs)
+            sys.stdout.flush()
+        return Status.OK
+    bound.apply_defaults()
+    terminal = bound.arguments.get("terminal", terminal)
+    terminal.arguments = tuple(arguments)
+    from .running import run_command
+
+    return run_command(lambda: command(*bound.args, **bound.kwargs), terminal)
+
+
+def _with_stdin(arguments: Sequence[str]) -> list[str]:
+    """A `-` before the end of the options means standard input."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return [STDIN if word == "-" and index < end else word for index, word in enumerate(arguments)]
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether a program reads the output, although the arguments could not be parsed."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
 
 
 def main() -> NoReturn:
     """Run the program and exit."""
-    logging.getLogger("kie4o").addHandler(logging.NullHandler())  # the messages here say what matters
-    warnings.simplefilter("once", UserWarning)
-    warnings.formatwarning = lambda message, *_, **__: f"kie4o: {message}\n"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals that lack a character
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 from ..emulator.program import serve
-from .board import note
+from .terminal import UsageError
 
 
 @functools.wraps(serve)
@@ -16,5 +15,4 @@ async def emulator(**options: Any) -> None:
     try:
         await serve(**options)
     except ValueError as error:
-        note(str(error))
-        sys.exit(2)
+        raise UsageError(str(error)) from None

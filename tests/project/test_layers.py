@@ -18,7 +18,8 @@ pytestmark = pytest.mark.once
 
 FLOORS = [
     {"__main__"},
-    {"cli", "webhooks", "pytest_plugin"},  # rims
+    {"cli", "pytest_plugin"},  # rims
+    {"webhooks"},
     {"client"},
     {"task", "runtime"},
     {"batch", "lifecycle", "settling", "opening", "closing"},
@@ -39,7 +40,7 @@ ROOMS = {*FLOOR_OF, EMULATOR}
 
 PURE = {"wire", "models", "image_request", "settings", "errors", "details"}
 PURE |= {"urls", "plain", "version", "clock", "pricing"}
-NETWORK = {"webhooks", "transport", "files", EMULATOR}
+NETWORK = {"cli", "webhooks", "transport", "files", EMULATOR}
 # Which rooms import which foreign package at run time.
 FOREIGN = {
     "attrs": ROOMS,

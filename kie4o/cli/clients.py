@@ -1,0 +1,56 @@
+"""Where every command gets its client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError
+from ..settings import KEY_VARIABLES
+from .terminal import Terminal, UsageError
+
+if TYPE_CHECKING:
+    from ..client import AsyncKieClient
+
+_PATIENCE = 0.5  # seconds until it is said that the end takes a while
+
+
+def new_client(*, offline: bool = False, **settings: Any) -> AsyncKieClient:
+    """A client with the key of the environment, which is the only way to pass one here.
+
+    `offline` is for what only reads the store: it needs no key.
+    """
+    from ..client import AsyncKieClient
+
+    if not any(os.environ.get(name, "").strip() for name in KEY_VARIABLES):
+        if not offline:
+            raise ConfigurationError("no API key; create one at kie.ai/api-key and set KIE_API_KEY")
+        settings["api_key"] = "offline"
+    return AsyncKieClient(**settings)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    terminal: Terminal, *, offline: bool = False, **settings: Any
+) -> AsyncIterator[AsyncKieClient]:
+    """A client that is open inside of the block. If closing it after Ctrl-C takes a while, that is said."""
+    client = new_client(offline=offline, **settings)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(client)
+        try:
+            yield client
+        except asyncio.CancelledError:
+            said = "stopping: waiting for the answers to what was sent; Ctrl-C again stops at once"
+            stack.callback(asyncio.get_running_loop().call_later(_PATIENCE, terminal.note, said).cancel)
+            raise
+
+
+def existing_store(path: Path) -> Path:
+    """The file of a store that must be there: a command that only reads it would create an empty one."""
+    if not path.expanduser().is_file():
+        raise UsageError(f"invalid --store '{path}': expected the file of an earlier run")
+    return path

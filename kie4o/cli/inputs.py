@@ -1,0 +1,95 @@
+"""What a request is made from: local files, which are uploaded first, URLs, and prompts of standard input."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import attrs
+
+from .terminal import STDIN, UsageError
+
+if TYPE_CHECKING:
+    from ..client import AsyncKieClient
+
+
+def prompts_of(words: Sequence[str]) -> Iterator[str | None]:
+    """The prompts, those of standard input included; None if there are none, which a file makes up for."""
+    if not words:
+        yield None
+    for word in words:
+        if word != STDIN:
+            yield word
+            continue
+        lines = [line.strip() for line in sys.stdin]
+        if not any(lines):
+            raise UsageError("no prompt on standard input: expected one per line")
+        yield from filter(None, lines)
+
+
+def is_url(source: str) -> bool:
+    """Whether Kie can fetch it; anything else is a file on this machine."""
+    return source.lower().startswith(("http://", "https://"))
+
+
+def check_file(source: str, option: str) -> None:
+    """Raises `UsageError` unless it is a file that can be read, and has something in it."""
+    try:
+        with Path(source).expanduser().open("rb") as file:
+            if file.read(1):
+                return
+        reason = "it is empty"
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a ~ without a home directory
+        reason = getattr(error, "strerror", None) or str(error)
+    raise UsageError(f"cannot read {option} '{source}': {reason}")
+
+
+async def url_of(client: AsyncKieClient, source: str, *, path: str = "kie4o") -> str:
+    """The URL of an input image; a file is uploaded."""
+    if is_url(source):
+        return source
+    name = secrets.token_hex(8) + Path(source).suffix  # unique, as an upload replaces one of the same name
+    return (await client.upload(source, name=name, path=path)).url
+
+
+@attrs.frozen
+class Inputs:
+    """The files and the mask of a request, as they were typed."""
+
+    files: tuple[str, ...]
+    mask: str | None
+
+    @classmethod
+    def of(cls, options: Any) -> Inputs:
+        """Those of the options of `generate`."""
+        return cls(options.files_url or (), options.mask_url)
+
+    def check(self) -> None:
+        """Raises `UsageError` if a local file cannot be uploaded."""
+        for source, option in (*((each, "--file") for each in self.files), (self.mask, "--mask")):
+            if source is not None and not is_url(source):
+                check_file(source, option)
+
+    def planned(self, options: Any) -> Any:
+        """The options with a URL in place of each local file, so that a request can be checked before it is
+        uploaded. Its suffix tells the format."""
+        mask = None if self.mask is None else _placeholder(self.mask)
+        return attrs.evolve(options, files_url=tuple(map(_placeholder, self.files)), mask_url=mask)
+
+    async def uploaded(self, client: AsyncKieClient) -> dict[str, Any]:
+        """The fields of the request, once the local files are at Kie."""
+        urls: dict[str, str] = {}
+        for source in dict.fromkeys((*self.files, *filter(None, [self.mask]))):
+            urls[source] = await url_of(client, source)
+        fields: dict[str, Any] = {"files_url": tuple(urls[each] for each in self.files)}
+        if self.mask is not None:
+            fields["mask_url"] = urls[self.mask]
+        return fields if urls else {}
+
+
+def _placeholder(source: str) -> str:
+    return source if is_url(source) else f"https://not-uploaded-yet.example/{quote(Path(source).name)}"

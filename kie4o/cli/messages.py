@@ -1,0 +1,90 @@
+"""Errors and warnings in words of the terminal: they name options and commands, not arguments and calls.
+
+Also which exit status an error has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ..errors import (
+    APIStatusError,
+    ConfigurationError,
+    ImageUnavailableError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    KieError,
+    RateLimitError,
+    StoreLockedError,
+    SubmissionUnknownError,
+    TaskTimeoutError,
+)
+from .options import OPTION_OF
+from .terminal import Status, UsageError
+
+_REMEDIES: Mapping[type[APIStatusError], str] = MappingProxyType(
+    {
+        InsufficientCreditsError: "Top up at kie.ai; kie4o credits prints the balance.",
+        RateLimitError: "Something else uses this account too; try again later.",
+        ImageUnavailableError: "Make its URL public, or pass the file itself with --file.",
+    }
+)
+_OPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        **OPTION_OF,
+        "wait_timeout": "--timeout",
+        "source": "--file",
+        "url": "URL",
+        "task_id": "TASK",
+        "callback_url": "--callback-url",
+    }
+)
+# kie4o's own sentences name arguments. A value is quoted, and is left as it is; a name without an underscore
+# is a word unless a sign follows it.
+_NAMES = "|".join(_OPTIONS)
+_WORDS = re.compile(
+    r"""extra\[(?:'(?P<single>\w+)'|"(?P<double>\w+)")\]"""
+    r"""|(?P<value>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+    rf"|\b(?=\w+_|\w+[=\[])(?P<name>{_NAMES})\b(?:=\[\.\.\.\]|=\[url\]|=True|=(?=[\s,;]|$))?"
+    r"|(?P<python>,? or None(?: for no limit)?\b)"
+)
+_ADVICE = re.compile(r"[;,:] (?:then )?call client\..*$|; pass allow_unsigned=True$")
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says, without the calls of Python that it advises."""
+    if isinstance(error, TaskTimeoutError):
+        return f"timed out waiting for task {error.task_id}; it is still running"
+    if isinstance(error, (InvalidRequestError, ConfigurationError)):
+        return in_our_words(str(error))
+    if isinstance(error, APIStatusError):
+        for kind, remedy in _REMEDIES.items():
+            if isinstance(error, kind):
+                error.remedy = remedy
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, KieError):
+        return error.strerror if error.filename is None else f"{error.strerror}: '{error.filename}'"
+    return _ADVICE.sub("", str(error))
+
+
+def in_our_words(text: str) -> str:
+    """A sentence of kie4o about arguments, about options instead."""
+
+    def replaced(match: re.Match[str]) -> str:
+        if extra := match["single"] or match["double"]:
+            return f"--set {extra}"
+        if match["value"] is not None:
+            return match["value"]
+        return "" if match["name"] is None else _OPTIONS[match["name"]]
+
+    return _WORDS.sub(replaced, text)
+
+
+def status_of(error: BaseException) -> Status:
+    """The exit status of a command that an error ended."""
+    if isinstance(error, (UsageError, InvalidRequestError)):
+        return Status.USAGE
+    if isinstance(error, SubmissionUnknownError):
+        return Status.UNKNOWN
+    return Status.STORE_IN_USE if isinstance(error, StoreLockedError) else Status.ERROR

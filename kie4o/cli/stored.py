@@ -1,0 +1,114 @@
+"""`kie4o unfinished`, `resume` and `settle`: what a store remembers, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from ..models import Completion
+from ..wire.decoding import shown
+from .clients import existing_store, opened
+from .going_on import TIMEOUT, GoingOn, Item
+from .parameters import OUTPUT, ExistsOption, Out, Output, Store, Timeout
+from .saving import Folder
+from .terminal import Status, UsageError
+from .work import Work
+
+if TYPE_CHECKING:
+    from ..stores.store import Entry
+
+Key = Annotated[str, Parameter(name="KEY", help="Its key or ref, as kie4o unfinished lists them.")]
+Task = Annotated[str | None, Parameter(name="--task", help="The id of its task, found at kie.ai/logs.")]
+NotCharged = Annotated[
+    bool, Parameter(name="--not-charged", help="It is not at kie.ai/logs: the next run may submit it again.")
+]
+
+
+async def unfinished(*, store: Store, terminal: Output = OUTPUT) -> None:
+    """List what is paid, or may be, and has not finished. Sends nothing."""
+    async with opened(terminal, offline=True, store=existing_store(store)) as client:
+        entries = [entry async for entry in client.unfinished()]
+    for entry in entries:
+        fields = _fields(entry)
+        task = f"task {entry.task_id}" if entry.task_id else "outcome unknown"
+        key = fields["key"] or f"ref {entry.ref}"
+        words = f"{fields['sent_at'] or '-':<20}  {task}  {key}  {shown(entry.request.prompt or '', 60)}"
+        terminal.show(words, **fields)
+    if not entries:
+        terminal.note("nothing is unfinished")
+
+
+async def resume(
+    *,
+    store: Store,
+    out: Out = Path(),
+    exists: ExistsOption = None,
+    timeout: Timeout = TIMEOUT,
+    terminal: Output = OUTPUT,
+) -> Status:
+    """Wait for everything that is unfinished, and save its images. Submits nothing."""
+    folder = Folder(out, exists=exists)
+    existing_store(store)
+    folder.check()
+    going_on = GoingOn(terminal=terminal, folder=folder, store=store, timeout=timeout)
+    async with opened(terminal, store=store, wait_timeout=timeout) as client:
+        entries = [entry async for entry in client.unfinished()]
+        if not entries:
+            terminal.note("nothing is unfinished")
+            return Status.OK
+        items = {entry.callers_key or entry.key: _item(entry) for entry in entries}
+        work = Work(items=[*items.values()], client=client, going_on=going_on, several=len(items) > 1)
+        terminal.going_on = functools.partial(going_on.lines, work.items)
+        async with work.shown(), asyncio.TaskGroup() as group:
+            for item in work.items:
+                work.state(item, "running")
+            async for completion in client.resume():
+                save = functools.partial(_save, work, completion)
+                group.create_task(work.one(save, items[completion.key]))
+        return work.status()
+
+
+async def _save(work: Work[Item], completion: Completion, item: Item) -> None:
+    item.task_id = item.task_id or completion.task_id
+    await work.save(item, completion.unwrap())
+
+
+async def settle(
+    key: Key,
+    /,
+    *,
+    store: Store,
+    task: Task = None,
+    not_charged: NotCharged = False,
+    terminal: Output = OUTPUT,
+) -> None:
+    """Record what you found out about a request with an unknown outcome. Submits nothing."""
+    if (task is None) != not_charged:
+        raise UsageError(
+            "expected either --task ID or --not-charged: what kie.ai/logs says about the request"
+        )
+    async with opened(terminal, offline=not_charged, store=existing_store(store)) as client:
+        entry = await client.settle(key, task_id=task, charged=None if task is not None else False)
+    found = f"has task {entry.task_id}" if entry.task_id else "was not charged"
+    terminal.show(f"{entry.callers_key or entry.ref} {found}", **_fields(entry))
+
+
+def _item(entry: Entry) -> Item:
+    return Item(shown(entry.request.prompt or "no prompt", 60), task_id=entry.task_id)
+
+
+def _fields(entry: Entry) -> dict[str, Any]:
+    at = entry.submitted_at if entry.sent_at is None else entry.sent_at
+    return {
+        "key": entry.callers_key,
+        "ref": entry.ref,
+        "state": entry.state.value,
+        "task_id": entry.task_id,
+        "prompt": entry.request.prompt,
+        "sent_at": None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
+    }
