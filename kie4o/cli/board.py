@@ -88,8 +88,8 @@ class Board:
 
     async def _tick(self) -> None:
         while True:
-            self._draw()
             await asyncio.sleep(_TICK)
+            self._draw()
 
     def _draw(self) -> None:
         from rich.text import Text

@@ -39,14 +39,15 @@ async def opened(
 ) -> AsyncIterator[AsyncKieClient]:
     """A client that is open inside of the block. If closing it after Ctrl-C takes a while, that is said."""
     client = new_client(offline=offline, **settings)
-    async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(client)
-        try:
-            yield client
-        except asyncio.CancelledError:
-            said = "stopping: waiting for the answers to what was sent; Ctrl-C again stops at once"
-            stack.callback(asyncio.get_running_loop().call_later(_PATIENCE, terminal.note, said).cancel)
-            raise
+    said = "stopping: waiting for the answers to what was sent; Ctrl-C again stops at once"
+    with contextlib.ExitStack() as closed:
+        async with client:
+            try:
+                yield client
+            except asyncio.CancelledError:
+                loop = asyncio.get_running_loop()
+                closed.callback(loop.call_later(_PATIENCE, terminal.note, said).cancel)
+                raise
 
 
 def existing_store(path: Path) -> Path:

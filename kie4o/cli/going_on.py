@@ -62,7 +62,8 @@ class GoingOn:
             return f"{message}; then tell kie4o: {settle} --task ID, or --not-charged"
         if item.task_id is None or isinstance(error, (TaskFailedError, TaskNotFoundError)):
             return message
-        verb = "download" if isinstance(error, DownloadError) else "wait"
+        finished = isinstance(error, DownloadError) and "still running" not in str(error)
+        verb = "download" if finished else "wait"
         return f"{message}; to go on: {self.command(verb, item)}"
 
     def lines(self, items: Sequence[Item]) -> Iterator[str]:

@@ -7,6 +7,8 @@ failure is one line on stderr.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import inspect
 import io
 import sys
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 _ABOUT = "Images from Kie.ai's GPT-4o image API. Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL."
-_COMMANDS = (
+COMMANDS = (
     ("generate", "generating", "Generate images from prompts and save them. Costs credits."),
     ("wait", "tasks", "Wait for tasks that are paid already, and save their images."),
     ("status", "tasks", "Print what Kie knows about a task."),
@@ -33,6 +35,7 @@ _COMMANDS = (
     ("listen", "listening", "Receive callbacks, verify and print them, and keep them in the store."),
     ("emulator", "serving", "Serve a Kie on this machine, for programs in any language."),
     ("demo", "demo", "Generate pictures with an emulator of Kie: free, offline, without a key."),
+    ("--install-completion", "completing", "Install the completion of commands and options for this shell."),
 )
 
 
@@ -47,11 +50,9 @@ def application() -> App:
         help_format="plaintext",  # rich.markdown would cost 30 ms
         default_parameter=Parameter(negative=(), show_default=False),
     )
-    for name, module, about in _COMMANDS:
-        app.command(f"kie4o.cli.{module}:{name}", name=name, help=about)
-    app.register_install_completion_command(
-        help="Install the completion of commands and options for this shell."
-    )
+    for name, module, about in COMMANDS:
+        function = name.strip("-").replace("-", "_")
+        app.command(f"kie4o.cli.{module}:{function}", name=name, help=about)
     return app
 
 
@@ -79,14 +80,19 @@ def run(arguments: Sequence[str]) -> int:
 def _parsed_and_run(app: App, arguments: Sequence[str], terminal: Terminal) -> int:
     from cyclopts import CycloptsError
 
+    unknown = _unknown_command(arguments)
+    if unknown is not None:
+        terminal.fail(unknown, error="UsageError")
+        return Status.USAGE
     try:
         words = _with_stdin(arguments)
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         terminal.fail(" ".join(str(error).split()), error="UsageError")
         return Status.USAGE
-    if not inspect.iscoroutinefunction(command):  # --help, --version and what installs the completion
-        with quiet_pipe(sys.stdout):
+    if not inspect.iscoroutinefunction(command):  # --help and --version
+        # rich exits when the reader of stdout has gone
+        with quiet_pipe(sys.stdout), contextlib.suppress(SystemExit):
             command(*bound.args, **bound.kwargs)
             sys.stdout.flush()
         return Status.OK
@@ -96,6 +102,17 @@ def _parsed_and_run(app: App, arguments: Sequence[str], terminal: Terminal) -> i
     from .running import run_command
 
     return run_command(lambda: command(*bound.args, **bound.kwargs), terminal)
+
+
+def _unknown_command(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first word. cyclopts would import every command to say it."""
+    names = [name for name, _, _ in COMMANDS]
+    word = arguments[0] if arguments else "--help"
+    if word in (*names, "--help", "-h", "--version"):
+        return None
+    near = difflib.get_close_matches(word, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+    return f"unknown command '{word}': {hint}"
 
 
 def _with_stdin(arguments: Sequence[str]) -> list[str]:

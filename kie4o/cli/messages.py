@@ -38,7 +38,7 @@ _OPTIONS: Mapping[str, str] = MappingProxyType(
         "source": "--file",
         "url": "URL",
         "task_id": "TASK",
-        "callback_url": "--callback-url",
+        "allow_unsigned": "--allow-unsigned",
     }
 )
 # kie4o's own sentences name arguments. A value is quoted, and is left as it is; a name without an underscore
@@ -46,11 +46,11 @@ _OPTIONS: Mapping[str, str] = MappingProxyType(
 _NAMES = "|".join(_OPTIONS)
 _WORDS = re.compile(
     r"""extra\[(?:'(?P<single>\w+)'|"(?P<double>\w+)")\]"""
-    r"""|(?P<value>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+    r"""|(?P<value>(?<!\w)'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
     rf"|\b(?=\w+_|\w+[=\[])(?P<name>{_NAMES})\b(?:=\[\.\.\.\]|=\[url\]|=True|=(?=[\s,;]|$))?"
     r"|(?P<python>,? or None(?: for no limit)?\b)"
 )
-_ADVICE = re.compile(r"[;,:] (?:then )?call client\..*$|; pass allow_unsigned=True$")
+_ADVICE = re.compile(r"[;,:] (?:then )?call client\..*$|; wait for it first$|set webhook_key= \(or (?=KIE)")
 
 
 def message_of(error: BaseException) -> str:

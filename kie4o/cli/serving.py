@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 from ..emulator.program import serve
 from .terminal import UsageError
+
+_ARGUMENT = re.compile(r"^(invalid )?'?(\w+)'?(?=[= ])")  # what an error of the emulator begins with
 
 
 @functools.wraps(serve)
@@ -15,4 +18,4 @@ async def emulator(**options: Any) -> None:
     try:
         await serve(**options)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(_ARGUMENT.sub(r"\1--\2", str(error))) from None

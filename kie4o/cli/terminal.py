@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import json
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +69,7 @@ class Terminal:
 
     def show(self, text: str, **fields: Any) -> None:
         """Print a result: its text, or the fields as one JSON object. Either is left out if it is empty."""
-        line = json.dumps(fields, ensure_ascii=False, default=str) if self.json else text
+        line = _json(fields) if self.json else text
         if line:
             self._write(sys.stdout, line)
 
@@ -117,6 +115,12 @@ class Terminal:
             write(stream, line)
 
 
+def _json(fields: Mapping[str, Any]) -> str:
+    import json  # 2 ms, which the help does not need
+
+    return json.dumps(fields, ensure_ascii=False, default=str)
+
+
 def write(stream: TextIO, line: str) -> None:
     """Print a line. If its reader has gone, nothing is written to the stream any more."""
     with quiet_pipe(stream):
@@ -125,14 +129,14 @@ def write(stream: TextIO, line: str) -> None:
 
 @contextlib.contextmanager
 def quiet_pipe(stream: TextIO) -> Iterator[None]:
-    """Ignore that the reader of a stream has gone; any other failure to write is raised."""
+    """Ignore that the reader of a stream has gone. Any other failure to write is raised once."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _GONE:
-            raise
         with open(os.devnull, "wb") as nothing:  # noqa: PTH123  # a device
             os.dup2(nothing.fileno(), stream.fileno())
+        if error.errno not in _GONE:
+            raise
 
 
 def program() -> list[str]:
@@ -150,7 +154,11 @@ def _is_on_path(started: str) -> bool:
 
 def command_line(words: Sequence[str]) -> str:
     """Words as they are typed in a shell of this system."""
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    if sys.platform == "win32":
+        import subprocess
+
+        return subprocess.list2cmdline(words)
+    return shlex.join(words)
 
 
 def _typed(options: Mapping[str, object]) -> list[str]:

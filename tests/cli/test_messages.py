@@ -1,0 +1,135 @@
+"""Errors, warnings and log lines in words of the terminal."""
+
+import re
+
+import attrs
+import pytest
+from paths import PACKAGE
+
+from kie4o.cli.logs import pause_of
+from kie4o.cli.messages import in_our_words, message_of, status_of
+from kie4o.cli.terminal import Status, UsageError
+from kie4o.errors import (
+    DownloadError,
+    InvalidRequestError,
+    KieError,
+    RateLimitError,
+    StoreLockedError,
+    SubmissionUnknownError,
+    TaskTimeoutError,
+    invalid,
+)
+from kie4o.image_request import ImageRequest
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            RateLimitError("too many", code=429),
+            "Kie returned 429: too many. Something else uses this account too; try again later.",
+        ),
+        (TaskTimeoutError("...", task_id="task1"), "timed out waiting for task task1; it is still running"),
+        (invalid("mask_url", "a.png", "a URL"), "invalid --mask='a.png': expected a URL"),
+        (invalid("files_url[1]", "a.png", "a URL"), "invalid --file[1]='a.png': expected a URL"),
+        (invalid("size", "16:9", "'mask_url=x'"), "invalid --size='16:9': expected 'mask_url=x'"),
+        (
+            invalid("wait_timeout", -1, "a number, or None for no limit"),
+            "invalid --timeout=-1: expected a number",
+        ),
+        (DownloadError("https://example.com/?source=a is gone"), "https://example.com/?source=a is gone"),
+        (DownloadError("gone; call client.download('x', ...) to try again"), "gone"),
+        (
+            SubmissionUnknownError("sent: check kie.ai/logs, then call client.settle('k')"),
+            "sent: check kie.ai/logs",
+        ),
+        (FileNotFoundError(2, "No such file", "a.png"), "No such file: 'a.png'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_messages_are_about_the_command_line(error: Exception, expected: str) -> None:
+    """Errors name commands and options instead of calls and arguments; values are left alone."""
+    assert message_of(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "fallback_model has no effect without enable_fallback=True",
+            "--fallback has no effect without --fallback",
+        ),
+        ("Kie ignores mask_url when files_url holds more", "Kie ignores --mask when --file holds more"),
+        ("mask_url has no effect: pass files_url=[...]", "--mask has no effect: pass --file"),
+        (
+            "takes Kie's names; pass n_variants= or extra['nVariants']",
+            "takes Kie's names; pass --variants or --set nVariants",
+        ),
+        ("the size of a prompt at a url, as prompt text", "the size of a prompt at a url, as prompt text"),
+    ],
+)
+def test_sentences_name_options(text: str, expected: str) -> None:
+    """Every argument is named as it is typed; words that only look like one stay."""
+    assert in_our_words(text) == expected
+
+
+def test_every_field_that_a_message_may_name_has_a_word() -> None:
+    """Whatever `ImageRequest` complains of, no name of a field is left."""
+    for field in attrs.fields(ImageRequest):
+        if field.name in ("file_url", "extra"):
+            continue
+        with pytest.raises(InvalidRequestError) as caught:
+            ImageRequest(**{"prompt": "x", field.name: object()})
+        said = message_of(caught.value)
+        assert "_" not in re.sub("<.*?>|'.*?'", "", said)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("x"), Status.USAGE),
+        (InvalidRequestError("x"), Status.USAGE),
+        (SubmissionUnknownError("x"), Status.UNKNOWN),
+        (StoreLockedError("x"), Status.STORE_IN_USE),
+        (KieError("x"), Status.ERROR),
+        (OSError("x"), Status.ERROR),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_exit_status_of_an_error(error: Exception, status: Status) -> None:
+    """By its class."""
+    assert status_of(error) == status
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "a submit is sent again in 60.0 s (1 of 3): 455 maintenance",
+            ("Kie is under maintenance (455), retry 1 of 3", 60.0),
+        ),
+        (
+            "submits pause for 8.2 s: the limit of 20 in 10 s is used up",
+            ("the limit of 20 in 10 s is used up", 8.2),
+        ),
+        ("a free call is made again in 2.0 s: 500 wrong", ("500 wrong", 2.0)),
+        ("task abc is polled again in 5.0 s: 455 maintenance", ("Kie is under maintenance (455)", 5.0)),
+        ("a submit is sent again in 0.5 s (1 of 2): refused", None),
+        ("task abc succeeded after 42.7 s, found by poll", None),
+    ],
+)
+def test_a_pause_is_found_in_a_line_of_the_log(line: str, expected: tuple[str, float] | None) -> None:
+    """Its reason and its seconds; one below a second is not worth a line."""
+    assert pause_of(line) == expected
+
+
+def test_the_lines_of_the_log_are_as_expected() -> None:
+    """The control: the package logs these words, which the patterns know."""
+    source = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py") if "cli" not in path.parts)
+    for template in (
+        '"a submit is sent again in %.1f s (%s): %s"',
+        '"submits pause for %.1f s: %s"',
+        '"task %s is polled again in %.1f s: %s"',
+        "a free call is made again in %.1f s: %s",
+    ):
+        assert template in source

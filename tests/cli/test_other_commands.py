@@ -1,0 +1,201 @@
+"""The commands that pay nothing, from `status` to `listen`, and the demo."""
+
+import asyncio
+import json
+import re
+import shlex
+import signal
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+from paths import IMPORT_ROOT
+from programs import AGAIN, FAST, TASK, Command, Outcome, against, outcome_of, paid, read_until, was_asked
+
+from kie4o import sign_callback
+from kie4o.emulator import Emulator, pictures
+
+
+async def test_credits(tmp_path: Path) -> None:
+    """`kie4o credits` prints only the number; with --json an object."""
+    async with Emulator(clock="real", credits=12.5) as kie:
+        assert await against(kie, tmp_path, "credits").run() == Outcome(0, "12.5\n", "")
+        assert (await against(kie, tmp_path, "credits", "--json").run()).records == [{"credits": 12.5}]
+
+
+async def test_status(tmp_path: Path) -> None:
+    """What Kie knows, as lines or as an object; a task that Kie does not know is a failure."""
+    async with Emulator(clock="real", duration=1000.0) as kie:
+        task = (await against(kie, tmp_path, "generate", "A lake", "--no-wait", "--quiet").run()).out.strip()
+        outcome = await against(kie, tmp_path, "status", task).run()
+        assert (outcome.status, outcome.err) == (0, "")
+        assert f"task id        {task}" in outcome.out
+        assert "state          running" in outcome.out
+        [record] = (await against(kie, tmp_path, "status", task, "--json").run()).records
+        assert (record["task_id"], record["state"], record["urls"]) == (task, "running", [])
+        outcome = await against(kie, tmp_path, "status", TASK, "--json").run()
+        assert outcome.status == 1
+        assert outcome.records[0]["state"] == "missing"
+
+
+async def test_wait_and_download_take_several_tasks(tmp_path: Path) -> None:
+    """Each is saved; one that is not known fails alone, with status 3."""
+    async with Emulator(clock="real", **FAST) as kie:
+        tasks = (await against(kie, tmp_path, "generate", "One", "Two", "--no-wait").run()).out.split()
+        outcome = await against(kie, tmp_path, "wait", *tasks, "--out", "a").run()
+        assert outcome.status == 0
+        outcome = await against(kie, tmp_path, "download", *tasks, TASK, "--out", "b", "--json").run()
+    assert outcome.status == 3
+    saved = {record["task_id"]: record.get("files") for record in outcome.records}
+    assert saved == {**{task: [str(tmp_path / "b" / f"{task}_0.png")] for task in tasks}, TASK: None}
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
+        f"{task}_0.png" for task in tasks
+    )
+
+
+async def test_download_does_not_wait(tmp_path: Path) -> None:
+    """A task that runs is an error that names the command which waits."""
+    async with Emulator(clock="real", duration=1000.0) as kie:
+        task = (await against(kie, tmp_path, "generate", "A lake", "--no-wait").run()).out.strip()
+        outcome = await against(kie, tmp_path, "download", task, "--out", "a").run()
+    assert outcome.status == 1
+    assert outcome.notes == [
+        f"task {task} has no images: it is still running; to go on: {AGAIN} wait {task} --out a"
+    ]
+
+
+async def test_upload(tmp_path: Path) -> None:
+    """A URL per file, which a request takes."""
+    (tmp_path / "cat.png").write_bytes(pictures.BLANK)
+    (tmp_path / "dog.png").write_bytes(pictures.BLANK)
+    async with Emulator(clock="real", **FAST) as kie:
+        outcome = await against(kie, tmp_path, "upload", "cat.png", "dog.png").run()
+        urls = outcome.out.split()
+        assert [url.rpartition("/")[2] for url in urls] == ["cat.png", "dog.png"]
+        words = ("generate", "Both", *(word for url in urls for word in ("--file", url)))
+        assert (await against(kie, tmp_path, *words).run()).status == 0
+        outcome = await against(kie, tmp_path, "upload", "cat.png", "--json", "--path", "pets").run()
+    [record] = outcome.records
+    assert record["file"] == "cat.png"
+    assert record["url"].endswith("/pets/cat.png")
+
+
+@pytest.mark.posix("SIGINT for a child process")
+async def test_what_is_unfinished_is_listed_and_resumed(tmp_path: Path) -> None:
+    """`unfinished` needs no key and sends nothing; `resume` saves the images, and submits nothing."""
+    async with Emulator(clock="real", duration=4.0) as kie:
+        words = ("generate", "One", "Two", "--store", "run.db")
+        process = await against(kie, tmp_path, *words).start()
+        stderr = b""
+        while stderr.count(b"to go on") < 2:
+            stderr += await read_until(process, b"to go on")
+        process.kill()
+        await process.wait()
+        listed = await Command(tmp_path, "unfinished", "--store", "run.db", "--json").run()
+        assert {entry["prompt"] for entry in listed.records} == {"One", "Two"}
+        assert {entry["task_id"] for entry in listed.records} == {*kie.tasks}
+        assert all(entry["state"] == "submitted" for entry in listed.records)
+        outcome = await against(kie, tmp_path, "resume", "--store", "run.db", "--out", "out").run()
+        assert outcome.status == 0
+        assert len(outcome.out.splitlines()) == 2
+        assert paid(kie) == 2
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    assert (await Command(tmp_path, "unfinished", "--store", "run.db").run()).notes == [
+        "nothing is unfinished"
+    ]
+
+
+async def test_settle_names_the_task_of_an_unknown_outcome(tmp_path: Path) -> None:
+    """The task that was found is waited for under the key; nothing is paid again."""
+    words = ("generate", "A lake", "--store", "run.db", "--key", "k1")
+    async with Emulator(clock="real", **FAST) as kie:
+        kie.fault("submit", cut=0, charged=True)
+        outcome = await against(kie, tmp_path, *words).run()
+        assert outcome.status == 4
+        [task] = kie.tasks
+        settled = await against(kie, tmp_path, "settle", "k1", "--store", "run.db", "--task", task).run()
+        assert settled == Outcome(0, f"k1 has task {task}\n", "")
+        outcome = await against(kie, tmp_path, *words).run()
+        assert (outcome.status, paid(kie)) == (0, 1)
+
+
+@pytest.mark.posix("SIGINT for a child process")
+async def test_listen_prints_and_keeps_callbacks(tmp_path: Path) -> None:
+    """A callback is verified, confirmed by a poll, printed as a line and kept; a forged one is refused."""
+    async with Emulator(clock="real", **FAST) as kie:
+        words = (
+            "generate",
+            "A lake",
+            "--callback-url",
+            "https://me.example/kie",
+            "--store",
+            "run.db",
+            "--no-wait",
+        )
+        task = (await against(kie, tmp_path, *words).run()).out.strip()
+        [request] = [each.request for each in kie.tasks.values()]
+        ref = request["callBackUrl"].partition("kie4o_ref=")[2]
+        listen = ("listen", "--port", "0", "--store", "run.db", "--json")
+        process = await against(kie, tmp_path, *listen, KIE_WEBHOOK_KEY="w").start()
+        said = await read_until(process, b"listening at")
+        url = re.search(rb"http://\S+/kie/callback", said)
+        assert url is not None
+        body = json.dumps(
+            {"code": 200, "msg": "success", "data": {"taskId": task, "info": {"result_urls": []}}}
+        )
+        headers = {"Content-Type": "application/json"}
+        async with aiohttp.ClientSession() as session:
+            where = f"{url[0].decode()}?kie4o_ref={ref}"
+            async with session.post(where, data=body, headers=headers) as response:
+                assert response.status == 401
+            headers |= sign_callback(task, key="w", timestamp=int(time.time()))
+            async with session.post(where, data=body, headers=headers) as response:
+                assert response.status == 200
+        assert process.stdout is not None
+        line = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+        assert (line["task_id"], line["code"], line["verified"]) == (task, 200, True)
+        await asyncio.sleep(1.0)  # for the poll that confirms it
+        process.send_signal(signal.SIGINT)
+        outcome = await outcome_of(process, said)
+        assert outcome.status == 130
+        assert "refused a callback with 401" in outcome.notes
+    assert (await Command(tmp_path, "unfinished", "--store", "run.db").run()).notes == [
+        "nothing is unfinished"
+    ]
+
+
+async def test_listen_wants_a_key_or_says_so(tmp_path: Path) -> None:
+    """Without KIE_WEBHOOK_KEY callbacks would not be verified: the line names the option that allows it."""
+    async with Emulator(clock="real") as kie:
+        outcome = await against(kie, tmp_path, "listen", "--port", "0").run()
+    assert outcome.status == 1
+    [line] = outcome.notes
+    assert "KIE_WEBHOOK_KEY" in line
+    assert "--allow-unsigned" in line
+
+
+# -- demo ------------------------------------------------------------------------------------------
+
+
+async def test_demo_saves_eight_pictures_without_a_key(tmp_path: Path) -> None:
+    """`kie4o demo` needs no settings, never leaves the machine, and its last line works as typed."""
+    async with Emulator(clock="real", **FAST) as kie:
+        environment = {"KIE_BASE_URL": kie.url, "KIE_UPLOAD_URL": kie.url, "KIE_API_KEY": "k-123"}
+        outcome = await Command(tmp_path, "demo", "--speed", "40", "--out", "here", **environment).run()
+        assert outcome.status == 0
+        assert not was_asked(kie)
+        paths = list((tmp_path / "here").iterdir())
+        assert len(paths) == 8
+        assert sorted(outcome.out.splitlines()[:8]) == sorted(map(str, paths))
+        assert "\x1b" not in outcome.out
+        last = shlex.split(outcome.out.splitlines()[-1])
+        process = await asyncio.create_subprocess_exec(
+            *last,
+            cwd=tmp_path,
+            env={**Command(tmp_path, **environment).environment, "PYTHONPATH": str(IMPORT_ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert (await outcome_of(process)).status == 0
+        assert paid(kie) == 1

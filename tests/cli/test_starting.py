@@ -1,0 +1,190 @@
+"""How the program starts: imports and cost, help, version, wrong usage, and output that goes nowhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import IMPORT_ROOT
+from programs import FAST, Command, Outcome, against
+
+import kie4o
+from kie4o.cli.main import COMMANDS
+from kie4o.emulator import Emulator
+
+NAMES = [name for name, _, _ in COMMANDS if not name.startswith("-")]
+PURE = [name for name in NAMES if name != "emulator"]  # its options are those of a server
+LOADED = """
+import sys
+from kie4o.cli.main import run
+status = run(sys.argv[1:])
+print(status, *(name for name in ("aiohttp", "kie4o.client", "asyncio") if name in sys.modules))
+"""
+CPU = """
+import resource, subprocess, sys
+best = {}
+for _ in range(7):
+    for name, words in (("pass", ["-c", "pass"]), ("help", ["-m", "kie4o", "--help"])):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        best[name] = min(best.get(name, 9.9), used)
+print(1000 * (best["help"] - best["pass"]))
+"""
+
+
+def python(program: str, *arguments: str) -> str:
+    """What a program prints on stdout."""
+    run = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=IMPORT_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("arguments", "loaded"),
+    [
+        (["--help"], "0"),
+        (["--version"], "0"),
+        (["generat"], "2"),
+        (["generate", "A", "--size", "9:9"], "2"),
+        *((["--help", name], "0") for name in PURE),
+        *(([name, "--nonsense"], "2") for name in PURE),
+        (["credits"], "1 aiohttp kie4o.client asyncio"),  # the control: without a key, with a client
+    ],
+    ids=" ".join,
+)
+def test_help_version_and_wrong_usage_import_no_client(
+    arguments: list[str], loaded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither aiohttp nor the client is imported before a command needs it."""
+    monkeypatch.delenv("KIE_API_KEY", raising=False)
+    assert python(LOADED, *arguments).splitlines()[-1] in (loaded, f"{loaded} asyncio")
+
+
+@pytest.mark.paced
+@pytest.mark.posix("resource usage of children")
+def test_help_costs_little() -> None:
+    """Less than 150 ms of CPU more than an empty Python; cyclopts alone costs 114 to 134."""
+    assert float(python(CPU)) < 150
+
+
+async def test_version(tmp_path: Path) -> None:
+    """`kie4o --version` prints the version of the package."""
+    assert await Command(tmp_path, "--version").run() == Outcome(0, f"{kie4o.__version__}\n", "")
+
+
+async def test_the_package_is_the_program(tmp_path: Path) -> None:
+    """`python -m kie4o` is `kie4o`: it prints help under that name, with every command."""
+    outcome = await Command(tmp_path, "--help", program=("-m", "kie4o")).run()
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "Usage: kie4o COMMAND" in outcome.out
+    assert all(f" {name} " in outcome.out for name in NAMES)
+
+
+@pytest.mark.parametrize("command", NAMES)
+async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
+    """`kie4o COMMAND --help` is status 0, and shows no values of Python."""
+    outcome = await Command(tmp_path, command, "--help").run()
+    assert (outcome.status, outcome.err) == (0, "")
+    assert f"Usage: kie4o {command}" in outcome.out
+    assert not [words for words in ("()", "None", "False", "True", "\x1b") if words in outcome.out]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("generat", "A"), "unknown command 'generat': did you mean generate?"),
+        (("xyz", "A"), "unknown command 'xyz': expected one of generate, wait, "),
+        (("wait",), 'Command "wait" parameter TASK requires an argument.'),
+        (("wait", "no id"), "invalid TASK 'no id': expected the id of a submitted task"),
+        (("credits", "--jsn"), "Unknown option: --jsn. Did you mean --json?"),
+        (("demo", "--speed", "0"), 'Invalid value "0.0" for --speed. Must be >= 0.1.'),
+        (("emulator", "--speed", "0"), "--speed must be > 0: 0.0"),
+        (("emulator", "--outcome", "fail"), 'Invalid value "fail" for --outcome.'),
+        (("unfinished", "--store", "no.db"), "invalid --store 'no.db': expected the file of an earlier run"),
+        (("resume",), 'Command "resume" parameter --store requires an argument.'),
+        (("settle", "k1", "--store", "no.db"), "expected either --task ID or --not-charged"),
+        (("upload", "no.png"), "cannot read FILE 'no.png': No such file or directory"),
+        (("listen", "--port", "70000"), 'Invalid value "70000" for --port.'),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+async def test_wrong_usage_is_status_2(tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
+    """One line, and with --json one object beside it; nothing is sent."""
+    environment = {"KIE_API_KEY": "k-123", "KIE_BASE_URL": "http://127.0.0.1:9"}
+    outcome = await Command(tmp_path, *arguments, **environment).run()
+    assert (outcome.status, outcome.out) == (2, "")
+    [said] = outcome.notes
+    assert said.startswith(line)
+    if arguments[0] != "emulator":
+        outcome = await Command(tmp_path, *arguments, "--json", **environment).run()
+        assert outcome.status == 2
+        assert json.loads(outcome.out) == {"error": "UsageError", "message": said, "task_id": None}
+
+
+async def test_no_key_names_the_variable(tmp_path: Path) -> None:
+    """Without a key one line says which variable to set, and nothing is sent."""
+    for arguments in (("generate", "A calm lake"), ("wait", "0" * 32), ("credits",)):
+        outcome = await Command(tmp_path, *arguments, KIE_API_KEY=" ").run()
+        assert outcome.status == 1
+        assert outcome.notes == ["no API key; create one at kie.ai/api-key and set KIE_API_KEY"]
+
+
+async def test_without_cyclopts_it_says_what_to_install(tmp_path: Path) -> None:
+    """Without the extra the program prints one line with the remedy, and the status is 1."""
+    program = ("-c", "import sys; sys.modules['cyclopts'] = None; from kie4o.cli import main; main()")
+    outcome = await Command(tmp_path, program=program).run()
+    remedy = "in a checkout of kie4o, run: pip install '.[cli]'"
+    assert outcome == Outcome(1, "", f"kie4o: the command line needs cyclopts; {remedy}\n")
+
+
+@pytest.mark.posix("pipes whose reader has gone")
+async def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+    """`kie4o generate ... | true` waits for and saves what it has paid, and says nothing of the pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    async with Emulator(clock="real", **FAST) as kie:
+        process = await against(kie, tmp_path, "generate", "One", "Two").start(stdout=writing, stdin=None)
+        os.close(writing)
+        _, err = await process.communicate()
+    assert process.returncode == 0
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert b"roken" not in err
+    assert b"Traceback" not in err
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await Command(tmp_path, "--help").start(stdout=writing, stdin=None)
+    os.close(writing)
+    assert (await process.communicate())[1] == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.posix("/dev/full")
+async def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """A full disk under stdout is one line and status 1."""
+    with Path("/dev/full").open("wb") as full:
+        async with Emulator(clock="real") as kie:
+            process = await against(kie, tmp_path, "credits").start(stdout=full, stdin=None)
+            _, err = await process.communicate()
+    assert process.returncode == 1
+    assert err == b"kie4o: No space left on device\n"
+
+
+async def test_completion_is_written_for_a_shell(tmp_path: Path) -> None:
+    """`--install-completion` writes a script that knows commands and options."""
+    outcome = await Command(
+        tmp_path, "--install-completion", "--shell", "bash", "--output", "kie4o.sh", HOME=str(tmp_path)
+    ).run()
+    assert (outcome.status, outcome.err) == (0, "")
+    script = (tmp_path / "kie4o.sh").read_text()
+    assert "--no-wait" in script
+    assert "unfinished" in script

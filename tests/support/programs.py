@@ -1,0 +1,224 @@
+"""The program `kie4o` as a person runs it: in its own process, with its own environment, in pipes or in a
+pseudo-terminal. Warnings are errors there, which reveals anything that a command leaves open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import portable
+from paths import IMPORT_ROOT
+
+from kie4o.emulator import Emulator
+
+MODULE = ("-m", "kie4o.cli")
+AGAIN = f"{sys.executable} -m kie4o"  # how the program names itself in a hint
+PYTHON = (
+    "await ",
+    "client.",
+    "=...",
+    "_url",
+    "rate_limit",
+    "wait_timeout",
+    "or None",
+    "()",
+)  # not for a terminal
+PATIENCE = 30.0  # seconds that a command may take
+KEY = "k-123"
+FAST = {"speed": 20.0, "duration": 10.0}  # a task takes half a second
+TASK = "0" * 31 + "1"
+
+
+def paid(kie: Emulator) -> int:
+    """How many tasks were paid for."""
+    return len(kie.tasks)
+
+
+def submits(kie: Emulator) -> int:
+    """How many submits arrived, paid or not."""
+    return kie.posts
+
+
+def polls(kie: Emulator) -> int:
+    """How many polls arrived."""
+    return sum(count for path, count in kie.requests.items() if "record-info" in path)
+
+
+def was_asked(kie: Emulator) -> bool:
+    """Whether any request arrived."""
+    return bool(kie.requests)
+
+
+@attrs.frozen
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def notes(self) -> list[str]:
+        """The lines of stderr, without the progress and without the name of the program."""
+        lines = (line for line in self.err.splitlines() if not line.startswith("   "))
+        return [line.removeprefix("kie4o: ") for line in lines]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The JSON objects on stdout."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Command:
+    """One run of the command line, in this folder and with only this environment."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        program: Sequence[str] = MODULE,
+        stdin: str = "",
+        **environment: str,
+    ) -> None:
+        self.folder, self.arguments, self.stdin = folder, arguments, stdin
+        self.words = (sys.executable, "-W", "error", *program, *arguments)
+        self.environment = portable.environment(PYTHONPATH=str(IMPORT_ROOT), PATH="", **environment)
+
+    async def start(self, **streams: Any) -> asyncio.subprocess.Process:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
+        options = {"cwd": self.folder, "env": self.environment, **portable.interruptible()}
+        return await asyncio.create_subprocess_exec(*self.words, **options, **(pipes | streams))
+
+    async def run(self) -> Outcome:
+        return await outcome_of(await self.start(), stdin=self.stdin)
+
+
+def against(kie: Emulator, folder: Path, *arguments: str, key: str = KEY, **more: str) -> Command:
+    """A command that talks to an emulator."""
+    return Command(folder, *arguments, KIE_BASE_URL=kie.url, KIE_API_KEY=key, **more)
+
+
+async def outcome_of(process: asyncio.subprocess.Process, stderr: bytes = b"", stdin: str = "") -> Outcome:
+    """The outcome of a process that ends in time; a traceback or a word of Python fails the test."""
+    try:
+        out, err = await asyncio.wait_for(
+            process.communicate(stdin.encode() if process.stdin else None), PATIENCE
+        )
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    shown, said = (text.decode().replace("\r\n", "\n") for text in (out or b"", stderr + (err or b"")))
+    outcome = Outcome(process.returncode or 0, shown, said)
+    assert "Traceback" not in outcome.err
+    assert "Warning" not in outcome.err
+    assert not [words for words in PYTHON if words in outcome.err]
+    return outcome
+
+
+async def read_until(process: asyncio.subprocess.Process, words: bytes) -> bytes:
+    """The lines of stderr, up to one with these words."""
+    assert process.stderr is not None
+    stderr = b""
+    while words not in stderr:
+        line = await asyncio.wait_for(process.stderr.readline(), PATIENCE)
+        assert line, stderr
+        stderr += line
+    return stderr
+
+
+class Screen:
+    """A program in a pseudo-terminal: what it writes, and the keys that are pressed."""
+
+    def __init__(self, master: int, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.raw = ""
+        self._master = master
+        self._read = asyncio.create_task(self._follow())
+
+    @property
+    def text(self) -> str:
+        """All that was written, without colours and movements of the cursor."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw).replace("\r", "")
+
+    @property
+    def lines(self) -> list[str]:
+        """What is said and shown once, not what is drawn over."""
+        return [line for line in self.text.splitlines() if line.startswith("kie4o: ")]
+
+    async def until(self, words: str) -> None:
+        """Wait until something was written."""
+        end = time.monotonic() + PATIENCE
+        while words not in self.text:
+            assert time.monotonic() < end, self.text
+            assert not self._read.done() or words in self.text, self.text
+            await asyncio.sleep(0.02)
+
+    def press_ctrl_c(self) -> None:
+        """As a person does: the terminal makes a signal of it."""
+        os.write(self._master, b"\x03")
+
+    async def status(self) -> int:
+        """The exit status, once the program has ended."""
+        status = await asyncio.wait_for(self.process.wait(), PATIENCE)
+        await asyncio.wait_for(self._read, PATIENCE)
+        assert "Traceback" not in self.text
+        return status
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                data = await asyncio.to_thread(os.read, self._master, 65_536)
+            except OSError:  # the other end is closed: how Linux says so
+                return
+            if not data:
+                return
+            self.raw += data.decode("utf-8", "replace")
+
+
+@contextlib.asynccontextmanager
+async def in_terminal(command: Command, *, columns: int = 80) -> AsyncIterator[Screen]:
+    """Run a command in a pseudo-terminal of this width."""
+    import fcntl  # not on Windows
+    import pty
+    import struct
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def take_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    command.environment.setdefault("TERM", "xterm-256color")
+    process = await asyncio.create_subprocess_exec(
+        *command.words,
+        cwd=command.folder,
+        env=command.environment,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        preexec_fn=take_terminal,
+    )
+    os.close(slave)
+    screen = Screen(master, process)
+    try:
+        yield screen
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await asyncio.wait_for(screen._read, PATIENCE)
+        os.close(master)
