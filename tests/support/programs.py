@@ -111,9 +111,8 @@ def against(kie: Emulator, folder: Path, *arguments: str, key: str = KEY, **more
 async def outcome_of(process: asyncio.subprocess.Process, stderr: bytes = b"", stdin: str = "") -> Outcome:
     """The outcome of a process that ends in time; a traceback or a word of Python fails the test."""
     try:
-        out, err = await asyncio.wait_for(
-            process.communicate(stdin.encode() if process.stdin else None), PATIENCE
-        )
+        sent = stdin.encode() if process.stdin else None
+        out, err = await asyncio.wait_for(process.communicate(sent), PATIENCE)
     finally:
         if process.returncode is None:
             process.kill()
@@ -149,7 +148,12 @@ class Screen:
     @property
     def text(self) -> str:
         """All that was written, without colours and movements of the cursor."""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw).replace("\r", "")
+        return _plain(self.raw).replace("\r", "")
+
+    @property
+    def drawn(self) -> list[str]:
+        """Every line that was on the screen at some time, those that were drawn over included."""
+        return re.split(r"[\r\n]+", _plain(self.raw))
 
     @property
     def lines(self) -> list[str]:
@@ -184,6 +188,10 @@ class Screen:
             if not data:
                 return
             self.raw += data.decode("utf-8", "replace")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 @contextlib.asynccontextmanager
