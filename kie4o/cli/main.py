@@ -29,6 +29,7 @@ COMMANDS = (
     ("download", "tasks", "Save the images of finished tasks."),
     ("upload", "uploading", "Store files at Kie, for --file and --mask. Free."),
     ("credits", "money", "Print the balance of the account."),
+    ("spent", "money", "Print what the requests in a store have cost, by state."),
     ("unfinished", "stored", "List what is paid, or may be, and has not finished."),
     ("resume", "stored", "Wait for everything that is unfinished, and save its images."),
     ("settle", "stored", "Record what you found out about a request with an unknown outcome."),

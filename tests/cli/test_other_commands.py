@@ -24,6 +24,25 @@ async def test_credits(tmp_path: Path) -> None:
         assert (await against(kie, tmp_path, "credits", "--json").run()).records == [{"credits": 12.5}]
 
 
+async def test_spent(tmp_path: Path) -> None:
+    """What the requests in a store have cost by state, without a key: what is unknown counts."""
+    words = ("generate", "--store", "run.db", "One", "A [[kie:policy]] hill", "A [[kie:dropped]] lake")
+    async with Emulator(clock="real", **FAST) as kie:
+        assert (await against(kie, tmp_path, *words, "--variants", "2").run()).status == 4
+    outcome = await Command(tmp_path, "spent", "--store", "run.db").run()
+    assert (outcome.status, outcome.err) == (0, "")
+    assert [line.split() for line in outcome.out.splitlines()] == [
+        ["succeeded", "1", "tasks", "12", "credits"],
+        ["submitted", "0", "tasks", "0", "credits"],
+        ["unknown", "1", "tasks", "12", "credits"],
+        ["failed", "1", "tasks", "12", "credits"],
+        ["total", "3", "tasks", "36", "credits"],
+    ]
+    [record] = (await Command(tmp_path, "spent", "--store", "run.db", "--json").run()).records
+    assert record["total"] == {"tasks": 3, "credits": 36.0}
+    assert record["unpriced"] == 0
+
+
 async def test_status(tmp_path: Path) -> None:
     """What Kie knows, as lines or as an object; a task that Kie does not know is a failure."""
     async with Emulator(clock="real", duration=1000.0) as kie:
