@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Awaitable, Callable
 
@@ -28,14 +29,21 @@ def run_command(command: Command, terminal: Terminal) -> int:
         status = asyncio.run(_awaited(command))
         sys.stdout.flush()  # here, so that a failure to write is a message too
         return Status.OK if status is None else status
-    except (UsageError, KieError, OSError, ValueError) as error:
+    except (UsageError, KieError, OSError) as error:
         terminal.fail(message_of(error), error=type(error).__name__, task_id=getattr(error, "task_id", None))
         return status_of(error)
     except KeyboardInterrupt:
-        for line in terminal.going_on():
+        lines = [*terminal.going_on()]
+        for line in lines:
             terminal.error(line)
-        terminal.fail("interrupted", error="KeyboardInterrupt")
+        terminal.fail("interrupted", error="KeyboardInterrupt", going_on=lines)
         return Status.INTERRUPTED
+    except Exception as error:
+        if terminal.verbose:
+            traceback.print_exc()
+        message = f"this is a bug of kie4o: {type(error).__name__}: {error}; --verbose shows where"
+        terminal.fail(message, error=type(error).__name__)
+        return Status.ERROR
 
 
 async def _awaited(command: Command) -> int | None:

@@ -61,16 +61,27 @@ async def resume(
         if not entries:
             terminal.note("nothing is unfinished")
             return Status.OK
-        items = {entry.callers_key or entry.key: _item(entry) for entry in entries}
-        work = Work(items=[*items.values()], client=client, going_on=going_on, several=len(items) > 1)
-        terminal.going_on = functools.partial(going_on.lines, work.items)
-        async with work.shown(), asyncio.TaskGroup() as group:
-            for item in work.items:
-                work.state(item, "running")
-            async for completion in client.resume():
-                save = functools.partial(_save, work, completion)
-                group.create_task(work.one(save, items[completion.key]))
+        items = [_item(entry) for entry in entries]
+        work = Work(items=items, client=client, going_on=going_on, several=len(items) > 1)
+        terminal.going_on = functools.partial(going_on.lines, items)
+        await _resumed(work)
         return work.status()
+
+
+async def _resumed(work: Work[Item]) -> None:
+    """Save the images of each task as soon as it has ended, also while others are waited for."""
+    saving: list[asyncio.Task[None]] = []
+    async with work.shown():
+        for item in work.items:
+            work.state(item, "running")
+        try:
+            async for completion in work.client.resume():
+                save = work.one(functools.partial(_save, work, completion), work.items[completion.index])
+                saving.append(asyncio.create_task(save, name="kie4o save"))
+            await asyncio.gather(*saving)
+        finally:
+            for task in saving:
+                task.cancel()
 
 
 async def _save(work: Work[Item], completion: Completion, item: Item) -> None:

@@ -91,7 +91,8 @@ def _checked(items: Sequence[Item], folder: Folder, terminal: Terminal) -> list[
     folder.check()
     if folder.exists is None:
         for item in items:
-            folder.kept(item.name, _IMAGES)
+            for images in (1, _IMAGES):
+                folder.kept(item.name, images)
     return list(items)
 
 

@@ -8,7 +8,7 @@ from paths import PACKAGE
 
 from kie4o.cli.logs import pause_of
 from kie4o.cli.messages import in_our_words, message_of, status_of
-from kie4o.cli.terminal import Status, UsageError
+from kie4o.cli.terminal import Status, UsageError, command_line, program
 from kie4o.errors import (
     DownloadError,
     InvalidRequestError,
@@ -121,6 +121,34 @@ def test_the_exit_status_of_an_error(error: Exception, status: Status) -> None:
 def test_a_pause_is_found_in_a_line_of_the_log(line: str, expected: tuple[str, float] | None) -> None:
     """Its reason and its seconds; one below a second is not worth a line."""
     assert pause_of(line) == expected
+
+
+def test_a_command_is_quoted_for_the_shell_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A POSIX shell and one of Windows read the same words."""
+    words = ["kie4o", "wait", "id", "--name", "it's a boat"]
+    assert command_line(words) == """kie4o wait id --name 'it'"'"'s a boat'"""
+    monkeypatch.setattr("sys.platform", "win32")
+    assert command_line(words) == 'kie4o wait id --name "it\'s a boat"'
+
+
+@pytest.mark.parametrize(
+    ("started", "path", "expected"),
+    [
+        ("/venv/bin/kie4o", "/usr/bin:/venv/bin", ["kie4o"]),
+        ("/venv/bin/kie4o", "/usr/bin", ["/venv/bin/kie4o"]),
+        (".venv/bin/kie4o", "/usr/bin", [".venv/bin/kie4o"]),
+        ("/src/kie4o/__main__.py", "", ["python3", "-m", "kie4o"]),
+    ],
+)
+@pytest.mark.posix("paths with /")
+def test_a_hint_calls_the_program_as_it_was_called(
+    started: str, path: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name if the shell finds it, else by its path, or as a module."""
+    monkeypatch.setattr("sys.argv", [started])
+    monkeypatch.setattr("sys.orig_argv", ["python3", "-m", "kie4o"])
+    monkeypatch.setenv("PATH", path)
+    assert program() == expected
 
 
 def test_the_lines_of_the_log_are_as_expected() -> None:
