@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 from ..wire.decoding import shown
-from .terminal import Terminal
+from .terminal import Terminal, pause_line
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -41,7 +41,7 @@ class Board:
         self._rows = [_Row(shown(label, 60)) for label in labels]
         self._terminal = terminal
         self._live: Live | None = None  # None where nothing can be drawn
-        self._paused: tuple[str, float] | None = None  # why, and until when
+        self._paused = ("", 0.0)  # why, and until when
         self._ticker: asyncio.Task[None] | None = None
         self._drawn: tuple[str, ...] = ()
 
@@ -92,21 +92,26 @@ class Board:
             self._draw()
 
     def _draw(self) -> None:
+        from rich.console import Group
         from rich.text import Text
 
-        lines = tuple(self._lines(time.monotonic()))
+        now = time.monotonic()
+        lines = (*self._lines(now), self._pause_line(now))
         if lines != self._drawn and self._live is not None:
             self._drawn = lines
-            text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
-            self._live.update(text, refresh=True)
+            rows = Text("\n".join(lines[:-1]), no_wrap=True, overflow="ellipsis")
+            pause = [Text(lines[-1])] if lines[-1] else []  # a narrow terminal has it on two lines
+            self._live.update(Group(rows, *pause), refresh=True)
 
     def _lines(self, now: float) -> Iterator[str]:
         active = [row for row in self._rows if not row.done]
         yield from (row.line(now) for row in active[:_ROWS])
         if len(self._rows) > 1:
             yield f"{len(self._rows) - len(active)} of {len(self._rows)} done"
-        if self._paused is not None and self._paused[1] > now:
-            yield f"{self._paused[0]}; next try in {self._paused[1] - now:.0f} s"
+
+    def _pause_line(self, now: float) -> str:
+        text, until = self._paused
+        return pause_line(text, until - now) if until > now else ""
 
 
 def _live() -> Live | None:

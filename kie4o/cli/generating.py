@@ -154,15 +154,22 @@ async def _accounted(
     from ..stores.memory import MemoryStore
 
     remembered = MemoryStore() if store is None else store
+    client: AsyncKieClient | None = None
     try:
         async with opened(terminal, store=remembered, wait_timeout=timeout) as client:
             yield client
     except asyncio.CancelledError:
-        by_key = {item.key: item for item in items if item.task_id is None}
-        with contextlib.suppress(KieError):
-            async with client:  # closing it has waited for the answers
-                async for entry in client.unfinished():
-                    item = by_key.get(entry.key)
-                    if item is not None:
-                        item.task_id, item.unknown = entry.task_id, entry.task_id is None
+        if client is not None:
+            with contextlib.suppress(KieError):
+                await _ask_the_store(client, items)
         raise
+
+
+async def _ask_the_store(client: AsyncKieClient, items: Sequence[_Prompt]) -> None:
+    """Closing the client has waited for the answers; what they were is in the store."""
+    by_key = {item.key: item for item in items if item.task_id is None}
+    async with client:
+        async for entry in client.unfinished():
+            item = by_key.get(entry.key)
+            if item is not None:
+                item.task_id, item.unknown = entry.task_id, entry.task_id is None

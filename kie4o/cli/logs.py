@@ -14,11 +14,12 @@ from .terminal import Terminal
 
 _SHORTEST = 1.0  # seconds; a shorter pause is not worth a line
 _CODES = {"429": "Kie refused a request for too many calls", "455": "Kie is under maintenance"}
+_WORDS = {"Kie refused one for too many calls": _CODES["429"]}
 _CODES |= {"430": _CODES["429"], "550": "Kie's queue is full"}
 _PAUSES = tuple(
     re.compile(pattern)
     for pattern in (
-        r"a submit is sent again in (?P<seconds>[\d.]+) s \((?P<number>\d+ of \d+)\): (?P<reason>.*)",
+        r"a submit is sent again in (?P<seconds>[\d.]+) s \(\d+ of \d+\): (?P<reason>.*)",
         r"submits pause for (?P<seconds>[\d.]+) s: (?P<reason>.*)",
         r"task \S+ is polled again in (?P<seconds>[\d.]+) s: (?P<reason>.*)",
         r"a free call is made again in (?P<seconds>[\d.]+) s: (?P<reason>.*)",
@@ -50,7 +51,7 @@ def pause_of(line: str) -> tuple[str, float] | None:
     match = next(filter(None, (pattern.fullmatch(line) for pattern in _PAUSES)), None)
     if match is None or float(match["seconds"]) < _SHORTEST:
         return None
-    code, _, _ = match["reason"].partition(" ")
-    reason = f"{_CODES[code]} ({code})" if code in _CODES else shown(match["reason"], 200)
-    number = match.groupdict().get("number")
-    return (f"{reason}, retry {number}" if number else reason), float(match["seconds"])
+    reason = shown(match["reason"], 200)
+    code, _, _ = reason.partition(" ")
+    reason = f"{_CODES[code]} ({code})" if code in _CODES else _WORDS.get(reason, reason)
+    return reason, float(match["seconds"])

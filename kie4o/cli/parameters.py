@@ -74,7 +74,10 @@ def _request_options() -> Any:
 
 
 if TYPE_CHECKING:
-    RequestOptions = Any
+
+    class RequestOptions:
+        """The fields of a request as options: one attribute for each of `OPTIONS`."""
+
 else:
     RequestOptions = _request_options()
 REQUEST = RequestOptions()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import math
 import os
 import shlex
 import sys
@@ -98,7 +99,7 @@ class Terminal:
         if self.progress is not None:
             self.progress.pause(text, seconds)
         else:
-            self.note(f"{text}; next try in {seconds:.0f} s")
+            self.note(pause_line(text, seconds))
 
     def again(self, *more: str) -> str:
         """This command as it was typed, with further arguments."""
@@ -113,6 +114,11 @@ class Terminal:
         hidden = contextlib.nullcontext() if self.progress is None else self.progress.hidden()
         with hidden:
             write(stream, line)
+
+
+def pause_line(reason: str, seconds: float) -> str:
+    """Why nothing happens, and for how long."""
+    return f"{reason}; next try in {math.ceil(seconds)} s"
 
 
 def _json(fields: Mapping[str, Any]) -> str:

@@ -222,8 +222,8 @@ async def test_images_of_two_tasks_are_not_mixed(tmp_path: Path) -> None:
         (("A lake", "--mask", "m.png"), "cannot read --mask 'm.png': No such file or directory"),
         (("A lake", "--file", "none.png"), "cannot read --file 'none.png': No such file or directory"),
         (("A lake", "--file", "empty.png"), "cannot read --file 'empty.png': it is empty"),
-        (("A lake", "--file", "."), "cannot read --file '.': Is a directory"),
-        (("A lake", "--out", "taken/out"), "cannot write to --out 'taken/out': Not a directory"),
+        (("A lake", "--file", "."), "cannot read --file '.': "),
+        (("A lake", "--out", "taken/out"), f"cannot write to --out '{Path('taken/out')}': "),
         (("A lake", "--key", "k1"), "invalid --key 'k1': expected --store too, the file that remembers it"),
         (
             ("A lake", "--set", "seed"),
@@ -252,7 +252,7 @@ async def test_what_cannot_be_used_is_one_line(tmp_path: Path, arguments: tuple[
         outcome = await against(kie, tmp_path, "generate", *arguments).run()
         assert not was_asked(kie)
     assert (outcome.status, outcome.out) == (2, "")
-    assert outcome.notes[-1] == line
+    assert outcome.notes[-1].startswith(line)  # the reasons of a system are its own
     assert len(outcome.notes) == 1 + ("--mask" in arguments)  # and that a mask has no effect without a file
 
 
@@ -324,6 +324,7 @@ async def test_a_failed_task_says_why(tmp_path: Path) -> None:
     assert "to go on" not in outcome.notes[-1]
 
 
+@pytest.mark.posix("the quotes of its shells")
 async def test_an_unknown_outcome_is_status_4(tmp_path: Path) -> None:
     """The line says what may have been charged, and with a store the command that settles it, whole."""
     async with Emulator(clock="real") as kie:
@@ -343,6 +344,7 @@ async def test_an_unknown_outcome_is_status_4(tmp_path: Path) -> None:
         assert listed.notes == ["nothing is unfinished"]
 
 
+@pytest.mark.posix("the quotes of its shells")
 async def test_a_task_that_timed_out_goes_on_with_every_option(tmp_path: Path) -> None:
     """After --timeout the status is 1, and the command in the line saves the image where it was wanted."""
     async with Emulator(clock="real", **FAST) as kie:

@@ -106,11 +106,15 @@ def test_the_exit_status_of_an_error(error: Exception, status: Status) -> None:
     [
         (
             "a submit is sent again in 60.0 s (1 of 3): 455 maintenance",
-            ("Kie is under maintenance (455), retry 1 of 3", 60.0),
+            ("Kie is under maintenance (455)", 60.0),
         ),
         (
             "submits pause for 8.2 s: the limit of 20 in 10 s is used up",
             ("the limit of 20 in 10 s is used up", 8.2),
+        ),
+        (
+            "submits pause for 10.0 s: Kie refused one for too many calls",
+            ("Kie refused a request for too many calls", 10.0),
         ),
         ("a free call is made again in 2.0 s: 500 wrong", ("500 wrong", 2.0)),
         ("task abc is polled again in 5.0 s: 455 maintenance", ("Kie is under maintenance (455)", 5.0)),

@@ -197,6 +197,7 @@ async def test_listen_wants_a_key_or_says_so(tmp_path: Path) -> None:
 # -- demo ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.posix("the quotes of its shells")
 async def test_demo_saves_eight_pictures_without_a_key(tmp_path: Path) -> None:
     """`kie4o demo` needs no settings, never leaves the machine, and its last line works as typed."""
     async with Emulator(clock="real", **FAST) as kie:
