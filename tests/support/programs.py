@@ -46,12 +46,16 @@ def paid(kie: Emulator) -> int:
 
 def submits(kie: Emulator) -> int:
     """How many submits arrived, paid or not."""
-    return kie.posts
+    return _requests(kie, "/generate")
 
 
 def polls(kie: Emulator) -> int:
     """How many polls arrived."""
-    return sum(count for path, count in kie.requests.items() if "record-info" in path)
+    return _requests(kie, "/record-info")
+
+
+def _requests(kie: Emulator, route: str) -> int:
+    return sum(count for path, count in kie.requests.items() if path.endswith(route))
 
 
 def was_asked(kie: Emulator) -> bool:
