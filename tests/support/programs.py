@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -143,7 +144,7 @@ async def read_until(process: asyncio.subprocess.Process, words: bytes) -> bytes
 class Screen:
     """A program in a pseudo-terminal: what it writes, and the keys that are pressed."""
 
-    def __init__(self, master: int, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.raw = ""
         self._master = master
@@ -178,7 +179,7 @@ class Screen:
 
     async def status(self) -> int:
         """The exit status, once the program has ended."""
-        status = await asyncio.wait_for(self.process.wait(), PATIENCE)
+        status = await asyncio.to_thread(self.process.wait, PATIENCE)
         await asyncio.wait_for(self._read, PATIENCE)
         assert "Traceback" not in self.text
         return status
@@ -211,17 +212,17 @@ async def in_terminal(command: Command, *, columns: int = 80) -> AsyncIterator[S
 
     def take_terminal() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     command.environment.setdefault("TERM", "xterm-256color")
-    process = await asyncio.create_subprocess_exec(
-        *command.words,
+    process = subprocess.Popen(  # not one of the loop: uvloop calls `preexec_fn` before stdin is there
+        command.words,
         cwd=command.folder,
         env=command.environment,
         stdin=slave,
         stdout=slave,
         stderr=slave,
+        start_new_session=True,
         preexec_fn=take_terminal,
     )
     os.close(slave)
@@ -229,8 +230,8 @@ async def in_terminal(command: Command, *, columns: int = 80) -> AsyncIterator[S
     try:
         yield screen
     finally:
-        if process.returncode is None:
+        if process.poll() is None:
             process.kill()
-            await process.wait()
+            await asyncio.to_thread(process.wait)
         await asyncio.wait_for(screen._read, PATIENCE)
         os.close(master)
