@@ -19,7 +19,7 @@ pytestmark = pytest.mark.once
 FLOORS = [
     {"__main__"},
     {"cli", "pytest_plugin"},  # rims
-    {"webhooks"},
+    {"gallery", "webhooks"},
     {"client"},
     {"task", "runtime"},
     {"batch", "lifecycle", "settling", "opening", "closing"},
@@ -52,7 +52,8 @@ FOREIGN = {
     "cattrs": {"wire", "stores"},
     "cyclopts": {"cli"},
     "rich": {"cli", EMULATOR},
-    "PIL": {EMULATOR, "cli", "files"},
+    "PIL": {EMULATOR, "cli", "files", "gallery"},
+    "jinja2": {"gallery"},
     "pytest": {"pytest_plugin"},
     "pytest_asyncio": {"pytest_plugin"},
 }
