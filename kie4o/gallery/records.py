@@ -30,6 +30,10 @@ def _number(value: object) -> int | float | None:
     return value
 
 
+def _texts(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
 def _finite(digits: str) -> float | None:
     """The number that JSON's digits stand for; None for one that Python takes as infinite."""
     return _number(float(digits))
@@ -67,8 +71,8 @@ class Record:
     n_variants: int | None = None
     task_id: str | None = None
     state: str
-    files: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    urls: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    files: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    urls: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     credits: int | float | None = attrs.field(default=None, converter=_number)
     seconds: int | float | None = attrs.field(default=None, converter=_number)
     submitted_at: int | float | None = attrs.field(default=None, converter=_number)
