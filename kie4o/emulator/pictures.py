@@ -1,7 +1,7 @@
 """Pictures for the emulator: turns a prompt into a PNG.
 
-Separate because only this module uses Pillow, which is optional and imported when the first picture is
-drawn. The same prompt, size and index always give the same picture.
+Pillow is optional and imported when the first picture is drawn. The same prompt, size and index always give
+the same picture.
 """
 
 from __future__ import annotations
@@ -10,23 +10,14 @@ import base64
 import colorsys
 import hashlib
 import struct
-import textwrap
 import zlib
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from PIL import ImageDraw
-
-
-Colour = tuple[int, int, int]
+from .art.scenes import Colour, scene_of
 
 PIXELS = {"1:1": (768, 768), "3:2": (768, 512), "2:3": (512, 768)}
 PLAIN_SCALE = 8  # 96 pixels instead of 768: without Pillow each is computed in Python
-MAX_CHARACTERS = 400  # of a prompt
-FONT_SIZES = (56, 44, 34, 26, 20)
-INK, SHADOW = (255, 255, 255), (30, 30, 50)
 
 # One transparent pixel: the 70 bytes of the recorded uploads.
 BLANK = base64.b64decode(
@@ -36,12 +27,13 @@ BLANK = base64.b64decode(
 
 @lru_cache(maxsize=64)
 def draw(prompt: str, size: str, index: int) -> bytes:
-    """A gradient with the prompt written on it; without Pillow, a smaller one without text."""
+    """A scene of what the prompt names; without Pillow, a small gradient."""
     width, height = PIXELS[size]
-    corners = _corners(prompt, index)
     if find_spec("PIL") is None:
-        return _draw_plain(width // PLAIN_SCALE, height // PLAIN_SCALE, corners)
-    return _draw_with_pillow(width, height, corners, _shortened(prompt))
+        return _draw_plain(width // PLAIN_SCALE, height // PLAIN_SCALE, _corners(prompt, index))
+    from .art.painting import paint
+
+    return paint(scene_of(prompt, index), width, height)
 
 
 def _corners(prompt: str, index: int) -> list[Colour]:
@@ -53,11 +45,6 @@ def _corners(prompt: str, index: int) -> list[Colour]:
         for shift, saturation, value in ((0, 0.5, 0.85), (0.1, 0.45, 0.8), (0.2, 0.55, 0.7), (0.3, 0.6, 0.55))
     ]
     return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in tints]
-
-
-def _shortened(prompt: str) -> str:
-    text = " ".join(prompt.encode("utf-8", "replace").decode().split())
-    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "\u2026"
 
 
 def _draw_plain(width: int, height: int, corners: list[Colour]) -> bytes:
@@ -81,40 +68,3 @@ def _draw_plain(width: int, height: int, corners: list[Colour]) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _draw_with_pillow(width: int, height: int, corners: list[Colour], text: str) -> bytes:
-    from io import BytesIO
-
-    from PIL import Image, ImageDraw
-
-    # Four pixels, which Pillow stretches and blends.
-    image = Image.new("RGB", (2, 2))
-    for position, colour in zip(((0, 0), (1, 0), (0, 1), (1, 1)), corners, strict=True):
-        image.putpixel(position, colour)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    _write(ImageDraw.Draw(image), width, height, text)
-    file = BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def _write(draw: ImageDraw.ImageDraw, width: int, height: int, text: str) -> None:
-    """Write the text in the middle, in the largest size that fits, with a shadow that keeps it legible."""
-    from PIL import ImageFont
-
-    room = (width * 0.8, height * 0.8)
-
-    def fits(lines: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> bool:
-        left, top, right, bottom = draw.multiline_textbbox((0, 0), lines, font=font)
-        return right - left <= room[0] and bottom - top <= room[1]
-
-    fonts = [(points, ImageFont.load_default(size=points)) for points in FONT_SIZES]
-    tries = [
-        (points, font, "\n".join(textwrap.wrap(text, int(room[0] / font.getlength("n")))))
-        for points, font in fonts
-    ]
-    points, font, lines = next((each for each in tries if fits(each[2], each[1])), tries[-1])
-    for shift, colour in ((points // 16, SHADOW), (0, INK)):
-        position = (width / 2 + shift, height / 2 + shift)
-        draw.multiline_text(position, lines, colour, font=font, anchor="mm", align="center")

@@ -96,7 +96,7 @@ def test_what_is_no_record(text: str) -> None:
 
 
 def test_numbers_are_finite() -> None:
-    """NaN and infinity, which Python's JSON has and a browser's has not, are left out; decimals are numbers."""
+    """NaN and infinity, which only Python's JSON has, are left out; decimals are numbers."""
     record = parse(
         '{"key": "a", "state": "done", "credits": NaN, "seconds": 1e999, "new": Infinity, "newer": [-1e999]}'
     )
