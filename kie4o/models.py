@@ -13,6 +13,7 @@ import attrs
 from .details import TaskDetails
 from .errors import KieError, invalid_setting
 from .image_request import ImageRequest
+from .notebooks import figure
 
 Exists = Literal["keep", "replace", "rename"]
 """What a download does if there is a file of its name."""
@@ -67,6 +68,11 @@ class ImageResult:
         """Whether fewer images arrived than were requested; False if `n_variants` is None."""
         return self.n_variants is not None and len(self.urls) < self.n_variants
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        prompt = self.details.params.get("prompt")
+        return figure(self.urls, task_id=self.task_id, prompt=prompt if isinstance(prompt, str) else None)
+
 
 @attrs.frozen(kw_only=True)
 class Completion:
@@ -102,6 +108,15 @@ class Completion:
         if self.result is None:
             raise KieError("this completion has neither a result nor an error", key=self.key)
         return self.result
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return figure(
+            self.result or (),
+            task_id=self.task_id,
+            prompt=self.request.prompt if self.request is not None else None,
+            error=str(self.error) if self.error is not None else "",
+        )
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import attrs
 
 from ..errors import DownloadError, reason_of
+from ..notebooks import figure
 from . import verification
 from .disk import NO_PATH, PartialFile
 from .images import CONTENT_TYPE_OF, Inspection, Suffix
@@ -58,9 +60,20 @@ class Image:
         message = f"could not save image {self.index} of task {self.task_id} to '{path}': {reason}"
         raise DownloadError(message, task_id=self.task_id)
 
-    def _repr_mimebundle_(self, **_: object) -> dict[str, bytes]:
+    def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return {self.mime_type: self.data}
+        return figure([self._data_url()], task_id=self.task_id)
+
+    def _data_url(self) -> str:
+        return f"data:{self.mime_type};base64,{base64.b64encode(self.data).decode()}"
+
+
+class Images(list[Image]):
+    """The images of one task, in a list that a notebook shows as pictures."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return figure([image._data_url() for image in self], task_id=self[0].task_id if self else None)
 
 
 class ImageInMemory:

@@ -199,7 +199,7 @@ class Files:
 
         async def load() -> list[Image]:
             from .links import Download
-            from .memory import ImageInMemory
+            from .memory import ImageInMemory, Images
             from .verification import require_pillow
 
             if verify:
@@ -210,7 +210,7 @@ class Files:
                 download = Download(url=url, task_id=task_id, sink=sink, renew=renew, verify=verify, age=age)
                 return await self._downloader.fetch(download)
 
-            return await _all(image, links)
+            return Images(await _all(image, links))
 
         return await self._run(load(), lambda: DownloadError(str(client_closed()), task_id=task_id))
 

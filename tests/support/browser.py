@@ -42,7 +42,8 @@ class Page:
     `urls` has every URL that it asked for.
     """
 
-    def __init__(self, socket: ClientWebSocketResponse) -> None:
+    def __init__(self, socket: ClientWebSocketResponse, pid: int = 0) -> None:
+        self.pid = pid  # of the browser
         self.complaints: list[str] = []
         self.urls: list[str] = []
         self._socket = socket
@@ -87,6 +88,15 @@ class Page:
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **shown
             )
 
+    async def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        await self.send("Input.insertText", text=text)
+
+    async def goto(self, url: str) -> None:
+        """Open another page in the same browser."""
+        await self.send("Page.navigate", url=url)
+        await self.until("document.readyState === 'complete'")
+
     async def look(self, *, width: int, height: int, dark: bool = False) -> None:
         """Set the size of the window and the colours that the user prefers."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -94,9 +104,9 @@ class Page:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         await self.send("Emulation.setDeviceMetricsOverride", **size)
 
-    async def screenshot(self, path: Path) -> None:
-        """A picture of the whole page."""
-        taken = await self.send("Page.captureScreenshot", captureBeyondViewport=True)
+    async def screenshot(self, path: Path, *, whole: bool = True) -> None:
+        """A picture of the whole page, or of what the window shows."""
+        taken = await self.send("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(taken["data"]))
 
     async def listen(self) -> None:
@@ -134,7 +144,7 @@ async def open_page(url: str, profile: Path) -> AsyncIterator[Page]:
         address = await asyncio.wait_for(_address(process), PATIENCE)
         drain = asyncio.create_task(_drain(process))
         async with ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
-            page = Page(socket)
+            page = Page(socket, process.pid)
             listening = asyncio.create_task(page.listen())
             try:
                 await page.open(url)

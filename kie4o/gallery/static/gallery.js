@@ -2,13 +2,15 @@
 const byId = (id) => document.getElementById(id);
 const items = JSON.parse(byId("data").textContent);
 const list = byId("cards");
-const cards = [...list.children];
+const cards = [...list.children]; // in the order that is shown
 const large = byId("large");
 const links = [...list.querySelectorAll("a[data-at]")];
 const place = "kie4o:" + location.pathname;
 let marked = new Set();
 let current = null; // "item.variant"
 let comparing = false;
+let fitting = cards; // those that pass the filter
+const SLICE = 200; // cards that are shown at once: 5,000 take Chromium half a second
 
 const itemAt = (at) => items[+at.split(".")[0]];
 const variantOf = (at) => +at.split(".")[1];
@@ -52,18 +54,28 @@ function filter() {
   const words = byId("query").value.toLowerCase().split(/\s+/);
   const state = byId("state").value;
   const only = pressed(byId("only"));
-  let shown = 0;
+  const fits = (item) =>
+    words.every((word) => item.words.includes(word)) &&
+    (!state || item.state === state) &&
+    (!only || item.files.some(([name]) => marked.has(name)));
+  fitting = [];
   for (const card of cards) {
-    const item = items[card.dataset.q];
-    const fits =
-      words.every((word) => item.words.includes(word)) &&
-      (!state || item.state === state) &&
-      (!only || item.files.some(([name]) => marked.has(name)));
-    card.hidden = !fits;
-    shown += fits;
+    if (fits(items[card.dataset.q])) fitting.push(card);
+    else card.hidden = true;
   }
-  byId("count").textContent = `${shown} of ${cards.length} requests`;
-  byId("nothing").hidden = shown > 0;
+  reveal(fitting, 0);
+  byId("count").textContent = `${fitting.length} of ${cards.length} requests`;
+  byId("nothing").hidden = fitting.length > 0;
+}
+
+function reveal(wanted, from) {
+  if (wanted !== fitting) return; // the filter has changed
+  let shown = 0;
+  while (from < wanted.length && shown < SLICE) {
+    shown += wanted[from].hidden;
+    wanted[from++].hidden = false;
+  }
+  if (from < wanted.length) setTimeout(reveal, 0, wanted, from);
 }
 
 const orders = {
@@ -78,7 +90,9 @@ function sort() {
   const order = orders[byId("order").value];
   const ranked = cards.map((card) => [order(items[card.dataset.q], +card.dataset.q), +card.dataset.q, card]);
   ranked.sort((a, b) => (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : a[1] - b[1]));
-  list.append(...ranked.map(([, , card]) => card));
+  cards.splice(0, cards.length, ...ranked.map(([, , card]) => card));
+  list.append(...cards);
+  filter();
 }
 
 function picture(at) {
@@ -131,12 +145,14 @@ function show(at) {
   byId("compare").disabled = item.files.length < 2;
   byId("compare").setAttribute("aria-pressed", comparing);
   address("#" + item.anchor);
-  if (!large.open) large.showModal();
+  if (large.open) return;
+  large.showModal();
+  large.focus(); // not its first link: keys work at once, and no frame is around the image
 }
 
 function step(by) {
-  const visible = [...list.querySelectorAll(".card:not([hidden]) a[data-at]")].map((link) => link.dataset.at);
-  if (visible.length) show(visible.at((visible.indexOf(current) + by) % visible.length));
+  const shots = fitting.flatMap((card) => [...card.querySelectorAll("a[data-at]")]).map((link) => link.dataset.at);
+  if (shots.length) show(shots.at((shots.indexOf(current) + by) % shots.length));
 }
 
 function compare() {
