@@ -1,6 +1,7 @@
 "use strict";
 const byId = (id) => document.getElementById(id);
 const items = JSON.parse(byId("data").textContent);
+byId("data").remove(); // megabytes, of thousands of requests
 const list = byId("cards");
 const cards = [...list.children]; // in the order that is shown
 const large = byId("large");
