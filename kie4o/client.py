@@ -65,6 +65,7 @@ from .urls import URLObject, url_text
 from .waiting import close_iterator
 
 if TYPE_CHECKING:
+    import asyncio
     from decimal import Decimal
 
     import aiohttp
@@ -263,6 +264,7 @@ class AsyncKieClient:
         max_in_flight: int | None = None,
         batch: str | Enum = "",
         max_credits: Credits | None = None,
+        stop: asyncio.Event | None = None,
         on_update: OnUpdate | None = None,
         on_unknown: OnUnknown = "hold",
         retry_failed: bool = False,
@@ -274,13 +276,15 @@ class AsyncKieClient:
         ``replayed=True``, and is not paid again.
 
         Args:
-            requests: Prompts or `ImageRequest`s: an iterable, an async iterable, or a mapping from your
-                ids. It is taken lazily and may be endless.
+            requests: Prompts or `ImageRequest`s: an iterable or an async iterable of them, or of tuples of
+                your id and one of them; or a mapping from your ids. It is taken lazily and may be endless.
             max_in_flight: How many of them may be unfinished at once; the default is the client's.
             batch: A name that keeps the keys of this batch apart from those of others on the same store.
             max_credits: What this run may spend at most, by the `prices` of the client. A submit that was
                 refused or not sent costs nothing, one with an unknown outcome counts as charged, and what an
                 earlier run has paid for is free. A request whose price is not known is not submitted.
+            stop: Set this event to end early: nothing more is submitted, what is in flight is yielded, and
+                the loop ends. Run the same batch again to continue.
             on_update: As for `generate`, for every item that is polled; `details.task_id` says which task it
                 is. An exception from it, other than a `KieError`, stops the batch as the errors below do. Its
                 item is not yielded; a note on it names the task, which is paid.
@@ -307,6 +311,7 @@ class AsyncKieClient:
             name=batch_of(batch),
             resubmit=resubmit,
             budget=Budget(max_credits, self._options.prices),
+            stop=stop,
         )
         async with contextlib.aclosing(run) as completions:
             async for completion in completions:
@@ -320,6 +325,16 @@ class AsyncKieClient:
         """
         runtime = await self._runtime.ready()
         return await runtime.store.spent()
+
+    async def find(self, key: str | Enum) -> Entry | None:
+        """What the store remembers under an idempotency key, or None. No network call.
+
+        Args:
+            key: As for `generate`; in a batch also your id, as ``"batch/id"`` if the batch has a name.
+        """
+        checked = key_of(key)
+        runtime = await self._runtime.ready()
+        return None if checked is None else await runtime.store.find(key=checked)
 
     async def unfinished(self) -> AsyncGenerator[Entry]:
         """The entries of the store that are paid, or may be, and have not finished."""

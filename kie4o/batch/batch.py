@@ -80,6 +80,7 @@ class Batch:
         name: str = "",
         resubmit: Resubmit,
         budget: Budget,
+        stop: asyncio.Event | None = None,
     ) -> None:
         self._store = store
         self._generate = generate
@@ -102,26 +103,33 @@ class Batch:
         self._stop: Exception | None = None
         self._called_off: frozenset[str] = frozenset()  # keys
         self._source_error: BaseException | None = None
+        self._stop_event = stop
+        self._stopper: asyncio.Task[Any] | None = None  # waits for it
 
     def __aiter__(self) -> Batch:
         return self
 
     async def __anext__(self) -> Completion:
+        self._heed(self._stop_event)
         while self._listed is not None and not self._finished:
             await self._search(self._listed)
         if self._finished:
             return self._finished.popleft()
         while True:
             await self._ask_source()
+            if self._pull is None and not self._in_flight:
+                break
             task = await self._tasks.next()
             if task is None:
                 break
+            if task is self._stopper:
+                continue  # it has halted the batch, so that nothing more is asked for
             if task is self._pull:
                 self._pulled(task)
             elif (completion := self._completed(task.result())) is not None:
                 return completion
         error = self._stop or self._budget.error() or self._source_error
-        raise StopAsyncIteration if error is None else error
+        raise StopAsyncIteration if error is None or isinstance(error, Stopped) else error
 
     async def aclose(self) -> None:
         """Cancel what is in flight, as any caller of `generate` may be cancelled, and close the source."""
@@ -239,6 +247,14 @@ class Batch:
         return self._stop is not None or self._budget.reached
 
     # -- stopping: at once, also while the consumer is busy ----------------------------------------
+
+    def _heed(self, stop: asyncio.Event | None) -> None:
+        """Halt when the caller sets the event, also while nothing ends that could be handed out."""
+        if stop is not None and self._stopper is None:
+            self._stopper = self._tasks.start(stop.wait(), "kie4o batch stop")
+            self._stopper.add_done_callback(
+                lambda task: None if task.cancelled() else self._halt(Stopped("the caller stopped it"))
+            )
 
     def _gate(self, key: str) -> None:
         if self._stop is not None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 Request = ImageRequest | str | Enum
-Requests = Iterable[Request] | AsyncIterable[Request] | Mapping[str, Request]
+Pair = tuple[str, Request]  # your id, and its request
+Requests = Iterable[Request | Pair] | AsyncIterable[Request | Pair] | Mapping[str, Request]
 
 _END = object()
 _OPEN: set[sqlite3.Connection] = set()  # one that is collected before the batch is closed would warn
@@ -73,7 +74,7 @@ class Items:
         if self._pairs is not None:
             return next(self._pairs, _END)
         given = await anext(cast("AsyncIterator[Any]", self._arriving), _END)
-        return given if given is _END else (None, given)
+        return given if given is _END else _pair(given)
 
     def _open(self) -> None:
         requests: Any = self._requests
@@ -87,7 +88,12 @@ class Items:
                 "expected an iterable or a mapping of requests; put a single prompt into a list"
             )
         else:
-            self._pairs = zip(itertools.repeat(None), requests)  # one of them has no end
+            self._pairs = map(_pair, requests)
+
+
+def _pair(given: Any) -> Any:
+    """The id, or None, and what was given as a request."""
+    return given if isinstance(given, tuple) and len(given) == 2 else (None, given)
 
 
 def _key(name: str, custom_id: str | None, request: ImageRequest, occurrences: _Occurrences) -> str:
