@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _ABOUT = "Images from Kie.ai's GPT-4o image API. Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL."
 COMMANDS = (
     ("generate", "generating", "Generate images from prompts and save them. Costs credits."),
+    (
+        "batch",
+        "batch.command",
+        "Generate the images of a file of requests. Run it again to go on. Costs credits.",
+    ),
     ("wait", "tasks", "Wait for tasks that are paid already, and save their images."),
     ("status", "tasks", "Print what Kie knows about a task."),
     ("download", "tasks", "Save the images of finished tasks."),

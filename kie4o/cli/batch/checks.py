@@ -1,0 +1,125 @@
+"""What is checked before anything is sent: the file and its lines, local files, and where output goes."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ..inputs import check_file
+from ..messages import message_of
+from ..options import OPTIONS
+from ..terminal import STDIN, Terminal, UsageError
+from . import lines
+from .lines import FORMATS, SUFFIXES, Format, Line, Table
+from .plan import Item, items_of
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """What was typed, and what is checked of it."""
+
+    file: Path
+    out: Path
+    store: Path
+    kind: Format
+    failed: Path | None
+    limit: int | None
+    max_credits: float | None
+    retry_failed: bool
+    every: float
+
+    @property
+    def title(self) -> str:
+        return f"{'standard input' if self.is_stdin else self.file} → {self.out}"
+
+    @property
+    def is_stdin(self) -> bool:
+        return str(self.file) == STDIN
+
+
+def contents_of(file: Path, kind: Format | None) -> tuple[bytes, Format]:
+    """What is in the file, and its format."""
+    if str(file) == STDIN:
+        data = sys.stdin.buffer.read()
+        return data, kind or lines.guessed_format(data)
+    found = kind or SUFFIXES.get(file.suffix.lower())
+    if found is None:
+        expected = f"{', '.join(sorted(SUFFIXES))}, or --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise UsageError(f"the format of '{file}' is not known: expected {expected}")
+    try:
+        return file.expanduser().read_bytes(), found
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise UsageError(f"cannot read '{file}': {reason}")
+
+
+def table_of(data: bytes, options: Options, request: Any) -> Table:
+    """The lines, with paths that are relative to the folder of the file."""
+    defaults = {option.field: getattr(request, option.field) for option in OPTIONS}
+    given = {name: value for name, value in defaults.items() if value is not None}
+    return lines.read(data, options.kind, given)
+
+
+def checked_items(table: Table, options: Options, terminal: Terminal) -> list[Item]:
+    """The items of the lines; their local files are read. Raises `UsageError` once all problems are said."""
+    folder = Path() if options.is_stdin else options.file.expanduser().parent
+    table.lines = [_located(line, folder) for line in table.lines]
+    digests: dict[str, str] = {}
+    problems = list(table.problems)
+    for line in table.lines:
+        for source in line.local:
+            if source not in digests:
+                try:
+                    check_file(source, "file")
+                    with Path(source).expanduser().open("rb") as file:
+                        digests[source] = hashlib.file_digest(file, "sha256").hexdigest()
+                except (UsageError, OSError) as error:
+                    problems.append((line.number, message_of(error)))
+    report_problems(sorted(problems), options, terminal)
+    if not table.lines:
+        raise UsageError(f"no request in '{options.file}': expected at least one line")
+    return items_of(table.lines, digests)
+
+
+def _located(line: Line, folder: Path) -> Line:
+    """The line with its local files as seen from here."""
+    local = set(line.local)
+    files = tuple(str(folder / Path(each).expanduser()) if each in local else each for each in line.files)
+    mask = (
+        str(folder / Path(line.mask).expanduser())
+        if line.mask is not None and line.mask in local
+        else line.mask
+    )
+    return attrs.evolve(line, files=files, mask=mask)
+
+
+def report_problems(problems: Sequence[tuple[int, str]], options: Options, terminal: Terminal) -> None:
+    """Say all problems, each with the number of its line, and end. Does nothing if there are none."""
+    for number, text in problems:
+        if terminal.json:
+            terminal.show("", event="problem", line=number, message=text)
+        terminal.error(f"line {number}: {text}")
+    if problems:
+        lines = "1 bad line" if len(problems) == 1 else f"{len(problems)} bad lines"
+        raise UsageError(f"{lines} in '{options.file}'; nothing was sent")
+
+
+def check_failed_file(options: Options) -> None:
+    """Prove that the failed lines can be written, and that they do not replace what was typed."""
+    path = options.failed
+    if path is None:
+        return
+    if not options.is_stdin and path.expanduser().resolve() == options.file.expanduser().resolve():
+        raise UsageError(f"--failed '{path}' is FILE itself: expected another file")
+    reason = ""
+    try:
+        with path.expanduser().open("ab"):
+            return
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise UsageError(f"cannot write to --failed '{path}': {reason}")

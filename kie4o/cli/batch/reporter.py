@@ -1,0 +1,109 @@
+"""What a batch says while it runs: drawn on a terminal, a plain line now and then elsewhere, or events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ..drawing import Drawing
+from ..terminal import Terminal
+from .progress import Progress
+from .results import facts_of
+
+if TYPE_CHECKING:
+    from ...gallery.records import Record
+    from .plan import Item
+
+_FAILURES = 20  # that are said as they happen
+
+
+@attrs.define(eq=False)
+class Reporter:
+    """Reports the progress of a batch: `async with reporter.shown():`."""
+
+    terminal: Terminal
+    progress: Progress
+    every: float  # seconds between two plain lines
+    _drawing: Drawing | None = attrs.field(default=None, init=False)
+    _failures: int = attrs.field(default=0, init=False)
+    _said: dict[str, float] = attrs.field(factory=dict, init=False)  # when a pause was said
+
+    @contextlib.asynccontextmanager
+    async def shown(self) -> AsyncIterator[None]:
+        """Progress is shown inside of it."""
+        drawing = Drawing(lambda width: self.progress.lines(time.monotonic(), width))
+        self.progress.begin(time.monotonic())
+        self.terminal.progress = self
+        lines = asyncio.create_task(self._lines(), name="kie4o progress")
+        try:
+            if drawing.able and not self.terminal.quiet:
+                async with drawing as self._drawing:
+                    yield
+            else:
+                yield
+        finally:
+            self._drawing = self.terminal.progress = None
+            lines.cancel()
+
+    def hidden(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is drawn inside of it."""
+        return contextlib.nullcontext() if self._drawing is None else self._drawing.hidden()
+
+    def pause(self, text: str, seconds: float) -> None:
+        """Show why nothing happens. Elsewhere than on a terminal it is said, but not over and over."""
+        now = time.monotonic()
+        self.progress.pause(text, seconds, now)
+        if now < self._said.get(text, now):
+            return
+        self._said[text] = now + max(seconds, self.every)
+        self.event("pause", reason=text, seconds=seconds)
+        if self._drawing is None:
+            self.terminal.note(f"{text}; next try in {seconds:.0f} s")
+
+    def stopping(self) -> None:
+        """Nothing more is submitted, because of Ctrl-C."""
+        progress, again = self.progress, self.terminal.again()
+        progress.stopping = "stopping: nothing more is submitted; Ctrl-C again stops at once"
+        count = progress.running + progress.saving
+        self.terminal.error(f"{progress.stopping}. Waiting for {count} under way; to go on: {again}")
+        self.event("stopping", under_way=count, command=again)
+
+    def ended(self, item: Item, record: Record) -> None:
+        """A request has its outcome."""
+        progress = self.progress
+        if record.state == "done" and record.error is None:
+            progress.done += 1
+        elif record.state == "unknown":
+            progress.unknown += 1
+        else:
+            progress.failed += 1
+        if not record.replayed:
+            progress.ended(time.monotonic(), len(record.files))
+        self.event("item", **facts_of(record))
+        if record.error is not None:
+            self._failed(f"line {item.line.number}: {record.error}")
+
+    def event(self, event: str, /, **facts: Any) -> None:
+        """Tell a program something."""
+        if self.terminal.json:
+            self.terminal.show("", event=event, **facts)
+
+    def _failed(self, text: str) -> None:
+        self.progress.failure = text
+        self._failures += 1
+        if self._failures <= _FAILURES:
+            self.terminal.note(text)
+
+    async def _lines(self) -> None:
+        """A plain line now and then."""
+        while True:
+            await asyncio.sleep(self.every)
+            now = time.monotonic()
+            self.event("progress", **self.progress.facts(now))
+            if self._drawing is None:
+                self.terminal.progress_line(self.progress.line(now))

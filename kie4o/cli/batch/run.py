@@ -1,0 +1,287 @@
+"""One run of a batch: requests are submitted, images saved, records written, each as soon as it can be.
+
+Everything that is paid goes through `generate_many`. What is here is its source, what becomes of its
+completions, and how it stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from ...errors import (
+    AuthenticationError,
+    CreditLimitError,
+    InsufficientCreditsError,
+    KeyLimitError,
+    KieError,
+    StoreError,
+    SubmissionUnknownError,
+    TaskError,
+)
+from ...gallery.records import Record
+from ...gallery.thumbnails import ThumbnailMaker
+from ...image_request import ImageRequest
+from ...pricing import Spent
+from ..inputs import url_of
+from ..messages import message_of
+from .plan import Item
+from .reporter import Reporter
+from .results import Results
+
+if TYPE_CHECKING:
+    from ...client import AsyncKieClient
+    from ...models import Completion
+
+_FATAL = (AuthenticationError, InsufficientCreditsError, KeyLimitError)  # every further upload would fail
+_SAVES = 16  # requests whose images are downloaded at once
+_AHEAD = 8  # requests whose files are uploaded before it is their turn
+
+
+@attrs.define(kw_only=True, eq=False)
+class Run:
+    """One run over the items that have something left to do.
+
+    Attributes:
+        out: The folder.
+        max_credits: What may be spent.
+        retry_failed: Whether failed tasks are submitted again.
+        stop: Set to submit nothing more.
+        records: What has been recorded, by key.
+        error: What stopped it.
+        unknown: How many requests have an outcome that nobody knows.
+    """
+
+    client: AsyncKieClient
+    results: Results
+    reporter: Reporter
+    out: Path
+    max_credits: float | None
+    retry_failed: bool
+    stop: asyncio.Event
+    records: dict[str, Record]
+    error: KieError | OSError | None = None
+    unknown: int = 0
+    _items: dict[str, Item] = attrs.field(factory=dict, init=False)  # by the key in the store
+    _uploads: dict[str, asyncio.Task[str]] = attrs.field(factory=dict, init=False)
+    _turns: asyncio.Semaphore = attrs.field(factory=lambda: asyncio.Semaphore(_SAVES), init=False)
+    _thumbnails: ThumbnailMaker = attrs.field(init=False)
+    _before: Spent = attrs.field(factory=Spent, init=False)
+
+    async def run(self, items: Sequence[Item]) -> None:
+        """Bring every item to its end, or as many as possible."""
+        self._items = {item.stored_as: item for item in items}
+        self._before = await self.client.spent()
+        with ThumbnailMaker(self.out) as self._thumbnails:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(self._watch_spending())
+                await self._take(items, group)
+                watching.cancel()
+        await self._cancel_uploads()
+
+    def reserve_names(self, items: Iterable[Item]) -> None:
+        """Record the names that are not those of their lines, so that a later run gives the same ones."""
+        for item in items:
+            if item.moved and item.key not in self.records:
+                self.records[item.key] = _record(item, "not_submitted", None)
+                self.results.add(self.records[item.key])
+
+    def state_of(self, item: Item) -> str:
+        """What has become of an item, as its record says."""
+        record = self.records.get(item.key)
+        if record is None:
+            return "not_submitted"
+        return "failed" if record.error is not None and record.state == "done" else record.state
+
+    def unfinished(self, items: Iterable[Item]) -> bool:
+        """Whether running it again brings some items further without paying for them again."""
+        return any(record is not None and _may_go_on(record) for record in map(self._known, items))
+
+    def spent_in(self, spent: Spent) -> Decimal:
+        """What this run has spent."""
+        return spent.credits - self._before.credits
+
+    def _known(self, item: Item) -> Record | None:
+        return self.records.get(item.key)
+
+    async def _take(self, items: Sequence[Item], group: asyncio.TaskGroup) -> None:
+        """Save what ends, as it ends. An error that stops the batch is kept, since saving goes on."""
+        saves: set[asyncio.Task[None]] = set()
+        many = self.client.generate_many(
+            self._source(items),
+            max_credits=self.max_credits,
+            stop=self.stop,
+            retry_failed=self.retry_failed,
+        )
+        try:
+            async with contextlib.aclosing(many):
+                async for completion in many:
+                    save = group.create_task(self._ended(self._items[completion.key], completion))
+                    saves.add(save)
+                    save.add_done_callback(saves.discard)
+        except KieError as error:
+            self.error = self.error or error
+        if saves:
+            await asyncio.wait(saves)
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    async def _source(self, items: Sequence[Item]) -> AsyncGenerator[tuple[str, ImageRequest]]:
+        """The requests, each with its key. Local files are uploaded a little ahead."""
+        ahead: deque[tuple[Item, asyncio.Task[ImageRequest]]] = deque()
+        rest = iter(items)
+        try:
+            while True:
+                while len(ahead) < _AHEAD and (item := next(rest, None)) is not None:
+                    ahead.append((item, asyncio.create_task(self._request_of(item), name="kie4o upload")))
+                if not ahead:
+                    return
+                item, ready = ahead.popleft()
+                try:
+                    yield item.stored_as, await ready
+                except _FATAL:
+                    raise
+                except KieError as error:
+                    self._add(item, _failure(item, error, "not_submitted"))
+        finally:
+            for _, ready in ahead:
+                ready.cancel()
+
+    async def _request_of(self, item: Item) -> ImageRequest:
+        """The request that was submitted, or the one of the line with its files at Kie."""
+        submitted = item.submitted_request()
+        if submitted is not None:
+            return submitted
+        urls = {source: await self._uploaded(source) for source in item.line.local}
+        return item.line.with_urls(urls)
+
+    async def _uploaded(self, source: str) -> str:
+        """The URL of a local file, which is uploaded once. One that failed is tried again."""
+        upload = self._uploads.get(source)
+        if upload is None or (upload.done() and (upload.cancelled() or upload.exception() is not None)):
+            upload = self._uploads[source] = asyncio.create_task(url_of(self.client, source))
+        return await asyncio.shield(upload)
+
+    async def _cancel_uploads(self) -> None:
+        for upload in self._uploads.values():
+            upload.cancel()
+        await asyncio.gather(*self._uploads.values(), return_exceptions=True)
+
+    # -- completions -------------------------------------------------------------------------------------
+
+    async def _ended(self, item: Item, completion: Completion) -> None:
+        """Save the images of a finished request, and record what became of it."""
+        progress = self.reporter.progress
+        progress.saving += 1
+        try:
+            async with self._turns:
+                record = await self._record(item, completion)
+        finally:
+            progress.saving -= 1
+        try:
+            self._add(item, record)
+        except OSError as error:  # nothing can be written, here or on stdout: nothing more is submitted
+            self.error = self.error or error
+            self.stop.set()
+
+    async def _record(self, item: Item, completion: Completion) -> Record:
+        error, files = completion.error, list[Path]()
+        if completion.result is not None:
+            save = functools.partial(self.client.download, completion.result, self.out, name=item.stem)
+            try:
+                files = await save(exists="keep" if item.on_disk else "rename")
+            except KieError as failure:
+                error = failure
+        entry = None
+        with contextlib.suppress(StoreError):
+            entry = await self.client.find(item.stored_as)
+        at = None if entry is None else entry.sent_at or entry.submitted_at
+        details = completion.result.details if completion.result else getattr(error, "details", None)
+        end = None if details is None or details.completed_at is None else details.completed_at.timestamp()
+        for path in files:
+            self._thumbnails.add(path.name)
+        return attrs.evolve(
+            _record(item, "done" if completion.ok else _state(error), error),
+            task_id=completion.task_id,
+            files=[path.name for path in files],
+            urls=completion.result or (),
+            credits=entry.price if entry is not None and entry.charged else Decimal(0),
+            submitted_at=at,
+            seconds=None if at is None or end is None else round(max(0.0, end - at), 1),
+            replayed=completion.replayed,
+        )
+
+    def _add(self, item: Item, record: Record) -> None:
+        """Write a record, unless it is known, and count the item. Raises `OSError`."""
+        if record.state == "unknown" and record.error_type == SubmissionUnknownError.__name__:
+            self.unknown += 1
+        known = self.records.get(item.key)
+        if known is None or attrs.evolve(known, replayed=record.replayed) != record:
+            self.results.add(record)
+        self.records[item.key] = record
+        self.reporter.ended(item, record)
+
+    async def _watch_spending(self) -> None:
+        """Show what the store has counted since this run began."""
+        progress = self.reporter.progress
+        others = self._before.submitted.tasks - progress.running  # tasks that are not of this batch
+        while True:
+            with contextlib.suppress(KieError):
+                spent = await self.client.spent()
+                progress.credits = self.spent_in(spent)
+                progress.running = max(0, spent.submitted.tasks - others)
+            await asyncio.sleep(1.0)
+
+
+def limit_of(error: CreditLimitError) -> str:
+    """What an error says about the limit, in words of the terminal."""
+    return (
+        f"--max-credits {error.limit:f} is reached: this run has submitted requests for {error.spent:f} "
+        f"credits, and the next one costs {error.price:f}"
+    )
+
+
+def _may_go_on(record: Record) -> bool:
+    """Whether the task of a record is paid, and its images are not saved: it has not ended, or a download
+    failed."""
+    return record.task_id is not None and record.error is not None and record.state in ("done", "unknown")
+
+
+def _failure(item: Item, error: KieError, state: str) -> Record:
+    return attrs.evolve(_record(item, state, error), credits=Decimal(0))
+
+
+def _record(item: Item, state: str, error: KieError | None) -> Record:
+    request = item.line.request
+    return Record(
+        item.key,
+        line=item.line.number,
+        name=item.stem,
+        prompt=request.prompt,
+        size=request.size,
+        n_variants=request.n_variants,
+        state=state,
+        error=None if error is None else message_of(error),
+        error_type=None if error is None else type(error).__name__,
+        extra=item.record.extra if item.record is not None else {},
+    )
+
+
+def _state(error: KieError | None) -> str:
+    """The state of a request that has no images: a task that has not ended may still have some."""
+    if isinstance(error, SubmissionUnknownError):
+        return "unknown"
+    ended = error is None or error.task_id is None or _is_end(error)
+    return "failed" if ended else "unknown"
+
+
+def _is_end(error: KieError) -> bool:
+    return isinstance(error, TaskError) and not isinstance(error, TimeoutError)

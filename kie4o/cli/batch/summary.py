@@ -1,0 +1,126 @@
+"""What a batch says before it begins and once it has ended, and its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import CreditLimitError, KieError
+from ..messages import message_of, status_of
+from ..terminal import Status, Terminal
+from .checks import Options
+from .lines import Table
+from .plan import Item, Plan
+from .progress import Progress
+from .run import Run, limit_of
+
+
+def todo_of(plan: Plan, options: Options) -> list[Item]:
+    """What this run brings to an end, in this order: what needs no submit comes first."""
+    failed = [item for item in plan.of("failed") if item.record is None or item.record.state != "failed"]
+    return plan.of("done", "under way", "unknown") + failed + plan.of("to submit")[: options.limit]
+
+
+def plan_facts(plan: Plan, todo: Sequence[Item]) -> dict[str, Any]:
+    """The same for a program."""
+    counts = plan.counts()
+    submitted = [item for item in todo if item.state == "to submit"]
+    return {
+        "done": counts["saved"] + counts["done"],
+        "under_way": counts["under way"],
+        "unknown": counts["unknown"],
+        "failed": counts["failed"],
+        "to_submit": len(submitted),
+        "price": float(Plan(submitted).price()),
+    }
+
+
+def announcement(plan: Plan, todo: Sequence[Item]) -> str:
+    """What there is to do, before it is done."""
+    facts = plan_facts(plan, todo)
+    parts = [f"{facts['done']:,} done", f"{facts['under_way']:,} under way", f"{facts['unknown']:,} unknown"]
+    if facts["failed"]:
+        parts.append(f"{facts['failed']:,} failed (--retry-failed submits them again)")
+    parts.append(f"{facts['to_submit']:,} to submit for {facts['price']:,g} credits")
+    return ", ".join(parts)
+
+
+async def gallery_of(options: Options, terminal: Terminal) -> Path | None:
+    """The page of the images, if it can be written: the images are there without it."""
+    try:
+        from ...gallery.page import write_gallery
+
+        retry = terminal.again(*(() if options.retry_failed else ("--retry-failed",)))
+        return await asyncio.to_thread(write_gallery, options.out, retry=retry)
+    except ImportError as error:
+        reason = f"it needs {error.name}"
+    except (KieError, OSError) as error:
+        reason = message_of(error)
+    terminal.note(f"the gallery was not written: {reason}")
+    return None
+
+
+def write_failed(path: Path, table: Table, plan: Plan, run: Run) -> None:
+    """Write the lines that failed, as they came."""
+    failed = [item.line.number for item in plan.items if run.state_of(item) == "failed"]
+    path.expanduser().write_bytes(table.text(failed).encode("utf-8", "surrogatepass"))
+
+
+async def summarise(plan: Plan, run: Run, gallery: Path | None, terminal: Terminal) -> None:
+    """What has become of the batch, what it cost, and what goes on with it."""
+    states = Counter(run.state_of(item) for item in plan.items)
+    images = sum(len(record.files) for item in plan.items if (record := run.records.get(item.key)))
+    spent, balance = await run.client.spent(), None
+    with contextlib.suppress(KieError):
+        balance = await run.client.credits()
+    progress = run.reporter.progress
+    progress.credits = run.spent_in(spent)
+    parts = [f"{states['done']:,} of {len(plan.items):,} done", f"{states['failed']:,} failed"]
+    parts += [f"{states['unknown']:,} unknown", f"{states['not_submitted']:,} not submitted"]
+    lines = [", ".join(parts) + f"; {images:,} images in '{run.out}'"]
+    left = "" if balance is None else f"; balance {balance:,f}"
+    lines.append(f"spent {progress.credits:,f} credits in this run, {spent.credits:,f} in all{left}")
+    if isinstance(run.error, CreditLimitError):
+        lines.append(limit_of(run.error))
+    elif isinstance(run.error, KieError):
+        terminal.fail(
+            f"stopped: {message_of(run.error)}",
+            error=type(run.error).__name__,
+            task_id=run.error.task_id,
+            **({"event": "error"} if terminal.json else {}),
+        )
+    if states["not_submitted"] or run.unfinished(plan.items):
+        lines.append(f"to go on: {terminal.again()}")
+    if states["failed"] and not run.retry_failed:
+        lines.append(f"to submit the failed ones again: {terminal.again('--retry-failed')}")
+    if gallery is not None:
+        lines.append(f"gallery: {gallery}")
+    terminal.show(
+        "\n".join(lines),
+        event="summary",
+        **{state: states[state] for state in ("done", "failed", "unknown", "not_submitted")},
+        images=images,
+        spent=float(progress.credits),
+        spent_in_all=float(spent.credits),
+        balance=None if balance is None else float(balance),
+        results=str(run.results.path),
+        gallery=None if gallery is None else str(gallery),
+        command=terminal.again(),
+    )
+
+
+def exit_status(run: Run, progress: Progress, *, interrupted: bool) -> Status:
+    """What a script needs to know first: money whose fate is unknown, then why the run stopped."""
+    if interrupted:
+        return Status.INTERRUPTED
+    if run.unknown:
+        return Status.UNKNOWN
+    if isinstance(run.error, CreditLimitError):
+        return Status.CREDIT_LIMIT
+    if run.error is not None:
+        return status_of(run.error)
+    return Status.SOME_FAILED if progress.failed or progress.unknown else Status.OK
