@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 _ABOUT = "Images from Kie.ai's GPT-4o image API. Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL."
 COMMANDS = (
     ("generate", "generating", "Generate images from prompts and save them. Costs credits."),
-    (
-        "batch",
-        "batch.command",
-        "Generate the images of a file of requests. Run it again to go on. Costs credits.",
-    ),
+    ("batch", "batch.command", "Generate the images of a file of requests. Costs credits."),
     ("wait", "tasks", "Wait for tasks that are paid already, and save their images."),
     ("status", "tasks", "Print what Kie knows about a task."),
     ("download", "tasks", "Save the images of finished tasks."),
@@ -38,6 +34,7 @@ COMMANDS = (
     ("unfinished", "stored", "List what is paid, or may be, and has not finished."),
     ("resume", "stored", "Wait for everything that is unfinished, and save its images."),
     ("settle", "stored", "Record what you found out about a request with an unknown outcome."),
+    ("gallery", "galleries", "Write a page that shows the images of a folder. Free, offline."),
     ("listen", "listening", "Receive callbacks, verify and print them, and keep them in the store."),
     ("emulator", "serving", "Serve a Kie on this machine, for programs in any language."),
     ("demo", "demo", "Generate pictures with an emulator of Kie: free, offline, without a key."),
