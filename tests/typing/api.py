@@ -1,5 +1,6 @@
 """The whole public API as a program uses it: never run, only type-checked."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
@@ -364,6 +365,10 @@ async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
     async for done in client.resume(on_update=updated):
         assert_type(done, Completion)
     assert_type(await client.settle("a", task_id="..."), Entry)
+    pairs = ((f"id-{number}", prompt) for number, prompt in enumerate(prompts))
+    async for done in client.generate_many(pairs, stop=asyncio.Event()):
+        assert_type(done, Completion)
+    assert_type(await client.find("k"), Entry | None)
     spent = await client.spent()
     assert_type(spent, Spent)
     assert_type((spent.credits, spent.failed.credits), tuple[Decimal, Decimal])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from ...files.disk import PREFIX
 from ..inputs import check_file
 from ..messages import message_of
 from ..options import OPTIONS
@@ -17,6 +20,8 @@ from ..terminal import STDIN, Terminal, UsageError
 from . import lines
 from .lines import FORMATS, SUFFIXES, Format, Line, Table
 from .plan import Item, items_of
+
+_LEFT_BEHIND = 600.0  # seconds
 
 
 @attrs.frozen(kw_only=True)
@@ -39,12 +44,12 @@ class Options:
 
     @property
     def is_stdin(self) -> bool:
-        return str(self.file) == STDIN
+        return self.file == Path(STDIN)
 
 
 def contents_of(file: Path, kind: Format | None) -> tuple[bytes, Format]:
     """What is in the file, and its format."""
-    if str(file) == STDIN:
+    if file == Path(STDIN):
         data = sys.stdin.buffer.read()
         return data, kind or lines.guessed_format(data)
     found = kind or SUFFIXES.get(file.suffix.lower())
@@ -123,3 +128,11 @@ def check_failed_file(options: Options) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     raise UsageError(f"cannot write to --failed '{path}': {reason}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files of downloads that a killed run has left behind. A download takes 300 s at most."""
+    for path in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                path.unlink()

@@ -20,7 +20,15 @@ from ..messages import message_of, status_of
 from ..parameters import OUTPUT, REQUEST, Output, RequestOptions, Timeout
 from ..saving import Folder
 from ..terminal import Status, Terminal, UsageError
-from .checks import Options, check_failed_file, checked_items, contents_of, report_problems, table_of
+from .checks import (
+    Options,
+    check_failed_file,
+    checked_items,
+    contents_of,
+    remove_leftovers,
+    report_problems,
+    table_of,
+)
 from .lines import Format, Table
 from .plan import Item, Plan, look_up
 from .progress import Progress
@@ -135,11 +143,13 @@ async def batch(
             return await _dry_run(items, options, terminal)
         Folder(out).check()
         check_failed_file(options)
+        terminal.going_on = lambda: [f"to go on: {terminal.again()}"]
         settings: dict[str, Any] = {"wait_timeout": timeout, "max_in_flight": max_in_flight}
         if speed != 1.0:
             settings["speed"] = speed
         async with opened(terminal, store=options.store, **settings) as client:
             with Results(options.out) as results:
+                await asyncio.to_thread(remove_leftovers, options.out)
                 names = await asyncio.to_thread(os.listdir, options.out)
                 plan = await look_up(items, results.records, names, client.find, retry_failed=retry_failed)
                 report_problems([*plan.problems()], options, terminal)
@@ -201,7 +211,6 @@ async def _run(
     )
     terminal.note(announcement(plan, todo))
     run.reporter.event("plan", **plan_facts(plan, todo))
-    terminal.going_on = lambda: [f"to go on: {terminal.again()}"]
     run.reserve_names(plan.items)
     async with run.reporter.shown():
         with _first_interrupt(run.stop, run.reporter.stopping) as interrupted:
@@ -209,7 +218,7 @@ async def _run(
     gallery = await gallery_of(options, terminal)
     if options.failed is not None:
         await asyncio.to_thread(write_failed, options.failed, table, plan, run)
-    await summarise(plan, run, gallery, terminal)
+    await summarise(plan, run, options, gallery, terminal)
     if isinstance(run.error, OSError):
         raise run.error
     return exit_status(run, progress, interrupted=bool(interrupted) and progress.left > 0)

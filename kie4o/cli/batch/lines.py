@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from ...arguments import key_of
 from ...errors import InvalidRequestError
 from ...image_request import ImageRequest, our_name
 from ..inputs import is_url
+from ..messages import in_our_words
 from ..options import OPTIONS, column
 from ..terminal import UsageError
 
@@ -33,7 +35,8 @@ SUFFIXES: Mapping[str, Format] = {
 
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _OWN = ("prompt", "key", "name", "extra", "enable_fallback", "file_url")  # what is no option of a request
-_EXPECTED = ", ".join([*_OWN[:4], *(option.field for option in OPTIONS)])
+_EXPECTED = ", ".join([*_OWN[:4], *(option.name for option in OPTIONS)])
+_DASHES = re.compile(r"(?<![\w'\"])--(?=[a-z])")
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -108,8 +111,13 @@ def read(data: bytes, kind: Format, defaults: Mapping[str, Any]) -> Table:
                 raise UsageError(f"key {line.key!r} is that of line {first}: expected another one")
             table.lines.append(line)
         except (UsageError, InvalidRequestError) as error:
-            table.problems.append((number, str(error)))
+            table.problems.append((number, _in_words_of_a_table(str(error))))
     return table
+
+
+def _in_words_of_a_table(text: str) -> str:
+    """A sentence about options, or about arguments of Python, about columns instead."""
+    return _DASHES.sub("", in_our_words(text)).replace("PROMPT", "prompt")
 
 
 def _decoded(data: bytes, table: Table) -> str | None:
@@ -192,10 +200,10 @@ def _cells(text: str, table: Table) -> Rows:
 def _is_head(head: list[str], number: int, table: Table) -> bool:
     """Whether the columns are known, and each is there once."""
     names = [_field_of(name) for name in head]
-    for name, field in zip(head, names, strict=True):
+    for index, (name, field) in enumerate(zip(head, names, strict=True)):
         if field is None:
             table.problems.append((number, f"unknown column {name!r}: expected {_EXPECTED}"))
-        elif names.count(field) > 1:
+        elif field in names[:index]:
             table.problems.append((number, f"column {name!r} is there twice"))
     return not table.problems
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .plan import Item
 
 _FAILURES = 20  # that are said as they happen
+_NUMBERS = re.compile(r"\d+")
 
 
 @attrs.define(eq=False)
@@ -31,7 +33,7 @@ class Reporter:
     every: float  # seconds between two plain lines
     _drawing: Drawing | None = attrs.field(default=None, init=False)
     _failures: int = attrs.field(default=0, init=False)
-    _said: dict[str, float] = attrs.field(factory=dict, init=False)  # when a pause was said
+    _quiet_until: dict[str, float] = attrs.field(factory=dict, init=False)  # by the words of a pause
 
     @contextlib.asynccontextmanager
     async def shown(self) -> AsyncIterator[None]:
@@ -58,9 +60,10 @@ class Reporter:
         """Show why nothing happens. Elsewhere than on a terminal it is said, but not over and over."""
         now = time.monotonic()
         self.progress.pause(text, seconds, now)
-        if now < self._said.get(text, now):
+        kind = _NUMBERS.sub("", text)
+        if now < self._quiet_until.get(kind, now):
             return
-        self._said[text] = now + max(seconds, self.every)
+        self._quiet_until[kind] = now + max(seconds, self.every)
         self.event("pause", reason=text, seconds=seconds)
         if self._drawing is None:
             self.terminal.note(f"{text}; next try in {seconds:.0f} s")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ...models import Completion
 
 _FATAL = (AuthenticationError, InsufficientCreditsError, KeyLimitError)  # every further upload would fail
+_SPENDING = 0.5  # seconds between two looks at what was spent
 _SAVES = 16  # requests whose images are downloaded at once
 _AHEAD = 8  # requests whose files are uploaded before it is their turn
 
@@ -80,12 +81,16 @@ class Run:
         """Bring every item to its end, or as many as possible."""
         self._items = {item.stored_as: item for item in items}
         self._before = await self.client.spent()
-        with ThumbnailMaker(self.out) as self._thumbnails:
+        self._thumbnails = ThumbnailMaker(self.out)
+        try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch_spending())
                 await self._take(items, group)
                 watching.cancel()
-        await self._cancel_uploads()
+            await asyncio.to_thread(self._thumbnails.close)
+        finally:
+            self._thumbnails.close(cancel=True)
+            await self._cancel_uploads()
 
     def reserve_names(self, items: Iterable[Item]) -> None:
         """Record the names that are not those of their lines, so that a later run gives the same ones."""
@@ -224,7 +229,7 @@ class Run:
         if record.state == "unknown" and record.error_type == SubmissionUnknownError.__name__:
             self.unknown += 1
         known = self.records.get(item.key)
-        if known is None or attrs.evolve(known, replayed=record.replayed) != record:
+        if known is None or not _says_the_same(known, record):
             self.results.add(record)
         self.records[item.key] = record
         self.reporter.ended(item, record)
@@ -238,15 +243,30 @@ class Run:
                 spent = await self.client.spent()
                 progress.credits = self.spent_in(spent)
                 progress.running = max(0, spent.submitted.tasks - others)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_SPENDING)
 
 
 def limit_of(error: CreditLimitError) -> str:
     """What an error says about the limit, in words of the terminal."""
     return (
-        f"--max-credits {error.limit:f} is reached: this run has submitted requests for {error.spent:f} "
-        f"credits, and the next one costs {error.price:f}"
+        f"--max-credits {_number(error.limit)} is reached: this run has submitted requests for "
+        f"{_number(error.spent)} credits, and the next one costs {_number(error.price)}"
     )
+
+
+def _says_the_same(known: Record, record: Record) -> bool:
+    """Whether a record adds nothing to the one that is written. The words of a replayed error are others."""
+    if record.replayed and record.error_type is not None:
+        return (known.state, known.error_type, known.task_id) == (
+            record.state,
+            record.error_type,
+            record.task_id,
+        )
+    return attrs.evolve(known, replayed=record.replayed) == record
+
+
+def _number(amount: Decimal | None) -> str:
+    return "-" if amount is None else f"{amount.normalize():f}"
 
 
 def _may_go_on(record: Record) -> bool:

@@ -70,7 +70,7 @@ def write_failed(path: Path, table: Table, plan: Plan, run: Run) -> None:
     path.expanduser().write_bytes(table.text(failed).encode("utf-8", "surrogatepass"))
 
 
-async def summarise(plan: Plan, run: Run, gallery: Path | None, terminal: Terminal) -> None:
+async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None, terminal: Terminal) -> None:
     """What has become of the batch, what it cost, and what goes on with it."""
     states = Counter(run.state_of(item) for item in plan.items)
     images = sum(len(record.files) for item in plan.items if (record := run.records.get(item.key)))
@@ -95,6 +95,9 @@ async def summarise(plan: Plan, run: Run, gallery: Path | None, terminal: Termin
         )
     if states["not_submitted"] or run.unfinished(plan.items):
         lines.append(f"to go on: {terminal.again()}")
+    if run.unknown:
+        command = terminal.command("unfinished", **{"--store": options.store})
+        lines.append(f"unknown outcomes, which kie4o settle records: {command}")
     if states["failed"] and not run.retry_failed:
         lines.append(f"to submit the failed ones again: {terminal.again('--retry-failed')}")
     if gallery is not None:

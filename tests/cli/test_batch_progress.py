@@ -1,0 +1,141 @@
+"""The progress of a batch: a few lines that say what is true, and cost next to nothing."""
+
+import asyncio
+import io
+import time
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from kie4o.cli.batch.progress import MOST, Progress
+from kie4o.cli.drawing import TICK, Drawing
+
+COUNTS = st.integers(0, 10**7)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=400)
+
+
+@given(st.integers(20, 300), *[COUNTS] * 7, *[TEXTS] * 4, st.floats(0, 1e6))
+def test_a_few_lines_that_fit(
+    width: int,
+    total: int,
+    done: int,
+    failed: int,
+    unknown: int,
+    running: int,
+    saving: int,
+    credits_: int,
+    title: str,
+    failure: str,
+    stopping: str,
+    pause: str,
+    now: float,
+) -> None:
+    """At most 12, none wider than the terminal, whatever the counts and texts."""
+    progress = Progress(
+        title=title,
+        total=total,
+        done=done,
+        failed=failed,
+        unknown=unknown,
+        running=running,
+        saving=saving,
+        credits=Decimal(credits_),
+        stopping=stopping,
+        failure=failure,
+    )
+    progress.begin(0.0)
+    progress.ended(now, 4)
+    progress.pause(pause, 60.0, now)
+    lines = progress.lines(now, width)
+    assert len(lines) <= MOST
+    assert max(map(len, lines)) <= width
+    assert "\n" not in "".join(lines) + progress.line(now)
+    assert progress.facts(now)["waiting"] >= 0
+
+
+def test_what_it_says() -> None:
+    """Counts that add up, the pace of the last two minutes, and the time that is left at that pace."""
+    progress = Progress(title="prompts.txt → images", total=100, done=20, running=5)
+    progress.begin(1000.0)
+    for second in range(10):
+        progress.ended(1000.0 + second, 2)
+        progress.done += 1
+    progress.credits = Decimal(60)
+    facts = progress.facts(1010.0)
+    assert (facts["waiting"], facts["images_per_minute"], facts["seconds_left"]) == (65, 120.0, 70)
+    assert progress.line(1010.0) == (
+        "30 of 100 · 65 waiting · 5 running · 30 done · 0 failed · 0 unknown · 60 credits · 120 images/min"
+        " · 1 min left"
+    )
+    assert "images/min" not in progress.line(2000.0)  # nothing has ended lately
+    assert progress.lines(1010.0, 80)[1] == "━━━━━━──────────────  30 %  30/100"
+
+
+def test_a_pause_counts_down_and_passes() -> None:
+    """The same pause of many tasks is news once."""
+    progress = Progress(title="", total=1)
+    assert progress.pause("Kie is under maintenance (455)", 60.0, 0.0)
+    assert not progress.pause("Kie is under maintenance (455)", 60.0, 2.0)
+    assert progress.lines(4.0, 80)[-1] == "Kie is under maintenance (455); next try in 58 s"
+    assert "maintenance" not in progress.line(70.0)
+    assert progress.pause("Kie is under maintenance (455)", 60.0, 70.0)
+
+
+# -- what it costs ---------------------------------------------------------------------------------
+
+TASKS = 2000
+SECONDS = 4.0
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=100, height=50)
+
+
+async def share_of_a_core(seconds: float) -> float:
+    """How much CPU this process uses meanwhile."""
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.sleep(seconds)
+    return (time.process_time() - cpu) / (time.perf_counter() - began)
+
+
+async def advance(progress: Progress) -> None:
+    """A batch in which something changes all the time."""
+    progress.begin(time.monotonic())
+    while True:
+        progress.done += 1
+        progress.running = 100 - progress.done % 7
+        progress.ended(time.monotonic(), 1)
+        await asyncio.sleep(0.1)
+
+
+async def row_each() -> None:
+    """The control: a table with a row for each task, four times a second."""
+    with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            table = Table("task", "state")
+            for number in range(TASKS):
+                table.add_row(f"Lake {number}", "running")
+            live.update(table, refresh=True)
+            await asyncio.sleep(TICK)
+
+
+@pytest.mark.paced
+async def test_it_costs_little(capsys: pytest.CaptureFixture[str]) -> None:
+    """Under 3 % of a core with 2,000 tasks; a row for each costs many times as much."""
+    progress = Progress(title="prompts.txt → images", total=TASKS)
+    advancing = asyncio.create_task(advance(progress))
+    async with Drawing(lambda width: progress.lines(time.monotonic(), width), console()):
+        share = await share_of_a_core(SECONDS)
+    advancing.cancel()
+    rows = asyncio.create_task(row_each())
+    control = await share_of_a_core(SECONDS)
+    rows.cancel()
+    with capsys.disabled():
+        print(f" {share:.1%} of a core, {control:.1%} with a row for each task ", end="")
+    assert share < 0.03
+    assert control > 10 * share
