@@ -9,8 +9,6 @@ from typing import Any
 import attrs
 
 from kie4o.emulator import Emulator
-from kie4o.emulator.server import IMAGES
-from kie4o.emulator.uploads import SOURCES
 from kie4o.files.images import Inspection
 
 SUFFIXES = {".png", ".jpg", ".webp", ".gif"}
@@ -62,12 +60,12 @@ class Folder:
 
 def fetches(kie: Emulator) -> int:
     """How many requests for an image arrived."""
-    return kie.requests[IMAGES]
+    return sum(count for route, count in kie.requests.items() if route.startswith("/s/"))
 
 
 def uploads(kie: Emulator) -> int:
     """How many files were uploaded."""
-    return sum(kie.requests[path] for path in SOURCES)
+    return sum(count for route, count in kie.requests.items() if "upload" in route)
 
 
 def charged(kie: Emulator, balance: float) -> float:
