@@ -72,8 +72,8 @@ async def test_progress_in_a_terminal(tmp_path: Path, columns: int) -> None:
 async def test_it_says_why_it_pauses(tmp_path: Path, columns: int) -> None:
     """While Kie is under maintenance the screen says so, and counts down to the next try."""
     folder_of(tmp_path, 3)
-    words = tuple("4" if word == f"{SPEED:g}" else word for word in WORDS)
-    async with kie_of(speed=4.0) as kie:
+    words = tuple("20" if word == f"{SPEED:g}" else word for word in WORDS)
+    async with kie_of(speed=20.0) as kie:
         kie.fault("submit", code=455, times=3)
         async with in_terminal(batch(kie, tmp_path, words=words), columns=columns) as screen:
             await screen.until("Kie is under maintenance")
@@ -86,8 +86,8 @@ async def test_it_says_why_it_pauses(tmp_path: Path, columns: int) -> None:
 async def test_a_pause_is_one_line_where_nothing_can_be_drawn(tmp_path: Path) -> None:
     """However many requests it affects."""
     folder_of(tmp_path, 10)
-    words = tuple("4" if word == f"{SPEED:g}" else word for word in WORDS)
-    async with kie_of(speed=4.0) as kie:
+    words = tuple("20" if word == f"{SPEED:g}" else word for word in WORDS)
+    async with kie_of(speed=20.0) as kie:
         kie.fault("submit", code=455, times=10)
         outcome = await batch(kie, tmp_path, words=words).run()
     assert outcome.status == 0
