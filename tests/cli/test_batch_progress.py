@@ -86,6 +86,16 @@ def test_a_pause_counts_down_and_passes() -> None:
     assert progress.pause("Kie is under maintenance (455)", 60.0, 70.0)
 
 
+def test_a_pause_is_over_once_something_was_submitted() -> None:
+    """But not one that began after that."""
+    progress = Progress(title="", total=1)
+    progress.pause("Kie is under maintenance (455)", 60.0, 10.0)
+    progress.resumed(since=5.0)
+    assert "maintenance" in progress.line(20.0)
+    progress.resumed(since=15.0)
+    assert "maintenance" not in progress.line(20.0)
+
+
 # -- what it costs ---------------------------------------------------------------------------------
 
 TASKS = 2000

@@ -73,14 +73,15 @@ async def test_it_says_why_it_pauses(tmp_path: Path, columns: int) -> None:
     """While Kie is under maintenance the screen says so, and counts down to the next try."""
     folder_of(tmp_path, 3)
     words = tuple("20" if word == f"{SPEED:g}" else word for word in WORDS)
-    async with kie_of(speed=20.0) as kie:
+    async with kie_of(speed=20.0, duration=60.0) as kie:
         kie.fault("submit", code=455, times=3)
         async with in_terminal(batch(kie, tmp_path, words=words), columns=columns) as screen:
             await screen.until("Kie is under maintenance")
-            await screen.until("1 s")
+            await screen.until("58 s")
             text = " ".join(screen.text.split())
             assert re.search(r"Kie is under maintenance \(455\); next try in \d+ s", text)
             assert await screen.status() == 0
+            assert "under maintenance" not in screen.text[screen.text.rindex("3 running") :]
 
 
 async def test_a_pause_is_one_line_where_nothing_can_be_drawn(tmp_path: Path) -> None:

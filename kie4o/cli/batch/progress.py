@@ -49,7 +49,7 @@ class Progress:
         factory=deque, init=False
     )  # when, and with how many images
     _began: float | None = attrs.field(default=None, init=False)
-    _paused: tuple[str, float] | None = attrs.field(default=None, init=False)  # why, and until when
+    _paused: tuple[str, float, float] | None = attrs.field(default=None, init=False)  # why, until when, since
 
     @property
     def waiting(self) -> int:
@@ -72,8 +72,13 @@ class Progress:
     def pause(self, text: str, seconds: float, now: float) -> bool:
         """Nothing happens for that long. Whether it is news: the same pause may be reported by many tasks."""
         news = self._paused is None or self._paused[0] != text or self._paused[1] < now
-        self._paused = (text, now + seconds)
+        self._paused = (text, now + seconds, now)
         return news
+
+    def resumed(self, since: float) -> None:
+        """Something was submitted: a pause that began before is over, however long it was to last."""
+        if self._paused is not None and self._paused[2] < since:
+            self._paused = None
 
     # -- what is shown ---------------------------------------------------------------------------------
 

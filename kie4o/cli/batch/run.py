@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from decimal import Decimal
@@ -238,9 +239,13 @@ class Run:
         """Show what the store has counted since this run began."""
         progress = self.reporter.progress
         others = self._before.submitted.tasks - progress.running  # tasks that are not of this batch
+        accepted, looked = _accepted(self._before), time.monotonic()
         while True:
             with contextlib.suppress(KieError):
-                spent = await self.client.spent()
+                now, spent = time.monotonic(), await self.client.spent()
+                if _accepted(spent) > accepted:
+                    progress.resumed(looked)
+                accepted, looked = _accepted(spent), now
                 progress.credits = self.spent_in(spent)
                 progress.running = max(0, spent.submitted.tasks - others)
             await asyncio.sleep(_SPENDING)
@@ -273,6 +278,11 @@ def _may_go_on(record: Record) -> bool:
     """Whether the task of a record is paid, and its images are not saved: it has not ended, or a download
     failed."""
     return record.task_id is not None and record.error is not None and record.state in ("done", "unknown")
+
+
+def _accepted(spent: Spent) -> int:
+    """How many submits were accepted; one that is being sent counts as unknown."""
+    return spent.tasks - spent.unknown.tasks
 
 
 def _failure(item: Item, error: KieError, state: str) -> Record:
