@@ -52,10 +52,10 @@ async def _awaited(command: Command) -> int | None:
 
 def _listen(terminal: Terminal) -> None:
     """Show the log and the warnings of kie4o; let SIGTERM stop the command as Ctrl-C does."""
-    logger = logging.getLogger("kie4o")
-    logger.setLevel(logging.DEBUG if terminal.verbose else logging.INFO)
-    logger.addHandler(LogLines(terminal))
-    logger.propagate = False
+    log = logging.getLogger("kie4o")
+    log.setLevel(logging.DEBUG if terminal.verbose else logging.INFO)
+    log.addHandler(LogLines(terminal))
+    log.propagate = False
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_, **__: terminal.note(in_our_words(str(message)))
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

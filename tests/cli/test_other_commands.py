@@ -142,7 +142,7 @@ async def test_settle_names_the_task_of_an_unknown_outcome(tmp_path: Path) -> No
 @pytest.mark.posix("SIGINT for a child process")
 async def test_listen_prints_and_keeps_callbacks(tmp_path: Path) -> None:
     """A callback is verified, confirmed by a poll, printed as a line and kept; a forged one is refused."""
-    async with Emulator(clock="real", **FAST) as kie:
+    async with Emulator(clock="real", duration=1000.0) as kie:
         words = (
             "generate",
             "A lake",
@@ -168,6 +168,7 @@ async def test_listen_prints_and_keeps_callbacks(tmp_path: Path) -> None:
             where = f"{url[0].decode()}?kie4o_ref={ref}"
             async with session.post(where, data=body, headers=headers) as response:
                 assert response.status == 401
+            kie.end(task)
             headers |= sign_callback(task, key="w", timestamp=int(time.time()))
             async with session.post(where, data=body, headers=headers) as response:
                 assert response.status == 200
@@ -179,9 +180,8 @@ async def test_listen_prints_and_keeps_callbacks(tmp_path: Path) -> None:
         outcome = await outcome_of(process, said)
         assert outcome.status == 130
         assert "refused a callback with 401" in outcome.notes
-    assert (await Command(tmp_path, "unfinished", "--store", "run.db").run()).notes == [
-        "nothing is unfinished"
-    ]
+    left = await Command(tmp_path, "unfinished", "--store", "run.db").run()
+    assert left.notes == ["nothing is unfinished"]
 
 
 async def test_listen_wants_a_key_or_says_so(tmp_path: Path) -> None:

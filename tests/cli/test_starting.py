@@ -103,7 +103,7 @@ async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
     ("arguments", "line"),
     [
         (("generat", "A"), "unknown command 'generat': did you mean generate?"),
-        (("xyz", "A"), "unknown command 'xyz': expected one of generate, wait, "),
+        (("xyz", "A"), "unknown command 'xyz': expected one of generate, batch, wait, "),
         (("wait",), 'Command "wait" parameter TASK requires an argument.'),
         (("wait", "no id"), "invalid TASK 'no id': expected the id of a submitted task"),
         (("credits", "--jsn"), "Unknown option: --jsn. Did you mean --json?"),

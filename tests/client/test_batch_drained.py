@@ -25,7 +25,7 @@ def test_a_stop_submits_nothing_more_and_yields_what_is_in_flight(store: MakeSto
                 many = client.generate_many(LETTERS, max_in_flight=in_flight, stop=stop)
                 asyncio.get_running_loop().call_later(5.0, stop.set)
                 completions = await all_of(many)
-                assert len(completions) == kie.posts == min(in_flight, 2)
+                assert len(completions) == len(kie.submits) == min(in_flight, 2)
                 assert all(completion.ok for completion in completions)
                 await at_rest(client)
                 await paid_is_known(kie, kept)
@@ -57,7 +57,7 @@ def test_a_stop_does_not_wait_for_the_source(before: bool) -> None:
             async with asyncio.timeout(100):
                 assert await all_of(client.generate_many(source(), stop=stop)) == []
             assert before or closed
-            assert kie.posts == 0
+            assert len(kie.submits) == 0
             await at_rest(client)
 
     run_scaled(run(), SPEED)
@@ -73,7 +73,7 @@ def test_a_stop_replays_what_is_finished(store: MakeStore) -> None:
             stop.set()
             completions = await all_of(client.generate_many(LETTERS, stop=stop))
             assert [completion.replayed for completion in completions] == [True] * 4
-            assert kie.posts == 4
+            assert len(kie.submits) == 4
 
     run_scaled(run(), SPEED)
 
@@ -118,7 +118,7 @@ def test_a_tuple_that_is_no_pair_is_a_failed_item() -> None:
             completions = await all_of(client.generate_many([("a", "b", "c"), (5, "b"), "c"]))  # type: ignore[list-item]
             errors = [type(completion.error) for completion in completions if not completion.ok]
             assert errors == [InvalidRequestError] * 2
-            assert kie.posts == 1
+            assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
 

@@ -215,12 +215,13 @@ def _values(head: list[str], row: list[str]) -> dict[str, Any]:
         field, option = _field_of(name), column(name)
         if not cell.strip() or field is None:
             continue
-        if field == "extra" or cell.lstrip().startswith("["):
+        listed = option is not None and option.kind == "list"
+        if field == "extra" or (listed and cell.lstrip().startswith("[")):
             try:
                 values[field] = json.loads(cell)
             except ValueError as error:
                 raise UsageError(f"invalid {name} {cell!r}: expected JSON ({error})") from None
-        elif option is not None and option.kind == "list":
+        elif listed:
             values[field] = [each.strip() for each in cell.split("|") if each.strip()]
         elif field == "enable_fallback":
             values[field] = _flag(name, cell)

@@ -71,6 +71,7 @@ class Progress:
 
     def pause(self, text: str, seconds: float, now: float) -> bool:
         """Nothing happens for that long. Whether it is news: the same pause may be reported by many tasks."""
+        text = " ".join(text.split())
         news = self._paused is None or self._paused[0] != text or self._paused[1] < now
         self._paused = (text, now + seconds, now)
         return news
