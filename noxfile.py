@@ -28,6 +28,9 @@ NEWEST = max(
 )
 # Most tests wait most of the time: with as many workers as cores these are idle for half of it.
 PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal"]
+# What drives programs does not depend on the loop of the tests: uvloop and the versions between do without.
+PROGRAMS = ["--ignore=tests/cli", "--ignore=tests/gallery"]
+MONEY = ["tests/laws", "tests/submission", "tests/transport", "tests/stores"]
 PAID = ["submission", "wire", "transport"]  # rooms through which money goes
 # Per cent of branches and lines that the tests reach: raise them as they rise, never lower them.
 FLOOR = 94
@@ -51,11 +54,12 @@ def run_tests(session: nox.Session, *command: str, profile: str = "fast", loop: 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, under every supported Python that is found, and on uvloop under two of them.
+    """The tests, under every supported Python that is found, and on uvloop.
 
-    These are the one that runs nox and the newest. The first alone runs the sweeps and what is marked `once`;
-    the sweep of cancellation runs under both, since what a cancel strikes differs between versions. What is
-    `paced` runs after the rest: tests one by one, and sweeps, which mostly wait, beside each other.
+    The Python that runs nox alone runs the sweeps and what is marked `once`, and everything else on uvloop
+    too. The newest runs the sweep of cancellation, since what a cancel strikes differs between versions, and
+    on uvloop the tests of the rooms through which money goes. What is `paced` runs after the rest: tests one
+    by one, and sweeps, which mostly wait, beside each other.
     """
     session.install(*dependencies("test"))
     if session.posargs:
@@ -63,8 +67,9 @@ def tests(session: nox.Session) -> None:
         return
     running, newest = session.python == RUNNING, session.python == NEWEST
     parallel, fast = ["pytest", *PARALLEL, "-m"], "not paced and not sweep and not once"
-    run_tests(session, *parallel, "not paced" if running else fast)
-    run_tests(session, "pytest", "-m", "paced and not sweep")
+    aside = [] if running or newest else PROGRAMS
+    run_tests(session, *parallel, "not paced" if running else fast, *aside)
+    run_tests(session, "pytest", "-m", "paced and not sweep", *aside)
     if running:
         run_tests(session, *parallel, "paced and sweep")
     elif newest:
@@ -72,8 +77,8 @@ def tests(session: nox.Session) -> None:
     if sys.platform == "win32":
         session.warn("uvloop does not run on Windows: nothing is tested on it")
     elif running or newest:
-        run_tests(session, *parallel, fast, loop="uvloop")
-        run_tests(session, "pytest", "-m", "paced and not sweep", loop="uvloop")
+        run_tests(session, *parallel, fast, *(PROGRAMS if running else MONEY), loop="uvloop")
+        run_tests(session, "pytest", "-m", "paced and not sweep", *PROGRAMS, loop="uvloop")
 
 
 @nox.session

@@ -324,10 +324,10 @@ async def test_max_credits_is_never_passed(tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
-async def test_max_credits_is_never_passed_over_seeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(1, 21))
+async def test_max_credits_is_never_passed_over_seeds(tmp_path: Path, seed: int) -> None:
     """The same over 20 seeds."""
-    for seed in range(1, 21):
-        await limited(tmp_path / str(seed), seed)
+    await limited(tmp_path / "one", seed)
 
 
 async def test_each_run_has_the_whole_limit(tmp_path: Path) -> None:
