@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 import shlex
 import subprocess
@@ -48,7 +49,8 @@ def write_gallery(directory: Path, *, title: str | None = None, retry: str | Non
         retry: The command that runs failed requests again.
     """
     folder = Folder(directory)
-    records = [_with_files(record, folder) for record in read(folder.path / FILE_NAME)]
+    found = sorted(read(folder.path / FILE_NAME), key=lambda record: record.line or math.inf)
+    records = [_with_files(record, folder) for record in found]
     named = {name for record in records for name in record.files}
     records += _loose(name for name in folder.names() if name not in named)
     small = _thumbnails(folder, records)

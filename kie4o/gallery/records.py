@@ -55,7 +55,7 @@ class Record:
         files: Its images, relative to the folder of the file, with ``/`` between folders.
         urls: Where they came from.
         credits: What it cost.
-        seconds: From the submit to the result.
+        seconds: How long the task took, by the clock of Kie.
         submitted_at: Unix time of the submit.
         replayed: Whether an earlier run had its result.
         error: What went wrong.

@@ -293,3 +293,13 @@ def test_wrong_use_of_the_command(tmp_path: Path, arguments: list[str], said: st
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_cards_are_in_the_order_of_their_lines(tmp_path: Path) -> None:
+    """Whichever ended first; what has no line comes last."""
+    names = {"c": 3, "none": None, "a": 1, "b": 2}
+    records = [Record(name, prompt=f"prompt {name}", state="failed", line=at) for name, at in names.items()]
+    (tmp_path / FILE_NAME).write_text("".join(map(line, records)), "ascii")
+    page = write_gallery(tmp_path).read_text("utf-8")
+    places = [page.index(f"prompt {name}") for name in ("a", "b", "c", "none")]
+    assert places == sorted(places)

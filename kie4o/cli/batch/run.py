@@ -40,6 +40,7 @@ from .results import Results
 
 if TYPE_CHECKING:
     from ...client import AsyncKieClient
+    from ...details import TaskDetails
     from ...models import Completion
 
 _FATAL = (AuthenticationError, InsufficientCreditsError, KeyLimitError)  # every further upload would fail
@@ -211,7 +212,6 @@ class Run:
             entry = await self.client.find(item.stored_as)
         at = None if entry is None else entry.sent_at or entry.submitted_at
         details = completion.result.details if completion.result else getattr(error, "details", None)
-        end = None if details is None or details.completed_at is None else details.completed_at.timestamp()
         for path in files:
             self._thumbnails.add(path.name)
         return attrs.evolve(
@@ -221,7 +221,7 @@ class Run:
             urls=completion.result or (),
             credits=entry.price if entry is not None and entry.charged else Decimal(0),
             submitted_at=at,
-            seconds=None if at is None or end is None else round(max(0.0, end - at), 1),
+            seconds=None if details is None else _seconds_of(details),
             replayed=completion.replayed,
         )
 
@@ -315,3 +315,10 @@ def _state(error: KieError | None) -> str:
 
 def _is_end(error: KieError) -> bool:
     return isinstance(error, TaskError) and not isinstance(error, TimeoutError)
+
+
+def _seconds_of(details: TaskDetails) -> float | None:
+    """How long the task took, by Kie's clock alone."""
+    if details.created_at is None or details.completed_at is None:
+        return None
+    return round((details.completed_at - details.created_at).total_seconds(), 1)
