@@ -173,7 +173,8 @@ class MemoryStore:
                 yield entry
 
     async def spent(self) -> Spent:
-        return spent_of(self._forgotten + _filed(self._entries.values()))
+        filed = self._forgotten + _filed(self._entries.values())
+        return spent_of((state, price, count) for (state, price), count in filed.items())
 
     async def recent(self, per: float) -> list[float]:
         now = clock.uptime()

@@ -126,10 +126,8 @@ class SQLiteStore:
     async def spent(self) -> Spent:
         rows = await self._worker.run(lambda connection: connection.execute(_SPENT).fetchall())
         return spent_of(
-            {
-                (EntryState(state), None if price is None else Decimal(price)): count
-                for state, price, count in rows
-            }
+            (EntryState(state), None if price is None else Decimal(price), count)
+            for state, price, count in rows  # 6 and 6.0 are two texts, each with a row of its own
         )
 
     async def recent(self, per: float) -> list[float]:

@@ -115,6 +115,21 @@ def test_a_task_keeps_the_price_it_was_submitted_at(store: MakeStore) -> None:
     run_scaled(run(), SPEED)
 
 
+def test_equal_prices_are_added_however_they_are_written(store: MakeStore) -> None:
+    """6, 6.0 and 6.00 are one price."""
+
+    async def run() -> None:
+        kept = store()
+        async with kie_of() as kie:
+            for prices in (6, 6.0, Decimal("6.00")):
+                async with client_of(kie, kept, prices=prices) as client:
+                    await client.generate("x")
+                    spent = await client.spent()
+            assert spent.succeeded == of(18, 3)
+
+    run_scaled(run(), SPEED)
+
+
 def test_what_has_no_price_is_counted_apart(store: MakeStore) -> None:
     """A number of variants that the mapping does not have: the task counts, and its credits are not known."""
 
