@@ -28,6 +28,7 @@ class LoopThread:
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._ready = threading.Event()
         self._running: dict[asyncio.Task[None], concurrent.futures.Future[Any]] = {}
+        self._awaited: set[concurrent.futures.Future[Any]] = set()  # by other threads
         self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Event
 
@@ -49,15 +50,23 @@ class LoopThread:
         return self._thread.is_alive() and threading.current_thread() is not self._thread
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """The result of a coroutine, which runs in the loop. It is cancelled if the caller is interrupted."""
+        """The result of a coroutine, which runs in the loop. It is cancelled if the caller is interrupted.
+
+        Raises `RuntimeError` if the loop is closed, or closes first.
+        """
         outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
-        self._loop.call_soon_threadsafe(self._begin, coroutine, outcome)
+        self._awaited.add(outcome)
         try:
+            self._loop.call_soon_threadsafe(self._begin, coroutine, outcome)
             return outcome.result()
         except BaseException:
-            if not outcome.done():
+            if self._loop.is_closed():
+                coroutine.close()  # it may not have begun
+            elif not outcome.done():
                 self._loop.call_soon_threadsafe(self._cancel, outcome)
             raise
+        finally:
+            self._awaited.discard(outcome)
 
     def call(self, function: Callable[[], _T]) -> _T:
         """The result of a function, which is called in the loop."""
@@ -68,11 +77,16 @@ class LoopThread:
         return self.run(called())
 
     def _begin(self, coroutine: Coroutine[Any, Any, _T], outcome: concurrent.futures.Future[_T]) -> None:
+        if self._stopped.is_set():
+            coroutine.close()
+            return
+
         async def run() -> None:
             try:
                 result = await coroutine
             except BaseException as error:
-                if not outcome.done():  # a hang has been reported already
+                cut_short = isinstance(error, asyncio.CancelledError) and self._stopped.is_set()
+                if not outcome.done() and not cut_short:  # a hang has been reported already
                     outcome.set_exception(error)
             else:
                 outcome.set_result(result)
@@ -87,6 +101,14 @@ class LoopThread:
                 task.cancel()
 
     def _main(self) -> None:
+        try:
+            self._serve()
+        finally:
+            for outcome in self._awaited.copy():  # what the end has cut short, or never begun
+                if not outcome.done():
+                    outcome.set_exception(RuntimeError("the emulator was closed meanwhile"))
+
+    def _serve(self) -> None:
         # A loop of asyncio itself whatever the policy says, since only that one has virtual time.
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             self._loop = runner.get_loop()

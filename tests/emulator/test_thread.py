@@ -179,6 +179,30 @@ def test_it_cannot_run_anything_when_it_is_closed() -> None:
         ThreadedEmulator().run(asyncio.sleep(0))
 
 
+@pytest.mark.parametrize("use", ["read", "run"])
+def test_who_uses_it_while_it_closes_waits_for_nothing(use: str) -> None:
+    """A thread that reads, or waits for a coroutine, gets an error instead of an answer."""
+    closed, errors = threading.Event(), list[type[BaseException]]()
+
+    def work(kie: ThreadedEmulator) -> None:
+        try:
+            while not closed.is_set():
+                kie.run(asyncio.sleep(3600)) if use == "run" else kie.paid
+        except BaseException as error:
+            errors.append(type(error))
+
+    with Emulator.in_thread(clock="real") as kie:
+        users = [threading.Thread(target=work, args=[kie], daemon=True) for _ in range(3)]
+        for user in users:
+            user.start()
+        time.sleep(0.02)
+    closed.set()
+    for user in users:
+        user.join(5)
+    assert not any(user.is_alive() for user in users)
+    assert {*errors} <= {RuntimeError}
+
+
 @needs_signals
 @pytest.mark.parametrize("when", ["start", "run", "body"])
 def test_an_interrupt_leaves_nothing(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
