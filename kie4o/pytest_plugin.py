@@ -194,8 +194,11 @@ def _marked(item: pytest.Item) -> dict[str, Any]:
         pytest.fail(
             f"@pytest.mark.kie: unknown {', '.join(sorted(unknown))}; expected {expected}", pytrace=False
         )
+    given = found.get("faults", ())
+    if not isinstance(given, (list, tuple)):
+        pytest.fail(f"@pytest.mark.kie: invalid faults={given!r}: expected a list", pytrace=False)
     try:
-        faults = [each if isinstance(each, Fault) else parse_fault(each) for each in found.get("faults", ())]
+        faults = [each if isinstance(each, Fault) else parse_fault(each) for each in given]
     except ValueError as error:
         pytest.fail(f"@pytest.mark.kie: {error}", pytrace=False)
     return found | {"faults": faults}

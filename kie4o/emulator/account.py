@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import attrs
-from attrs.validators import ge, gt
+from attrs.validators import optional
 
-from .callbacks import AT_ONCE, Call, as_call, invalid
+from .callbacks import AT_ONCE, Call, as_call
 from .fault_queue import Faults
 from .faults import Fault
 from .magic import NONE, Magic, as_fault, magic_of
@@ -29,13 +29,11 @@ from .tasks import (
     Task,
     Window,
     as_outcome,
-    is_count,
-    is_seconds,
     is_valid,
     most_within,
-    one_of,
     seconds,
 )
+from .values import AMOUNT, COUNT, DURATION, NOT_NEGATIVE, NUMBER, POSITIVE, STATUS, invalid, one_of
 
 IMAGE_PRICE = 6  # credits for one image, as published; no price of several variants is
 PRICES: Mapping[int, float] = {number: float(IMAGE_PRICE * number) for number in VARIANTS}
@@ -43,16 +41,16 @@ PRICES: Mapping[int, float] = {number: float(IMAGE_PRICE * number) for number in
 
 def _as_prices(prices: Mapping[int, float]) -> Mapping[int, float]:
     """Credits by number of variants; numbers that are missing keep the default."""
-    for number, price in prices.items():
-        if number not in VARIANTS or isinstance(price, bool) or not price >= 0:
-            expected = f"credits, 0 or more, for {', '.join(map(str, VARIANTS))} variants"
-            raise invalid("prices", prices, expected)
+    known = isinstance(prices, Mapping) and all(number in VARIANTS for number in prices)
+    if not (known and all(map(AMOUNT.accepts, prices.values()))):
+        expected = f"credits, 0 or more, for {', '.join(map(str, VARIANTS))} variants"
+        raise invalid("prices", prices, expected)
     return {**PRICES, **prices}
 
 
 def _as_caps(caps: Mapping[str, float]) -> Mapping[str, float]:
     """Credits by API key."""
-    if any(not (key and cap >= 0) for key, cap in caps.items()):
+    if not (isinstance(caps, Mapping) and all(caps) and all(map(NOT_NEGATIVE.accepts, caps.values()))):
         raise ValueError("invalid caps: expected credits, 0 or more, by API key")  # without the keys
     return dict(caps)
 
@@ -61,12 +59,10 @@ def _as_caps(caps: Mapping[str, float]) -> Mapping[str, float]:
 class Plan:
     """Settings for one submit; None leaves a setting to the account."""
 
-    duration: Seconds | None = attrs.field(default=None, validator=attrs.validators.optional(is_seconds))
-    looks: int | None = attrs.field(default=None, validator=attrs.validators.optional(is_count))
+    duration: Seconds | None = attrs.field(default=None, validator=optional(DURATION))
+    looks: int | None = attrs.field(default=None, validator=optional(COUNT))
     outcome: Outcome | None = attrs.field(default=None, converter=attrs.converters.optional(as_outcome))
-    progress: Progress | None = attrs.field(
-        default=None, validator=attrs.validators.optional(one_of(get_args(Progress)))
-    )
+    progress: Progress | None = attrs.field(default=None, validator=optional(one_of(get_args(Progress))))
     answer: Fault | None = attrs.field(default=None, converter=as_fault)
     callback: Call | None = attrs.field(default=None, converter=attrs.converters.optional(as_call))
 
@@ -93,18 +89,16 @@ class Account:
     The arguments are described in `Emulator`. The limits are those of pages "generate" and "record-info".
     """
 
-    duration: Seconds = attrs.field(default=20.0, validator=is_seconds)
-    _last_look: int | None = attrs.field(
-        default=None, alias="looks", validator=attrs.validators.optional(is_count)
-    )
+    duration: Seconds = attrs.field(default=20.0, validator=DURATION)
+    _last_look: int | None = attrs.field(default=None, alias="looks", validator=optional(COUNT))
     outcome: Outcome = attrs.field(default=Outcome("success"), converter=as_outcome)
     progress: Progress = attrs.field(default="jump", validator=one_of(get_args(Progress)))
-    limit: int = attrs.field(default=20, validator=ge(1))
-    per: float = attrs.field(default=10.0, validator=gt(0))
-    status_429: int = 429
-    looks_per_second: int = attrs.field(default=3, validator=ge(1))
-    record_delay: float = 0.0
-    credits: float = 1000.0
+    limit: int = attrs.field(default=20, validator=COUNT)
+    per: float = attrs.field(default=10.0, validator=POSITIVE)
+    status_429: int = attrs.field(default=429, validator=STATUS)
+    looks_per_second: int = attrs.field(default=3, validator=COUNT)
+    record_delay: float = attrs.field(default=0.0, validator=NOT_NEGATIVE)
+    credits: float = attrs.field(default=1000.0, validator=NUMBER)
     prices: Mapping[int, float] = attrs.field(default=PRICES, converter=_as_prices)
     caps: Mapping[str, float] = attrs.field(factory=dict, converter=_as_caps, repr=False)
     callback: Call = attrs.field(default=Call(), converter=as_call)

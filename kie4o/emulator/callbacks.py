@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-from attrs.validators import ge, in_, instance_of, le
+
+from .values import COUNT, NOT_NEGATIVE, TRUE_OR_FALSE, invalid, one_of, whole
 
 USER_AGENT = "kie4o-emulator"
 REPEAT_DELAYS = (5.0, 10.0, 20.0)  # page "callbacks": three repeats; their spacing is not documented
@@ -20,11 +21,6 @@ OTHER_KEY = b"not the key of this account"
 
 WHEN = ("end", "early", "together", "never")
 AT_ONCE = ("early", "together")  # the task ends before its submit is answered
-
-
-def invalid(name: str, value: object, expected: str) -> ValueError:
-    """An argument that cannot be used; `expected` completes "expected ..."."""
-    return ValueError(f"invalid {name}={value!r}: expected {expected}")
 
 
 @attrs.frozen
@@ -85,14 +81,12 @@ class Call:
         ValueError: A value is not one of those above.
     """
 
-    when: str = attrs.field(default="end", validator=in_(WHEN), kw_only=False)
-    copies: int = attrs.field(default=1, validator=[instance_of(int), ge(1)])
-    content: str = attrs.field(default="true", validator=in_(tuple(CONTENTS)))
-    delay: float = attrs.field(default=0.0, validator=ge(0))
-    repeats: int = attrs.field(
-        default=len(REPEAT_DELAYS), validator=[instance_of(int), ge(0), le(len(REPEAT_DELAYS))]
-    )
-    signed: bool = True
+    when: str = attrs.field(default="end", validator=one_of(WHEN), kw_only=False)
+    copies: int = attrs.field(default=1, validator=COUNT)
+    content: str = attrs.field(default="true", validator=one_of(CONTENTS))
+    delay: float = attrs.field(default=0.0, validator=NOT_NEGATIVE)
+    repeats: int = attrs.field(default=len(REPEAT_DELAYS), validator=whole(0, len(REPEAT_DELAYS)))
+    signed: bool = attrs.field(default=True, validator=TRUE_OR_FALSE)
 
 
 CALLS = {

@@ -20,12 +20,13 @@ from aiohttp import web
 
 from .account import Account
 from .addresses import is_loopback
-from .callbacks import CONTENTS, CallRecord, invalid
+from .callbacks import CONTENTS, CallRecord
 from .fault_queue import Faults, Planned
 from .faults import Fault, parse_fault
 from .fields import PLAN, Fields, check_names, read_fields
 from .seen import Look, Submit
 from .tasks import Outcome, Task
+from .values import invalid, is_number
 
 PREFIX = "/-/"
 YEAR = 31_536_000  # seconds
@@ -221,8 +222,8 @@ def _checked(fields: Fields, *allowed: str) -> Fields:
 
 
 def _number(fields: Fields, name: str, *, above: float = -math.inf) -> float:
-    value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < math.inf:
+    value: float | None = fields.get(name)
+    if value is None or not is_number(value) or not above < value < math.inf:
         expected = "a number" if above == -math.inf else f"a number above {above:g}"
         raise invalid(name, value, expected)
     return value

@@ -6,14 +6,16 @@ it is. Everything that reads faults, and their documentation, is derived from th
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import attrs
 
 from .tasks import MESSAGES
+from .values import STATUS, TEXT, TRUE_OR_FALSE, Value, is_number, one_of, whole
 from .variants import FRAMINGS, IMAGES, PAGES, RECORDS
 
 Kind = Literal["submit", "look", "credits", "link", "upload", "image"]
@@ -28,27 +30,6 @@ REDIRECTS = (301, 302, 303, 307, 308)
 _OWN_HEADERS = ("content-length", "transfer-encoding", "connection")
 
 
-@attrs.frozen
-class Value:
-    """What a field may be; `expected` completes "expected ..."."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _whole(low: int, high: float = math.inf, expected: str = "") -> Value:
-    text = expected or f"an integer from {low} to {high}"
-    return Value(text, lambda value: type(value) is int and low <= value <= high)
-
-
-def _one_of(names: Iterable[str]) -> Value:
-    return Value(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
-
-
 def _are_headers(value: Any) -> bool:
     def fits(name: Any, text: Any) -> bool:
         lines = isinstance(name, str) and isinstance(text, str) and not re.search(r"[\r\n\0]", name + text)
@@ -59,26 +40,31 @@ def _are_headers(value: Any) -> bool:
 
 def _is_retry_after(value: Any) -> bool:
     if not isinstance(value, str):
-        return _is_number(value)
+        return is_number(value)
     is_date = not value.startswith("date") or re.fullmatch(r"date[+-]\d+(\.\d+)?", value)
     return bool(is_date) and not re.search(r"[\r\n\0]", value)
 
 
-SECONDS = Value("a number of seconds above 0", lambda v: _is_number(v) and 0 < v < math.inf)
-TEXT = Value("text", lambda value: isinstance(value, str))
-TRUE_OR_FALSE = Value("true or false", lambda value: isinstance(value, bool))
-STATUS = _whole(200, 599)
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+SECONDS = Value("a number of seconds above 0", lambda v: is_number(v) and 0 < v < math.inf)
 
 WHEN: dict[str, tuple[Value, str]] = {
     "times": (
         Value(
-            'an integer above 0, or "always"; 0 would never fire', lambda v: v is None or _whole(1).accepts(v)
+            'an integer above 0, or "always"; 0 would never fire', lambda v: v is None or whole(1).accepts(v)
         ),
         'how often it fires; 1 by default, "always" for every time',
     ),
-    "after": (_whole(0, expected="an integer, 0 or more"), "how many matching requests go by first"),
+    "after": (whole(0, expected="an integer, 0 or more"), "how many matching requests go by first"),
     "probability": (
-        Value("a number above 0, up to 1; 0 would never fire", lambda v: _is_number(v) and 0 < v <= 1),
+        Value("a number above 0, up to 1; 0 would never fire", lambda v: is_number(v) and 0 < v <= 1),
         "with which probability it fires; drawn from the `seed` of the emulator",
     ),
     "lasting": (SECONDS, "fires every time for so many seconds, from its first time on; in place of `times`"),
@@ -88,7 +74,7 @@ WHEN: dict[str, tuple[Value, str]] = {
 
 OPTIONS: dict[str, tuple[Value, str]] = {
     "message": (TEXT, "the text beside the code; by default Kie's own"),
-    "data": (Value("any JSON value", lambda value: True), "the `data` beside the code"),
+    "data": (Value("any JSON value", _is_json), "the `data` beside the code"),
     "http_status": (STATUS, "the HTTP status; by default that of the page, and 200 with a code"),
     "headers": (Value("header names and texts, none of them about framing", _are_headers), "more headers"),
     "retry_after": (
@@ -96,7 +82,7 @@ OPTIONS: dict[str, tuple[Value, str]] = {
         'a Retry-After: seconds, any text, or with "date+30" and "date-30" an HTTP date from now',
     ),
     "charged": (TRUE_OR_FALSE, "whether the submit creates a task and costs credits all the same"),
-    "at": (_whole(0, expected="a number of bytes"), "after how many bytes of the answer it stalls"),
+    "at": (whole(0, expected="a number of bytes"), "after how many bytes of the answer it stalls"),
 }
 
 
@@ -124,7 +110,7 @@ EFFECTS: dict[str, Effect] = {
         options=("message", "data", *_PAGE_OPTIONS),
     ),
     "page": Effect(
-        does="a page in place of the envelope or image", value=_one_of(PAGES), options=_PAGE_OPTIONS
+        does="a page in place of the envelope or image", value=one_of(PAGES), options=_PAGE_OPTIONS
     ),
     "body": Effect(
         does="these bytes in place of the envelope or image",
@@ -148,12 +134,12 @@ EFFECTS: dict[str, Effect] = {
         replaces=False,
     ),
     "record": Effect(
-        does="an odd record of the task", value=_one_of(RECORDS), kinds=("look",), replaces=False
+        does="an odd record of the task", value=one_of(RECORDS), kinds=("look",), replaces=False
     ),
-    "image": Effect(does="an odd image", value=_one_of(IMAGES), kinds=("image",), replaces=False),
+    "image": Effect(does="an odd image", value=one_of(IMAGES), kinds=("image",), replaces=False),
     "reset": Effect(
         does="the connection is reset, before the body is read or after the request is handled",
-        value=_one_of(("before", "after")),
+        value=one_of(("before", "after")),
         charged=None,
         options=("charged",),
     ),
@@ -165,7 +151,7 @@ EFFECTS: dict[str, Effect] = {
     ),
     "stall": Effect(
         does="no byte of the answer for so long",
-        value=Value('a number of seconds above 0, or "forever"', lambda v: _is_number(v) and v > 0),
+        value=Value('a number of seconds above 0, or "forever"', lambda v: is_number(v) and v > 0),
         charged=True,
         options=("at", "charged"),
         replaces=False,
@@ -177,7 +163,7 @@ EFFECTS: dict[str, Effect] = {
         replaces=False,
     ),
     "framing": Effect(
-        does="HTTP that is not as usual", value=_one_of(FRAMINGS), charged=True, replaces=False
+        does="HTTP that is not as usual", value=one_of(FRAMINGS), charged=True, replaces=False
     ),
     "open_ended": Effect(
         does="the whole answer without a length, on a connection that never closes",

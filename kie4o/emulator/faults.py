@@ -13,8 +13,8 @@ from typing import Any, Literal, TypedDict
 
 import attrs
 
-from .callbacks import invalid
 from .effects import EFFECTS, KINDS, OF_ONE_TASK, OF_TASKS, REDIRECTS, VALUES, WHEN, Kind
+from .values import invalid
 
 __all__ = ["KINDS", "Arrival", "Fault", "FaultOptions", "Kind", "parse_fault"]
 

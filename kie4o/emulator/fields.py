@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .account import Account
-from .callbacks import Call, invalid
+from .callbacks import Call
 from .faults import parse_fault
 from .tasks import Outcome
+from .values import invalid, is_number
 
 Kinds = tuple[type, ...]
 Fields = Mapping[str, Any]
@@ -81,7 +82,9 @@ def check_names(table: Fields, allowed: Collection[str], what: str = "field") ->
 def _is_one_of(kinds: Kinds, value: Any) -> bool:
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if isinstance(value, bool):
+        return bool in kinds
+    return is_number(value) if float in kinds else isinstance(value, kinds)
 
 
 def _value(name: str, value: Any) -> Any:
@@ -91,10 +94,10 @@ def _value(name: str, value: Any) -> Any:
 def _made(kind: Callable[..., Any], name: str, fields: Fields) -> Any:
     parameters = inspect.signature(kind).parameters
     check_names(fields, parameters, f"field of {name}")
-    try:
-        return kind(**fields)
-    except TypeError:  # what comes first is missing
-        raise invalid(name, dict(fields), f"at least {next(iter(parameters))}") from None
+    first, parameter = next(iter(parameters.items()))
+    if first not in fields and parameter.default is parameter.empty:
+        raise invalid(name, dict(fields), f"at least {first}")
+    return kind(**fields)
 
 
 def _prices(fields: Fields) -> dict[Any, Any]:
@@ -103,7 +106,13 @@ def _prices(fields: Fields) -> dict[Any, Any]:
 
 
 def _accounts(tables: Fields) -> dict[str, Account]:
-    return {key: Account(**read_fields(table, ACCOUNT)) for key, table in tables.items()}
+    accounts: dict[str, Account] = {}
+    for number, (key, table) in enumerate(tables.items(), 1):
+        try:
+            accounts[key] = Account(**read_fields(table, ACCOUNT))
+        except ValueError as error:
+            raise ValueError(f"account {number} of accounts: {error}") from None  # without its key
+    return accounts
 
 
 _VALUES: dict[str, Callable[[Fields], Any]] = {

@@ -11,10 +11,10 @@ import re
 
 import attrs
 
-from .callbacks import invalid
 from .effects import CODES
 from .faults import Fault
 from .tasks import OUTCOMES, Outcome
+from .values import invalid
 from .variants import PAGES
 
 _TAG = re.compile(r"\[\[kie:([^][]*)\]\]")

@@ -72,9 +72,8 @@ def _place(*names: str) -> Iterator[None]:
     """Put the file and the table in front of what an error says."""
     try:
         yield
-    except (ValueError, TypeError) as error:  # the second is for fields that are missing
-        said = str(error.args[0] if error.args else error)  # attrs has more for programs in `args`
-        raise ValueError(f"{', '.join(names)}: {said}") from error
+    except ValueError as error:
+        raise ValueError(f"{', '.join(names)}: {error}") from error
 
 
 def _each(file: str, name: str, tables: Table, parse: Callable[[Any], _T]) -> list[_T]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 
 import attrs
 from aiohttp import web
-from attrs.validators import ge, gt, in_
+from attrs.validators import in_
 
 from .account import Plan
 from .addresses import is_loopback, reachable
@@ -31,6 +31,7 @@ from .sender import CallbackSender
 from .service import Service
 from .tasks import Outcome, Progress, Seconds, Task, seconds
 from .thread import LoopThread, OnThread
+from .values import DURATION, NOT_NEGATIVE, POSITIVE
 
 SHUTDOWN = 0.05  # real seconds that open requests have to finish when the emulator closes
 
@@ -111,14 +112,14 @@ class Emulator(Service):
     clock: Literal["virtual", "real"] | None = attrs.field(
         default=None, validator=in_(("virtual", "real", None))
     )
-    speed: float = attrs.field(default=1.0, validator=gt(0))
-    grace: float = attrs.field(default=0.0, validator=ge(0))
-    time_limit: float = attrs.field(default=DAY, validator=gt(0))
-    latency: Seconds = 0.0
-    look_latency: Seconds = 0.0
+    speed: float = attrs.field(default=1.0, validator=POSITIVE)
+    grace: float = attrs.field(default=0.0, validator=NOT_NEGATIVE)
+    time_limit: float = attrs.field(default=DAY, validator=POSITIVE)
+    latency: Seconds = attrs.field(default=0.0, validator=DURATION)
+    look_latency: Seconds = attrs.field(default=0.0, validator=DURATION)
     pictures: bool = True
     webhook_key: str | bytes | None = attrs.field(default=None, repr=False)
-    callback_timeout: float = attrs.field(default=15.0, validator=gt(0))
+    callback_timeout: float = attrs.field(default=15.0, validator=POSITIVE)
     wall: Callable[[], float] = time.time
 
     _files: Files = attrs.field(init=False, repr=False)

@@ -15,12 +15,20 @@ from .sender import CallbackSender
 from .tasks import Outcome, Task, as_outcome
 
 
+def _as_accounts(accounts: Mapping[str, Account]) -> Mapping[str, Account]:
+    """Accounts by API key."""
+    good = isinstance(accounts, Mapping) and all(accounts)
+    if not (good and all(isinstance(account, Account) for account in accounts.values())):
+        raise ValueError("invalid accounts: expected an Account by API key")  # without the keys
+    return accounts
+
+
 @attrs.define(kw_only=True, eq=False, repr=False)
 class Service(Account):
     """Kie with its accounts. The arguments and attributes are described in `Emulator`."""
 
     api_key: str | None = attrs.field(default=None)
-    accounts: Mapping[str, Account] = attrs.field(factory=dict)
+    accounts: Mapping[str, Account] = attrs.field(factory=dict, converter=_as_accounts)
 
     submits: list[Submit] = attrs.field(factory=list, init=False)
     requests: Counter[str] = attrs.field(factory=Counter, init=False)

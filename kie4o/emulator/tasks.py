@@ -8,13 +8,14 @@ Times are emulated seconds; only `create_time` and `complete_time` are unix time
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
-from attrs.validators import in_
+from attrs.validators import optional
 
-from .callbacks import Call, Report, invalid
+from .callbacks import Call, Report
+from .values import TEXT, invalid, one_of, whole
 
 Seconds = float | Callable[[], float]
 Progress = Literal["jump", "linear"]
@@ -120,9 +121,9 @@ class Outcome:
         message: Replaces its errorMessage, unless empty.
     """
 
-    kind: str = attrs.field(validator=in_(tuple(OUTCOMES)), kw_only=False)
-    code: int | None = None
-    message: str = ""
+    kind: str = attrs.field(validator=one_of(OUTCOMES), kw_only=False)
+    code: int | None = attrs.field(default=None, validator=optional(whole(0, 999)))
+    message: str = attrs.field(default="", validator=TEXT)
 
     @property
     def state(self) -> RecordState:
@@ -139,28 +140,6 @@ def as_outcome(outcome: str | Outcome) -> Outcome:
     if outcome not in OUTCOMES:
         raise invalid("outcome", outcome, f"an Outcome, or one of {', '.join(OUTCOMES)}")
     return Outcome(outcome)
-
-
-def one_of(allowed: Collection[str]) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
-    """A validator that names what is allowed."""
-
-    def check(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if value not in tuple(allowed):
-            raise invalid(attribute.name, value, f"one of {', '.join(allowed)}")
-
-    return check
-
-
-def is_count(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    """A validator of numbers of things."""
-    if type(value) is not int or value < 1:
-        raise invalid(attribute.alias or attribute.name, value, "an integer, 1 or more")
-
-
-def is_seconds(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    """A validator of durations."""
-    if not callable(value) and not value >= 0:
-        raise invalid(attribute.name, value, "a number of seconds, 0 or more, or a function")
 
 
 def seconds(value: Seconds) -> float:

@@ -108,7 +108,7 @@ async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
         (("wait", "no id"), "invalid TASK 'no id': expected the id of a submitted task"),
         (("credits", "--jsn"), "Unknown option: --jsn. Did you mean --json?"),
         (("demo", "--speed", "0"), 'Invalid value "0.0" for --speed. Must be >= 0.1.'),
-        (("emulator", "--speed", "0"), "--speed must be > 0: 0.0"),
+        (("emulator", "--speed", "0"), "invalid --speed=0.0: expected a number above 0"),
         (("emulator", "--outcome", "fail"), 'Invalid value "fail" for --outcome.'),
         (("unfinished", "--store", "no.db"), "invalid --store 'no.db': expected the file of an earlier run"),
         (("resume",), 'Command "resume" parameter --store requires an argument.'),

@@ -267,7 +267,24 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         {"outcome": {"knd": 1}},
         "unknown field of outcome 'knd': expected one of kind",
     ),
-    "kind that is none": ("plans", {"outcome": {"kind": "x"}}, "'kind' must be in"),
+    "kind that is none": ("plans", {"outcome": {"kind": "x"}}, "invalid kind='x': expected one of success"),
+    "code of an outcome": (
+        "plans",
+        {"outcome": {"kind": "failed", "code": "x"}},
+        "invalid code='x': expected an integer",
+    ),
+    "when of a callback": (
+        "plans",
+        {"callback": {"when": {}}},
+        "invalid when={}: expected one of end, early, together, never",
+    ),
+    "delay of a callback": (
+        "plans",
+        {"callback": {"delay": "x"}},
+        "invalid delay='x': expected a number, 0 or more",
+    ),
+    "duration without end": ("plans", {"duration": 10**400}, "0: expected a number"),
+    "credits without end": ("credits", {"credits": 10**400}, "0: expected a number"),
     "progress": ("plans", {"progress": "fast"}, "invalid progress='fast': expected one of jump, linear"),
     "callback": (
         "plans",
