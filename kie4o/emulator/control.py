@@ -132,6 +132,7 @@ def _is_local_name(host: str) -> bool:
 def state(kie: Kie) -> dict[str, Any]:
     """Everything that the emulator saw and has: the answer of `GET /-/state`."""
     own, *_ = kie.all_accounts()
+    callbacks = callbacks_by_task(kie)
     return {
         "paid": kie.paid,
         "spent": kie.spent,
@@ -147,7 +148,7 @@ def state(kie: Kie) -> dict[str, Any]:
         "time": time_of(kie),
         "faults": [_fault(planned) for planned in kie.faults.planned],
         "submits": [_submit(submit) for submit in kie.submits],
-        "tasks": [task_state(kie, task) for task in tasks_of(kie)],
+        "tasks": [task_state(kie, task, callbacks) for task in tasks_of(kie)],
         "callbacks": [_callback(record) for record in kie.callbacks],
     }
 
@@ -161,9 +162,20 @@ def tasks_of(kie: Kie) -> list[Task]:
     return sorted(kie.all_tasks().values(), key=lambda task: task.created)
 
 
-def task_state(kie: Kie, task: Task) -> dict[str, Any]:
+def callbacks_by_task(kie: Kie) -> Mapping[str, list[CallRecord]]:
+    """The attempts to deliver the callbacks of each task."""
+    found: dict[str, list[CallRecord]] = {}
+    for record in kie.callbacks:
+        found.setdefault(record.task_id, []).append(record)
+    return found
+
+
+def task_state(
+    kie: Kie, task: Task, callbacks: Mapping[str, list[CallRecord]] | None = None
+) -> dict[str, Any]:
     """One task as it is now."""
     now = kie.now()
+    callbacks = callbacks_by_task(kie) if callbacks is None else callbacks
     return {
         "task_id": task.id,
         "request": task.request,
@@ -175,7 +187,7 @@ def task_state(kie: Kie, task: Task) -> dict[str, Any]:
         "end": task.end if task.end is not None and math.isfinite(task.end) else None,
         "images": [kie.url + path for path in task.files(now)],
         "looks": len(kie.looks(task.id)),
-        "callbacks": [record.status for record in kie.callbacks if record.task_id == task.id],
+        "callbacks": [record.status for record in callbacks.get(task.id, ())],
     }
 
 

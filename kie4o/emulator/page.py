@@ -19,6 +19,7 @@ from typing import Protocol
 from aiohttp import web
 
 from . import control
+from .callbacks import CallRecord
 from .tasks import Task
 
 SHOWN_TASKS, SHOWN_SUBMITS = 60, 12
@@ -148,10 +149,8 @@ def cards(kie: Kie, *, moving: bool = True) -> dict[str, Html]:
     Without `moving`, times that pass by themselves are left out, so that equal cards compare equal.
     """
     newest = control.tasks_of(kie)[: -SHOWN_TASKS - 1 : -1]
-    statuses: dict[str, list[str]] = {}
-    for record in kie.callbacks:
-        statuses.setdefault(record.task_id, []).append(str(record.status or record.error))
-    return {f"task-{task.id}": _card(kie, task, statuses.get(task.id, []), moving) for task in newest}
+    callbacks = control.callbacks_by_task(kie)
+    return {f"task-{task.id}": _card(kie, task, callbacks.get(task.id, []), moving) for task in newest}
 
 
 def _count(tasks: int) -> str:
@@ -213,7 +212,7 @@ def _prompt(request: Mapping[str, object]) -> str:
     return text if len(text) <= LONGEST_PROMPT else text[:LONGEST_PROMPT] + "…"
 
 
-def _card(kie: Kie, task: Task, statuses: list[str], moving: bool) -> Html:
+def _card(kie: Kie, task: Task, callbacks: list[CallRecord], moving: bool) -> Html:
     now = kie.now()
     state = control.state_of(task, now)
     running = state == "running"
@@ -223,7 +222,8 @@ def _card(kie: Kie, task: Task, statuses: list[str], moving: bool) -> Html:
     looks = len(kie.looks(task.id))
     texts = [*failure, size, f"{task.price:g} credits", f"{looks} poll{'' if looks == 1 else 's'}"]
     if task.callback_url:
-        texts.append(f"callback: {', '.join(statuses[-4:]) or 'not sent'}")
+        statuses = [str(record.status or record.error) for record in callbacks[-4:]]
+        texts.append(f"callback: {', '.join(statuses) or 'not sent'}")
     return fill(
         CARD,
         id=task.id,
