@@ -39,10 +39,8 @@ CREATE TABLE callback (
 ) WITHOUT ROWID;
 """
 
-# From schema 1, which kept no prices: both or neither.
-_UPGRADE = f"""
-BEGIN IMMEDIATE; ALTER TABLE entry ADD COLUMN price TEXT; PRAGMA user_version = {SCHEMA}; COMMIT;
-"""
+# From schema 1, which kept no prices.
+_UPGRADE = ("ALTER TABLE entry ADD COLUMN price TEXT", f"PRAGMA user_version = {SCHEMA}")
 
 
 def create(path: Path) -> None:
@@ -66,8 +64,9 @@ def create(path: Path) -> None:
 
 
 def upgrade(connection: sqlite3.Connection) -> None:
-    """Give a file of an older schema the tables of today. Its entries have no price."""
-    connection.executescript(_UPGRADE)
+    """Give a file of an older schema the tables of today, in a transaction. Its entries have no price."""
+    for statement in _UPGRADE:
+        connection.execute(statement)
 
 
 def _name(draft: Path, path: Path) -> None:

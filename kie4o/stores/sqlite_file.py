@@ -199,6 +199,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     problems = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
     if problems != ["ok"]:
         raise _damaged(path, problems[0])
+    connection.execute("BEGIN IMMEDIATE")  # what is refused stays as it is
     if version < SCHEMA:
         upgrade(connection)
     intents = []
@@ -209,7 +210,6 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
             raise _damaged(path, f"entry {entry.key!r} does not match its row")
         if entry.state is EntryState.INTENT:
             intents.append(entry.become(EntryState.UNKNOWN, submitted_at=clock.unix_time()))
-    connection.execute("BEGIN IMMEDIATE")
     for entry in intents:
         connection.execute(SAVE, row_of(entry))
         count_slot(connection, entry, clock.uptime())
