@@ -6,6 +6,7 @@ client) that names the argument, its value and what is expected.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import os
 from collections.abc import Mapping
@@ -250,6 +251,13 @@ def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
     if on_update is not None and not callable(on_update):
         raise invalid("on_update", on_update, "a function of the TaskDetails, or None")
     return on_update
+
+
+def stop_of(stop: asyncio.Event | None) -> asyncio.Event | None:
+    """An event of threads would stop the event loop until it is set."""
+    if stop is not None and not isinstance(stop, asyncio.Event):
+        raise invalid("stop", stop, "an asyncio.Event, or None")
+    return stop
 
 
 def resubmit_of(on_unknown: OnUnknown, retry_failed: bool) -> Resubmit:

@@ -13,6 +13,19 @@ from .callbacks import CallRecord
 from .seen import Look, Submit
 from .sender import CallbackSender
 from .tasks import Outcome, Task, as_outcome
+from .values import Value, invalid, is_number
+
+YEAR = 31_536_000  # seconds; if more passes, times are none that a record can hold
+SPAN = Value(
+    f"a number above 0 and at most {YEAR}, a year", lambda value: is_number(value) and 0 < value <= YEAR
+)
+
+
+def _span(seconds: float) -> float:
+    """Emulated seconds by which a test moves the time."""
+    if not SPAN.accepts(seconds):
+        raise invalid("seconds", seconds, SPAN.expected)
+    return seconds
 
 
 def _as_accounts(accounts: Mapping[str, Account]) -> Mapping[str, Account]:
@@ -131,17 +144,21 @@ class Service(Account):
 
         Raises:
             KeyError: There is no such task.
-            ValueError: It has ended already, or never ends.
+            ValueError: It has ended already, or never ends; or `seconds` is not above 0, or above a year.
         """
         task = self._running(task_id)
         if task.end is None:
             raise ValueError(f"task {task_id} has no time at which it ends, so it cannot end later")
-        task.duration += seconds
+        task.duration += _span(seconds)
         self._sender.time_changed()
 
     def advance(self, seconds: float) -> None:
-        """Let emulated seconds pass at once, for clients that share no clock with the emulator."""
-        self._ahead += seconds
+        """Let emulated seconds pass at once, for clients that share no clock with the emulator.
+
+        Raises:
+            ValueError: `seconds` is not above 0, or above a year.
+        """
+        self._ahead += _span(seconds)
         self._sender.time_changed()
 
     def _running(self, task_id: str) -> Task:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from batches import LETTERS, SPEED, all_of, at_rest, client_of, kie_of, paid_is_known, paid_once
@@ -135,3 +137,16 @@ async def test_find_returns_what_the_store_has(store: MakeStore) -> None:
         assert kie.requests == requests
         with pytest.raises(InvalidRequestError):
             await client.find("")
+
+
+@pytest.mark.parametrize("stop", [threading.Event(), True, "stop"], ids=["threads", "bool", "text"])
+def test_what_is_no_event_of_asyncio_is_refused(stop: Any) -> None:
+    """Before anything is paid for. Waiting for an event of threads would stop the whole event loop."""
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie) as client:
+            with pytest.raises(InvalidRequestError, match=r"invalid stop=.*: expected an asyncio.Event"):
+                await all_of(client.generate_many(LETTERS, stop=stop))
+            assert kie.paid == 0
+
+    run_scaled(run(), SPEED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from functools import cache
@@ -180,7 +181,17 @@ async def test_time_stays_a_time() -> None:
         call = Client(kie)
         for seconds, status in ((1e9, 400), (6e307, 400), (31_536_000, 200)):
             assert (await call("POST /-/time", {"seconds": seconds})).status == status
-        assert json.loads((await call.look(await call.task())).body)["data"]["createTime"] > 0
+        for seconds in (0, -1, math.nan, math.inf, 10**400, "3", True, None):
+            with pytest.raises(ValueError, match="expected a number above 0 and at most 31536000, a year"):
+                kie.advance(seconds)
+        task_id = await call.task()
+        assert json.loads((await call.look(task_id)).body)["data"]["createTime"] > 0
+    async with Emulator(pictures=False) as kie:
+        task_id = await Client(kie).task()
+        for seconds in (0, -1, math.nan, 1e9, "3"):
+            with pytest.raises(ValueError, match="expected a number above 0 and at most 31536000, a year"):
+                kie.delay(task_id, seconds)
+        assert kie.tasks[task_id].duration == 20
 
 
 def test_recorded_answers_are_as_described() -> None:

@@ -134,7 +134,7 @@ async def test_looks(session: ClientSession) -> None:
     async with Emulator(duration=5.0, looks_per_second=1) as kie:
         caller = Caller(kie, session)
         task_id = (await caller.submit())["data"]["taskId"]
-        for delay in (1.0, 0.0, 9.0):
+        for delay in (1.0, 0.001, 9.0):
             await passed(kie, delay)
             await caller.get(LOOK, taskId=task_id)
         await caller.get(LOOK, taskId="other")
