@@ -23,7 +23,8 @@ from typing import Any, Protocol
 import attrs
 from aiohttp import web
 
-from .envelopes import ANSWER, SEEN, api_envelope, upload_envelope
+from .account import Account
+from .envelopes import ANSWER, SEEN, api_envelope, api_key, upload_envelope
 from .fault_queue import Faults
 from .faults import Arrival, Fault, Kind
 from .files import IMAGE_PATH
@@ -53,7 +54,7 @@ class Host(Protocol):
 
     def has_planned_answers(self) -> bool: ...
 
-    def planned_answer(self, body: dict[str, Any]) -> Fault | None: ...
+    def account_of(self, key: str) -> Account | None: ...
 
     async def delay_submit(self) -> None: ...
 
@@ -121,7 +122,9 @@ class Delivery:
         body = _json_object(sent)
         arrival = Arrival(kind="submit", at=host.now(), prompt=_text(body.get("prompt")), body=body)
         firing = host.faults.take(arrival, host.chance)
-        fault = firing.fault if firing else host.planned_answer(body)
+        account = host.account_of(api_key(request))  # None: the key is refused, whatever is planned
+        planned = account.planned_answer(body) if account and not firing else None
+        fault = firing.fault if firing else planned
         if fault is None:
             return await handler(request)
         if not fault.charges:

@@ -58,3 +58,9 @@ def spring_error(path: str, status: HTTPStatus) -> web.Response:
 
 def _json(body: dict[str, Any], status: int, content_type: str) -> web.Response:
     return web.Response(body=json.dumps(body).encode(), status=status, headers={"Content-Type": content_type})
+
+
+def api_key(request: web.Request) -> str:
+    """The API key of a request; empty if it has none."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return key if scheme == "Bearer" else ""

@@ -24,6 +24,7 @@ from .envelopes import (
     UPLOAD_UNAUTHORIZED,
     Envelope,
     api_envelope,
+    api_key,
     json_object,
     spring_error,
     upload_envelope,
@@ -153,8 +154,8 @@ class Routes:
         """A handler that answers `refusal` to requests without an accepted API key."""
 
         async def respond(request: web.Request) -> web.StreamResponse:
-            scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-            account = self._kie.account_of(key) if scheme == "Bearer" and key else None
+            key = api_key(request)
+            account = self._kie.account_of(key)
             if account is not None:
                 request[ACCOUNT], request[KEY] = account, key
             request[ANSWER] = answer = refusal if account is None else await handler(request)

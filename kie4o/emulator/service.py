@@ -108,7 +108,9 @@ class Service(Account):
         return ChainMap(*(account.tasks for account in self.all_accounts()))
 
     def account_of(self, key: str) -> Account | None:
-        """The account that an API key belongs to; None if the key is wrong."""
+        """The account that an API key belongs to; None if the key is wrong, or empty."""
+        if not key:
+            return None
         own = self.api_key in (None, key) or key in self.caps
         return self.accounts.get(key) or (self if own else None)
 

@@ -319,6 +319,23 @@ async def test_accounts(session: ClientSession) -> None:
     assert abs(other.epoch - kie.epoch) < 1e-6
 
 
+async def test_a_wrong_key_takes_no_plan(session: ClientSession) -> None:
+    """It is refused whatever is planned, so that a test sees that it is wrong; the plan is for the next."""
+    async with Emulator(api_key="right", duration=0.0) as kie:
+        caller = Caller(kie, session)
+        kie.plan(LAKE["prompt"], answer=422)
+        assert [(await caller.submit(key))["code"] for key in ("wrong", "right")] == [401, 422]
+
+
+async def test_each_account_reads_prompts_in_its_own_way(session: ClientSession) -> None:
+    """`magic` is that of the account whose key it is, for answers as for outcomes."""
+    literal, magic = Account(magic=False, duration=0.0), Account(duration=0.0)
+    async with Emulator(api_key="a", magic=False, accounts={"l": literal, "m": magic}) as kie:
+        caller = Caller(kie, session)
+        codes = [(await caller.submit(key, prompt="[[kie:455]]"))["code"] for key in "alm"]
+    assert codes == [200, 200, 455]
+
+
 async def test_reset(session: ClientSession) -> None:
     """Everything seen and planned is forgotten, and the credits are those of the beginning."""
     account = Account(credits=6)
