@@ -34,7 +34,6 @@ from .arguments import (
     request_of,
     resubmit_of,
     speed_of,
-    stop_of,
     task_id_of,
 )
 from .batch.batch import Batch
@@ -298,7 +297,7 @@ class AsyncKieClient:
                 submitted, what is in flight is yielded, then the error is raised.
             CreditLimitError: The next request would pass `max_credits`; the same is done.
         """
-        on_update, max_credits, stop = on_update_of(on_update), credit_limit_of(max_credits), stop_of(stop)
+        on_update, max_credits = on_update_of(on_update), credit_limit_of(max_credits)
         runtime = await self._runtime.ready()
         resubmit = resubmit_of(on_unknown, retry_failed)
         limit = runtime.lifecycle.permits.limit

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
+from ..arguments import stop_of
 from ..errors import (
     AuthenticationError,
     InsufficientCreditsError,
@@ -103,7 +104,7 @@ class Batch:
         self._stop: Exception | None = None
         self._called_off: frozenset[str] = frozenset()  # keys
         self._source_error: BaseException | None = None
-        self._stop_event = stop
+        self._stop_event = stop_of(stop)
         self._stopper: asyncio.Task[Any] | None = None  # waits for it
 
     def __aiter__(self) -> Batch:
