@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
 from ..settings import KEY_VARIABLES
+from .inputs import expanded
 from .terminal import Terminal, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,6 @@ async def opened(
 
 def existing_store(path: Path) -> Path:
     """The file of a store that must be there: a command that only reads it would create an empty one."""
-    if not path.expanduser().is_file():
+    if not expanded(path, "--store").is_file():
         raise UsageError(f"invalid --store '{path}': expected the file of an earlier run")
     return path

@@ -86,7 +86,7 @@ async def generate(
     if key is not None and store is None:
         raise UsageError(f"invalid --key '{key}': expected --store too, the file that remembers it")
     inputs, folder = Inputs.of(request), Folder(out, exists=exists)
-    items = _items(prompts, inputs.planned(request), set or (), name, key)
+    items = _items([*prompts_of(prompts, terminal)], inputs.planned(request), set or (), name, key)
     inputs.check()
     several = len(items) > 1
     if not no_wait:
@@ -120,10 +120,10 @@ async def _generate(work: Work[_Prompt], item: _Prompt, *, no_wait: bool) -> Non
 
 
 def _items(
-    prompts: Sequence[str], options: Any, assignments: Sequence[str], name: str | None, key: str | None
+    prompts: Sequence[str | None], options: Any, assignments: Sequence[str], name: str | None, key: str | None
 ) -> list[_Prompt]:
     """The prompts with their requests, which are refused here if Kie could only refuse them."""
-    requests = [request_of(prompt, options, assignments) for prompt in prompts_of(prompts)]
+    requests = [request_of(prompt, options, assignments) for prompt in prompts]
     names, keys = numbered(name, len(requests)), numbered(key, len(requests))
     return [
         _Prompt(

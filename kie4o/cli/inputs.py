@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,13 +13,35 @@ from urllib.parse import quote
 
 import attrs
 
-from .terminal import STDIN, UsageError
+from .terminal import STDIN, Terminal, UsageError
 
 if TYPE_CHECKING:
     from ..client import AsyncKieClient
 
 
-def prompts_of(words: Sequence[str]) -> Iterator[str | None]:
+def read_stdin(terminal: Terminal) -> bytes:
+    """All of standard input. It blocks, so Ctrl-C ends it at once instead of being left to asyncio."""
+    if sys.stdin.isatty():
+        terminal.note(
+            f"reading standard input; {'Ctrl-Z and Enter' if sys.platform == 'win32' else 'Ctrl-D'} ends it"
+        )
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return sys.stdin.buffer.read()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def expanded(path: Path, option: str) -> Path:
+    """The path with a home directory in place of `~`. Raises `UsageError` if there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        reason = str(error)
+    raise UsageError(f"invalid {option} '{path}': {reason}")
+
+
+def prompts_of(words: Sequence[str], terminal: Terminal) -> Iterator[str | None]:
     """The prompts, those of standard input included; None if there are none, which a file makes up for."""
     if not words:
         yield None
@@ -25,7 +49,8 @@ def prompts_of(words: Sequence[str]) -> Iterator[str | None]:
         if word != STDIN:
             yield word
             continue
-        lines = [line.strip() for line in sys.stdin]
+        text = read_stdin(terminal).decode(sys.stdin.encoding, sys.stdin.errors or "strict")
+        lines = [line.strip() for line in io.StringIO(text.removeprefix("\ufeff"), newline=None)]
         if not any(lines):
             raise UsageError("no prompt on standard input: expected one per line")
         yield from filter(None, lines)

@@ -10,6 +10,7 @@ import re
 import time
 
 from ..wire.decoding import shown
+from .messages import LONGEST
 from .terminal import Terminal
 
 _SHORTEST = 1.0  # seconds; a shorter pause is not worth a line
@@ -40,7 +41,7 @@ class LogLines(logging.Handler):
         line = record.getMessage()
         if self._terminal.verbose:
             at = time.strftime("%H:%M:%S", time.localtime(record.created))
-            self._terminal.error(f"{at} {record.levelname} {line}")
+            self._terminal.error(f"{at} {record.levelname} {shown(line, LONGEST)}")
         found = pause_of(line)
         if found is not None:
             self._terminal.pause(*found)

@@ -62,6 +62,7 @@ def application() -> App:
 def run(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name, and return the exit status."""
     terminal = Terminal(json=_asks_for_json(arguments))
+    terminal.events = arguments[:1] == ["batch"]
     try:
         try:
             app = application()
@@ -73,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
             return Status.ERROR
         return _parsed_and_run(app, arguments, terminal)
     except KeyboardInterrupt:
-        terminal.error("interrupted")
+        terminal.fail("interrupted", error="KeyboardInterrupt", going_on=[])
         return Status.INTERRUPTED
     except OSError as error:  # stdout cannot be written to
         terminal.error(error.strerror or str(error))
@@ -100,11 +101,11 @@ def _parsed_and_run(app: App, arguments: Sequence[str], terminal: Terminal) -> i
             sys.stdout.flush()
         return Status.OK
     bound.apply_defaults()
-    terminal = bound.arguments.get("terminal", terminal)
-    terminal.arguments = tuple(arguments)
+    typed = bound.arguments.get("terminal", terminal)
+    typed.arguments, typed.events = tuple(arguments), terminal.events
     from .running import run_command
 
-    return run_command(lambda: command(*bound.args, **bound.kwargs), terminal)
+    return run_command(lambda: command(*bound.args, **bound.kwargs), typed)
 
 
 def _unknown_command(arguments: Sequence[str]) -> str | None:

@@ -21,9 +21,11 @@ from ..errors import (
     SubmissionUnknownError,
     TaskTimeoutError,
 )
+from ..wire.decoding import shown
 from .options import OPTION_OF
 from .terminal import Status, UsageError
 
+LONGEST = 1000  # characters of a message
 _REMEDIES: Mapping[type[APIStatusError], str] = MappingProxyType(
     {
         InsufficientCreditsError: "Top up at kie.ai; kie4o credits prints the balance.",
@@ -54,7 +56,11 @@ _ADVICE = re.compile(r"[;,:] (?:then )?call client\..*$|; wait for it first$|set
 
 
 def message_of(error: BaseException) -> str:
-    """What an error says, without the calls of Python that it advises."""
+    """What an error says as one line, without the calls of Python that it advises."""
+    return shown(_message_of(error), LONGEST)
+
+
+def _message_of(error: BaseException) -> str:
     if isinstance(error, TaskTimeoutError):
         return f"timed out waiting for task {error.task_id}; it is still running"
     if isinstance(error, (InvalidRequestError, ConfigurationError)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from ..files.disk import PREFIX
 from ..files.images import CONTENT_TYPE_OF, file_name
 from ..models import Exists
 from .terminal import UsageError
@@ -17,6 +20,9 @@ from .terminal import UsageError
 if TYPE_CHECKING:
     from ..client import AsyncKieClient
     from ..models import HasTaskId
+
+
+_ROOM = 1024 * 1024  # bytes of free space without which nothing is paid for: images have one to three of them
 
 
 @attrs.frozen
@@ -30,13 +36,15 @@ class Folder:
     exists: Exists | None = attrs.field(default=None, kw_only=True)
 
     def check(self) -> None:
-        """Create the folder, and prove that it takes files. Raises `UsageError`."""
+        """Create the folder, and prove that it takes an image. Raises `UsageError`."""
         reason = ""
         try:
             folder = self.out.expanduser()
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder, prefix=".kie4o-"):
-                return
+            with tempfile.TemporaryFile(dir=folder, prefix=PREFIX, buffering=0) as file:
+                if file.write(bytes(_ROOM)) == _ROOM:
+                    return
+            reason = os.strerror(errno.ENOSPC)
         except (OSError, ValueError, RuntimeError) as error:  # the last: a ~ without a home directory
             reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"cannot write to --out '{self.out}': {reason}")

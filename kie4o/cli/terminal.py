@@ -20,9 +20,6 @@ from typing import Any, Protocol, TextIO
 
 import attrs
 
-from ..wire.decoding import shown
-
-_LONGEST = 1000  # characters of a note
 STDIN = "/dev/stdin"  # what a `-` among the arguments becomes, which cyclopts would take for an option
 _GONE = (errno.EPIPE, errno.EINVAL)  # the second is how Windows says that a reader has gone
 
@@ -64,6 +61,7 @@ class Terminal:
     verbose: bool = False
     quiet: bool = False
     arguments: Sequence[str] = attrs.field(init=False, factory=tuple)  # as they were typed
+    events: bool = attrs.field(init=False, default=False)  # whether each object names its `event`
     progress: Progress | None = attrs.field(init=False, default=None)
     going_on: Callable[[], Iterable[str]] = attrs.field(init=False, default=tuple)
     """The lines that Ctrl-C ends with: which commands go on with what is paid."""
@@ -80,8 +78,8 @@ class Terminal:
             self.error(message)
 
     def error(self, message: str) -> None:
-        """The same, also with `--quiet`."""
-        self._write(sys.stderr, f"kie4o: {shown(message, _LONGEST)}")
+        """The same, also with `--quiet`. Nothing is cut off, since it may name a command."""
+        self._write(sys.stderr, f"kie4o: {_printable(message)}")
 
     def progress_line(self, line: str) -> None:
         """Say how far a command is, where nothing can be drawn."""
@@ -91,7 +89,8 @@ class Terminal:
     def fail(self, message: str, *, error: str, task_id: str | None = None, **more: Any) -> None:
         """Say what failed, to people and with `--json` to programs too."""
         if self.json:
-            self.show("", error=error, message=message, task_id=task_id, **more)
+            event = {"event": "error"} if self.events else {}
+            self.show("", **event, error=error, message=message, task_id=task_id, **more)
         self.error(message)
 
     def pause(self, text: str, seconds: float) -> None:
@@ -122,9 +121,15 @@ def pause_line(reason: str, seconds: float) -> str:
 
 
 def _json(fields: Mapping[str, Any]) -> str:
+    """Plain ASCII: stdout may lack a character, and U+2028 ends a line for some readers."""
     import json  # 2 ms, which the help does not need
 
-    return json.dumps(fields, ensure_ascii=False, default=str)
+    return json.dumps(fields, default=str)
+
+
+def _printable(text: str) -> str:
+    """The text without what would steer a terminal."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def write(stream: TextIO, line: str) -> None:
@@ -164,7 +169,14 @@ def command_line(words: Sequence[str]) -> str:
         import subprocess
 
         return subprocess.list2cmdline(words)
-    return shlex.join(words)
+    return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
+
+
+def _escaped(word: str) -> str:
+    """A word with line ends or control characters, as bash and zsh read it."""
+    plain = (each.isprintable() and each not in "\\'" for each in word)
+    escaped = ("".join(f"\\x{byte:02x}" for byte in os.fsencode(each)) for each in word)
+    return "$'" + "".join(c if ok else e for c, ok, e in zip(word, plain, escaped, strict=True)) + "'"
 
 
 def _typed(options: Mapping[str, object]) -> list[str]:

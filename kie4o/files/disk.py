@@ -22,6 +22,7 @@ from ..waiting import wait_uncancelled
 from . import images
 
 PREFIX = ".kie4o-"  # of incomplete files; the dot hides them from galleries
+_LEFT_BEHIND = 600.0  # seconds after which an incomplete file is nobody's; a download takes 300 at most
 _PATIENCE = 2.0  # seconds until a running thread has taken over what no new thread can be started for
 # Until a virus scanner or a viewer lets go of a file on Windows; together one second.
 _PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2, 0.25, 0.25)
@@ -142,6 +143,14 @@ class PartialFile:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the incomplete files that a killed process has left behind. Never raises."""
+    for path in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                path.unlink()
 
 
 def _renamed(file: Path, path: Path) -> Path:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from ..errors import KieError
 
+PAGE_NAME = "index.html"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif"})
 
 

@@ -24,15 +24,17 @@ from urllib.parse import quote
 import attrs
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..files.disk import PartialFile
+from ..errors import KieError
+from ..files.disk import PartialFile, remove_leftovers
 from ..version import __version__
-from .folder import Folder, url_of
+from .folder import PAGE_NAME, Folder, url_of
 from .records import FILE_NAME, Record, read
-from .thumbnails import ThumbnailMaker, thumbnail_name
+from .thumbnails import FOLDER, ThumbnailMaker, thumbnail_name
 
-PAGE_NAME = "index.html"
 LABELS = {"done": "done", "failed": "failed", "unknown": "outcome unknown", "not_submitted": "not submitted"}
 _STATIC = Path(__file__).parent / "static"
+_GENERATOR = b'<meta name="generator" content="kie4o '
+_HEAD = 4096  # bytes of a page that have its generator
 _SHORT = 120  # characters of a prompt beside an image
 _VARIANT = re.compile(r"(.+)_\d")
 _TASK_ID = re.compile(r"[0-9a-f]{32}")
@@ -47,8 +49,14 @@ def write_gallery(directory: Path, *, title: str | None = None, retry: str | Non
         directory: The folder with the images.
         title: The heading; the name of the folder by default.
         retry: The command that runs failed requests again.
+
+    Raises:
+        KieError: There is no such folder, or its `index.html` is that of something else.
+        OSError: The folder cannot be read or written.
     """
     folder = Folder(directory)
+    _check_page(folder.path / PAGE_NAME)
+    remove_leftovers(folder.path / FOLDER)
     found = sorted(read(folder.path / FILE_NAME), key=lambda record: record.line or math.inf)
     records = [_with_files(record, folder) for record in found]
     named = {name for record in records for name in record.files}
@@ -215,6 +223,12 @@ def _loose(names: Iterable[str]) -> Iterator[Record]:
 
     for stem, files in groupby(sorted(names, key=lambda name: (stem_of(name), name)), stem_of):
         yield Record(stem, task_id=stem if _TASK_ID.fullmatch(stem) else None, state="done", files=[*files])
+
+
+def _check_page(path: Path) -> None:
+    """Raises `KieError` if the page would replace one of something else."""
+    if path.exists() and _GENERATOR not in path.read_bytes()[:_HEAD]:
+        raise KieError(f"'{path}' is not a page of kie4o, and is kept; move it to another name")
 
 
 def _thumbnails(folder: Folder, records: list[Record]) -> frozenset[str]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from ...files.disk import PREFIX
-from ..inputs import check_file
+from ...gallery.folder import PAGE_NAME
+from ...gallery.records import FILE_NAME
+from ..inputs import check_file, read_stdin
 from ..messages import message_of
 from ..options import OPTIONS
 from ..terminal import STDIN, Terminal, UsageError
 from . import lines
 from .lines import FORMATS, SUFFIXES, Format, Line, Table
 from .plan import Item, items_of
-
-_LEFT_BEHIND = 600.0  # seconds
 
 
 @attrs.frozen(kw_only=True)
@@ -47,10 +43,10 @@ class Options:
         return self.file == Path(STDIN)
 
 
-def contents_of(file: Path, kind: Format | None) -> tuple[bytes, Format]:
+def contents_of(file: Path, kind: Format | None, terminal: Terminal) -> tuple[bytes, Format]:
     """What is in the file, and its format."""
     if file == Path(STDIN):
-        data = sys.stdin.buffer.read()
+        data = read_stdin(terminal)
         return data, kind or lines.guessed_format(data)
     found = kind or SUFFIXES.get(file.suffix.lower())
     if found is None:
@@ -114,25 +110,24 @@ def report_problems(problems: Sequence[tuple[int, str]], options: Options, termi
         raise UsageError(f"{lines} in '{options.file}'; nothing was sent")
 
 
-def check_failed_file(options: Options) -> None:
-    """Prove that the failed lines can be written, and that they do not replace what was typed."""
-    path = options.failed
-    if path is None:
+def check_paths(options: Options) -> None:
+    """Prove that no two files of a run are one, and that the failed lines can be written."""
+    paths = {
+        "FILE": None if options.is_stdin else options.file.expanduser(),
+        FILE_NAME: options.out / FILE_NAME,
+        PAGE_NAME: options.out / PAGE_NAME,
+        "--store": options.store,
+        "--failed": options.failed,
+    }
+    names: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is not None and (first := names.setdefault(path.resolve(), name)) != name:
+            raise UsageError(f"{name} '{path}' is {first} itself: expected another file")
+    if options.failed is None:
         return
-    if not options.is_stdin and path.expanduser().resolve() == options.file.expanduser().resolve():
-        raise UsageError(f"--failed '{path}' is FILE itself: expected another file")
-    reason = ""
     try:
-        with path.expanduser().open("ab"):
-            return
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-    raise UsageError(f"cannot write to --failed '{path}': {reason}")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the files of downloads that a killed run has left behind. A download takes 300 s at most."""
-    for path in folder.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime < time.time() - _LEFT_BEHIND:
-                path.unlink()
+        options.failed.open("ab").close()
+        return
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise UsageError(f"cannot write to --failed '{options.failed}': {reason}")

@@ -12,23 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from ...errors import KieError
+from ...files.disk import remove_leftovers
 from ...gallery.records import FILE_NAME, read
 from ..clients import opened
 from ..going_on import TIMEOUT
-from ..messages import message_of, status_of
+from ..inputs import expanded
 from ..parameters import OUTPUT, REQUEST, Output, RequestOptions, Timeout
 from ..saving import Folder
 from ..terminal import Status, Terminal, UsageError
-from .checks import (
-    Options,
-    check_failed_file,
-    checked_items,
-    contents_of,
-    remove_leftovers,
-    report_problems,
-    table_of,
-)
+from .checks import Options, check_paths, checked_items, contents_of, report_problems, table_of
 from .lines import Format, Table
 from .plan import Item, Plan, look_up
 from .progress import Progress
@@ -124,46 +116,43 @@ async def batch(
     terminal: Output = OUTPUT,
 ) -> Status:
     """Generate the images of a file of requests, and go on with it when it is run again. Costs credits."""
-    try:
-        data, kind = await asyncio.to_thread(contents_of, file, format)
-        options = Options(
-            file=file,
-            out=out.expanduser(),
-            store=(out / STORE_NAME if store is None else store).expanduser(),
-            kind=kind,
-            failed=failed,
-            limit=limit,
-            max_credits=max_credits,
-            retry_failed=retry_failed,
-            every=progress_every,
-        )
-        table = table_of(data, options, request)
-        items = await asyncio.to_thread(checked_items, table, options, terminal)
-        if dry_run:
-            return await _dry_run(items, options, terminal)
-        Folder(out).check()
-        check_failed_file(options)
-        terminal.going_on = lambda: [f"to go on: {terminal.again()}"]
-        settings: dict[str, Any] = {"wait_timeout": timeout, "max_in_flight": max_in_flight}
-        if speed != 1.0:
-            settings["speed"] = speed
-        async with opened(terminal, store=options.store, **settings) as client:
-            with Results(options.out) as results:
-                await asyncio.to_thread(remove_leftovers, options.out)
-                names = await asyncio.to_thread(os.listdir, options.out)
-                plan = await look_up(items, results.records, names, client.find, retry_failed=retry_failed)
-                report_problems([*plan.problems()], options, terminal)
-                return await _run(plan, table, client, results, options, terminal)
-    except (UsageError, KieError, OSError) as error:
-        event = {"event": "error"} if terminal.json else {}
-        task_id = getattr(error, "task_id", None)
-        terminal.fail(message_of(error), error=type(error).__name__, task_id=task_id, **event)
-        return status_of(error)
+    data, kind = contents_of(file, format, terminal)
+    folder = expanded(out, "--out")
+    options = Options(
+        file=file,
+        out=folder,
+        store=folder / STORE_NAME if store is None else expanded(store, "--store"),
+        kind=kind,
+        failed=None if failed is None else expanded(failed, "--failed"),
+        limit=limit,
+        max_credits=max_credits,
+        retry_failed=retry_failed,
+        every=progress_every,
+    )
+    table = table_of(data, options, request)
+    items = await asyncio.to_thread(checked_items, table, options, terminal)
+    if dry_run:
+        return await _dry_run(items, options, terminal)
+    Folder(options.out).check()
+    check_paths(options)
+    terminal.going_on = lambda: [f"to go on: {terminal.again()}"]
+    settings: dict[str, Any] = {"wait_timeout": timeout, "max_in_flight": max_in_flight}
+    if speed != 1.0:
+        settings["speed"] = speed
+    async with opened(terminal, store=options.store, **settings) as client:
+        with Results(options.out) as results:
+            await asyncio.to_thread(remove_leftovers, options.out)
+            names = await asyncio.to_thread(os.listdir, options.out)
+            plan = await look_up(items, results.records, names, client.find, retry_failed=retry_failed)
+            report_problems([*plan.problems()], options, terminal)
+            return await _run(plan, table, client, results, options, terminal)
 
 
 async def _dry_run(items: Sequence[Item], options: Options, terminal: Terminal) -> Status:
     """Tell what a run would do. The store is read if there is one, and nothing is written."""
     is_there = options.out.is_dir()
+    if options.out.exists() and not is_there:
+        raise UsageError(f"cannot write to --out '{options.out}': it is not a folder")
     names = await asyncio.to_thread(os.listdir, options.out) if is_there else []
     async with contextlib.AsyncExitStack() as stack:
         find: Any = _nothing

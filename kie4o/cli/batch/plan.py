@@ -165,6 +165,7 @@ def _name(items: Sequence[Item], records: Iterable[Record], names: set[str]) -> 
     """Give every item the name of its images."""
     on_disk = stems_of(names)
     taken = {each for record in records if record.name for each in claimed(record.name)}
+    edited = any(item.record is not None and item.record.line != item.line.number for item in items)
     strange = on_disk - taken - stems_of(name for record in records for name in record.files)
     for item in items:
         if item.record is not None and item.record.name:
@@ -172,7 +173,8 @@ def _name(items: Sequence[Item], records: Iterable[Record], names: set[str]) -> 
         else:
             wish = item.line.name or item.line.key
             stem = numbered(item.line.number) if wish is None else stem_of(wish, item.line.number)
-            own = item.state in ("done", "under way", "unknown")  # then an earlier run may have saved it
+            # An earlier run may have saved it, under the number that its line had then.
+            own = item.state in ("done", "under way", "unknown") and not (edited and wish is None)
             item.stem = free_stem(stem, taken if own else taken | strange)
             item.moved = not own and item.stem != free_stem(stem, taken)
         taken |= claimed(item.stem)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ...gallery.records import FILE_NAME, Record, line, parse, read
+from ...gallery.records import FILE_NAME, Record, line, read
 
 
 class Results:
@@ -64,7 +64,11 @@ def _mend(path: Path) -> None:
     with path.open("r+b") as file:
         data = file.read()
         last = data[data.rfind(b"\n") + 1 :]
-        if last and parse(last) is not None:
-            file.write(b"\n")
-        elif last:
+        if not last:
+            return
+        try:
+            json.loads(last)
+        except ValueError:
             file.truncate(len(data) - len(last))
+        else:
+            file.write(b"\n")

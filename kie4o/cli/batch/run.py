@@ -34,6 +34,8 @@ from ...image_request import ImageRequest
 from ...pricing import Spent
 from ..inputs import url_of
 from ..messages import message_of
+from ..saving import Folder
+from ..terminal import UsageError
 from .plan import Item
 from .reporter import Reporter
 from .results import Results
@@ -193,11 +195,7 @@ class Run:
                 record = await self._record(item, completion)
         finally:
             progress.saving -= 1
-        try:
-            self._add(item, record)
-        except OSError as error:  # nothing can be written, here or on stdout: nothing more is submitted
-            self.error = self.error or error
-            self.stop.set()
+        self._add(item, record)
 
     async def _record(self, item: Item, completion: Completion) -> Record:
         error, files = completion.error, list[Path]()
@@ -207,6 +205,7 @@ class Run:
                 files = await save(exists="keep" if item.on_disk else "rename")
             except KieError as failure:
                 error = failure
+                await self._check_folder()
         entry = None
         with contextlib.suppress(StoreError):
             entry = await self.client.find(item.stored_as)
@@ -226,14 +225,31 @@ class Run:
         )
 
     def _add(self, item: Item, record: Record) -> None:
-        """Write a record, unless it is known, and count the item. Raises `OSError`."""
+        """Write a record, unless it is known, and count the item."""
         if record.state == "unknown" and record.error_type == SubmissionUnknownError.__name__:
             self.unknown += 1
-        known = self.records.get(item.key)
-        if known is None or not _says_the_same(known, record):
-            self.results.add(record)
-        self.records[item.key] = record
-        self.reporter.ended(item, record)
+        known, self.records[item.key] = self.records.get(item.key), record
+        try:
+            if known is None or not _says_the_same(known, record):
+                self.results.add(record)
+        except OSError as error:
+            self._stop(error)
+        try:
+            self.reporter.ended(item, record)
+        except OSError as error:  # on stdout
+            self._stop(error)
+
+    async def _check_folder(self) -> None:
+        """A download has failed: if that is since the folder takes no image, none is paid for any more."""
+        try:
+            await asyncio.to_thread(Folder(self.out).check)
+        except UsageError as error:
+            self._stop(OSError(str(error)))
+
+    def _stop(self, error: OSError) -> None:
+        """Submit nothing more."""
+        self.error = self.error or error
+        self.stop.set()
 
     async def _watch_spending(self) -> None:
         """Show what the store has counted since this run began."""

@@ -91,14 +91,13 @@ async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None
             f"stopped: {message_of(run.error)}",
             error=type(run.error).__name__,
             task_id=run.error.task_id,
-            **({"event": "error"} if terminal.json else {}),
         )
     if states["not_submitted"] or run.unfinished(plan.items):
         lines.append(f"to go on: {terminal.again()}")
     if run.unknown:
         command = terminal.command("unfinished", **{"--store": options.store})
         lines.append(f"unknown outcomes, which kie4o settle records: {command}")
-    if states["failed"] and not run.retry_failed:
+    if not run.retry_failed and any(record.state == "failed" for record in run.records.values()):
         lines.append(f"to submit the failed ones again: {terminal.again('--retry-failed')}")
     if gallery is not None:
         lines.append(f"gallery: {gallery}")
