@@ -1,6 +1,8 @@
 """Errors, warnings and log lines in words of the terminal."""
 
 import re
+import shutil
+import subprocess
 
 import attrs
 import pytest
@@ -165,3 +167,16 @@ def test_the_lines_of_the_log_are_as_expected() -> None:
         "a free call is made again in %.1f s: %s",
     ):
         assert template in source
+
+
+@pytest.mark.posix("bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="without bash")
+@pytest.mark.parametrize(
+    "word", ["A lake\nand a hill", "two  spaces\t", "it's \x1b[31m \\x41", "caf\u00e9\u2028"], ids=ascii
+)
+def test_a_command_that_is_typed_again_has_the_same_words(word: str) -> None:
+    """Line ends and control characters are escaped, so that a hint is one line and changes no prompt."""
+    line = command_line(["printf", "%s", word])
+    assert line.isprintable()
+    done = subprocess.run(["bash", "-c", line], check=True, capture_output=True)
+    assert done.stdout.decode() == word

@@ -175,6 +175,20 @@ async def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
     assert screen.lines[-1] == "kie4o: interrupted"
 
 
+async def test_ctrl_c_names_every_task_that_is_paid(tmp_path: Path) -> None:
+    """However many there are: with --quiet it is the only line that has their ids."""
+    async with Emulator(clock="real", duration=1000.0, limit=100) as kie:
+        words = ("generate", *(f"Lake {number}" for number in range(50)), "--quiet")
+        process = await against(kie, tmp_path, *words).start()
+        while paid(kie) < 50:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        outcome = await outcome_of(process)
+        assert outcome.notes[0].startswith(f"50 tasks are paid; {HINT} ")
+        assert set(kie.tasks) <= set(outcome.notes[0].split())
+
+
 async def test_ctrl_c_with_a_key_names_the_command_itself(tmp_path: Path) -> None:
     """With --store and --key the same command goes on, and keeps what it has saved already."""
     words = ("generate", "One lake", "Two", "--store", "run.db", "--key", "k", "--name", "it")
