@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from ...wire.decoding import shown
+from ..terminal import pause_line
 
 MOST = 12  # lines
 WINDOW = 120.0  # seconds that images a minute and the time left are measured over
@@ -137,7 +138,7 @@ class Progress:
     def _pause(self, now: float) -> str:
         if self._paused is None or self._paused[1] <= now:
             return ""
-        return f"{self._paused[0]}; next try in {self._paused[1] - now:.0f} s"
+        return pause_line(self._paused[0], self._paused[1] - now)
 
     def _recent(self, now: float) -> tuple[int, int, float] | None:
         """How many requests and images have ended lately, and in how many seconds."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ..drawing import Drawing
-from ..terminal import Terminal
+from ..terminal import Terminal, pause_line
 from .progress import Progress
 from .results import facts_of
 
@@ -66,7 +66,7 @@ class Reporter:
         self._quiet_until[kind] = now + max(seconds, self.every)
         self.event("pause", reason=text, seconds=seconds)
         if self._drawing is None:
-            self.terminal.note(f"{text}; next try in {seconds:.0f} s")
+            self.terminal.note(pause_line(text, seconds))
 
     def stopping(self) -> None:
         """Nothing more is submitted, because of Ctrl-C."""
