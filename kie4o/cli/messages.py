@@ -52,12 +52,15 @@ _WORDS = re.compile(
     rf"|\b(?=\w+_|\w+[=\[])(?P<name>{_NAMES})\b(?:=\[\.\.\.\]|=\[url\]|=True|=(?=[\s,;]|$))?"
     r"|(?P<python>,? or None(?: for no limit)?\b)"
 )
-_ADVICE = re.compile(r"[;,:] (?:then )?call client\..*$|; wait for it first$|set webhook_key= \(or (?=KIE)")
+_ADVICE = re.compile(
+    r"[;,:] (?:then )?(?:call|wait for it again with) client\..*$|; wait for it first$"
+    r"|set webhook_key= \(or (?=KIE)"
+)
 
 
 def message_of(error: BaseException) -> str:
     """What an error says as one line, without the calls of Python that it advises."""
-    return shown(_message_of(error), LONGEST)
+    return shown(_message_of(error), LONGEST).replace("client.unfinished()", "kie4o unfinished")
 
 
 def _message_of(error: BaseException) -> str:

@@ -55,8 +55,9 @@ def write_gallery(directory: Path, *, title: str | None = None, retry: str | Non
         OSError: The folder cannot be read or written.
     """
     folder = Folder(directory)
-    _check_page(folder.path / PAGE_NAME)
+    remove_leftovers(folder.path)
     remove_leftovers(folder.path / FOLDER)
+    _check_page(folder.path / PAGE_NAME)
     found = sorted(read(folder.path / FILE_NAME), key=lambda record: record.line or math.inf)
     records = [_with_files(record, folder) for record in found]
     named = {name for record in records for name in record.files}

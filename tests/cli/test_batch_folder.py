@@ -99,10 +99,10 @@ async def test_an_image_of_another_line_is_not_taken(tmp_path: Path) -> None:
         results.write_text("".join(json.dumps(record) + "\n" for record in kept))
         (folder.path / "0003.png").unlink()
         lake = (folder.path / "0002.png").stat()
-        folder_of(tmp_path, "A boat", "A hill", "A harbour", "A lake")
+        folder_of(tmp_path, "A boat", "A harbour", "A hill", "A lake")
         assert (await batch(kie, tmp_path, "--limit", "0").run()).status == 0
     files = {record["prompt"]: record["files"] for record in folder.records}
-    assert files["A harbour"] == ["0003.png"]
+    assert files["A harbour"] == ["0002-2.png"]
     assert files["A lake"] == ["0004.png"]
     assert (folder.path / "0002.png").stat() == lake
     assert paid(kie) == 3

@@ -125,6 +125,15 @@ async def test_what_is_unfinished_is_listed_and_resumed(tmp_path: Path) -> None:
     ]
 
 
+async def test_settle_of_what_is_not_there(tmp_path: Path) -> None:
+    """The message names the command that lists what can be settled."""
+    async with Emulator(clock="real", **FAST) as kie:
+        assert (await against(kie, tmp_path, "generate", "A lake", "--store", "run.db").run()).status == 0
+    outcome = await Command(tmp_path, "settle", "k9", "--store", "run.db", "--not-charged").run()
+    assert outcome.status == 2
+    assert outcome.notes[0].endswith("whose outcome is unknown; kie4o unfinished lists them")
+
+
 async def test_settle_names_the_task_of_an_unknown_outcome(tmp_path: Path) -> None:
     """The task that was found is waited for under the key; nothing is paid again."""
     words = ("generate", "A lake", "--store", "run.db", "--key", "k1")

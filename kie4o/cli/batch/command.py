@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from ...files.disk import remove_leftovers
 from ...gallery.records import FILE_NAME, read
 from ..clients import opened
 from ..going_on import TIMEOUT
@@ -141,7 +140,6 @@ async def batch(
         settings["speed"] = speed
     async with opened(terminal, store=options.store, **settings) as client:
         with Results(options.out) as results:
-            await asyncio.to_thread(remove_leftovers, options.out)
             names = await asyncio.to_thread(os.listdir, options.out)
             plan = await look_up(items, results.records, names, client.find, retry_failed=retry_failed)
             report_problems([*plan.problems()], options, terminal)
