@@ -21,7 +21,7 @@ from ..saving import Folder
 from ..terminal import Status, Terminal, UsageError
 from .checks import Options, check_paths, checked_items, contents_of, report_problems, table_of
 from .lines import Format, Table
-from .plan import Item, Plan, look_up
+from .plan import Item, Plan, look_up, order_of
 from .progress import Progress
 from .reporter import Reporter
 from .results import Results
@@ -141,7 +141,10 @@ async def batch(
     async with opened(terminal, store=options.store, **settings) as client:
         with Results(options.out) as results:
             names = await asyncio.to_thread(os.listdir, options.out)
-            plan = await look_up(items, results.records, names, client.find, retry_failed=retry_failed)
+            edited = results.were_edited(order_of(items))
+            plan = await look_up(
+                items, results.records, names, client.find, retry_failed=retry_failed, edited=edited
+            )
             report_problems([*plan.problems()], options, terminal)
             return await _run(plan, table, client, results, options, terminal)
 
@@ -158,7 +161,7 @@ async def _dry_run(items: Sequence[Item], options: Options, terminal: Terminal) 
             client = await stack.enter_async_context(opened(terminal, offline=True, store=options.store))
             find = client.find
         records = read(options.out / FILE_NAME)
-        plan = await look_up(items, records, names, find, retry_failed=options.retry_failed)
+        plan = await look_up(items, records, names, find, retry_failed=options.retry_failed, edited=False)
     report_problems([*plan.problems()], options, terminal)
     todo = todo_of(plan, options)
     terminal.show(f"{announcement(plan, todo)}; nothing was sent", event="plan", **plan_facts(plan, todo))
@@ -199,6 +202,7 @@ async def _run(
     terminal.note(announcement(plan, todo))
     run.reporter.event("plan", **plan_facts(plan, todo))
     run.reserve_names(plan.items)
+    results.remember_lines(order_of(plan.items))
     async with run.reporter.shown():
         with _first_interrupt(run.stop, run.reporter.stopping) as interrupted:
             await run.run(todo)

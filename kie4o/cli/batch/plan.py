@@ -128,16 +128,23 @@ def _key(hashed: str, occurrence: int) -> str:
 
 
 async def look_up(
-    items: Sequence[Item], records: Iterable[Record], files: Iterable[str], find: Find, *, retry_failed: bool
+    items: Sequence[Item],
+    records: Iterable[Record],
+    files: Iterable[str],
+    find: Find,
+    *,
+    retry_failed: bool,
+    edited: bool,
 ) -> Plan:
-    """What is known of the items. `files` are the names in the folder."""
+    """What is known of the items. `files` are the names in the folder; `edited` says that lines have other
+    numbers than in the last run."""
     names, recorded = set(files), {record.key: record for record in records}
     for start in range(0, len(items), _AT_ONCE):
         await asyncio.gather(*(_find(item, find, retry_failed) for item in items[start : start + _AT_ONCE]))
     for item in items:
         item.record = recorded.get(item.key)
         item.state = _state(item, names, retry_failed)
-    _name(items, recorded.values(), names)
+    _name(items, recorded.values(), names, edited)
     return Plan(items)
 
 
@@ -161,11 +168,16 @@ def _state(item: Item, names: set[str], retry_failed: bool) -> State:
     return "to submit" if state == "failed" and retry_failed else state
 
 
-def _name(items: Sequence[Item], records: Iterable[Record], names: set[str]) -> None:
+def order_of(items: Iterable[Item]) -> str:
+    """Equal for files that have the same requests in the same lines."""
+    lines = "".join(f"{item.line.number} {item.key}\n" for item in items)
+    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _name(items: Sequence[Item], records: Iterable[Record], names: set[str], edited: bool) -> None:
     """Give every item the name of its images."""
     on_disk = stems_of(names)
     taken = {each for record in records if record.name for each in claimed(record.name)}
-    edited = any(item.record is not None and item.record.line != item.line.number for item in items)
     strange = on_disk - taken - stems_of(name for record in records for name in record.files)
     for item in items:
         if item.record is not None and item.record.name:

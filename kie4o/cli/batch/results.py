@@ -11,6 +11,8 @@ from typing import Self
 
 from ...gallery.records import FILE_NAME, Record, line, read
 
+_LINES = ".kie4o.lines"
+
 
 class Results:
     """The results of a folder: `with Results(folder) as results: results.add(record)`.
@@ -24,6 +26,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.path: Path = folder / FILE_NAME
+        self._lines = folder / _LINES
         self._file = -1
         self.records: Sequence[Record] = ()
 
@@ -43,6 +46,18 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         os.close(self._file)
+
+    def were_edited(self, order: str) -> bool:
+        """Whether the lines have another order than in the last run. Then a file without a record, which a
+        killed run has left, may be the image of another line than that of its number."""
+        try:
+            return self._lines.read_bytes() != order.encode()
+        except FileNotFoundError:
+            return False
+
+    def remember_lines(self, order: str) -> None:
+        """Keep the order of this run, once the names that depend on that of the last one are recorded."""
+        self._lines.write_bytes(order.encode())
 
     def add(self, record: Record) -> None:
         """Append a record. Raises `OSError`; then nothing of it is left, if that is possible."""
