@@ -89,8 +89,8 @@ async def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
 
 
 async def test_an_image_of_another_line_is_not_taken(tmp_path: Path) -> None:
-    """A killed run has saved lines 1 and 2 without records of them. Then a line is put in front: the file of that
-    number is not the image of the line that has the number now."""
+    """A killed run has saved lines 1 and 2 without records of them. Then lines move: the file of a number is
+    not the image of the line that has the number now."""
     folder = folder_of(tmp_path, "A hill", "A lake", "A harbour")
     async with kie_of() as kie:
         assert (await batch(kie, tmp_path).run()).status == 0
@@ -194,3 +194,14 @@ async def test_a_home_that_is_not_there(tmp_path: Path, option: str) -> None:
         assert not was_asked(kie)
     assert outcome.status == 2
     assert outcome.notes[0].startswith(f"invalid {option} '~nobody-of-this-name")
+
+
+async def test_a_warning_names_its_line(tmp_path: Path) -> None:
+    """What costs credits for nothing is said once, with its first line and how many more there are."""
+    lines = [{"prompt": "A lake", "mask": "https://example.com/m.png"}] * 3
+    (tmp_path / "requests.jsonl").write_text('{"prompt": "A hill"}\n' + "\n".join(map(json.dumps, lines)))
+    async with kie_of() as kie:
+        words = ("batch", "requests.jsonl", "--out", "images", "--dry-run")
+        outcome = await against(kie, tmp_path, *words).run()
+    assert outcome.status == 0
+    assert outcome.notes == ["line 2 and 2 more: mask has no effect without a file: pass file"]

@@ -81,6 +81,9 @@ def checked_items(table: Table, options: Options, terminal: Terminal) -> list[It
                         digests[source] = hashlib.file_digest(file, "sha256").hexdigest()
                 except (UsageError, OSError) as error:
                     problems.append((line.number, message_of(error)))
+    for text, numbers in table.warnings.items():
+        more = f" and {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+        terminal.note(f"line {numbers[0]}{more}: {text}")
     report_problems(sorted(problems), options, terminal)
     if not table.lines:
         raise UsageError(f"no request in '{options.file}': expected at least one line")

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -73,15 +74,18 @@ class Line:
             return self.request
         files = tuple(urls.get(each, each) for each in self.files)
         mask = None if self.mask is None else urls.get(self.mask, self.mask)
-        return attrs.evolve(self.request, files_url=files, mask_url=mask)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # they were said of the line
+            return attrs.evolve(self.request, files_url=files, mask_url=mask)
 
 
 @attrs.define
 class Table:
-    """A file that was read: its lines, what is wrong with the others, and the head of a CSV."""
+    """A file that was read: its lines, what is wrong with the others, the head of a CSV, and the lines that
+    Kie may take in another way than is meant, by what is said of them."""
 
     lines: list[Line] = attrs.field(factory=list)
     problems: list[tuple[int, str]] = attrs.field(factory=list)
+    warnings: dict[str, list[int]] = attrs.field(factory=dict)
     head: str = ""
 
     def text(self, numbers: Iterable[int]) -> str:
@@ -106,7 +110,10 @@ def read(data: bytes, kind: Format, defaults: Mapping[str, Any]) -> Table:
     keys: dict[str, int] = {}
     for number, source, fields in rows(text, table) if text is not None else ():
         try:
-            line = _line(number, source, dict(defaults), fields)
+            with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
+                line = _line(number, source, dict(defaults), fields)
+            for each in caught:
+                table.warnings.setdefault(_in_words_of_a_table(str(each.message)), []).append(number)
             if line.key is not None and (first := keys.setdefault(line.key, number)) != number:
                 raise UsageError(f"key {line.key!r} is that of line {first}: expected another one")
             table.lines.append(line)
