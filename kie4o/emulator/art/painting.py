@@ -17,6 +17,8 @@ from .styles import styled
 from .things import THINGS
 
 _ON_ROCKS = ("lighthouse", "house", "castle", "windmill")
+# How far below the horizon a thing stands, as a share of the height.
+_NEARNESS = {"hills": 0.2, "mountains": 0.3, "forest": 0.27, "table": 0.2, "sea": 0.3, "city": 0.34}
 
 
 def paint(scene: Scene, width: int, height: int) -> bytes:
@@ -99,14 +101,15 @@ def _put(sheet: Sheet, thing: str, number: int) -> None:
     """Draw a thing where it belongs: in the sky, on the water or on the ground, from the middle outwards."""
     shape, scene, rng = THINGS[thing], sheet.scene, sheet.rng
     x = sheet.width * (0.5 + (0.0, -0.27, 0.27)[number] + rng.uniform(-0.08, 0.08))
-    share = {"hills": 0.2, "mountains": 0.3, "forest": 0.27, "table": 0.2, "sea": 0.3}.get(scene.ground, 0.22)
-    y = sheet.horizon + sheet.height * share
+    y = sheet.horizon + sheet.height * _NEARNESS.get(scene.ground, 0.22)
     if shape.flies:
-        y = sheet.horizon * rng.uniform(0.6, 0.78)
+        y = max(sheet.horizon * rng.uniform(0.6, 0.78), sheet.unit * shape.size * 1.1)
     elif scene.ground in ("sea", "lake") and shape.floats:
         y = sheet.horizon + sheet.unit * rng.uniform(6, 10)
     elif scene.ground == "sea" and thing in _ON_ROCKS:
         x, y = sheet.width * 0.84, sheet.horizon + sheet.unit * 6.5
+    elif scene.ground == "lake" and thing in _ON_ROCKS:  # on the far shore
+        y = sheet.horizon + sheet.unit * 1.5
     size = sheet.unit * shape.size
     lamps = scene.time in ("night", "sunset") or scene.weather == "rain"
     pen = Pen(sheet.draw, sheet.glaze, x, y, size, lit=sheet.lit_thing, lamps=lamps, rng=rng)

@@ -36,8 +36,8 @@ def _noise(size: tuple[int, int], rng: random.Random) -> Image.Image:
 def _watercolour(image: Image.Image, rng: random.Random) -> Image.Image:
     """Pale and blotched, with an uneven margin of paper."""
     width, height = image.size
-    blotches = _noise((width // 24, height // 24), rng).resize(image.size, _BICUBIC)
-    paint = blotches.point([255 - abs(level - 128) // 3 for level in range(256)])
+    blotches = _noise((width // 40, height // 40), rng).resize(image.size, _BICUBIC)
+    paint = blotches.point([255 - level // 6 for level in range(256)])
     mask = Image.new("L", (width // 4, height // 4))
     ImageDraw.Draw(mask).polygon(_torn(width // 4, height // 4, rng), fill=226)
     edge = mask.filter(ImageFilter.GaussianBlur(0.7)).resize(image.size, _BICUBIC)
@@ -61,7 +61,8 @@ def _oil(image: Image.Image, rng: random.Random) -> Image.Image:
     strokes = _noise((width // 26, height // 11), rng).resize(image.size, _BICUBIC)
     relief = ImageChops.offset(strokes, 0, 2)
     shine = ImageChops.subtract(strokes, relief, scale=3.6, offset=128)
-    moved = ImageChops.offset(image, 5, 3)
+    moved = image.copy()
+    moved.paste(image, (5, 3))
     mixed = Image.composite(image, moved, strokes.point([255 if level > 128 else 0 for level in range(256)]))
     strong = ImageOps.posterize(mixed, 5)
     return ImageChops.overlay(strong, Image.merge("RGB", (shine, shine, shine)))
