@@ -15,7 +15,6 @@ from kie4o.cli.main import COMMANDS
 from kie4o.emulator import Emulator
 
 NAMES = [name for name, _, _ in COMMANDS if not name.startswith("-")]
-PURE = [name for name in NAMES if name != "emulator"]  # its options are those of a server
 LOADED = """
 import sys
 from kie4o.cli.main import run
@@ -56,8 +55,8 @@ def python(program: str, *arguments: str) -> str:
         (["--version"], "0"),
         (["generat"], "2"),
         (["generate", "A", "--size", "9:9"], "2"),
-        *((["--help", name], "0") for name in PURE),
-        *(([name, "--nonsense"], "2") for name in PURE),
+        *((["--help", name], "0") for name in NAMES),
+        *(([name, "--nonsense"], "2") for name in NAMES),
         (["credits"], "1 aiohttp kie4o.client asyncio"),  # the control: without a key, with a client
     ],
     ids=" ".join,
