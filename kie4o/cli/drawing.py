@@ -32,16 +32,7 @@ class Drawing:
         self._drawn: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
-        from rich.live import Live
-
-        self._live = Live(
-            console=self._console,
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._live.start()
+        self._start()
         self._ticker = asyncio.create_task(self._tick(), name="kie4o drawing")
         return self
 
@@ -62,8 +53,7 @@ class Drawing:
         try:
             yield
         finally:
-            self._drawn = ()
-            self._live.start()
+            self._start()
             self.draw()
 
     def draw(self) -> None:
@@ -74,6 +64,20 @@ class Drawing:
         if lines != self._drawn and self._live is not None:
             self._drawn = lines
             self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def _start(self) -> None:
+        """Draw below what is on the screen now. One that was stopped would erase lines above it first."""
+        from rich.live import Live
+
+        self._drawn = ()
+        self._live = Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
 
     async def _tick(self) -> None:
         while True:

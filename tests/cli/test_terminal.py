@@ -9,7 +9,6 @@ import pytest
 from programs import (
     AGAIN,
     FAST,
-    Command,
     against,
     in_terminal,
     outcome_of,
@@ -57,6 +56,20 @@ async def test_the_screen_is_left_clean(tmp_path: Path) -> None:
             assert str(tmp_path / "a picture of it-1.png") in screen.text
             assert str(tmp_path / "a picture of it-2.png") in screen.text
             assert "\x1b[?25h" in screen.raw  # the cursor is back
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+async def test_what_is_said_stays_on_the_screen(tmp_path: Path, columns: int) -> None:
+    """Progress that is drawn again below a path or an error erases nothing of it."""
+    prompts = ("A lake", "A hill [[kie:policy]]", "A valley")
+    async with Emulator(clock="real", **FAST) as kie:
+        command = against(kie, tmp_path, "generate", *prompts, "--name", "it")
+        async with in_terminal(command, columns=columns) as screen:
+            assert await screen.status() == 3
+    left = "".join(line.rstrip() if len(line) < columns else line for line in screen.left)
+    assert "A hill [[kie:policy]]: task" in left
+    assert all(str(tmp_path / f"it-{number}.png") in left for number in (1, 3))
+    assert "of 3 done" not in left
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
@@ -230,13 +243,3 @@ async def test_a_store_in_use_is_status_6(tmp_path: Path) -> None:
         assert "has the store" in outcome.notes[0]
         first.send_signal(signal.SIGINT)
         await outcome_of(first, stderr)
-
-
-async def test_the_demo_is_interrupted_cleanly(tmp_path: Path) -> None:
-    """Ctrl-C during the demo is one line and status 130, and no picture is saved."""
-    async with in_terminal(Command(tmp_path, "demo", "--speed", "1")) as screen:
-        await screen.until("running")
-        screen.press_ctrl_c()
-        assert await screen.status() == 130
-        assert screen.lines[-1] == "kie4o: interrupted"
-    assert not list(tmp_path.rglob("*.png"))

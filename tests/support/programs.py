@@ -144,8 +144,9 @@ async def read_until(process: asyncio.subprocess.Process, words: bytes) -> bytes
 class Screen:
     """A program in a pseudo-terminal: what it writes, and the keys that are pressed."""
 
-    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, master: int, process: subprocess.Popen[bytes], columns: int) -> None:
         self.process = process
+        self.columns = columns
         self.raw = ""
         self._master = master
         self._read = asyncio.create_task(self._follow())
@@ -164,6 +165,11 @@ class Screen:
     def lines(self) -> list[str]:
         """What is said and shown once, not what is drawn over."""
         return [line for line in self.text.splitlines() if line.startswith("kie4o: ")]
+
+    @property
+    def left(self) -> list[str]:
+        """The lines that are on the screen now, scrolled ones included: what was erased is not."""
+        return _displayed(self.raw, self.columns)
 
     async def until(self, words: str) -> None:
         """Wait until something was written."""
@@ -193,6 +199,27 @@ class Screen:
             if not data:
                 return
             self.raw += data.decode("utf-8", "replace")
+
+
+def _displayed(raw: str, columns: int) -> list[str]:
+    """What a terminal makes of returns, line feeds, movements up and erased lines. Others are ignored."""
+    lines, row, column = [""], 0, 0
+    for up, erased, character in re.findall(
+        r"\x1b\[(\d*)A|\x1b\[(2)K|(?:\x1b\[[0-9;?]*[A-Za-z])|(.)", raw, re.DOTALL
+    ):
+        if up:
+            row = max(0, row - int(up))
+        elif erased:
+            lines[row] = ""
+        elif character == "\r":
+            column = 0
+        elif character == "\n" or (character and column == columns):
+            row, column = row + 1, column if character == "\n" else 0
+            lines += [""] * (row + 1 - len(lines))
+        if character and character not in "\r\n":
+            lines[row] = f"{lines[row][:column]:{column}}{character}{lines[row][column + 1 :]}"
+            column += 1
+    return lines
 
 
 def _plain(text: str) -> str:
@@ -226,7 +253,7 @@ async def in_terminal(command: Command, *, columns: int = 80) -> AsyncIterator[S
         preexec_fn=take_terminal,
     )
     os.close(slave)
-    screen = Screen(master, process)
+    screen = Screen(master, process, columns)
     try:
         yield screen
     finally:
