@@ -1,74 +1,247 @@
-"""`kie4o demo`: generates eight pictures with the emulator."""
+"""`kie4o demo`: a batch against an emulator of Kie, with what goes wrong in one, in half a minute.
+
+The emulator runs in this process. The batch is `kie4o batch` in a child process with the same terminal, which
+meets a rate limit and a refused prompt, is killed half way, and is run again.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import attrs
 from cyclopts import Parameter, validators
 
-from ..image_request import Size
-from ..models import RateLimit
-from .board import Board
+from ..errors import KieError
+from ..gallery.records import FILE_NAME, read
 from .parameters import OUTPUT, Out, Output
 from .saving import Folder
-from .terminal import command_line, program
+from .terminal import Status, Terminal, UsageError, command_line, program
 
-_PICTURES: tuple[tuple[str, Size], ...] = (
-    ("A lighthouse above a calm sea at first light", "3:2"),
-    ("A fox asleep under autumn leaves, watercolour", "1:1"),
-    ("A small bookshop in the rain, warm windows", "2:3"),
-    ("Hot-air balloons over green hills", "3:2"),
-    ("A kingfisher on a reed, macro photograph", "2:3"),
-    ("A bowl of lemons on a blue table, oil on canvas", "1:1"),
-    ("A night train on a viaduct under the stars", "3:2"),
-    ("A tiny greenhouse full of ferns, isometric", "1:1"),
+if TYPE_CHECKING:
+    from ..emulator import Emulator
+
+REQUESTS, STORE, PAGE = "demo.jsonl", "demo.db", "index.html"  # in the folder
+_PROMPTS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("lighthouse", "A lighthouse above a calm sea at first light", {"size": "3:2"}),
+    ("fox", "A fox in an autumn forest", {"size": "1:1"}),
+    ("star", "The face of a famous film star on a banknote", {"size": "1:1"}),  # which is refused
+    ("bookshop", "A small bookshop in the rain, warm windows", {"size": "2:3"}),
+    ("balloons", "Hot-air balloons over green hills on a summer day", {"size": "3:2", "n_variants": 2}),
+    ("kingfisher", "A kingfisher on a reed, macro photograph", {"size": "2:3"}),
+    ("train", "A night train on a viaduct under the stars", {"size": "3:2"}),
+    ("lemons", "A bowl of lemons, oil on canvas", {"size": "1:1"}),
+    ("whale", "A whale beside a sailing boat at sunset", {"size": "3:2"}),
+    ("castle", "A castle in the snow at night", {"size": "2:3"}),
+    ("windmill", "A windmill between fields of tulips in the morning", {"size": "3:2"}),
+    ("greenhouse", "A greenhouse full of ferns at noon, watercolour", {"size": "1:1"}),
 )
+_REFUSED = "star"
+_LIMIT, _WINDOW = 4, 10.0  # new tasks in so many emulated seconds; Kie takes 20, and the batch expects that
+_KILLED_AT = 4  # results
+_QUIET = 2.0  # emulated seconds without a submit: none is on its way then, whose outcome nobody would know
+_TICK = 0.01
 
 Speed = Annotated[
     float,
     Parameter(
-        validator=validators.Number(gte=0.1, lte=1000),
+        validator=validators.Number(gte=0.1, lte=20),
         show_default=True,
-        help="How many times faster than real time the emulator runs.",
+        help="How many times faster than real time the emulator and the batch run.",
     ),
 ]
 
 
-async def demo(*, out: Out = Path("kie4o-demo"), speed: Speed = 10.0, terminal: Output = OUTPUT) -> None:
-    """Generate eight pictures in parallel, with an emulator of Kie: free, offline, without an API key."""
-    from ..client import AsyncKieClient
-    from ..emulator import Emulator
-    from ..polling.policy import GAP, PollPolicy
-
+async def demo(
+    *, out: Out = Path("kie4o-demo"), speed: Speed = 3.0, terminal: Output = OUTPUT
+) -> Status | None:
+    """Run a batch against an emulator of Kie, kill it and go on: free, offline, without an API key."""
+    _check_packages()
     Folder(out).check()
-    limit = RateLimit(20, per=10.0 / speed)
-    poll = PollPolicy(first=max(GAP, 2.0 / speed), maximum=max(GAP, 5.0 / speed))
+    folder = out.expanduser()
+    if _remove_earlier(folder, out):
+        terminal.note(f"replacing the images of an earlier demo in '{out}'")
+    (folder / REQUESTS).write_text("".join(map(_line, _PROMPTS)), "utf-8")
+    from ..emulator import Emulator
 
-    async def generate(row: int, prompt: str, size: Size) -> Path:
-        board.show(row, "waiting")
-        task = await client.submit(prompt, size=size)
-        board.show(row, "running")
-        name = f"{row + 1:02} {prompt.partition(',')[0]}".lower().replace(" ", "-")
-        [path] = await client.download(await task, out, name=name)
-        board.show(row, "saved", done=True)
-        return path
-
-    async with (
-        Emulator(clock="real", speed=speed, duration=_around_20_seconds) as kie,
-        AsyncKieClient("demo", base_url=kie.url, upload_url=kie.url, rate_limit=limit, poll=poll) as client,
-    ):
-        terminal.note(f"this is an emulator of Kie at {kie.url}, at {speed:g} times real speed")
-        terminal.note("nothing leaves this machine, nothing is charged, and no API key is needed")
-        async with Board([prompt for prompt, _ in _PICTURES], terminal) as board:
-            paths = await asyncio.gather(*(generate(row, *each) for row, each in enumerate(_PICTURES)))
-    files = [str(path.absolute()) for path in paths]
-    terminal.show("\n".join(files), files=files)
-    terminal.note("to generate real images, set KIE_API_KEY and run the next line")
-    terminal.show(command_line([*program(), "generate", "A calm lake at dawn"]) if not terminal.json else "")
+    async with Emulator(clock="real", speed=speed, limit=_LIMIT, per=_WINDOW, seed=1) as kie:
+        for row, (name, prompt, _) in enumerate(_PROMPTS):
+            kie.plan(prompt, duration=6.0 + row % 4, outcome="policy" if name == _REFUSED else None)
+        terminal.note(
+            f"an emulator of Kie runs at {kie.url}, at {speed:g} times real speed; it takes {_LIMIT} new "
+            f"tasks in {_WINDOW:g} s. Nothing leaves this machine, and no API key is needed"
+        )
+        batch = _Batch(kie, out, speed, terminal)
+        terminal.note(f"running: {batch.command}")
+        if await batch.killed_half_way():
+            terminal.note("killed it; running the same command again")
+            await batch.to_its_end()
+        return _summary(kie, folder / PAGE, out, terminal)
 
 
-def _around_20_seconds() -> float:
-    return random.lognormvariate(3.0, 0.2)
+def _check_packages() -> None:
+    missing = [name for module, name in (("PIL", "Pillow"), ("jinja2", "Jinja2")) if not _is_there(module)]
+    if missing:
+        what = " and ".join(missing)
+        raise KieError(f"the demo needs {what}; in a checkout of kie4o, run: pip install '.[cli]'")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # it is set to None in sys.modules
+        return False
+
+
+def _key(name: str) -> str:
+    return f"kie4o-demo-{name}"
+
+
+def _line(each: tuple[str, str, Mapping[str, Any]]) -> str:
+    name, prompt, fields = each
+    return json.dumps({"key": _key(name), "name": name, "prompt": prompt, **fields}) + "\n"
+
+
+def _remove_earlier(folder: Path, out: Path) -> bool:
+    """Remove what an earlier demo has recorded. A folder with anything of another batch is refused."""
+    records, keys = read(folder / FILE_NAME), {_key(name) for name, _, _ in _PROMPTS}
+    if any(record.key not in keys for record in records):
+        raise UsageError(f"--out '{out}' has the images of a batch: expected a new folder")
+    if not (folder / REQUESTS).exists():
+        return False
+    for name in (name for record in records for name in record.files):
+        (folder / Path(name).name).unlink(missing_ok=True)
+    for path in (folder / FILE_NAME, *folder.glob(f"{STORE}*")):
+        path.unlink(missing_ok=True)
+    return bool(records)
+
+
+# -- the batch in a process of its own ---------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class _Batch:
+    """`kie4o batch`, as it is typed."""
+
+    kie: Emulator
+    out: Path
+    speed: float
+    terminal: Terminal
+
+    @property
+    def command(self) -> str:
+        return command_line([*program(), *self._arguments()])
+
+    def _arguments(self) -> Sequence[str]:
+        requests, store = str(self.out / REQUESTS), str(self.out / STORE)
+        words = ["batch", requests, "--out", str(self.out), "--store", store, "--speed", f"{self.speed:g}"]
+        switches = {"--json": self.terminal.json, "--verbose": self.terminal.verbose}
+        switches["--quiet"] = self.terminal.quiet
+        return [*words, *(name for name, on in switches.items() if on)]
+
+    async def killed_half_way(self) -> bool:
+        """Run it, and kill it. It is false if it has ended before."""
+        async with self._process() as process:
+            while process.returncode is None:
+                await asyncio.sleep(_TICK)
+                if self._is_half_way():
+                    process.kill()
+                    await process.wait()
+                    return True
+        return False
+
+    async def to_its_end(self) -> None:
+        """Run it. The refused prompt makes its exit status that of some failures."""
+        async with self._process() as process:
+            status = await process.wait()
+        if status not in (Status.OK, Status.SOME_FAILED):
+            raise KieError(f"the batch has ended with status {status}: expected {int(Status.SOME_FAILED)}")
+
+    def _is_half_way(self) -> bool:
+        quiet = self.kie.now() - max((submit.at for submit in self.kie.submits), default=0.0)
+        return (
+            self.kie.paid >= 2 * _LIMIT and _QUIET < quiet < 0.7 * _WINDOW and self._results() >= _KILLED_AT
+        )
+
+    def _results(self) -> int:
+        with contextlib.suppress(OSError):
+            return (self.out.expanduser() / FILE_NAME).read_bytes().count(b"\n")
+        return 0
+
+    @contextlib.asynccontextmanager
+    async def _process(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run it in a process group of its own: Ctrl-C reaches only this process, which then kills it."""
+        sys.stdout.flush()
+        process = await asyncio.create_subprocess_exec(
+            *_program(),
+            *self._arguments(),
+            stdin=subprocess.DEVNULL,
+            env=_environment(self.kie),
+            **_own_group(),
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            if process.returncode not in (Status.OK, Status.SOME_FAILED):
+                _restore_terminal()
+
+
+def _program() -> Sequence[str]:
+    """This program, without a launcher between, which would be killed in its place."""
+    started = Path(sys.argv[0])
+    is_script = started.is_file() and started.name != "__main__.py"
+    return [sys.executable, *([str(started)] if is_script else ["-m", "kie4o"])]
+
+
+def _environment(kie: Emulator) -> Mapping[str, str]:
+    others = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
+    return others | {"KIE_API_KEY": "demo", "KIE_BASE_URL": kie.url, "KIE_UPLOAD_URL": kie.url}
+
+
+def _own_group() -> Mapping[str, Any]:
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"process_group": 0}
+
+
+def _restore_terminal() -> None:
+    """Leave the line that a killed process was drawing, and show the cursor, which it had hidden."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_interactive:
+        console.show_cursor()
+        console.line()
+
+
+# -- the end -----------------------------------------------------------------------------------------
+
+
+def _summary(kie: Emulator, page: Path, out: Path, terminal: Terminal) -> Status | None:
+    """What the emulator has counted, the gallery, and what to do next."""
+    twice = sum(task.submits > 1 for task in kie.tasks.values())
+    refused = sum(submit.code == 429 for submit in kie.submits)
+    again = command_line([*program(), "batch", str(out / REQUESTS), "--out", "images", "--dry-run"])
+    lines = [
+        f"the emulator has counted {kie.paid} paid tasks for {len(_PROMPTS)} requests: {twice or 'nothing'} "
+        f"was paid twice; {refused} submits were over the rate limit, and cost nothing",
+        f"to look at the images, open {page.absolute()}",
+        "to generate real ones, create an API key at kie.ai/api-key, set KIE_API_KEY, and run the next line "
+        "without --dry-run; as it is, it needs no key, tells the price and sends nothing:",
+        again,
+    ]
+    facts: dict[str, Any] = {"requests": len(_PROMPTS), "paid": kie.paid, "paid_twice": twice}
+    facts |= {"refused": refused, "gallery": str(page.absolute()), "command": again}
+    terminal.show("\n".join(lines), event="demo", **facts)
+    return Status.ERROR if twice or kie.paid != len(_PROMPTS) else None
