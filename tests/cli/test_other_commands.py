@@ -1,17 +1,15 @@
-"""The commands that pay nothing, from `status` to `listen`, and the demo."""
+"""The commands that pay nothing, from `status` to `listen`."""
 
 import asyncio
 import json
 import re
-import shlex
 import signal
 import time
 from pathlib import Path
 
 import aiohttp
 import pytest
-from paths import IMPORT_ROOT
-from programs import AGAIN, FAST, TASK, Command, Outcome, against, outcome_of, paid, read_until, was_asked
+from programs import AGAIN, FAST, TASK, Command, Outcome, against, outcome_of, paid, read_until
 
 from kie4o import sign_callback
 from kie4o.emulator import Emulator, pictures
@@ -201,30 +199,3 @@ async def test_listen_wants_a_key_or_says_so(tmp_path: Path) -> None:
     [line] = outcome.notes
     assert "KIE_WEBHOOK_KEY" in line
     assert "--allow-unsigned" in line
-
-
-# -- demo ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.posix("the quotes of its shells")
-async def test_demo_saves_eight_pictures_without_a_key(tmp_path: Path) -> None:
-    """`kie4o demo` needs no settings, never leaves the machine, and its last line works as typed."""
-    async with Emulator(clock="real", **FAST) as kie:
-        environment = {"KIE_BASE_URL": kie.url, "KIE_UPLOAD_URL": kie.url, "KIE_API_KEY": "k-123"}
-        outcome = await Command(tmp_path, "demo", "--speed", "40", "--out", "here", **environment).run()
-        assert outcome.status == 0
-        assert not was_asked(kie)
-        paths = list((tmp_path / "here").iterdir())
-        assert len(paths) == 8
-        assert sorted(outcome.out.splitlines()[:8]) == sorted(map(str, paths))
-        assert "\x1b" not in outcome.out
-        last = shlex.split(outcome.out.splitlines()[-1])
-        process = await asyncio.create_subprocess_exec(
-            *last,
-            cwd=tmp_path,
-            env={**Command(tmp_path, **environment).environment, "PYTHONPATH": str(IMPORT_ROOT)},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert (await outcome_of(process)).status == 0
-        assert paid(kie) == 1
