@@ -47,14 +47,14 @@ _PROMPTS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
 _REFUSED = "star"
 _LIMIT, _WINDOW = 4, 10.0  # new tasks in so many emulated seconds; Kie takes 20, and the batch expects that
 _KILLED_AT = 4  # results
-_QUIET = 2.0  # emulated seconds without a submit: none is on its way then, whose outcome nobody would know
+_QUIET = 0.4  # seconds without a submit: none is on its way then, whose outcome nobody would know
 _TICK = 0.01
 _USUAL = (0, int(Status.SOME_FAILED))  # exit statuses of the batch
 
 Speed = Annotated[
     float,
     Parameter(
-        validator=validators.Number(gte=0.1, lte=20),
+        validator=validators.Number(gte=0.1, lte=10),
         show_default=True,
         help="How many times faster than real time the emulator and the batch run.",
     ),
@@ -164,7 +164,7 @@ class _Batch:
 
     def _is_half_way(self) -> bool:
         quiet = self.kie.now() - max((submit.at for submit in self.kie.submits), default=0.0)
-        safe = _QUIET < quiet < 0.7 * _WINDOW
+        safe = _QUIET * self.speed < quiet < 0.8 * _WINDOW
         return safe and self.kie.paid >= 2 * _LIMIT and self._results() >= _KILLED_AT
 
     def _results(self) -> int:

@@ -32,7 +32,6 @@ def check_images(folder: Path) -> None:
     images = Folder(folder)
     assert len(images.images) == 12
     images.check_images()
-    assert not images.unfinished_files
     records = images.latest.values()
     assert sorted(record["state"] for record in records) == ["done"] * 11 + ["failed"]
     assert sorted(name for record in records for name in record["files"]) == images.images
