@@ -14,11 +14,11 @@ from typing import Any
 import attrs
 from aiohttp import web
 
-from .values import invalid
 from .live_log import LiveLog, line_of_callback
 from .openapi import document
 from .script import Script, read
 from .server import Emulator
+from .values import invalid
 
 _TICK = 0.1  # seconds between two looks for callbacks to show
 
