@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 def read_stdin(terminal: Terminal) -> bytes:
     """All of standard input. It blocks, so Ctrl-C ends it at once instead of being left to asyncio."""
-    if sys.stdin.isatty():
-        terminal.note(
-            f"reading standard input; {'Ctrl-Z and Enter' if sys.platform == 'win32' else 'Ctrl-D'} ends it"
-        )
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if sys.stdin.isatty():
+            end = "Ctrl-Z and Enter end it" if sys.platform == "win32" else "Ctrl-D ends it"
+            terminal.note(f"reading standard input; {end}")
         return sys.stdin.buffer.read()
     finally:
         signal.signal(signal.SIGINT, previous)
