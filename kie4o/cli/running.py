@@ -58,4 +58,10 @@ def _listen(terminal: Terminal) -> None:
     log.propagate = False
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_, **__: terminal.note(in_our_words(str(message)))
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a script
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)

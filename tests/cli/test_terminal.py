@@ -233,6 +233,19 @@ async def test_sigterm_is_like_ctrl_c(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+async def test_sigterm_ends_a_background_job(tmp_path: Path) -> None:
+    """Which ignores Ctrl-C, as shells without job control start it."""
+    async with Emulator(clock="real", duration=1000.0) as kie:
+        ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+        process = await against(kie, tmp_path, "generate", "A calm lake").start(**ignore)
+        stderr = await read_until(process, b"to go on")
+        process.terminate()
+        outcome = await outcome_of(process, stderr)
+        [task] = kie.tasks
+    assert outcome.status == 130
+    assert outcome.notes[-2:] == [f"task {task} is paid; {HINT} {task}", "interrupted"]
+
+
 async def test_a_store_in_use_is_status_6(tmp_path: Path) -> None:
     """Another process has the store: that is said while it is waited for, then it is an error of its own."""
     async with Emulator(clock="real", duration=1000.0) as kie:

@@ -101,8 +101,8 @@ class Command:
 
     async def start(self, **streams: Any) -> asyncio.subprocess.Process:
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
-        options = {"cwd": self.folder, "env": self.environment, **portable.interruptible()}
-        return await asyncio.create_subprocess_exec(*self.words, **options, **(pipes | streams))
+        options = {"cwd": self.folder, "env": self.environment} | portable.interruptible()
+        return await asyncio.create_subprocess_exec(*self.words, **(options | pipes | streams))
 
     async def run(self) -> Outcome:
         return await outcome_of(await self.start(), stdin=self.stdin)
