@@ -39,7 +39,7 @@ async def opened(
     terminal: Terminal, *, offline: bool = False, **settings: Any
 ) -> AsyncIterator[AsyncKieClient]:
     """A client that is open inside of the block. If closing it after Ctrl-C takes a while, that is said."""
-    client = new_client(offline=offline, **settings)
+    client = new_client(offline=offline, speed=terminal.speed, **settings)
     said = "stopping: waiting for the answers to what was sent; Ctrl-C again stops at once"
     with contextlib.ExitStack() as closed:
         async with client:

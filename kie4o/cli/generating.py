@@ -24,13 +24,13 @@ from .going_on import TIMEOUT, GoingOn, Item
 from .inputs import Inputs, prompts_of
 from .options import request_of
 from .parameters import (
-    OUTPUT,
+    CONNECTED,
     REQUEST,
+    Connected,
     ExistsOption,
     Name,
     OptionalStore,
     Out,
-    Output,
     Prompts,
     RequestOptions,
     Timeout,
@@ -80,7 +80,7 @@ async def generate(
     key: Key = None,
     no_wait: NoWait = False,
     timeout: Timeout = TIMEOUT,
-    terminal: Output = OUTPUT,
+    terminal: Connected = CONNECTED,
 ) -> Status:
     """Generate images from prompts and save them. Costs credits of the account of KIE_API_KEY."""
     if key is not None and store is None:

@@ -48,6 +48,8 @@ class GoingOn:
         options: dict[str, Any] = self.folder.words() | {"--name": items[0].name, "--store": self.store}
         if verb == "wait" and self.timeout != TIMEOUT:
             options["--timeout"] = f"{self.timeout:g}"
+        if self.terminal.speed != 1.0:
+            options["--speed"] = f"{self.terminal.speed:g}"
         return self.terminal.command(verb, *tasks, **options)
 
     def explained(self, error: KieError, item: Item) -> str:

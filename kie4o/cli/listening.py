@@ -11,7 +11,7 @@ from cyclopts import Parameter, validators
 
 from ..errors import KieError
 from .clients import opened
-from .parameters import OUTPUT, OptionalStore, Output
+from .parameters import CONNECTED, Connected, OptionalStore
 from .terminal import Terminal, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def listen(
     path: At = "/kie/callback",
     store: OptionalStore = None,
     allow_unsigned: Unsigned = False,
-    terminal: Output = OUTPUT,
+    terminal: Connected = CONNECTED,
 ) -> None:
     """Receive the callbacks for the requests in a store, until Ctrl-C: verify, print and keep them."""
     from aiohttp import web

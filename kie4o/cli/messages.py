@@ -37,6 +37,7 @@ _OPTIONS: Mapping[str, str] = MappingProxyType(
     {
         **OPTION_OF,
         "wait_timeout": "--timeout",
+        "speed": "--speed",
         "source": "--file",
         "url": "URL",
         "task_id": "TASK",

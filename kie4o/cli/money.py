@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from .clients import existing_store, opened
-from .parameters import OUTPUT, Output, Store
+from .parameters import CONNECTED, Connected, Store
 
 _STATES = ("succeeded", "submitted", "unknown", "failed")
 
 
-async def credits(*, terminal: Output = OUTPUT) -> None:  # noqa: A001  # the name of the command
+async def credits(*, terminal: Connected = CONNECTED) -> None:  # noqa: A001  # the name of the command
     """Print the balance of the account of KIE_API_KEY."""
     async with opened(terminal) as client:
         balance = await client.credits()
     terminal.show(f"{balance}", credits=float(balance))
 
 
-async def spent(*, store: Store, terminal: Output = OUTPUT) -> None:
+async def spent(*, store: Store, terminal: Connected = CONNECTED) -> None:
     """Print what the requests in a store have cost, or may have cost, by state. Sends nothing."""
     async with opened(terminal, offline=True, store=existing_store(store)) as client:
         sums = await client.spent()

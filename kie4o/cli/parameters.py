@@ -26,7 +26,23 @@ class Output(Terminal):
     quiet: Annotated[bool, Parameter(help="Print no notes and no progress.")] = False
 
 
+@Parameter(name="*")
+@attrs.define(kw_only=True, eq=False)
+class Connected(Output):
+    """The options of every command that talks to Kie."""
+
+    speed: Annotated[
+        float,
+        Parameter(
+            group=_OUTPUT,
+            validator=_POSITIVE,
+            help="Wait only this fraction of the usual times, beside an emulator of the same speed.",
+        ),
+    ] = 1.0
+
+
 OUTPUT = Output()  # where a command has none of these options
+CONNECTED = Connected()
 Prompts: TypeAlias = Annotated[
     str, Parameter(name="PROMPT", help="What to draw, or how to edit the files; - reads a prompt per line.")
 ]

@@ -14,7 +14,7 @@ from ..models import Completion
 from ..wire.decoding import shown
 from .clients import existing_store, opened
 from .going_on import TIMEOUT, GoingOn, Item
-from .parameters import OUTPUT, ExistsOption, Out, Output, Store, Timeout
+from .parameters import CONNECTED, Connected, ExistsOption, Out, Store, Timeout
 from .saving import Folder
 from .terminal import Status, UsageError
 from .work import Work
@@ -29,7 +29,7 @@ NotCharged = Annotated[
 ]
 
 
-async def unfinished(*, store: Store, terminal: Output = OUTPUT) -> None:
+async def unfinished(*, store: Store, terminal: Connected = CONNECTED) -> None:
     """List what is paid, or may be, and has not finished. Sends nothing."""
     async with opened(terminal, offline=True, store=existing_store(store)) as client:
         entries = [entry async for entry in client.unfinished()]
@@ -49,7 +49,7 @@ async def resume(
     out: Out = Path(),
     exists: ExistsOption = None,
     timeout: Timeout = TIMEOUT,
-    terminal: Output = OUTPUT,
+    terminal: Connected = CONNECTED,
 ) -> Status:
     """Wait for everything that is unfinished, and save its images. Submits nothing."""
     folder = Folder(out, exists=exists)
@@ -96,7 +96,7 @@ async def settle(
     store: Store,
     task: Task = None,
     not_charged: NotCharged = False,
-    terminal: Output = OUTPUT,
+    terminal: Connected = CONNECTED,
 ) -> None:
     """Record what you found out about a request with an unknown outcome. Submits nothing."""
     if (task is None) != not_charged:

@@ -13,7 +13,7 @@ from ..wire.decoding import shown
 from ..wire.requests import is_task_id
 from .clients import opened
 from .going_on import TIMEOUT, GoingOn, Item
-from .parameters import OUTPUT, ExistsOption, Name, OptionalStore, Out, Output, TaskId, Timeout
+from .parameters import CONNECTED, Connected, ExistsOption, Name, OptionalStore, Out, TaskId, Timeout
 from .saving import Folder, numbered
 from .terminal import Status, Terminal, UsageError
 from .work import Work
@@ -30,7 +30,7 @@ async def wait(
     exists: ExistsOption = None,
     store: OptionalStore = None,
     timeout: Timeout = TIMEOUT,
-    terminal: Output = OUTPUT,
+    terminal: Connected = CONNECTED,
 ) -> Status:
     """Wait until tasks have ended, and save their images. Free of charge."""
     items, folder = _items((task, *tasks), name), Folder(out, exists=exists)
@@ -54,7 +54,7 @@ async def download(
     out: Out = Path(),
     name: Name = None,
     exists: ExistsOption = None,
-    terminal: Output = OUTPUT,
+    terminal: Connected = CONNECTED,
 ) -> Status:
     """Save the images of tasks that have ended. Free of charge, for 14 days after a task."""
     items, folder = _items((task, *tasks), name), Folder(out, exists=exists)
@@ -65,7 +65,7 @@ async def download(
         return await work.each(work.save)
 
 
-async def status(task: TaskId, /, *, terminal: Output = OUTPUT) -> Status:
+async def status(task: TaskId, /, *, terminal: Connected = CONNECTED) -> Status:
     """Print what Kie knows about a task. Free of charge."""
     [item] = _items([task], None)
     async with opened(terminal) as client:

@@ -60,6 +60,7 @@ class Terminal:
     json: bool = False
     verbose: bool = False
     quiet: bool = False
+    speed: float = attrs.field(init=False, default=1.0)  # an option of those that talk to Kie
     arguments: Sequence[str] = attrs.field(init=False, factory=tuple)  # as they were typed
     events: bool = attrs.field(init=False, default=False)  # whether each object names its `event`
     progress: Progress | None = attrs.field(init=False, default=None)

@@ -8,13 +8,15 @@ from cyclopts import Parameter
 
 from .clients import opened
 from .inputs import check_file, is_url
-from .parameters import OUTPUT, Output
+from .parameters import CONNECTED, Connected
 
 Source = Annotated[str, Parameter(name="FILE", help="Path of a file, or URL of one that Kie fetches.")]
 Folder = Annotated[str, Parameter(name="--path", show_default=True, help="Folder at Kie.")]
 
 
-async def upload(file: Source, /, *files: Source, path: Folder = "kie4o", terminal: Output = OUTPUT) -> None:
+async def upload(
+    file: Source, /, *files: Source, path: Folder = "kie4o", terminal: Connected = CONNECTED
+) -> None:
     """Store files at Kie and print their URLs. Free; Kie keeps them for about 24 hours."""
     for source in (file, *files):
         if not is_url(source):

@@ -199,3 +199,27 @@ async def test_listen_wants_a_key_or_says_so(tmp_path: Path) -> None:
     [line] = outcome.notes
     assert "KIE_WEBHOOK_KEY" in line
     assert "--allow-unsigned" in line
+
+
+async def test_speed_shortens_what_a_command_waits_for(tmp_path: Path) -> None:
+    """Ten seconds after a 429, and the polls; the command that goes on has it too."""
+    async with Emulator(clock="real", speed=50.0, duration=20.0) as kie:
+        kie.fault("submit", code=429)
+        began = time.monotonic()
+        outcome = await against(kie, tmp_path, "generate", "A lake", "--speed", "50", "--out", "a").run()
+        assert outcome.status == 0
+        assert time.monotonic() - began < 9.0
+        assert [submit.code for submit in kie.submits] == [429, 200]
+        kie.next(outcome="stuck")
+        words = ("generate", "A fox", "--speed", "50", "--timeout", "0.2")
+        outcome = await against(kie, tmp_path, *words).run()
+        assert outcome.status == 1
+        assert outcome.notes[-1].endswith("--speed 50")
+
+
+async def test_speed_is_for_an_emulator_only(tmp_path: Path) -> None:
+    """Kie itself is not hurried, and nothing is sent."""
+    environment = {"KIE_API_KEY": "k", "KIE_BASE_URL": "https://kie.example"}
+    outcome = await Command(tmp_path, "credits", "--speed", "20", **environment).run()
+    assert outcome.status == 1
+    assert outcome.notes[0].startswith("invalid --speed=20.0: expected 1.0, since https://kie.example is not")

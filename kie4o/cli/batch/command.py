@@ -16,7 +16,7 @@ from ...gallery.records import FILE_NAME, read
 from ..clients import opened
 from ..going_on import TIMEOUT
 from ..inputs import expanded
-from ..parameters import OUTPUT, REQUEST, Output, RequestOptions, Timeout
+from ..parameters import CONNECTED, REQUEST, Connected, RequestOptions, Timeout
 from ..saving import Folder
 from ..terminal import Status, Terminal, UsageError
 from .checks import Options, check_paths, checked_items, contents_of, report_problems, table_of
@@ -77,13 +77,6 @@ FailedFile = Annotated[
     Path | None, Parameter(name="--failed", help="File for the lines that failed, in the format of FILE.")
 ]
 DryRun = Annotated[bool, Parameter(name="--dry-run", help="Check every line and file, and tell the price.")]
-Speed = Annotated[
-    float,
-    Parameter(
-        validator=validators.Number(gt=0),
-        help="Wait only this fraction of the usual times, beside an emulator of the same speed.",
-    ),
-]
 Every = Annotated[
     float,
     Parameter(
@@ -111,8 +104,7 @@ async def batch(
     dry_run: DryRun = False,
     timeout: Timeout = TIMEOUT,
     progress_every: Every = 30.0,
-    speed: Speed = 1.0,
-    terminal: Output = OUTPUT,
+    terminal: Connected = CONNECTED,
 ) -> Status:
     """Generate the images of a file of requests, and go on with it when it is run again. Costs credits."""
     data, kind = contents_of(file, format, terminal)
@@ -136,8 +128,6 @@ async def batch(
     check_paths(options)
     terminal.going_on = lambda: [f"to go on: {terminal.again()}"]
     settings: dict[str, Any] = {"wait_timeout": timeout, "max_in_flight": max_in_flight}
-    if speed != 1.0:
-        settings["speed"] = speed
     async with opened(terminal, store=options.store, **settings) as client:
         with Results(options.out) as results:
             names = await asyncio.to_thread(os.listdir, options.out)
