@@ -71,7 +71,7 @@ def tests(session: nox.Session) -> None:
     run_tests(session, *parallel, "not paced" if running else fast, *aside)
     run_tests(session, "pytest", "-m", "paced and not sweep", *aside)
     if running:
-        run_tests(session, *parallel, "paced and sweep")
+        run_tests(session, *parallel, "paced and sweep and not proof")
     elif newest:
         run_tests(session, *parallel, "sweep", "tests/laws/test_cancellation.py")
     if sys.platform == "win32":
@@ -153,11 +153,13 @@ def sweeps(session: nox.Session) -> None:
 
 @nox.session
 def proof(session: nox.Session) -> None:
-    """A program that knows only the OpenAPI document asks the emulator: each answer is as described.
+    """A gallery of 5,000 images; and a program that knows only the OpenAPI document asks the emulator.
 
-    Whether a request is accepted is not checked: like Kie, the emulator refuses with HTTP status 200.
+    Each answer is as described. Whether a request is accepted is not checked: like Kie, the emulator refuses
+    with HTTP status 200.
     """
-    session.install(".[emulator]", *dependencies("proof"))
+    session.install(".[emulator]", *dependencies("test"), *dependencies("proof"))
+    run_tests(session, "pytest", "-s", "-m", "proof")
     program = [str(Path(session.bin) / "python"), "-m", "kie4o.emulator", "--port", "0", "--quiet"]
     plenty = ["--duration", "0", "--credits", "1000000", "--limit", "1000000"]
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"

@@ -324,9 +324,9 @@ async def test_max_credits_is_never_passed(tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("seed", range(1, 21))
+@pytest.mark.parametrize("seed", range(1, 6))  # over 20 in tests/client/test_budget.py
 async def test_max_credits_is_never_passed_over_seeds(tmp_path: Path, seed: int) -> None:
-    """The same over 20 seeds."""
+    """The same with other faults."""
     await limited(tmp_path / "one", seed)
 
 

@@ -55,8 +55,7 @@ def run_client(kie: Emulator) -> tuple[list[str], float]:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("run", range(3))
-def test_a_thousand_tasks_end(run: int, hogs: None) -> None:
+def test_a_thousand_tasks_end(hogs: None) -> None:
     """Beside two CPU hogs, within the limits of the emulator, and nothing is paid twice."""
     with Emulator.in_thread(speed=SPEED, looks=3, credits=6 * TASKS, pictures=False) as kie:
         bad, _ = run_client(kie)

@@ -17,6 +17,7 @@ from kie4o.gallery.page import write_gallery
 from kie4o.gallery.records import FILE_NAME, Record, line
 
 pytestmark = [
+    pytest.mark.proof,
     pytest.mark.sweep,
     pytest.mark.paced,
     pytest.mark.once,

@@ -112,6 +112,7 @@ FREE: dict[str, Case] = {
     "AsyncKieClient.deliver": lambda world: world.client.deliver(
         world.client.parse_callback(world.callback(), ref=world.ref)
     ),
+    "AsyncKieClient.find": lambda world: world.client.find("k"),
     "AsyncKieClient.spent": lambda world: world.client.spent(),
     "AsyncKieClient.unfinished": lambda world: every(world.client.unfinished()),
     "AsyncKieClient.resume": lambda world: every(world.client.resume()),
