@@ -179,7 +179,7 @@ def test_the_end_of_time_names_what_waits() -> None:
         with VirtualTime(limit=3600):
             await stuck()
 
-    with pytest.raises(HangError, match=r"3600 s of virtual time are over.*\n.*main at .*\.py:\d+"):
+    with pytest.raises(HangError, match=r"(?s)3600 s of virtual time are over.*\n.*main at .*\.py:\d+"):
         run(main)
 
 
