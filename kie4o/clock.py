@@ -58,7 +58,7 @@ class FastLoop:
     def __init__(self, loop: asyncio.AbstractEventLoop, speed: float) -> None:
         self._loop = loop
         self._speed = speed
-        self.call_soon = loop.call_soon
+        self.call_soon: Callable[..., asyncio.Handle] = loop.call_soon
 
     def time(self) -> float:
         return self._loop.time() * self._speed

@@ -18,7 +18,7 @@ from .plain import plain
 
 Credits = int | float | Decimal
 Prices = int | float | Decimal | Mapping[int, int | float | Decimal]
-"""Credits for one image, or by the number of images of a request: ``{1: 6, 2: 11, 4: 20}``."""
+"""Credits for one image, or a mapping from the number of images of a request to its credits."""
 
 ZERO = Decimal(0)
 PER_IMAGE = Decimal(6)  # 0.03 USD, the only published rate (notes on Kie's pricing page, November 2026)

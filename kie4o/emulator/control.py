@@ -82,7 +82,8 @@ class RefusedError(Exception):
 
     def __init__(self, status: int, sentence: str, **headers: str) -> None:
         super().__init__(sentence)
-        self.status, self.headers = status, headers
+        self.status: int = status
+        self.headers: dict[str, str] = headers
 
 
 def refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -33,7 +33,8 @@ class Pen:
     ) -> None:
         self.lamps = lamps
         self.rng = rng
-        self.left, self.right = -1.0, 1.0  # the edges of the picture
+        self.left: float = -1.0  # the edges of the picture
+        self.right: float = 1.0
         self._draw, self._glaze, self._lit = draw, glaze, lit
         self._x, self._y, self._size = x, y, size
 

@@ -27,7 +27,8 @@ class Sheet:
     def __init__(self, scene: Scene, width: int, height: int) -> None:
         self.scene = scene
         self.rng: random.Random = scene.rng
-        self.width, self.height = width * SMOOTH, height * SMOOTH
+        self.width: int = width * SMOOTH
+        self.height: int = height * SMOOTH
         self.unit: float = min(self.width, self.height) / 100
         self.image: Image.Image = Image.new("RGB", (self.width, self.height), None)
         self.draw: ImageDraw.ImageDraw = ImageDraw.Draw(self.image)
