@@ -117,7 +117,7 @@ def test_a_tuple_that_is_no_pair_is_a_failed_item() -> None:
 
     async def run() -> None:
         async with kie_of() as kie, client_of(kie) as client:
-            completions = await all_of(client.generate_many([("a", "b", "c"), (5, "b"), "c"]))  # type: ignore[list-item]
+            completions = await all_of(client.generate_many([("a", "b", "c"), (5, "b"), "c"]))  # type: ignore[list-item]  # no pairs
             errors = [type(completion.error) for completion in completions if not completion.ok]
             assert errors == [InvalidRequestError] * 2
             assert len(kie.submits) == 1

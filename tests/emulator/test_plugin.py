@@ -15,8 +15,6 @@ import pytest
 from paths import IMPORT_ROOT, REPOSITORY
 from suites import OURS, install, run_suite, write
 
-from kie4o.emulator import Emulator
-
 pytestmark = pytest.mark.once
 
 BOTH = ("asyncio", "anyio", OURS)
@@ -254,11 +252,9 @@ def test_an_outcome_that_no_task_had_is_an_error(tmp_path: Path) -> None:
     assert marked(tmp_path, "outcome='policy'", SUBMIT).counts == {"passed": 1}
 
 
-needs_faults = pytest.mark.skipif(not hasattr(Emulator, "unused"), reason="this emulator has no faults")
 FAULT = "faults=[{'kind': 'submit', 'code': 422}]"
 
 
-@needs_faults
 @pytest.mark.parametrize(
     ("marker", "body", "counts"),
     [
