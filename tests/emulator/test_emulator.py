@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import signal
 import socket
@@ -743,6 +744,21 @@ async def test_what_is_counted(call: Client) -> None:
     assert call.kie.requests == {f"{API}/generate": 1, f"{API}/record-info": 1, "/api/v1/chat/credit": 1}
     assert "kie4o/1" in call.kie.user_agents
     assert call.kie.url == f"http://127.0.0.1:{call.kie.port}"
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_closing_closes_what_was_just_accepted(turns: int) -> None:
+    """Whatever the turn of the loop in which the emulator closes, it ends a connection made before."""
+    connection = socket.socket()
+    with connection:
+        connection.setblocking(False)
+        async with Emulator() as kie:
+            connection.connect_ex((kie.host, kie.port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""  # BlockingIOError if it is still open
 
 
 async def test_closing_is_quick(session: ClientSession) -> None:
