@@ -28,9 +28,10 @@ NEWEST = max(
 )
 # Most tests wait most of the time: with as many workers as cores these are idle for half of it.
 PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal"]
-# What drives programs does not depend on the loop of the tests: uvloop and the versions between do without.
+# What drives programs does not depend on the loop of the tests, and little on the version of Python.
 PROGRAMS = ["--ignore=tests/cli", "--ignore=tests/gallery"]
-MONEY = ["tests/laws", "tests/submission", "tests/transport", "tests/stores"]
+# The rooms through which money goes, and those that depend most on how a version runs its tasks.
+MONEY = [f"tests/{room}" for room in ("laws", "submission", "transport", "stores", "polling", "callbacks")]
 PAID = ["submission", "wire", "transport"]  # rooms through which money goes
 # Per cent of branches and lines that the tests reach: raise them as they rise, never lower them.
 FLOOR = 94
@@ -56,28 +57,31 @@ def run_tests(session: nox.Session, *command: str, profile: str = "fast", loop: 
 def tests(session: nox.Session) -> None:
     """The tests, under every supported Python that is found, and on uvloop.
 
-    The Python that runs nox alone runs the sweeps and what is marked `once`, and everything else on uvloop
-    too. The newest runs the sweep of cancellation, since what a cancel strikes differs between versions, and
-    on uvloop the tests of the rooms through which money goes. What is `paced` runs after the rest: tests one
-    by one, and sweeps, which mostly wait, beside each other.
+    The Python that runs nox alone runs the sweeps, what is marked `once` and what drives programs, and
+    everything else on uvloop too. The newest runs the sweep of cancellation, since what a cancel strikes
+    differs between versions; those between the two run what is in `MONEY`. What is `paced` runs after the
+    rest: tests one by one, and sweeps, which mostly wait, beside each other.
     """
     session.install(*dependencies("test"))
     if session.posargs:
         run_tests(session, "pytest")
         return
-    running, newest = session.python == RUNNING, session.python == NEWEST
     parallel, fast = ["pytest", *PARALLEL, "-m"], "not paced and not sweep and not once"
-    aside = [] if running or newest else PROGRAMS
-    run_tests(session, *parallel, "not paced" if running else fast, *aside)
-    run_tests(session, "pytest", "-m", "paced and not sweep", *aside)
-    if running:
-        run_tests(session, *parallel, "paced and sweep and not proof")
-    elif newest:
-        run_tests(session, *parallel, "sweep", "tests/laws/test_cancellation.py")
+    if session.python != RUNNING:
+        newest = session.python == NEWEST
+        rooms = ["tests", *PROGRAMS, "tests/cli/test_starting.py"] if newest else MONEY
+        run_tests(session, *parallel, fast, *rooms)
+        if newest:
+            run_tests(session, *parallel, "sweep", "tests/laws/test_cancellation.py")
+            run_tests(session, "pytest", "-m", "paced and not sweep", "tests/laws")
+        return
+    run_tests(session, *parallel, "not paced")
+    run_tests(session, "pytest", "-m", "paced and not sweep")
+    run_tests(session, *parallel, "paced and sweep and not proof")
     if sys.platform == "win32":
         session.warn("uvloop does not run on Windows: nothing is tested on it")
-    elif running or newest:
-        run_tests(session, *parallel, fast, *(PROGRAMS if running else MONEY), loop="uvloop")
+    else:
+        run_tests(session, *parallel, fast, *PROGRAMS, loop="uvloop")
         run_tests(session, "pytest", "-m", "paced and not sweep", *PROGRAMS, loop="uvloop")
 
 
