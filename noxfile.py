@@ -188,8 +188,8 @@ def proof(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What waiting costs, beside the peers: `nox -s bench`, or with `--quick`; `nox -s bench -- --help`
-    tells the rest. `nox -s bench -- limiter` (or `store`) and its arguments: that one alone."""
+    """What kie4o costs, beside the peers: `nox -s bench`, or with `--quick`; `nox -s bench -- --help` tells
+    the rest. `nox -s bench -- limiter` and its arguments: that one alone."""
     session.install(".[emulator]")
     if session.posargs and not session.posargs[0].startswith("-"):
         name, *arguments = session.posargs

@@ -1,11 +1,11 @@
-"""The benchmark suite: what waiting costs with kie4o, compared with a hand-written loop and other SDKs.
+"""The benchmark suite: what kie4o costs, compared with a hand-written loop, other SDKs and itself.
 
     python -m benchmarks [--quick] [--only cpu,memory] [--clients kie4o,bare,httpx] [--readme]
 
-All clients take turns against a loopback server in its own process. Figures are ratios to the bare aiohttp
-loop of the same run. A complete run writes benchmarks/results/, the tables in docs/performance.md and three
-figures in the README, and exits with status 1 if a goal is missed. `--readme` writes them from existing
-results, without measuring.
+All clients take turns against a loopback server in its own process. Figures are ratios within one run, most
+of them to the bare aiohttp loop. A complete run writes benchmarks/results/, the tables in
+docs/performance.md and three figures in the README, and exits with status 1 if a goal is missed. `--readme`
+writes them from existing results, without measuring.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Any
 
 from . import picture, report
 from .clients import CLIENTS, OURS
-from .measures import MEASURES, Measure, Plan, Step
+from .measures import MEASURES, Measure
+from .plan import Plan, Step
 from .probe import reason_to_skip
 from .processes import ROOT, ChildError, Server, set_server
 
@@ -126,10 +127,10 @@ def main() -> None:
     if words.readme:
         write(json.loads((RESULTS / "results.json").read_text("utf-8")))
         return
-    with Server() as base:
+    with Server() as server:
         # The bare loop is the baseline of all ratios.
         clients = list(dict.fromkeys([*(words.clients or CLIENTS), "bare"]))
-        plan = Plan(words.quick, base, clients, words.only or list(MEASURES), {})
+        plan = Plan(words.quick, server, clients, words.only or list(MEASURES), {})
         results: dict[str, Any] = {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": machine(),

@@ -1,7 +1,7 @@
 """The answers of Kie and of the other services, as data: paths and bodies, no logic.
 
-A body is a template into which the server puts the task id and its own address. Those of Kie are from
-tests/fixtures; the others have the fields that their SDKs require, and some more that real answers have.
+A body is a template into which the server puts the task id, its own address and a progress. Those of Kie are
+from tests/fixtures; the others have the fields that their SDKs require, and some more that real answers have.
 Their URLs point to the server itself, or are never opened.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import attrs
 
-ID, BASE = b"@ID@", b"@BASE@"  # what the server replaces
+ID, BASE, PROGRESS = b"@ID@", b"@BASE@", b"@PROGRESS@"  # what the server replaces; per cent, of two digits
 PROMPT = b"a lighthouse on a cliff at dusk, oil on canvas"
 _URL = b"https://files.example.com/s/@ID@_0_1774788517_4321.png"
 _WHEN = b"2026-01-02T03:04:05.678Z"
@@ -39,7 +39,7 @@ KIE = Format(
     look=b"/api/v1/gpt4o-image/record-info?taskId=",
     accepted=b'{"code":200,"msg":"success","data":{"taskId":"@ID@"}}',
     running=_KIE + b'"completeTime":null,"response":null,"successFlag":0,"status":"GENERATING",'
-    b'"errorCode":null,"errorMessage":null,"createTime":1774788500000,"progress":"0.00"}}',
+    b'"errorCode":null,"errorMessage":null,"createTime":1774788500000,"progress":"0.@PROGRESS@"}}',
     ended=_KIE + b'"completeTime":1774788518000,"response":{"resultUrls":["' + _URL + b'"]},'
     b'"successFlag":1,"status":"SUCCESS","errorCode":null,"errorMessage":null,'
     b'"createTime":1774788500000,"progress":"1.00"}}',
@@ -98,7 +98,7 @@ OPENAI = Format(
     submit=b"/v1/videos",
     look=b"/v1/videos/",
     accepted=_video(b"queued", b"0", b"null"),
-    running=_video(b"in_progress", b"0", b"null"),
+    running=_video(b"in_progress", PROGRESS, b"null"),
     ended=_video(b"completed", b"100", b"1774788518"),
 )
 
@@ -106,7 +106,7 @@ RUNWAYML = Format(
     submit=b"/v1/text_to_image",
     look=b"/v1/tasks/",
     accepted=b'{"id":"@ID@","estimatedCost":{"credits":5}}',
-    running=b'{"id":"@ID@","status":"RUNNING","createdAt":"' + _WHEN + b'","progress":0.0,'
+    running=b'{"id":"@ID@","status":"RUNNING","createdAt":"' + _WHEN + b'","progress":0.@PROGRESS@,'
     b'"estimatedCost":{"credits":5}}',
     ended=b'{"id":"@ID@","status":"SUCCEEDED","createdAt":"' + _WHEN + b'","output":["' + _URL + b'"],'
     b'"cost":{"credits":5}}',

@@ -12,7 +12,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,79 +20,53 @@ from typing import Any
 import attrs
 
 from . import imports
-from .clients import CLIENTS, LEANEST, OURS, SETTLED
-from .processes import NO_SETTINGS, ROOT, ChildError, Server, answer_of, ask, environment, set_server
+from .clients import CLIENTS, OPPONENTS, OURS, TUNED
+from .jobs import Jobs, batch, latency, makespan, stores, transfers
+from .plan import Plan, Step
+from .processes import ROOT, ChildError, Server, answer_of, ask, environment, set_server
 from .turns import FEW, MANY, Took, figures, spread
 
 IN_FLIGHT = (4, 20, 100)
-# A process that has freed large blocks reuses them. A new one asks the kernel for memory for each read of
-# asyncio, which allocates 256 KiB; kie4o avoids that and a hand-written loop does not.
-_SETTLED = {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024), "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024)}
 Seconds = list[tuple[float, int]]  # CPU time used in each second, and the looks in it
 
 
-@attrs.frozen
-class Plan:
-    """What to measure, and how much."""
-
-    quick: bool
-    base: str
-    clients: Sequence[str]
-    only: Sequence[str]
-    skipped: dict[str, str]
-
-    def has(self, name: str) -> bool:
-        return name in self.clients and name not in self.skipped
-
-    def peers(self) -> list[str]:
-        return [name for name in self.clients if name not in OURS and name not in self.skipped]
-
-    def ours(self) -> list[str]:
-        return [name for name in OURS if self.has(name)]
-
-
-@attrs.frozen
-class Step:
-    """`owner` is the client that is responsible for a failure; `seconds` estimates the duration."""
-
-    name: str
-    owner: str
-    seconds: float
-    run: Callable[[], None]
-
-
 class Cpu:
-    """CPU per task and per look against the bare loop, and that of kie4o against the two leanest peers."""
+    """CPU per task and per look against the bare loop, and that of kie4o against the leanest others."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, base: Callable[[Server], str], plan: Plan) -> None:
         self._plan = plan
+        self._base = base(plan.server)
         self._took: dict[tuple[int, str, str], Took] = {}
 
     def steps(self) -> Iterator[Step]:
-        quick = self._plan.quick
-        some = IN_FLIGHT if not quick else IN_FLIGHT[1:2]
+        quick, tls = self._plan.quick, self._base.startswith("https")
+        if not self._base:
+            self._plan.skipped["tls"] = "no certificate can be made: trustme is not installed"
+            return
+        some = IN_FLIGHT[1:2] if quick or tls else IN_FLIGHT
         for number in range(1 if quick else 2):
             for in_flight in some:
                 for name in self._plan.ours():
                     # The bare loop against itself is the control.
                     yield self._step(name, "bare", in_flight, number, 8.0 if quick else 10.0)
         for in_flight in some:
-            for name in self._plan.peers():
-                if in_flight == 20 or not CLIENTS[name].variant:
+            for name in [TUNED] if tls else [TUNED, *self._plan.peers()]:
+                if self._plan.has(name) and (in_flight == 20 or not CLIENTS[name].variant):
                     yield self._step(name, "bare", in_flight, 0, 1.0 if quick else 3.0)
         for in_flight in some:
-            if self._plan.has("kie4o"):
-                yield self._step("kie4o", SETTLED, in_flight, 0, 1.0 if quick else 10.0)
-                for peer in filter(self._plan.has, LEANEST):
-                    yield self._step("kie4o", peer, in_flight, 0, 1.0 if quick else 4.0)
+            for other in OPPONENTS[:1] if tls else OPPONENTS:
+                if self._plan.has("kie4o") and self._plan.has(other):
+                    seconds = 10.0 if other == TUNED else 4.0
+                    yield self._step("kie4o", other, in_flight, 0, 0.4 * seconds if quick else seconds)
 
     def _step(self, name: str, other: str, in_flight: int, number: int, seconds: float) -> Step:
         who = CLIENTS[name].label
         if other != "bare":
-            who += f" against {other if other == SETTLED else CLIENTS[other].label}"
-        owner = name if other in ("bare", SETTLED) else other
+            who += f" against {CLIENTS[other].label}"
+        owner = name if other == "bare" else other
+        wire = "https" if self._base.startswith("https") else "http"
         return Step(
-            f"cpu: {who}, {in_flight} in flight, round {number + 1}",
+            f"CPU, {wire}: {who}, {in_flight} in flight, round {number + 1}",
             owner,
             seconds + (1.5 if owner in OURS else 4.0),
             lambda: self._measure(name, other, in_flight, seconds),
@@ -104,9 +78,7 @@ class Cpu:
         words: list[object] = ["--in-flight", in_flight, "--seconds", seconds]
         words += [] if looks else ["--no-looks"]
         words += [] if not self._plan.quick else ["--least", 2]
-        settled = other == SETTLED
-        pair = (name, "bare" if settled else other)
-        found = ask("turns", *pair, self._plan.base, *words, settings=_SETTLED if settled else NO_SETTINGS)
+        found = ask("turns", name, other, self._base, *words, settings=self._plan.server.trusting)
         merged = self._took.setdefault((in_flight, name, other), {FEW: [], MANY: []})
         for kind, pairs in merged.items():
             pairs += [(a, b) for a, b in found[str(kind)]]
@@ -203,7 +175,7 @@ class Crowd:
 
     def _measure(self, key: str, name: str, waiting: int) -> None:
         with Server() as here, Server() as there:
-            both = [self._child(name, here, waiting), self._child(name, there, self.FEW)]
+            both = [self._child(name, here.http, waiting), self._child(name, there.http, self.FEW)]
             for child in both:
                 assert child.stdout is not None
                 child.stdout.readline()  # "ready"
@@ -298,30 +270,6 @@ class Imports:
         return found
 
 
-class Makespan:
-    """Time for 200 tasks under the account's limit, relative to the ideal."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._found: dict[str, Any] = {}
-
-    def steps(self) -> Iterator[Step]:
-        tasks = 100 if self._plan.quick else 200
-        for name in self._plan.ours()[: 1 if self._plan.quick else None]:
-            yield Step(
-                f"makespan: {CLIENTS[name].label}, {tasks} tasks, the clock 5 times faster",
-                name,
-                tasks / 10 + 1.0,
-                partial(self._measure, name, tasks),
-            )
-
-    def _measure(self, name: str, tasks: int) -> None:
-        self._found[name] = ask("makespan", name, self._plan.base, "--tasks", tasks)
-
-    def results(self) -> dict[str, Any]:
-        return self._found
-
-
 class Pacing:
     """Lateness and number of looks, simulated by `pacing` if that module exists."""
 
@@ -341,12 +289,17 @@ class Pacing:
         return self._found
 
 
-Measure = Cpu | Memory | Crowd | Imports | Makespan | Pacing
+Measure = Cpu | Memory | Crowd | Imports | Pacing | Jobs
 MEASURES: dict[str, Callable[[Plan], Measure]] = {
-    "cpu": Cpu,
+    "cpu": partial(Cpu, lambda server: server.http),
+    "tls": partial(Cpu, lambda server: server.tls),
     "memory": Memory,
     "crowd": Crowd,
     "imports": Imports,
-    "makespan": Makespan,
+    "makespan": partial(Jobs, makespan),
+    "batch": partial(Jobs, batch),
+    "stores": partial(Jobs, stores),
+    "latency": partial(Jobs, latency),
+    "transfers": partial(Jobs, transfers),
     "pacing": Pacing,
 }

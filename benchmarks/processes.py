@@ -16,7 +16,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0  # seconds for one child; none needs nearly as long
@@ -74,7 +75,9 @@ def answer_of(status: int, printed: str, complained: str) -> dict[str, Any]:
 
 def call(base: str, path: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Call the server: GET without `settings`, else POST them."""
-    connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=30)
+    parts = urlsplit(base)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.netloc, timeout=30)
     with contextlib.closing(connection):
         if settings is None:
             connection.request("GET", path)
@@ -85,9 +88,14 @@ def call(base: str, path: str, settings: dict[str, Any] | None = None) -> dict[s
 
 
 class Server:
-    """The loopback server in its own process: `with Server() as base`."""
+    """The loopback server in its own process: `with Server() as server`.
 
-    def __enter__(self) -> str:
+    `http` is its address. `tls` is the same server over TLS, and `far` that at a round trip of
+    `server.ROUND_TRIP`; both are empty if no certificate can be made here. A child whose settings are
+    `trusting` trusts that.
+    """
+
+    def __enter__(self) -> Self:
         _, core = cores()
         pinned = [] if core is None else ["--core", str(core)]
         self._process = subprocess.Popen(
@@ -99,11 +107,15 @@ class Server:
             text=True,
         )
         assert self._process.stdout is not None
-        port = self._process.stdout.readline().strip()
-        if not port:
+        printed = self._process.stdout.readline()
+        if not printed:
             self._process.wait()
             raise ChildError("the server did not start")
-        return f"http://127.0.0.1:{port}"
+        found: dict[str, str] = json.loads(printed)
+        self.http = found["http"]
+        self.tls, self.far = found.get("tls", ""), found.get("far", "")
+        self.trusting = {"SSL_CERT_FILE": found["authority"]} if "authority" in found else {}
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

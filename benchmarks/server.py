@@ -3,11 +3,13 @@
     python -m benchmarks.server [--core N]
 
 A plain asyncio.Protocol for HTTP/1.1 with keep-alive, on uvloop if installed: it has to cost far less than
-any client, and must not share an interpreter with one. It prints its port and serves until its standard
-input is closed, so that it ends with its parent.
+any client, and must not share an interpreter with one. It prints its addresses as a line of JSON and serves
+until its standard input is closed, so that it ends with its parent. With `trustme` installed it also serves
+TLS, with a certificate that it makes at the start and that is gone with it, and behind a relay that adds a
+round trip.
 
 `POST /__settings` sets the fields of `Settings` from a JSON object; `GET /__counts` returns what happened
-since. A task is forgotten once a look has found it ended.
+since. A task is forgotten once a look has found it ended. The progress of a task changes at each look.
 """
 
 from __future__ import annotations
@@ -16,18 +18,29 @@ import argparse
 import asyncio
 import json
 import os
+import random
+import ssl
+import struct
 import sys
+import tempfile
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import cast
 
 import attrs
 
 from . import formats
-from .formats import BASE, ID, Format
+from .formats import BASE, ID, PROGRESS, Format
+from .relay import relay
 
 Answer = tuple[int, bytes]
+ROUND_TRIP = 0.05  # seconds that the relay adds
+PICTURE = b"/picture"  # the path of an image is anything that begins so
+_WIDTH, _HEIGHT = 1024, 512  # of incompressible pixels: 1.5 MB
 
 _REASONS = {200: b"200 OK", 404: b"404 Not Found", 429: b"429 Too Many Requests", 500: b"500 Server Error"}
 # Typical headers of an API behind a CDN, which every client has to parse.
@@ -87,6 +100,8 @@ class Desk:
                     return self._read(kind, path[len(prefix) :])
             if path == b"/__counts":
                 return 200, json.dumps(self.counts).encode()
+            if path.startswith(PICTURE):
+                return 200, png()
         elif method == b"POST":
             route = self._routes.get(path.partition(b"?")[0])
             if route is not None:
@@ -127,7 +142,8 @@ class Desk:
         else:
             ready = bool(settings.looks) and task.looks >= settings.looks
         if not ready:
-            return 200, kind.running.replace(ID, task_id)
+            progress = b"%d" % (10 + task.looks % 90)  # two digits
+            return 200, kind.running.replace(ID, task_id).replace(PROGRESS, progress)
         del self._tasks[task_id]
         self.counts["ended"] += 1
         return 200, kind.ended.replace(ID, task_id)
@@ -164,6 +180,22 @@ class Desk:
             return act(kind, item["taskUUID"].encode())
 
         self._routes[kind.submit] = either
+
+
+@cache
+def png() -> bytes:
+    """A whole image of a usual size."""
+    noise = random.Random(1).randbytes
+    rows = b"".join(b"\0" + noise(3 * _WIDTH) for _ in range(_HEIGHT))
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", _WIDTH, _HEIGHT, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 0)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
 
 
 def _with_base(kind: Format, base: bytes) -> Format:
@@ -215,13 +247,43 @@ def _length(head: bytes) -> int:
     return int(found.partition(b"\r\n")[0] or 0)
 
 
-async def serve() -> None:
+def certified(folder: Path) -> ssl.SSLContext | None:
+    """The context of a new certificate for this machine; its authority is written to `folder`."""
+    try:
+        import trustme  # pyright: ignore[reportMissingImports]  # optional
+    except ImportError:
+        return None
+    authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    return context
+
+
+def port_of(server: asyncio.Server) -> int:
+    port: int = server.sockets[0].getsockname()[1]
+    return port
+
+
+async def serve(folder: Path) -> None:
+    """Print where it listens: `http`, `tls`, `far`, and the file `authority`; only the first without TLS."""
     loop = asyncio.get_running_loop()
     desk: list[Desk] = []
-    server = await loop.create_server(lambda: Connection(desk[0]), "127.0.0.1", 0, backlog=4096)
-    port = server.sockets[0].getsockname()[1]
+
+    async def listen(context: ssl.SSLContext | None = None) -> int:
+        return port_of(
+            await loop.create_server(lambda: Connection(desk[0]), "127.0.0.1", 0, backlog=4096, ssl=context)
+        )
+
+    port = await listen()
     desk.append(Desk(b"http://127.0.0.1:%d" % port))
-    print(port, flush=True)
+    found = {"http": f"http://127.0.0.1:{port}"}
+    context = certified(folder)
+    if context is not None:
+        secure = await listen(context)
+        far = port_of(await relay(secure, ROUND_TRIP))
+        found |= {"tls": f"https://127.0.0.1:{secure}", "far": f"https://127.0.0.1:{far}"}
+        found["authority"] = str(folder / "authority.pem")
+    print(json.dumps(found), flush=True)
 
     await asyncio.to_thread(sys.stdin.buffer.read)  # until it is closed, at the latest by the parent's end
 
@@ -239,8 +301,8 @@ def main() -> None:
         factory = uvloop.new_event_loop
     except ImportError:
         factory = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve())
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Entry:
 CLIENTS = {
     "kie4o": Entry("kie4o", "kie4o"),
     "bare": Entry("aiohttp, by hand", "aiohttp", "aiohttp"),
+    "tuned": Entry("aiohttp, tuned by hand", "aiohttp", "", "tuned"),
     "runware": Entry("runware-sdk", "runware-sdk", "runware"),
     "google-genai": Entry("google-genai", "google-genai", "google.genai", "google_genai"),
     "openai-aiohttp": Entry("openai on aiohttp", "openai", "", "openai", "client_on_aiohttp"),
@@ -52,7 +53,8 @@ CLIENTS = {
 }
 OURS = ("kie4o", "bare")
 LEANEST = ("runware", "google-genai")  # of the other clients
-SETTLED = "bare, settled"  # the bare loop in a process that has freed large blocks
+TUNED = "tuned"
+OPPONENTS = (TUNED, *LEANEST)  # kie4o takes turns with each of them
 HIDDEN = {"twice": Entry("aiohttp, each look twice", "aiohttp")}  # the control, for the tests
 
 
