@@ -118,7 +118,7 @@ async def measure(base: str, control: str, submits: int, count: int) -> dict[str
     set_server(control, looks=0)
     found = {}
     if submits:
-        found["by hand, among polls"] = await among_polls_by_hand(base, submits)
+        found["by hand"] = await among_polls_by_hand(base, submits)
         found["among polls"] = await among_polls(base, submits)
     found["first burst"], found["waited"] = await bursts(base, count)
     return {"round_trip": ROUND_TRIP} | {name: figures(each) for name, each in found.items() if each}

@@ -79,7 +79,9 @@ def results() -> dict[str, Any]:
             "emulator": {"items": 1000, "seconds": 1.5},
         },
         "stores": {"replay": pair(), "open": pair()},
-        "latency": {"submit": {name: dict(trips) for name in ("among polls", "waited", "first burst")}},
+        "latency": {
+            "submit": {name: dict(trips) for name in ("by hand", "among polls", "waited", "first burst")}
+        },
         "transfers": {"receive": pair(), "download": pair()},
         "memory": memory,
         "crowd": {"kie4o": {"waiting": [10_000, 100], "per_second": 400, "ratio": 1.1, **spread_of}},
