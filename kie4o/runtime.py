@@ -106,13 +106,18 @@ class Runtime:
         self.ledger: Ledger = Ledger(self.store)
         limit = attrs.evolve(options.rate_limit, per=options.rate_limit.per / options.speed)
         shared = self.store.shared
-        self.limiter: Limiter = RateLimiter(limit) if shared is None else shared.limiter(limit)
+        self.limiter: Limiter = (
+            RateLimiter(limit, announce=self.transport.prepare, lead=self.transport.lead)
+            if shared is None
+            else shared.limiter(limit)
+        )
         self.submissions: Submissions = Submissions(
             self.transport,
             self.limiter,
             self.ledger,
             callback_url=options.callback_url,
             prices=options.prices,
+            knew=self.poller.knew,
             sleep=sleep,
         )
         self.delivery: Delivery = Delivery(

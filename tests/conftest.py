@@ -18,6 +18,7 @@ from kie4o import pytest_plugin
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
+from kie4o.transport.pools import Pool
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "fast"
 # Seconds for one test; `timeout` in pyproject.toml is for all others.
@@ -89,6 +90,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("KIE_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def any_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connections of clients are made to servers with the test's certificate too."""
+    monkeypatch.setattr(Pool, "__init__", functools.partialmethod(Pool.__init__, ssl=False))
 
 
 @pytest.fixture

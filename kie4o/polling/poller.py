@@ -38,6 +38,7 @@ Look = Callable[[str], Awaitable[TaskDetails]]
 Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... is the default of the poller
 
 _EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited for yet
+_KNOWN = 1_000  # tasks no longer watched that are remembered for `knew`
 _LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
 _LATE = 0.5  # seconds after which a deadline is noticed late: the process slept, or the loop was blocked
 _LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
@@ -86,6 +87,7 @@ class TaskPoller:
         )
         self._watches: dict[str, Watch] = {}
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
+        self._known: OrderedDict[str, float] = OrderedDict()  # since when, of tasks no longer watched
         self._early_callbacks: OrderedDict[str, None] = OrderedDict()
         self._trust = CallbackTrust()
         self._failed_unlogged = 0  # looks since the last log line about one
@@ -192,6 +194,12 @@ class TaskPoller:
         else:
             self._look_soon(watch, NEVER)  # another look follows one that is running
         return True
+
+    def knew(self, task_id: str, before: float) -> bool:
+        """Whether the task was already waited for, or looked at, before this time of the event loop."""
+        watch = self._watches.get(task_id)
+        since = self._known.get(task_id, NEVER if watch is None else watch.submitted_at)
+        return since < before * self._speed
 
     def notify_late(self, task_id: str) -> None:
         """Report that a callback about a task has arrived whose end is known already.
@@ -337,6 +345,9 @@ class TaskPoller:
             self._recent.popitem(last=False)
         if watch.last_look_at + GAP > now:
             self._recent[watch.task_id] = watch.last_look_at
+        self._known.setdefault(watch.task_id, watch.submitted_at)
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
 
     def _finish(self, watch: Watch, outcome: Outcome) -> None:
         """Deliver the outcome of the task to its waiters and end the watch."""

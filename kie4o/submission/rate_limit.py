@@ -10,7 +10,8 @@ windows of 10 s. Slots counted from the sending were refused in 13 % of submits 
 The clock of the loop ticks, and shows the time of its last tick. A response is therefore taken to have
 arrived at the next one, or a slot would be free up to a tick too early.
 
-`SlidingWindow` is arithmetic on times that are passed in; `RateLimiter` adds the waiting.
+`SlidingWindow` is arithmetic on times that are passed in; `RateLimiter` adds the waiting. It also announces
+slots a little before they are free, so that something can be made ready for those who wait for them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 import attrs
 
@@ -80,6 +82,20 @@ class SlidingWindow:
             return float("inf")
         return max(self._answered[excess] + self._limit.per, self._held_until)
 
+    def free_by(self, time: float) -> int:
+        """How many slots will be free at this time if none is taken or answered until then."""
+        if time < self._held_until:
+            return 0
+        counted = sum(stamp + self._limit.per > time for stamp in self._answered)
+        return max(0, self._limit.limit - self._open - counted)
+
+    def more_at(self, time: float) -> float:
+        """When more slots will be free than at this time; infinity if a response must arrive first."""
+        if time < self._held_until:
+            return self._held_until if self.free_by(self._held_until) else self.more_at(self._held_until)
+        later = (stamp + self._limit.per for stamp in self._answered if stamp + self._limit.per > time)
+        return next(later, float("inf"))
+
 
 class LocalSlot:
     """A slot of the limiter in this process. It has no state of its own, so one object serves for all."""
@@ -98,14 +114,21 @@ class RateLimiter:
     """A queue for slots: first come, first served. A waiter that is cancelled leaves no trace.
 
     Every slot that `acquire` grants is released exactly once.
+
+    `announce` is called `lead()` seconds before slots are free for which requests wait, with the number that
+    will be free then: at most one for each request. What a call announced may be in the next one too.
     """
 
     limit: RateLimit
+    announce: Callable[[int], None] | None = None
+    lead: Callable[[], float] = float  # none
     _window: SlidingWindow = attrs.field(init=False)
     _slot: LocalSlot = attrs.field(init=False)
     _waiters: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
     _loop: asyncio.AbstractEventLoop = attrs.field(init=False)  # of those who acquire now
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _announcement: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _announced_by: float = attrs.field(init=False, default=float("-inf"))  # slots that are free then
     _logged_until: float = attrs.field(init=False, default=float("-inf"))  # the end of the last logged pause
 
     def __attrs_post_init__(self) -> None:
@@ -189,6 +212,29 @@ class RateLimiter:
             if free_at != float("inf"):
                 self._timer = self._loop.call_at(free_at, self._grant)
                 self._log_pause(now, free_at)
+        self._announce_later()
+
+    def _announce_later(self) -> None:
+        """Announce the next slots that were not announced, once they are due in `lead` seconds."""
+        if self._announcement is not None:
+            self._announcement.cancel()
+            self._announcement = None
+        if self.announce is None or not self._waiters:
+            return
+        due = self._window.more_at(max(self._announced_by, self._loop.time()))
+        if due != float("inf"):
+            self._announcement = self._loop.call_at(due - self.lead(), self._announce, self.announce, due)
+
+    def _announce(self, announce: Callable[[int], None], due: float) -> None:
+        now = self._loop.time()
+        by = max(due, now + self.lead())
+        free = self._window.free_by(by)
+        waiting = sum(1 for _ in islice((each for each in self._waiters if not each.done()), free))
+        if waiting:
+            announce(waiting)
+        if waiting == free:  # otherwise some are left for requests that come meanwhile
+            self._announced_by = max(due, min(by, now + self.limit.per))  # then they are free once more
+            self._announce_later()
 
     def _log_pause(self, now: float, until: float) -> None:
         """One line for a pause of all requests. At most one in a window, unless Kie has refused one."""

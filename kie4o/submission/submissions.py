@@ -47,6 +47,7 @@ class Submissions:
         *,
         callback_url: str | None = None,
         prices: PriceList = PUBLISHED,
+        knew: Callable[[str, float], bool] = lambda task_id, before: False,
         chance: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -55,6 +56,7 @@ class Submissions:
         self._ledger = ledger
         self._callback_url = callback_url
         self._prices = prices
+        self._knew = knew  # whether a task was already asked about before this loop time
         self._chance = chance
         self._sleep = sleep
         self._live: dict[str, PendingSubmit] = {}  # by key
@@ -252,18 +254,23 @@ class Submissions:
     async def _record(self, submit: PendingSubmit, judgement: Judgement) -> Submitted | None:
         """Save what one attempt came to; None if nothing was charged, and the INTENT is undone.
 
-        A task id that another submit has is no acceptance: the answer was not to this request, whose own
-        task, if there is one, is not known.
+        A task id that another submit has, or that was asked about before this request was sent, is no
+        acceptance: the answer was to an earlier request on the same connection. The task of this one, if any,
+        is not known.
         """
         reason = judgement.message
-        if judgement.task_id is not None:
+        if judgement.task_id is not None and self._knew(judgement.task_id, submit.attempt.sent_at):
+            reason = (
+                f"the answer was not its own: task {judgement.task_id} was known before the request was sent"
+            )
+        elif judgement.task_id is not None:
             now = submit.task.get_loop().time()
             try:
                 await self._ledger.submitted(submit.accept(judgement.task_id))
                 return Submitted(submit.entry, since=now)
             except DuplicateTaskError as error:
                 reason = f"the answer was not its own: {error}"
-        elif judgement.verdict is not Verdict.UNKNOWN:
+        elif judgement.verdict is not Verdict.UNKNOWN:  # and nothing was charged
             submit.entry = await self._ledger.unpaid(submit.entry, submit.previous)
             return None
         await self._ledger.unknown(submit.give_up())

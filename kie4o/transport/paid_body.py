@@ -32,6 +32,7 @@ class PaidAttempt:
 
     good_until: float = float("inf")  # loop time after which the body must not be written
     sent: bool = False
+    sent_at: float = float("inf")  # loop time
     withdrawn: bool = False  # the body will not be written any more
     status: int | None = None
     body: bytes = attrs.field(default=b"", repr=False)
@@ -58,6 +59,16 @@ class PaidBody(aiohttp.Payload):
 
     Cancelling is not enough to withdraw, because aiohttp writes bodies in a task of its own, which may
     start after the cancellation.
+
+    That nothing was sent is equally certain on every connection, new or used, since `sent` is set by the body
+    and not by the connection. How often the outcome is unknown does depend on it. Between the last sign of
+    life from the server and the write, a new connection has half a round trip, any other up to 2 s. A close
+    that has reached this machine by then is seen here and costs nothing. One that is under way, or that no
+    one announces, as when a router has forgotten the connection, leaves the outcome unknown.
+
+    What has arrived before the write is no answer, and is seen here too. What arrives after it and answers
+    an earlier request cannot be told from an answer to this one, except by its task id: see
+    `Submissions._record`.
     """
 
     def __init__(self, body: bytes, attempt: PaidAttempt, *, keep_connection: bool = True) -> None:
@@ -89,5 +100,5 @@ class PaidBody(aiohttp.Payload):
     def _take(self) -> bytes:
         if self._attempt.withdrawn:
             raise asyncio.CancelledError
-        self._attempt.sent = True
+        self._attempt.sent, self._attempt.sent_at = True, asyncio.get_running_loop().time()
         return self._body

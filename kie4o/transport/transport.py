@@ -7,8 +7,8 @@ response errors contains the request headers and with them the key.
 
 The paid POST has a method of its own, `pay`, with three differences:
 
-1. Its connections are reused only while they are young, so that no stale one can swallow it. Over the
-   connector of a session that was passed, each has a new one.
+1. It gets a connection that was opened ahead, is just proven, or is new (`pools`), so that no stale one can
+   swallow it. Over the connector of a session that was passed, each has a new one.
 2. Redirects are not followed, since a 307 would send it twice.
 3. It does not raise. It fills in a `PaidAttempt`, in which `sent` is the evidence that counts.
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import socket
 from collections.abc import Awaitable, Callable
 from types import EllipsisType
 from typing import TypeVar
@@ -36,17 +35,18 @@ from ..version import __version__
 from ..wire.encoding import decoded
 from ..wire.envelope import envelope_of, retry_after_of
 from ..wire.requests import ENDPOINTS, SUBMIT, Endpoint
-from .connections import Connections, Pool, most_connections, no_file_left, when_free
+from .ahead import FIRST_LEAD
+from .connections import most_connections, no_file_left, when_free
 from .exchange_log import log_exchange, start_of_exchange
 from .failures import MAX_HEADER_BYTES, MAX_HEADER_FIELDS, AnswerError, Failure, failure_of
 from .paid_body import JSON, PaidAttempt, PaidBody
+from .pools import PaidPool, Pool, can_choose, plain_pool
 from .redaction import redactor
 
 MAX_BODY = 1024 * 1024  # bytes of a JSON answer; real ones have less than 2 KiB
 USER_AGENT = f"kie4o/{__version__}"  # Cloudflare refuses the default ones with "error code: 1010"
-_RECEIVE_AT_ONCE = 64 * 1024  # bytes
 _KEPT_READ = 15.0  # an idle connection is reused for this long
-_KEPT_PAID = 2.0  # servers commonly keep connections for 5 s or more: none closes while we send
+_KEPT_PAID = 2.0  # by the paid POST; servers commonly keep connections for 5 s or more
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 _T = TypeVar("_T")
@@ -54,16 +54,8 @@ _Body = bytes | Callable[[], aiohttp.FormData]  # JSON; what makes a form anew f
 Reader = Callable[[int, bytes, float | None], _T]  # status, body, seconds of a Retry-After
 
 
-class _Socket(socket.socket):
-    """Receives less at once than the 256 KiB that asyncio asks for.
-
-    glibc maps and unmaps a buffer of that size for each answer, until the process has freed one of
-    them for another reason. That is 15 us of a status check of 110 us (`python -m benchmarks --only
-    cpu`, glibc 2.36). Over TLS asyncio has a buffer of its own, and this changes nothing.
-    """
-
-    def recv(self, size: int, flags: int = 0, /) -> bytes:
-        return super().recv(min(size, _RECEIVE_AT_ONCE), flags)
+class _Opened(Exception):
+    """A connection was opened ahead; this ends the request that it was opened for."""
 
 
 class Transport:
@@ -92,8 +84,8 @@ class Transport:
         self._proxy = proxy
         self._trust_env = trust_env
         self._closed = False
-        self._reads = Pool(self._read_session)
-        self._payments = Pool(self._paid_session)
+        self._sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
+        self._paid_pool: PaidPool | None = None  # that of the second, unless a connector is not ours
         # How many connections each of the pools may have, and `files` for its transfers.
         self.connections: int = most_connections(max_in_flight)
         hosts = {False: settings.base_url, True: settings.upload_url}
@@ -126,9 +118,9 @@ class Transport:
             raise client_closed()
         failure: APIConnectionError
         started, outcome = start_of_exchange(), "cancelled"
-        connections = self._reads.enter()
+        session, _ = self._open()
         call = functools.partial(
-            connections.session.request,
+            session.request,
             endpoint.method,
             URL(self._urls[endpoint] + query, encoded=True),
             timeout=self._client_timeout(timeout),
@@ -146,7 +138,6 @@ class Transport:
             outcome = f"{answer[0]}"
             return reader(*answer)
         finally:
-            self._reads.leave(connections)
             log_exchange(started, endpoint.method, endpoint.path + query, outcome)
         raise failure
 
@@ -161,13 +152,12 @@ class Transport:
         response: aiohttp.ClientResponse | None = None
         loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
         timer = loop.call_later(self._timeout, lambda: limit.reschedule(loop.time()))
-        connections: Connections | None = None
         try:
             if self._closed:
                 raise client_closed()
-            connections = self._payments.enter()
+            _, session = self._open()
             async with limit:
-                response = await self._respond(connections.session, body, attempt)
+                response = await self._respond(session, body, attempt)
                 attempt.status = response.status
                 attempt.retry_after = response.headers.get(hdrs.RETRY_AFTER)
                 await _receive(response, received)
@@ -188,53 +178,63 @@ class Transport:
                 attempt.body = self._redacted(body)
                 if problem:
                     attempt.complete, attempt.fault = False, attempt.fault or problem
-            if connections is not None:
-                self._payments.leave(connections)
             log_exchange(started, SUBMIT.method, SUBMIT.path, outcome)
+
+    def lead(self) -> float:
+        """How many seconds before a submit is due `prepare` has to be called."""
+        return FIRST_LEAD if self._paid_pool is None else self._paid_pool.ahead.lead()
+
+    def prepare(self, due: int) -> None:
+        """So many submits are due in `lead` seconds: open a connection for each that has none."""
+        if self._closed or self._user_session is not None:
+            return
+        _, session = self._open()
+        pool = self._paid_pool
+        if pool is not None:
+            pool.ahead.open(pool.missing(due), functools.partial(self._open_ahead, session, pool))
 
     async def aclose(self) -> None:
         """Close both sessions. Calls that are running fail."""
         self._closed = True
+        pool, sessions = self._paid_pool, self._sessions
         async with contextlib.AsyncExitStack() as stack:  # closes the second if the first is cancelled
-            stack.push_async_callback(self._payments.aclose)
-            stack.push_async_callback(self._reads.aclose)
+            if pool is not None:
+                stack.callback(pool.ahead.close)  # last: the session waits until its connections are closed
+            for session in sessions or ():
+                stack.push_async_callback(session.close)
+            if pool is not None:
+                await pool.ahead.stop()
 
     # -- sessions --------------------------------------------------------------------------------
 
-    def _read_session(self) -> aiohttp.ClientSession:
-        session = self._session(_KEPT_READ)
-        # aiohttp resends a GET whose connection breaks, which would count twice against Kie's three
-        # queries a second. There is no public switch. aiohttp's own test client sets this one, and a
-        # test would fail if it stopped working.
-        session._retry_connection = False
-        return session
+    def _open(self) -> tuple[aiohttp.ClientSession, aiohttp.ClientSession]:
+        """The sessions of the reads and of the paid POST.
 
-    def _paid_session(self) -> aiohttp.ClientSession:
-        session = self._session(_KEPT_PAID)
-        if self._user_session is not None:
-            session.headers[hdrs.CONNECTION] = "close"
-        return session
-
-    def _session(self, keepalive: float) -> aiohttp.ClientSession:
-        """The client's own session, also if the user passed one.
-
-        The user's session may have headers, cookies or middlewares that repeat requests. Only its
-        connector is used, with its TLS settings and resolver. Its idle connections serve reads.
+        If the user passed a session, only its connector is used, with its TLS settings and resolver. The
+        session itself may have headers, cookies or middlewares that repeat requests. The idle connections of
+        the connector serve reads.
         """
-        if self._user_session is None:
-            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(
-                limit=self.connections,
-                keepalive_timeout=keepalive,
-                socket_factory=lambda address: _Socket(*address[:3]),
-            )
-        elif self._user_session.connector is None:
-            raise ConfigurationError("the aiohttp session that was passed to the client is closed")
-        elif self._user_session._loop is not asyncio.get_running_loop():  # there is no public way to ask
-            raise ConfigurationError(
-                "the aiohttp session that was passed to the client belongs to another event loop"
-            )
-        else:
-            connector = self._user_session.connector
+        if self._sessions is None:
+            lent = self._user_session
+            reads, payments = self._connectors() if lent is None else (_connector_of(lent),) * 2
+            self._sessions = self._session(reads), self._session(payments)
+            # aiohttp resends a GET whose connection breaks, which would count twice against Kie's three
+            # queries a second. There is no public switch. aiohttp's own test client sets this one, and a
+            # test would fail if it stopped working.
+            self._sessions[0]._retry_connection = False
+            if self._user_session is not None:
+                self._sessions[1].headers[hdrs.CONNECTION] = "close"
+        return self._sessions
+
+    def _connectors(self) -> tuple[aiohttp.BaseConnector, aiohttp.BaseConnector]:
+        limit = self.connections
+        if not can_choose():
+            return plain_pool(limit=limit, kept=_KEPT_READ), plain_pool(limit=limit, kept=0)
+        reads = Pool(limit=limit, kept=_KEPT_READ)
+        self._paid_pool = PaidPool(reads, limit=limit, kept=_KEPT_PAID)
+        return reads, self._paid_pool
+
+    def _session(self, connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=connector,
             connector_owner=self._user_session is None,
@@ -252,6 +252,21 @@ class Transport:
             proxy=self._proxy,
             trust_env=self._trust_env,
         )
+
+    async def _open_ahead(self, session: aiohttp.ClientSession, pool: PaidPool) -> None:
+        """Open a connection as for a paid POST: to the same host, over the same proxy. Nothing is sent."""
+
+        async def connect_only(
+            request: aiohttp.ClientRequest, _: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            await pool.open_ahead(request)
+            raise _Opened  # the handler, which would send the request, is not called
+
+        url = URL(self._urls[SUBMIT], encoded=True)
+        with contextlib.suppress(_Opened):
+            await session.request(
+                SUBMIT.method, url, timeout=self._client_timeout(...), middlewares=(connect_only,)
+            )
 
     # -- parts of a call -------------------------------------------------------------------------
 
@@ -313,6 +328,16 @@ class Transport:
 
     def _no_answer(self, endpoint: Endpoint, why: Failure) -> str:
         return f"no answer from {endpoint.method} {self._urls[endpoint]}: {why.reason}"
+
+
+def _connector_of(session: aiohttp.ClientSession) -> aiohttp.BaseConnector:
+    if session.connector is None:
+        raise ConfigurationError("the aiohttp session that was passed to the client is closed")
+    if session._loop is not asyncio.get_running_loop():  # there is no public way to ask
+        raise ConfigurationError(
+            "the aiohttp session that was passed to the client belongs to another event loop"
+        )
+    return session.connector
 
 
 def _data_of(body: _Body | None) -> aiohttp.Payload | aiohttp.FormData | None:

@@ -284,8 +284,7 @@ async def test_a_close_that_the_loop_cuts_short_still_closes_everything(mode: An
             client = client_of(kie.url, store=store)
             task = await client.submit("x")
             await outcome_of(client.details(task.id))
-            pools = client._runtime.transport._payments, client._runtime.transport._reads
-            sessions = [pool._current.session for pool in pools]
+            sessions = client._runtime.transport._open()
             ended, _ = await cancelled_at(client._runtime._close(), at, mode)
             assert all(session.closed for session in sessions)
             await client.aclose()

@@ -1,0 +1,213 @@
+"""The pools of connections, and which connection a request gets.
+
+A read gets one that was idle for less than 15 s, or a new one. The paid POST gets the first of these:
+
+1. One that was opened ahead, because the account's limit is about to admit a submit (`ahead`).
+2. One that is just proven: its last answer was complete less than 2 s ago, in either pool.
+3. One that is being opened ahead, for which it waits as long as opening usually takes.
+4. A new one, in the pool of the reads if that has room. There status checks keep it proven.
+
+An age counts by the clock of the loop, by the wall clock and by the uptime, since some of them stand still
+while a machine sleeps. A connection that is found unfit is closed: put back, it would look young.
+
+aiohttp documents no way to choose a connection. `connect` is overridden, and nothing with an underscore is
+used; `can_choose` tells whether this version of aiohttp still calls it as it is overridden here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
+
+from .. import clock
+from .ahead import Ahead, Held
+
+_RECEIVE_AT_ONCE = 64 * 1024  # bytes
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+
+Moment = tuple[float, float, float]  # the time of the loop, the wall clock and the uptime
+
+
+def moment() -> Moment:
+    return asyncio.get_running_loop().time(), clock.unix_time(), clock.uptime()
+
+
+def younger(since: Moment, now: Moment, seconds: float) -> bool:
+    """Whether less than `seconds` have passed by each clock. Of one that went back nothing is known."""
+    return (
+        0 <= now[0] - since[0] < seconds
+        and 0 <= now[1] - since[1] < seconds
+        and 0 <= now[2] - since[2] < seconds
+    )
+
+
+def can_choose(connect: Callable[..., Any] = aiohttp.TCPConnector.connect) -> bool:
+    """Whether connectors are asked for connections in the way that `Pool` overrides."""
+    return list(inspect.signature(connect).parameters) == ["self", "req", "traces", "timeout"]
+
+
+def plain_pool(*, limit: int, kept: float) -> aiohttp.TCPConnector:
+    """A pool of aiohttp's own, in which nothing is known of the age by other clocks. 0 keeps nothing."""
+    if kept == 0:
+        return aiohttp.TCPConnector(limit=limit, force_close=True, socket_factory=_socket)
+    return aiohttp.TCPConnector(limit=limit, keepalive_timeout=kept, socket_factory=_socket)
+
+
+class Pool(aiohttp.TCPConnector):
+    """Reuses what was idle for less than `kept` seconds by every clock."""
+
+    def __init__(self, *, limit: int, kept: float, ssl: bool = True) -> None:
+        super().__init__(limit=limit, keepalive_timeout=kept, ssl=ssl, socket_factory=_socket)
+        self.kept: float = kept
+        self.calls: int = 0  # that have a connection or wait for one
+        self.idle: dict[ResponseHandler, tuple[ConnectionKey, Moment]] = {}  # since when
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        connection, _ = await self.take(req, traces, timeout, self.kept)
+        return connection
+
+    async def take(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,
+        seconds: float,
+    ) -> tuple[Connection, Moment | None]:
+        """One that was idle for less than `seconds`, and since when, or a new one.
+
+        aiohttp hands out the longest idle first. Those that are not fit are closed.
+        """
+        self.calls += 1
+        try:
+            while True:
+                connection = await super().connect(req, traces, timeout)
+                since = self._idle_since(connection.protocol)
+                if since is None or (younger(since, moment(), seconds) and is_clean(connection.protocol)):
+                    break
+                connection.close()
+        except BaseException:
+            self.calls -= 1
+            raise
+        let_go = functools.partial(self._let_go, req.connection_key, connection.protocol)
+        connection.add_callback(let_go)
+        return connection, since
+
+    def proven(self, key: ConnectionKey | None, seconds: float) -> int:
+        """How many were let go less than `seconds` ago, and can be used for requests of this key, if any."""
+        now = moment()
+        return sum(
+            key in (None, its_key) and younger(since, now, seconds) and is_clean(protocol)
+            for protocol, (its_key, since) in self.idle.items()
+        )
+
+    def _idle_since(self, protocol: ResponseHandler | None) -> Moment | None:
+        """Since when it was idle; None for a new one."""
+        if protocol in self.idle:
+            return self.idle.pop(protocol)[1]
+        for closed in [each for each in self.idle if not each.is_connected()]:  # now and then is enough
+            del self.idle[closed]
+        return None
+
+    def _let_go(self, key: ConnectionKey, protocol: ResponseHandler | None) -> None:
+        self.calls -= 1
+        if protocol is not None and is_clean(protocol):
+            self.idle[protocol] = key, moment()
+
+
+class PaidPool(Pool):
+    """The connections of the paid POST, which also takes those of the reads: see the module's docstring."""
+
+    def __init__(self, reads: Pool, *, limit: int, kept: float) -> None:
+        super().__init__(limit=limit, kept=kept)
+        self.ahead: Ahead = Ahead(kept)
+        self._reads = reads
+        self._key: ConnectionKey | None = None  # of the latest POST
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        if not can_be_opened_ahead(req):
+            return await super().connect(req, traces, timeout)
+        loop, ahead = asyncio.get_running_loop(), self.ahead
+        until = loop.time() + ahead.usual
+        self._key = key = req.connection_key
+        while True:
+            held = ahead.take(functools.partial(self._fit, key))
+            if held is not None:
+                return held.connection
+            for pool in (self, self._reads):
+                if pool.proven(key, self.kept):
+                    return (await pool.take(req, traces, timeout, self.kept))[0]
+            if not await ahead.wait(until):
+                break
+        began = loop.time()
+        pool = self._reads if self._reads.calls < self._reads.limit else self
+        connection, since = await pool.take(req, traces, timeout, self.kept)
+        if since is None:
+            ahead.took(loop.time() - began)
+        return connection
+
+    def missing(self, due: int) -> int:
+        """How many connections have to be opened so that each of the submits that are due finds one.
+
+        What will be too old for them does not count.
+        """
+        seconds, key = self.kept - self.ahead.lead(), self._key
+        now = moment()
+        ready = sum(self._fit(key, held) and younger(held.since, now, seconds) for held in self.ahead.ready)
+        proven = self.proven(key, seconds) + self._reads.proven(key, seconds)
+        return max(0, min(due - ready - self.ahead.opening - proven, self.limit - self.calls))
+
+    async def open_ahead(self, req: aiohttp.ClientRequest) -> None:
+        """Open a connection for such a request and hold it. What is proven and in the way is held too."""
+        if not can_be_opened_ahead(req):
+            return None
+        loop = asyncio.get_running_loop()
+        self._key, began = req.connection_key, loop.time()
+        while True:
+            connection, since = await self.take(req, [], _NO_TIMEOUT, self.kept)
+            self.ahead.hold(Held(connection, req.connection_key, since or moment()))
+            if since is None:
+                return self.ahead.took(loop.time() - began)
+
+    def _fit(self, key: ConnectionKey | None, held: Held) -> bool:
+        protocol = held.connection.protocol
+        return held.key == key and younger(held.since, moment(), self.kept) and is_clean(protocol)
+
+
+def is_clean(protocol: ResponseHandler | None) -> bool:
+    """Whether it is connected, and nothing has arrived that no one asked for."""
+    return protocol is not None and protocol.is_connected() and not protocol.should_close
+
+
+def can_be_opened_ahead(req: aiohttp.ClientRequest) -> bool:
+    """Not over a proxy to plain http: aiohttp writes the proxy's password into the request as it connects."""
+    return req.proxy is None or req.is_ssl()
+
+
+class _Socket(socket.socket):
+    """Receives less at once than the 256 KiB that asyncio asks for.
+
+    glibc maps and unmaps a buffer of that size for each answer, until the process has freed one of
+    them for another reason. That is 15 us of a status check of 110 us (`python -m benchmarks --only
+    cpu`, glibc 2.36). Over TLS asyncio has a buffer of its own, and this changes nothing.
+    """
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        return super().recv(min(size, _RECEIVE_AT_ONCE), flags)
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    return _Socket(*address[:3])
