@@ -106,7 +106,10 @@ class FaultServer:
         self.connections += 1
         self.open += 1
         try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            # An SSLError is data that arrives after the server has closed its side.
+            with contextlib.suppress(
+                ConnectionError, ssl.SSLError, asyncio.IncompleteReadError, asyncio.CancelledError
+            ):
                 await script(Connection(self, reader, writer))
         finally:
             self.open -= 1
