@@ -16,7 +16,8 @@ from .. import clock
 from ..errors import StoreError, StoreLockedError, reason_of
 from .durability import make_durable
 from .file_lock import FileLock, Identity, identity_of
-from .packing import checksum, packed, unpacked
+from .packing import checksum, packed
+from .sqlite_check import check_pages, check_rows, damaged
 from .sqlite_creation import APPLICATION_ID, SCHEMA, create, remove_leftovers, upgrade
 from .sqlite_log import is_damaged
 from .store import Entry, EntryState, hash_of_ref
@@ -96,14 +97,14 @@ def open_file(path: Path) -> StoreConnection:
             lock = FileLock(path)
             undo.callback(lock.release)
             if path.stat().st_size == 0:
-                raise _damaged(path, "it is empty, which a store never is")
+                raise damaged(path, "it is empty, which a store never is")
             _check_single_name(path)
             log_is_damaged = is_damaged(log)
             connection = StoreConnection(path, lock)
             undo.callback(connection.close)
             _lock(connection)
             if log_is_damaged:
-                raise _damaged(path, "its log cannot be read")
+                raise damaged(path, "its log cannot be read")
             _check(connection, path)
             connection.watch(log)
             connection.check_in_place()
@@ -145,12 +146,6 @@ def row_of(entry: Entry) -> tuple[Any, ...]:
         None if entry.price is None else str(entry.price),
         body,
         checksum(body),
-    )
-
-
-def _damaged(path: Path, reason: str) -> StoreError:
-    return StoreError(
-        f"the store {path} is damaged ({reason}); restore it, with its -wal file, from a backup"
     )
 
 
@@ -196,21 +191,12 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"{path} is not a kie4o store; use another file")
     if version > SCHEMA:
         raise StoreError(f"the store {path} was written by a newer kie4o (schema {version}); upgrade kie4o")
-    problems = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
-    if problems != ["ok"]:
-        raise _damaged(path, problems[0])
+    check_pages(connection, path)
     connection.execute("BEGIN IMMEDIATE")  # what is refused stays as it is
     if version < SCHEMA:
         upgrade(connection)
-    intents = []
-    columns = "key, ref_hash, task_id, state, submitted_at, price, body, checksum"
-    for row in connection.execute(f"SELECT {columns} FROM entry"):  # noqa: S608  # the columns above
-        entry = unpacked(row[-2], row[-1])
-        if row_of(entry)[:-2] != row[:-2]:
-            raise _damaged(path, f"entry {entry.key!r} does not match its row")
-        if entry.state is EntryState.INTENT:
-            intents.append(entry.become(EntryState.UNKNOWN, submitted_at=clock.unix_time()))
-    for entry in intents:
+    for intent in check_rows(connection, path):
+        entry = intent.become(EntryState.UNKNOWN, submitted_at=clock.unix_time())
         connection.execute(SAVE, row_of(entry))
         count_slot(connection, entry, clock.uptime())
     connection.execute("COMMIT")

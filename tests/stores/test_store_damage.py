@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from crashing import DEEP
 from paths import SUPPORT
 
 from kie4o import ImageRequest, StoreError, TaskDetails, TaskState
-from kie4o.stores.packing import packed
+from kie4o.stores import sqlite_check
+from kie4o.stores.packing import checksum, packed
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.sqlite_creation import SCHEMA
+from kie4o.stores.sqlite_file import SAVE, row_of
 from kie4o.stores.store import Entry, EntryState, hash_of_ref
 
 State = frozenset[bytes]
@@ -431,6 +433,155 @@ def test_a_damaged_page_of_an_index_is_refused(tmp_path: Path, closed: Past, own
     state = Opener(tmp_path, closed.keys)(bytes(main), b"")
     assert isinstance(state, StoreError)
     assert "is damaged" in str(state)
+
+
+INDEXES = {
+    "sqlite_autoindex_entry_1": "keys",
+    "entry_of_ref": "refs",
+    "entry_of_task": "tasks",
+    "entry_unfinished": "unfinished entries",
+}
+
+
+def findings(path: Path, check: str) -> list[str]:
+    """What SQLite says about a file."""
+    with closing(sqlite3.connect(path)) as connection:
+        return [row[0] for row in connection.execute(f"PRAGMA {check}")]
+
+
+def page_of(path: Path, name: str) -> slice:
+    """Where the only page of an index or of a table is."""
+    with closing(sqlite3.connect(path)) as connection:
+        [size] = connection.execute("PRAGMA page_size").fetchone()
+        [root] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+    return slice((root - 1) * size, root * size)
+
+
+async def written(path: Path, *keys: str) -> bytes:
+    """The file with these entries, which are SUBMITTED."""
+    store = SQLiteStore(path)
+    await store.open()
+    for key in keys:
+        request, task_id = ImageRequest(f"picture {key}"), f"task-{key}"
+        entry = Entry(key, request=request, ref=f"ref-{key}", task_id=task_id, submitted_at=1e9)
+        await store.save(attrs.evolve(entry, state=EntryState.SUBMITTED))
+    await store.aclose()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("index", INDEXES)
+async def test_a_page_of_an_index_that_was_not_written_is_refused(tmp_path: Path, index: str) -> None:
+    """A disk that loses one write leaves a file whose pages fit together. An index that does not lead to an
+    entry would have it submitted again."""
+    path = tmp_path / "run.db"
+    earlier = await written(path, "a", "b")
+    later = await written(path, "c")
+    assert findings(path, "integrity_check") == ["ok"]
+    page = page_of(path, index)
+    path.write_bytes(later[: page.start] + earlier[page] + later[page.stop :])
+    assert findings(path, "quick_check") == ["ok"]  # control: only the comparison finds it
+    assert findings(path, "integrity_check") != ["ok"]
+    assert f"the index of {INDEXES[index]} does not match the entries" in await refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "reason"),
+    [
+        ("sqlite_autoindex_entry_1", b"key", "a value of a wrong type"),
+        ("entry_of_task", b"task-key", "a value of a wrong type"),
+        ("entry_of_ref", hash_of_ref("ref-key"), "Could not decode"),
+    ],
+)
+async def test_an_index_with_a_value_of_another_type_is_refused(
+    tmp_path: Path, index: str, value: bytes, reason: str
+) -> None:
+    """One bit in an index turns text into bytes, which have the same hash and are not found as text; or
+    bytes into text."""
+    path = tmp_path / "run.db"
+    main, page = bytearray(await written(path, "key")), page_of(path, index)
+    main[main.index(value, page.start, page.stop) - 2] ^= 1  # its length and type; the row's id is 1
+    path.write_bytes(main)
+    assert findings(path, "quick_check") == ["ok"]
+    assert reason in await refusal(path)
+
+
+@pytest.mark.parametrize("table", ["slot", "callback"])
+async def test_a_table_that_is_out_of_order_is_refused(tmp_path: Path, table: str) -> None:
+    """SQLite would not find what is in the wrong place."""
+    path = tmp_path / "run.db"
+    await written(path, "a", "b", "c")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO callback SELECT ref_hash, 'task', x'00' FROM slot")
+    main, page = bytearray(path.read_bytes()), page_of(path, table)
+    last = max(hash_of_ref(f"ref-{key}") for key in "abc")
+    main[main.index(last, page.start, page.stop)] = 0
+    path.write_bytes(main)
+    assert "is not in order" in await refusal(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'{"key":"k","request":{"prompt":"x","size":"7:7"},"ref":"r"}', b'{"key":"k","request":0,"ref":"r"}'],
+)
+async def test_a_text_that_is_no_entry_is_found_when_it_is_read(tmp_path: Path, text: bytes) -> None:
+    """No accident writes one under its checksum. The other entries can be used."""
+    path = tmp_path / "run.db"
+    await written(path, "a")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        row = ("k", hash_of_ref("r"), None, "planned", None, None, text, checksum(text))
+        connection.execute(SAVE, row)
+    store = SQLiteStore(path)
+    await store.open()
+    assert await store.find(key="a") is not None
+    with pytest.raises(StoreError, match="an entry of the store is damaged"):
+        await store.find(key="k")
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[]",
+        b"7",
+        b'{"key":"k","ref":"r"}',
+        b'{"key":"k","request":{},"ref":7}',
+        b'{"key":"k","request":{},"ref":"r","colour":1}',
+        b'{"key":"k","request":{},"ref":"r"} ',
+        b'{"key":"k","request":{"extra":' + b"[" * 100_000 + b"]" * 100_000 + b'},"ref":"r"}',
+        b'{"key":"k","request":{"prompt":"\xe9"},"ref":"r"}',
+    ],
+    ids=range(8),
+)
+async def test_a_text_of_another_shape_is_refused(tmp_path: Path, text: bytes) -> None:
+    """Also under a checksum that matches."""
+    path = tmp_path / "run.db"
+    await written(path, "a")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        row = ("k", hash_of_ref("r"), None, "planned", None, None, text, checksum(text))
+        connection.execute(SAVE, row)
+    assert "damaged" in await refusal(path)
+
+
+async def test_the_check_of_a_large_store_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line for each part of it, and none for a store that takes a second."""
+    path = tmp_path / "run.db"
+    await written(path, "a")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for number in range(2000):
+            planned = Entry(f"{number}", request=ImageRequest("x"), ref=f"{number}")
+            connection.execute(SAVE, row_of(planned))
+    caplog.set_level("INFO", logger="kie4o")
+    assert await written(path)
+    assert caplog.messages == []
+    monkeypatch.setattr(sqlite_check, "PROGRESS", 1000)
+    assert await written(path)
+    assert [line.partition("checked: ")[2] for line in caplog.messages] == [
+        "0 of 2,001 entries",
+        "1,000 of 2,001 entries",
+        "2,000 of 2,001 entries",
+    ]
 
 
 @pytest.mark.parametrize("column", ["task_id", "ref_hash", "checksum"])
