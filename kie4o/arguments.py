@@ -21,7 +21,7 @@ from .errors import InvalidRequestError, invalid, invalid_setting
 from .image_request import ImageRequest, notices, our_name, remembering, warn_caller
 from .models import HasTaskId, RateLimit
 from .plain import SecretText, expanded, plain, revealed
-from .polling.policy import PollPolicy
+from .polling.policy import LOOKS_PER_SECOND, PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .pricing import Credits, amount
@@ -219,11 +219,16 @@ def rate_limit_of(limit: RateLimit) -> RateLimit:
 
 
 def poll_of(policy: PollPolicy | None, *, loopback: bool) -> PollPolicy:
-    """The default learns when to poll; on loopback it does not, since an emulator's tasks end too soon."""
+    """The default learns when to poll; on loopback it does not, since an emulator's tasks end too soon.
+
+    An emulator answers as many polls as there are, so the default of their limit does not hold there.
+    """
     if policy is None:
-        return PollPolicy() if loopback else PollPolicy.adaptive()
+        policy = PollPolicy() if loopback else PollPolicy.adaptive()
     if not isinstance(policy, PollPolicy):
         raise invalid_setting("poll", policy, "PollPolicy(...) or PollPolicy.adaptive(...)")
+    if loopback and policy.looks_per_second == LOOKS_PER_SECOND:
+        return attrs.evolve(policy, looks_per_second=None)
     return policy
 
 

@@ -15,6 +15,7 @@ GAP = 0.34  # between two looks at one task: Kie's record-info page allows 3 que
 # The first looks while a callback is expected, if it does not arrive. Kie's callbacks page advises to
 # check every 30 s; most tasks have finished within a minute.
 SAFETY_NET = (60.0, 30.0)
+LOOKS_PER_SECOND = 100.0  # by default; the account admits 2 new tasks per second
 _JITTER = 0.1  # share of the delay, both ways, so that tasks submitted together spread out
 _HIGHEST = 1e9  # of any setting
 _HIGHEST_PRICE = 3600.0
@@ -33,7 +34,10 @@ class PollPolicy:
         factor: Each delay is this many times the one before; at least 1.
         maximum: The longest delay, in seconds; at least 0.34.
         jitter: Whether each delay is made up to a tenth shorter or longer, at random.
-        looks_per_second: The most status checks per second over all tasks together. Tasks that have
+        looks_per_second: The most status checks per second over all tasks together; None for no limit.
+            Kie names no such limit, but ten thousand tasks that are waited for again, after a restart or
+            an outage, would otherwise all be polled at once. At the pace at which an account may submit,
+            2 tasks per second, the default is not reached; it does not hold on loopback. Tasks that have
             to wait for their turn get it in the order in which they became due.
         price: The seconds of delay in seeing a result that one status check is worth, up to 3600. If
             it is set, delays are learned from finished tasks; None uses plain back-off.
@@ -46,21 +50,22 @@ class PollPolicy:
     factor: float = 1.5
     maximum: float = 5.0
     jitter: bool = True
-    looks_per_second: float = 100.0
+    looks_per_second: float | None = LOOKS_PER_SECOND
     price: float | None = None
     _delays: tuple[float, ...] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
+        per_second = self.looks_per_second
         for name, value, least in (
             ("first", self.first, GAP),
             ("factor", self.factor, 1.0),
             ("maximum", self.maximum, GAP),
-            ("looks_per_second", self.looks_per_second, 0.01),
+            ("looks_per_second", LOOKS_PER_SECOND if per_second is None else per_second, 0.01),
         ):
             if type(value) not in (int, float) or not least <= value <= _HIGHEST:
-                raise invalid_setting(
-                    f"PollPolicy.{name}", value, f"a number from {least} to {_HIGHEST:,.0f}"
-                )
+                none = ", or None for no limit" if name == "looks_per_second" else ""
+                expected = f"a number from {least} to {_HIGHEST:,.0f}{none}"
+                raise invalid_setting(f"PollPolicy.{name}", value, expected)
         price = self.price
         if price is not None and (type(price) not in (int, float) or not 0 < price <= _HIGHEST_PRICE):
             expected = f"a number of seconds above 0, at most {_HIGHEST_PRICE:g}"
@@ -76,7 +81,7 @@ class PollPolicy:
         factor: float = 1.5,
         maximum: float = 5.0,
         jitter: bool = True,
-        looks_per_second: float = 100.0,
+        looks_per_second: float | None = LOOKS_PER_SECOND,
     ) -> PollPolicy:
         """A policy that learns from finished tasks when to poll.
 

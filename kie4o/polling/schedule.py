@@ -33,7 +33,7 @@ class Schedule:
     Args:
         start_look: Called with a watch whose turn it is.
         expire: Called with a watch of which a deadline has passed, and the time.
-        per_second: The most looks per second over all watches.
+        per_second: The most looks per second over all watches; None for no limit.
         look_timeout: A look that takes longer is cancelled.
     """
 
@@ -42,12 +42,12 @@ class Schedule:
         start_look: Callable[[Watch], None],
         expire: Callable[[Watch, float], None],
         *,
-        per_second: float,
+        per_second: float | None,
         look_timeout: float,
     ) -> None:
         self._start_look = start_look
         self._expire = expire
-        self._spacing = 1 / per_second
+        self._spacing = 0.0 if per_second is None else 1 / per_second
         self.look_timeout = look_timeout
         self._times: list[float] = []  # a heap
         self._watches_at: dict[float, list[Watch]] = {}  # by each of these times

@@ -217,3 +217,35 @@ def test_it_is_a_positive_number(speed: Any) -> None:
     """Anything else is named, also on loopback."""
     with pytest.raises(ConfigurationError, match=r"invalid speed=.*: expected a positive number"):
         AsyncKieClient("any-key", base_url="http://127.0.0.1:1", speed=speed)
+
+
+CROWD = 500
+
+
+async def crowd_took(poll: PollPolicy | None) -> float:
+    """The seconds until tasks that are submitted together and are done after one have all been found done."""
+    loop = asyncio.get_running_loop()
+    many = RateLimit(10 * CROWD, per=1.0)
+    async with (
+        Emulator(duration=1.0, limit=10 * CROWD, credits=1e9) as kie,
+        AsyncKieClient("k", base_url=kie.url, poll=poll, rate_limit=many, max_in_flight=CROWD) as client,
+    ):
+        start = loop.time()
+        async for done in client.generate_many(f"picture {number}" for number in range(CROWD)):
+            done.unwrap()
+        return loop.time() - start
+
+
+@pytest.mark.parametrize(
+    "poll",
+    [None, PollPolicy(jitter=False), PollPolicy(looks_per_second=None)],
+    ids=["none", "default", "lifted"],
+)
+def test_on_loopback_there_is_no_limit_of_all_polls(poll: PollPolicy | None) -> None:
+    """The tasks of an emulator are found when they are due, however many there are."""
+    assert run_virtual(crowd_took(poll)) < 3
+
+
+def test_a_limit_of_all_polls_that_is_given_holds_on_loopback() -> None:
+    """Control: 500 polls at 90 per second take more than 5 s."""
+    assert run_virtual(crowd_took(PollPolicy(looks_per_second=90))) > 5

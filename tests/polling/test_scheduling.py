@@ -73,7 +73,7 @@ def look_tasks() -> list[asyncio.Task]:
     return [task for task in asyncio.all_tasks() if task.get_name() == "kie4o look"]
 
 
-def crowd(count: int, seconds: float, per_second: float) -> Looks:
+def crowd(count: int, seconds: float, per_second: float | None) -> Looks:
     """Let this many tasks, each due every second, wait for this long in virtual time."""
 
     async def run() -> Looks:
@@ -101,9 +101,13 @@ def test_looks_per_second_are_bounded_over_all_tasks() -> None:
     assert 49 <= len(looks.begun) / 60 <= 51
 
 
-def test_control_without_the_bound_there_are_more() -> None:
-    """Control: with a rate that is out of reach, the same tasks get 600 looks a second."""
-    assert most_in_a_second(crowd(600, 10.0, per_second=1e6)) >= 600
+@pytest.mark.parametrize("per_second", [1e6, None], ids=["out of reach", "none"])
+def test_control_without_the_bound_there_are_more(per_second: float | None) -> None:
+    """Control: with a rate that is out of reach, or none, the same tasks get 600 looks a second, each its
+    one."""
+    looks = crowd(600, 10.0, per_second=per_second)
+    assert most_in_a_second(looks) >= 600
+    assert max(Counter(whose for _, whose in looks.begun).values()) <= 10
 
 
 def test_the_rate_is_not_saved_up() -> None:
