@@ -52,7 +52,8 @@ def request_of(request: ImageRequest | str | Enum | None, fields: Mapping[str, A
         raise InvalidRequestError("pass either a request or prompt=, not both")
     if isinstance(request, ImageRequest):
         return _replaced(request, fields) if fields else request
-    _check_is_single(request)
+    if type(request) is not str:
+        _check_is_single(request)
     return ImageRequest(**fields) if "prompt" in fields else ImageRequest(request, **fields)
 
 

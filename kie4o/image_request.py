@@ -100,7 +100,7 @@ def _as_callback_url(value: str | Enum | URLObject | None) -> str | None:
 
 def _as_urls(value: Iterable[AnyURL] | None) -> tuple[str, ...]:
     """A tuple from any iterable of URLs. A string would become its letters, an open file its lines."""
-    if value is None:
+    if value is None or (type(value) is tuple and not value):  # left at its default
         return ()
     one = isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(value, "read")
     if one or not hasattr(value, "__iter__"):
@@ -110,6 +110,8 @@ def _as_urls(value: Iterable[AnyURL] | None) -> tuple[str, ...]:
 
 
 def _as_extra(value: Mapping[str, object]) -> Mapping[str, Any]:
+    if type(value) is dict and not value:
+        return {}
     problem = ""
     try:
         return json_object(value)
@@ -173,10 +175,12 @@ def _file_url(_: object, field: attrs.Attribute[Any], value: object) -> None:
 
 
 def _callback_url(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
     if remembering.get():  # a store may hold one that was valid when it was submitted
         _url(_, field, value)
         return
-    fault = None if value is None else callback_url_fault(value)
+    fault = callback_url_fault(value)
     if fault is not None:
         raise invalid(field.name, value, fault)
 
@@ -359,12 +363,14 @@ _OURS = (*(str(folder) + os.sep for folder in _FOLDERS), "<attrs generated")
 def notices(request: ImageRequest) -> list[tuple[type[Warning], str]]:
     """What the author of a request should know before paying for it."""
     found: list[tuple[type[Warning], str]] = []
-    files = [url for url in (*request.files_url, request.file_url) if url is not None]
     if request.file_url is not None:
         found.append((DeprecationWarning, "Kie has deprecated fileUrl: use files_url=[...]"))
     enabled = request.enable_fallback or "enableFallback" in request.extra
     if request.fallback_model != DEFAULTS["fallback_model"] and not enabled:
         found.append((UserWarning, "fallback_model has no effect without enable_fallback=True"))
+    if request.mask_url is None and not _has_file(request):
+        return found
+    files = [url for url in (*request.files_url, request.file_url) if url is not None]
     for url in (*files, *([request.mask_url] if request.mask_url is not None else [])):
         if _suffix(url) in _OTHER_FORMATS:
             known = ", ".join(FORMATS)

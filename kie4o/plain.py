@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 MAX_DEPTH = 32  # levels of lists and objects in a JSON value
+_PLAIN = (str, int, bool)  # what nearly every value is
 _LARGEST = 2**64  # beyond it, readers of JSON disagree about integers
 
 
@@ -27,6 +28,8 @@ class SecretText(Protocol):
 
 def plain(value: Any) -> Any:
     """The value of an enum member; a subclass of `str` or `int` as that type; anything else as it is."""
+    if value is None or type(value) in _PLAIN:
+        return value
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, str):

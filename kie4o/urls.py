@@ -46,10 +46,11 @@ _URL_FORBIDDEN = frozenset(map(chr, range(0x21))) | {"\x7f", "\\"}
 
 def url_text(value: Any) -> Any:
     """The text of a URL object, whose type or a base of it is named for URLs; anything else as it is."""
+    if value is None or isinstance(value, (str, bytes)):
+        return value
     if isinstance(value, (ParseResult, SplitResult)):
         return value.geturl()
-    named_for_urls = any("url" in kind.__name__.casefold() for kind in type(value).__mro__)
-    if isinstance(value, (str, bytes)) or not named_for_urls:
+    if not any("url" in kind.__name__.casefold() for kind in type(value).__mro__):
         return value
     text = str.__str__(str(value))  # which may return a subclass
     return text if is_web_url(text) else value
