@@ -22,10 +22,11 @@ class TaskState(enum.Enum):
     FAILED = "failed"
     MISSING = "missing"
 
-    @property
-    def ended(self) -> bool:
-        """Whether the task has succeeded or failed."""
-        return self in (TaskState.SUCCEEDED, TaskState.FAILED)
+    ended: bool
+    """Whether the task has succeeded or failed."""
+
+    def __init__(self, word: str) -> None:
+        self.ended = word in ("succeeded", "failed")
 
 
 def _refuse(self: object, *_: object, **__: object) -> NoReturn:
@@ -72,6 +73,8 @@ def _read_only(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     if type(raw) is _ReadOnlyDict:
         return raw
     copy = _ReadOnlyDict(raw)
+    if _LEAVES.issuperset(map(type, copy.values())):  # as of a task that is running
+        return copy
     copies: dict[int, _ReadOnlyDict | _ReadOnlyList] = {id(raw): copy}
     todo: list[Any] = [copy]
     for outer in todo:

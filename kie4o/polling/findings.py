@@ -39,6 +39,9 @@ def weigh(watch: Watch, found: Outcome, now: float) -> Outcome | None:
     """The outcome with which the wait ends, or None if it goes on. What was found is noted on the watch."""
     if isinstance(found, TaskDetails):
         watch.errors = 0
+        if found.state is TaskState.RUNNING:  # as most looks find it
+            watch.finding, watch.refusals = None, NONE_REFUSED
+            return None
         watch.finding = _UNUSUAL.get(found.state)
         return _weigh_details(watch, found, now)
     watch.errors += 1

@@ -53,4 +53,4 @@ def images_of(details: TaskDetails) -> ImageResult:
 
 def is_final(details: TaskDetails) -> bool:
     """Whether these are the last details. A success without images is not final: the record lags."""
-    return details.state is TaskState.FAILED or (details.state is TaskState.SUCCEEDED and bool(details.urls))
+    return details.state.ended and (bool(details.urls) or details.state is TaskState.FAILED)

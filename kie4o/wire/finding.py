@@ -20,6 +20,7 @@ _SMALLEST_ID = 10**7
 # clients have met.
 _URL_NAMES = ("resultUrls", "result_urls", "resultUrl", "resultImageUrl", "url")
 _AROUND_URLS = ("response", "info", "resultJson", "data")
+_PLACES_OF_URLS = (*_URL_NAMES, *_AROUND_URLS)
 _DEPTH = 4  # of objects, lists and texts within each other
 
 
@@ -61,7 +62,7 @@ def image_urls(value: object, depth: int = _DEPTH) -> tuple[str, ...]:
     if depth == 0 or not value:
         return ()
     if isinstance(value, Mapping):
-        for name in (*_URL_NAMES, *_AROUND_URLS):
+        for name in _PLACES_OF_URLS:
             if (inner := value.get(name)) and (urls := image_urls(inner, depth - 1)):
                 return urls
     if isinstance(value, list):

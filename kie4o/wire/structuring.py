@@ -70,6 +70,8 @@ def _string_or_none(value: object, _: object) -> str | None:
 
 
 def _integer_or_none(value: object, _: object) -> int | None:
+    if value is None or type(value) is int:
+        return value
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     return decoding.whole_number(value)
@@ -115,12 +117,19 @@ def _converter() -> Converter:
     return converter
 
 
-def structured(data: object, kind: type[_T], status: int, body: bytes) -> _T:
+@functools.cache
+def _reader(kind: Any) -> Callable[[object, object], Any]:
+    """What cattrs has compiled for the class, which its converter would look up at each call."""
+    return _converter().get_structure_hook(kind)
+
+
+def structured(data: object, kind: Callable[..., _T], status: int, body: bytes) -> _T:
     """`data` as a `kind`. Raises `UnexpectedResponseError` and nothing else."""
     path = "data"
     if isinstance(data, dict):
         try:
-            return _converter().structure(data, kind)
+            value: _T = _reader(kind)(data, kind)
+            return value
         except Exception as error:  # an exception group of whatever the hooks and the constructor raise
             path = _paths_of(error)
     raise unreadable(status, body, path)
