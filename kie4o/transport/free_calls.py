@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..details import TaskDetails
 from ..wire.answers import credits_of, link_of
@@ -39,13 +38,10 @@ class FreeCalls:
         self._sleep = sleep
         self._remembered = functools.lru_cache(maxsize=_REMEMBERED)(details_of)
 
-    def details(self, task_id: str) -> Coroutine[Any, Any, TaskDetails]:
+    async def details(self, task_id: str) -> TaskDetails:
         """The details of a task, by one call without a timeout: the poller has its own."""
-        reader = functools.partial(self._details_of, task_id)
         query = f"?taskId={task_id}"  # a task id needs no quoting (`decoding.TASK_ID`)
-        return self._transport.read(DETAILS, reader, query=query, timeout=None)
-
-    def _details_of(self, task_id: str, status: int, body: bytes, retry_after: float | None) -> TaskDetails:
+        status, body, retry_after = await self._transport.exchange(DETAILS, query=query, timeout=None)
         read = self._remembered if len(body) <= _LONGEST_REMEMBERED else details_of
         return read(task_id, status, body, retry_after)
 

@@ -51,7 +51,8 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 _T = TypeVar("_T")
 _Body = bytes | Callable[[], aiohttp.FormData]  # JSON; what makes a form anew for each try
-Reader = Callable[[int, bytes, float | None], _T]  # status, body, seconds of a Retry-After
+Answer = tuple[int, bytes, float | None]  # status, body, seconds of a Retry-After
+Reader = Callable[[int, bytes, float | None], _T]
 
 
 class _Opened(Exception):
@@ -114,20 +115,29 @@ class Transport:
         Raises:
             APIConnectionError: No answer arrived; also what `reader` raises.
         """
+        return reader(*await self.exchange(endpoint, query=query, body=body, timeout=timeout))
+
+    async def exchange(
+        self,
+        endpoint: Endpoint,
+        *,
+        query: str = "",
+        body: _Body | None = None,
+        timeout: float | EllipsisType | None = ...,
+    ) -> Answer:
+        """The answer to a call that costs nothing, without the key. The arguments are those of `read`.
+
+        Raises `APIConnectionError` if none arrived.
+        """
         if self._closed:
             raise client_closed()
         failure: APIConnectionError
-        started, outcome = start_of_exchange(), "cancelled"
+        outcome: object = "cancelled"
+        started = start_of_exchange()
+        url = URL(self._urls[endpoint] + query, encoded=True)
         session, _ = self._open()
-        call = functools.partial(
-            session.request,
-            endpoint.method,
-            URL(self._urls[endpoint] + query, encoded=True),
-            timeout=self._client_timeout(timeout),
-            allow_redirects=False,
-        )
         try:
-            answer = await self._exchange(call, body)
+            answer = await self._answer(session, endpoint.method, url, body, timeout)
         except Exception as error:  # nothing of aiohttp may leave
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
             why = failure_of(error, self._redacted)
@@ -135,10 +145,11 @@ class Transport:
             failure.cause, failure.retryable = why.cause, not why.permanent
             outcome = why.reason
         else:
-            outcome = f"{answer[0]}"
-            return reader(*answer)
+            outcome = answer[0]
+            return answer
         finally:
-            log_exchange(started, endpoint.method, endpoint.path + query, outcome)
+            if started is not None:
+                log_exchange(started, endpoint.method, endpoint.path + query, outcome)
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
@@ -270,20 +281,25 @@ class Transport:
 
     # -- parts of a call -------------------------------------------------------------------------
 
-    async def _exchange(
-        self, call: Callable[..., Awaitable[aiohttp.ClientResponse]], body: _Body | None
-    ) -> tuple[int, bytes, float | None]:
-        """The status, the body without the key and the seconds of a Retry-After.
+    async def _answer(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: URL,
+        body: _Body | None,
+        timeout: float | EllipsisType | None,
+    ) -> Answer:
+        """The answer, which is whole if it has an envelope, even if its framing is broken.
 
-        An answer with an envelope is whole, even if its framing is broken. Apart from `read`, whose frame is
-        in tracebacks, since what arrives may echo the key.
+        Apart from `exchange`, whose frame is in tracebacks, since what arrives may echo the key.
         """
         try:
-            response = await call(data=_data_of(body))
+            response = await self._requested(session, method, url, body, timeout)
         except OSError as error:
             if not no_file_left(error):
                 raise
-            response = await when_free(lambda: call(data=_data_of(body)), seconds=self._timeout)
+            request = functools.partial(self._requested, session, method, url, body, timeout)
+            response = await when_free(request, seconds=self._timeout)
         received: list[bytes] = []
         try:
             await _receive(response, received)
@@ -295,6 +311,18 @@ class Transport:
             raise AnswerError(problem)
         header = response.headers.get(hdrs.RETRY_AFTER)
         return response.status, self._redacted(answer), None if header is None else retry_after_of(header)
+
+    def _requested(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: URL,
+        body: _Body | None,
+        timeout: float | EllipsisType | None,
+    ) -> Awaitable[aiohttp.ClientResponse]:
+        """Start the request. Not a closure, which would be eight more objects for the garbage collector."""
+        data, limit = _data_of(body), self._client_timeout(timeout)
+        return session.request(method, url, data=data, timeout=limit, allow_redirects=False)
 
     async def _respond(
         self, session: aiohttp.ClientSession, body: bytes, attempt: PaidAttempt
