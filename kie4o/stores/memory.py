@@ -154,7 +154,9 @@ class MemoryStore:
 
     def _forget(self, key: str) -> None:
         """Drop an entry for want of room; what it cost still counts."""
-        self._forgotten.update(_filed([self._entries[key]]))
+        entry = self._entries[key]
+        if entry.charged:
+            self._forgotten[entry.state, entry.price] += 1
         self._drop(key)
 
     def _unindex(self, key: str, *, keep_callbacks_of: str = "") -> None:

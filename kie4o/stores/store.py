@@ -50,10 +50,11 @@ class EntryState(enum.Enum):
     FAILED = "failed"
     UNKNOWN = "unknown"
 
-    @property
-    def ended(self) -> bool:
-        """Whether there is nothing left to wait for."""
-        return self in (EntryState.SUCCEEDED, EntryState.FAILED)
+    ended: bool
+    """Whether there is nothing left to wait for."""
+
+    def __init__(self, word: str) -> None:
+        self.ended = word in ("succeeded", "failed")  # asked nine times a task: a property takes 0.6 us
 
 
 @attrs.frozen(kw_only=True, weakref_slot=False)
@@ -139,8 +140,10 @@ class Entry:
         state: EntryState,
         *,
         task_id: str | None = None,
+        sent_at: float | None = None,
         submitted_at: float | None = None,
         details: TaskDetails | None = None,
+        earlier: tuple[str, ...] | None = None,
     ) -> Entry:
         """The same request in another state; arguments that are None keep their value."""
         return Entry(
@@ -150,11 +153,11 @@ class Entry:
             keyed=self.keyed,
             state=state,
             task_id=self.task_id if task_id is None else task_id,
-            sent_at=self.sent_at,
+            sent_at=self.sent_at if sent_at is None else sent_at,
             submitted_at=self.submitted_at if submitted_at is None else submitted_at,
             price=self.price,
             details=self.details if details is None else details,
-            earlier=self.earlier,
+            earlier=self.earlier if earlier is None else earlier,
             superseded_key=self.superseded_key,
         )
 

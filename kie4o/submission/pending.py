@@ -63,9 +63,7 @@ class PendingSubmit:
         """The request is about to be sent."""
         now, previous = clock.unix_time(), self.previous
         earlier = () if previous is None else (*previous.earlier, previous.ref)
-        self.entry = attrs.evolve(
-            self.entry, state=EntryState.INTENT, sent_at=now, submitted_at=now, earlier=earlier
-        )
+        self.entry = self.entry.become(EntryState.INTENT, sent_at=now, submitted_at=now, earlier=earlier)
         return self.entry
 
     def accept(self, task_id: str) -> Entry:

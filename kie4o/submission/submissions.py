@@ -325,10 +325,14 @@ class Submissions:
 
 
 def _judged(attempt: PaidAttempt, request: ImageRequest) -> Judgement:
-    asked = " ".join(f"{request.prompt} {' '.join(map(str, request.extra.values()))}".split())
     cut_short = "" if attempt.complete else "the response was not awaited to its end"
     fault = attempt.fault or cut_short
+    asked = functools.partial(_texts_of, request)
     return judge(sent=attempt.sent, status=attempt.status, body=attempt.body, fault=fault, asked=asked)
+
+
+def _texts_of(request: ImageRequest) -> str:
+    return " ".join(f"{request.prompt} {' '.join(map(str, request.extra.values()))}".split())
 
 
 def _refusal(judgement: Judgement, submit: PendingSubmit) -> KieError:

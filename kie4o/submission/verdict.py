@@ -7,6 +7,7 @@ never sent, or that Kie refused with a code from the table, may be sent again.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import attrs
 
@@ -41,7 +42,12 @@ class Judgement:
 
 
 def judge(
-    *, sent: bool, status: int | None = None, body: bytes = b"", fault: str = "", asked: str = ""
+    *,
+    sent: bool,
+    status: int | None = None,
+    body: bytes = b"",
+    fault: str = "",
+    asked: Callable[[], str] = str,
 ) -> Judgement:
     """The verdict on one attempt.
 
@@ -50,7 +56,7 @@ def judge(
         status: The HTTP status; None without an answer.
         body: What arrived of the answer, even if it broke off.
         fault: Why the answer is missing or incomplete; "" if it is complete.
-        asked: The texts of the request. Kie may quote them, so words that are in them refuse nothing.
+        asked: Returns the texts of the request. Kie may quote them, so words that are in them refuse nothing.
     """
     if not sent:
         return Judgement(Verdict.NOT_SENT, message=fault)
@@ -60,8 +66,8 @@ def judge(
         return Judgement(Verdict.ACCEPTED, task_id=task_id, code=envelope.code if envelope else None)
     if envelope is not None:
         # An empty balance also comes as code 500. A success without an id stays unknown, whatever it says.
-        quoted = say_credits_are_insufficient(asked)
-        empty = envelope.code != 200 and not quoted and say_credits_are_insufficient(envelope.message)
+        empty = envelope.code != 200 and say_credits_are_insufficient(envelope.message)
+        empty = empty and not say_credits_are_insufficient(asked())
         if envelope.code in REFUSING_CODES or empty:
             return Judgement(Verdict.REFUSED, code=envelope.code, message=envelope.message)
         message = f"Kie returned code {envelope.code} without a task id: {decoding.shown(body)}"
