@@ -122,6 +122,10 @@ def _as_extra(value: Mapping[str, object]) -> Mapping[str, Any]:
     )
 
 
+def _comparable(extra: Mapping[str, Any]) -> str:
+    return json.dumps(extra) if extra else ""
+
+
 # -- checks ------------------------------------------------------------------------------------
 
 
@@ -248,7 +252,7 @@ class ImageRequest:
         default="FLUX_MAX", converter=_as_model, validator=_one_of(FallbackModel)
     )
     file_url: str | None = attrs.field(default=None, converter=_as_url, validator=_file_url)
-    extra: Mapping[str, Any] = attrs.field(factory=dict, converter=_as_extra, eq=json.dumps, hash=False)
+    extra: Mapping[str, Any] = attrs.field(factory=dict, converter=_as_extra, eq=_comparable, hash=False)
 
     def __attrs_post_init__(self) -> None:
         for name in self.extra:

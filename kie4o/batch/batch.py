@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -33,7 +34,7 @@ from ..submission.resending import NO_RESUBMIT, Resubmit
 from ..wire.words import cause_of
 from .budget import Budget, Reservation, Stopped
 from .completions import completion_of, replayed_completion
-from .items import Item, Items, Requests
+from .items import Item, Items, KeptItem, Requests
 from .tasks import Tasks
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -41,7 +42,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 # Errors that every other item would meet too: new submits stop instead of failing one by one.
 STOPPING = (AuthenticationError, InsufficientCreditsError, KeyLimitError)
 MAX_UNKNOWN = 5  # unknown outcomes in a row after which new submits stop
-_KEYS_AT_ONCE = 200  # keys looked up at once when a list is searched for finished items
+_KEYS_AT_ONCE = 200  # looked up at once when a list is searched for finished items, in some milliseconds
 
 
 class Generate(Protocol):
@@ -91,10 +92,9 @@ class Batch:
         self._resubmit = resubmit
         self._budget = budget
         self._items = Items(requests, name)
-        listed = isinstance(requests, (list, tuple, Mapping))
-        self._listed = Items(requests, name) if listed else None  # searched first for finished items
+        self._searching = isinstance(requests, (list, tuple, Mapping))  # it has finished items, perhaps
         self._finished: deque[Completion] = deque()  # found there
-        self._replayed: set[int] = set()  # their indices
+        self._kept: deque[KeptItem | Item] = deque()  # the others found there
         self._tasks = Tasks()
         self._in_flight = 0  # items that are not handed out
         self._submitting: set[str] = set()  # keys whose submit has no outcome yet
@@ -112,8 +112,8 @@ class Batch:
 
     async def __anext__(self) -> Completion:
         self._heed(self._stop_event)
-        while self._listed is not None and not self._finished:
-            await self._search(self._listed)
+        while self._searching and not self._finished:
+            await self._search()
         if self._finished:
             return self._finished.popleft()
         while True:
@@ -137,58 +137,78 @@ class Batch:
         try:
             await self._tasks.cancel()
         finally:
-            if self._listed is not None:
-                await self._listed.aclose()
             await self._items.aclose()
 
     # -- the source ------------------------------------------------------------------------------
 
+    async def _search(self) -> None:
+        """Search some more items of a list or a mapping for finished ones. The others run after the last."""
+        chunk = list(itertools.islice(iter(self._items.next, None), _KEYS_AT_ONCE))
+        entries = await self._store.find_many([item.key for item in chunk])
+        for item, entry in zip(chunk, entries, strict=True):
+            if item.request is None:
+                self._kept.append(item)
+            elif entry is not None and entry.state.ended and self._is_outcome(entry):
+                self._finished.append(replayed_completion(item, entry))
+            else:  # a callback may have arrived for an unknown one; confirming it takes a poll
+                self._kept.append(KeptItem(item.index, item.key, item.given, new=entry is None))
+        self._searching = len(chunk) == _KEYS_AT_ONCE
+
     async def _ask_source(self) -> None:
-        """Ask for the next item if there is room for it."""
+        """Take as many items as there is room for."""
         if self._stopping and self._pull is not None:  # the source may never yield another
             await self._tasks.cancel(self._pull)
             self._pull = None
-        room = self._in_flight < self._max_in_flight and not self._budget.waiting
-        if room and not self._stopping and self._pull is None and not self._exhausted:
-            self._pull = self._tasks.start(self._items.next(), "kie4o batch source")
+        while self._has_room:
+            if self._items.arrive:
+                self._pull = self._tasks.start(self._items.arrived(), "kie4o batch source")
+                return
+            self._take()
+            if self._tasks.ready or not self._has_room:
+                return
+            await asyncio.sleep(0)  # each has a turn to begin, in which it may stop the batch
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether the next item may be taken."""
+        asking = self._pull is not None or self._exhausted or self._stopping or self._budget.waiting
+        return self._in_flight < self._max_in_flight and not asking
+
+    def _take(self) -> None:
+        """Start the next item. If the source raises, the batch ends after the completions in flight."""
+        try:
+            item = self._kept.popleft() if self._kept else self._items.next()
+        except Exception as error:
+            self._source_error, item = error, None
+        if item is None:
+            self._exhausted = True
+        elif isinstance(item, KeptItem):
+            self._start(item.item(), new=item.new)
+        else:
+            self._start(item)
 
     def _pulled(self, pull: asyncio.Task[Item | None]) -> None:
-        """Start the next item. If the source raises, the batch ends after the completions in flight."""
+        """The same for an item of an async source."""
         self._pull = None
         error = None if pull.cancelled() else pull.exception()
         item = pull.result() if error is None else None
         self._source_error, self._exhausted = error, item is None
-        if isinstance(error, StoreError):
-            self._halt(error)
-        if item is not None and item.index not in self._replayed and not self._stopping:
-            self._tasks.start(self._one(item), "kie4o batch item")
-            self._in_flight += 1
+        if item is not None and not self._stopping:
+            self._start(item)
 
-    async def _search(self, listed: Items) -> None:
-        """Search some more items of a list or a mapping for finished ones."""
-        chunk: list[Item] = []
-        while len(chunk) < _KEYS_AT_ONCE and (item := await listed.next()) is not None:
-            chunk.append(item)
-        entries = await asyncio.gather(*(self._store.find(key=item.key) for item in chunk))
-        for item, entry in zip(chunk, entries, strict=True):
-            if entry is None or not entry.state.ended:
-                continue  # a callback may have arrived for an unknown one; confirming it takes a poll
-            if item.request is not None and self._is_outcome(entry):
-                self._finished.append(replayed_completion(item, entry))
-                self._replayed.add(item.index)
-        if not chunk:
-            await listed.aclose()
-            self._listed = None
+    def _start(self, item: Item, *, new: bool = False) -> None:
+        self._tasks.start(self._one(item, new), "kie4o batch item")
+        self._in_flight += 1
 
     # -- one item --------------------------------------------------------------------------------
 
-    async def _one(self, item: Item) -> Completion | None:
+    async def _one(self, item: Item, new: bool) -> Completion | None:
         """Raises nothing: a failed item does not affect the others, unless it stops the batch.
 
         A foreign exception is not the outcome of its item. It stops the batch as one of the source does.
         """
         try:
-            completion = await self._outcome(item)
+            completion = await self._outcome(item, new)
         except Exception as error:  # of the caller's `on_update`
             self._halt(error)
             return None
@@ -198,12 +218,13 @@ class Batch:
             self._halt(copy.copy(completion.error))
         return completion
 
-    async def _outcome(self, item: Item) -> Completion:
+    async def _outcome(self, item: Item, new: bool) -> Completion:
+        """A `new` key is not looked up: the submit finds out if it is known by now."""
         request = item.request
         if request is None:
             return completion_of(item, error=item.error)
         try:
-            entry = await self._known(item.key)
+            entry = None if new else await self._known(item.key)
             if entry is not None and self._is_outcome(entry):
                 return replayed_completion(item, entry)
             result = await self._result(item.key, request, entry)
@@ -251,7 +272,9 @@ class Batch:
 
     def _heed(self, stop: asyncio.Event | None) -> None:
         """Halt when the caller sets the event, also while nothing ends that could be handed out."""
-        if stop is not None and self._stopper is None:
+        if stop is not None and stop.is_set():
+            self._halt(Stopped("the caller stopped it"))
+        elif stop is not None and self._stopper is None:
             self._stopper = self._tasks.start(stop.wait(), "kie4o batch stop")
             self._stopper.add_done_callback(
                 lambda task: None if task.cancelled() else self._halt(Stopped("the caller stopped it"))

@@ -13,7 +13,10 @@ from .items import Item
 def replayed_completion(item: Item, entry: Entry) -> Completion:
     """The completion of an item whose outcome is stored."""
     try:
-        if item.request is None or entry.fingerprint != fingerprint(item.request):
+        # Comparing two requests takes a third of the time of hashing them.
+        if item.request is None or not (
+            entry.request == item.request or entry.fingerprint == fingerprint(item.request)
+        ):
             raise key_conflict(item.key)
         if entry.details is None:
             raise unknown_error(entry, NO_ANSWER)

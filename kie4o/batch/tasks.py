@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
@@ -12,33 +13,60 @@ _ALIVE: set[asyncio.Task[Any]] = set()  # a loop does not keep its tasks from be
 
 
 class Tasks:
-    """Tasks that are handed out one by one as they finish."""
+    """Tasks that are handed out one by one as they finish.
+
+    One caller at a time may wait in `next`. A task is either awaited, or done and not handed out, or of no
+    more concern. So a wait that is cancelled takes no task with it, and finding the next one costs the same
+    however many there are.
+    """
 
     def __init__(self) -> None:
-        self._started: set[asyncio.Task[Any]] = set()  # and not handed out
-        self._done: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
+        self._awaited: set[asyncio.Task[Any]] = set()
+        self._done: deque[asyncio.Task[Any]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=name)
-        self._started.add(task)
+        self._awaited.add(task)
         _ALIVE.add(task)
-        task.add_done_callback(_ALIVE.discard)
-        task.add_done_callback(self._done.put_nowait)
+        task.add_done_callback(self._on_done)
         return task
+
+    @property
+    def ready(self) -> bool:
+        """Whether one is done and not handed out."""
+        return bool(self._done)
 
     async def next(self) -> asyncio.Task[Any] | None:
         """The next task that is done, or None if there is none to wait for."""
-        while self._started:
-            task = await self._done.get()
-            if task in self._started:
-                self._started.remove(task)
-                return task
-        return None
+        while not self._done:
+            if not self._awaited:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._done.popleft()
 
     async def cancel(self, *tasks: asyncio.Task[Any]) -> None:
         """Cancel these tasks, or all, and wait for them. They are not handed out."""
-        cancelled = tasks or tuple(self._started)
-        self._started.difference_update(cancelled)
+        cancelled = set(tasks or (*self._awaited, *self._done))
+        self._awaited -= cancelled
+        self._done = deque(task for task in self._done if task not in cancelled)
         for task in cancelled:
             task.cancel()
+        self._wake()  # there may be nothing left to wait for
         await wait_uncancelled(cancelled)
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        _ALIVE.discard(task)
+        if task not in self._awaited:
+            return  # it was cancelled here
+        self._awaited.remove(task)
+        self._done.append(task)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -92,6 +92,9 @@ class Guard:
     ) -> Entry | None:
         return await self._call(self.inner.find, key=key, task_id=task_id, ref=ref)
 
+    async def find_many(self, keys: Sequence[str]) -> Sequence[Entry | None]:
+        return await self._call(self.inner.find_many, keys)
+
     async def keep_callback(self, ref: str, task_id: str) -> None:
         await self._call(self.inner.keep_callback, ref, task_id)
 

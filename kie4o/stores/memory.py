@@ -97,6 +97,9 @@ class MemoryStore:
         entry = self._entries.get(key) if key is not None else None
         return None if entry is None or (ref is not None and entry.ref != ref) else entry
 
+    async def find_many(self, keys: Sequence[str]) -> Sequence[Entry | None]:
+        return [self._entries.get(key) for key in keys]
+
     async def keep_callback(self, ref: str, task_id: str) -> None:
         kept = self._callbacks.setdefault(ref, [])
         if task_id not in kept and len(kept) < CALLBACKS_PER_REF:

@@ -98,6 +98,12 @@ class SQLiteStore:
             return await self._worker.run(partial(_find, column="task_id", value=task_id))
         return await self._worker.run(partial(_find, column="key", value=key))
 
+    async def find_many(self, keys: Sequence[str]) -> Sequence[Entry | None]:
+        def work(connection: StoreConnection) -> list[Entry | None]:
+            return [_find(connection, column="key", value=key) for key in keys]
+
+        return await self._worker.run(work)
+
     async def keep_callback(self, ref: str, task_id: str) -> None:
         ref_hash = hash_of_ref(ref)
 

@@ -235,6 +235,10 @@ class Store(Protocol):
         on it."""
         ...
 
+    async def find_many(self, keys: Sequence[str]) -> Sequence[Entry | None]:
+        """What `find` returns for each of these keys, in their order."""
+        ...
+
     async def keep_callback(self, ref: str, task_id: str) -> None:
         """Keep the task id that a callback named for a ref whose entry has none yet."""
 

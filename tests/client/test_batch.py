@@ -535,7 +535,7 @@ async def growth(steps, first):
     return count, resident() - before
 
 async def items(source):
-    while (item := await source.next()) is not None:
+    while (item := source.next()) is not None:
         yield item
 
 def prompts(count):
@@ -571,7 +571,7 @@ asyncio.run(main())
 def test_a_batch_of_any_length_runs_in_flat_memory() -> None:
     """Memory does not grow from the 1,000th item on, over 10,000 items with an instant `generate`.
 
-    Neither does it over 200,000 items in the part that makes keys and counts equal requests. Measured as
+    It grows by 20 bytes for each item in the part that makes keys and counts equal requests. Measured as
     resident memory, in MiB, of a process of its own. Control: counting the items in a dict takes more.
     """
     run = subprocess.run(
@@ -581,7 +581,7 @@ def test_a_batch_of_any_length_runs_in_flat_memory() -> None:
     whole, keys, naive = [(int(count), float(grown)) for count, grown in lines]
     assert (whole[0], keys[0], naive[0]) == (PROMPTS // 20, PROMPTS, PROMPTS)
     assert whole[1] < 15
-    assert keys[1] < 15
+    assert keys[1] < 8
     assert naive[1] > 25
 
 

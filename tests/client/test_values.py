@@ -674,11 +674,11 @@ def test_a_subclass_is_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("kind", ["str", "Enum"])
-async def test_an_id_of_a_batch_is_the_value_of_its_member(kind: str) -> None:
+def test_an_id_of_a_batch_is_the_value_of_its_member(kind: str) -> None:
     """Also after the name of the batch, where Python versions format members differently."""
     ids: Any = enum.Enum("Ids", {"A": "a"}, type=str) if kind == "str" else enum.Enum("Ids", {"A": "a"})
     for name, key in (("lakes", "lakes/a"), ("", "a")):
-        item = await Items({ids.A: "A lake"}, name).next()
+        item = Items({ids.A: "A lake"}, name).next()
         assert item is not None
         assert (item.key, item.error) == (key, None)
 
