@@ -15,7 +15,6 @@ MODULES = (
     "cattrs",  # to read details
     "concurrent.futures.thread",  # asyncio's threads
     "encodings.idna",  # to look up a host
-    "sqlite3",  # to count equal requests of a batch
     "kie4o.files.downloads",
     "kie4o.files.saving",
     "kie4o.files.uploads",

@@ -72,7 +72,7 @@ async def test_control_without_that_calls_import() -> None:
     )
     async with Emulator(clock="real", duration=0.0) as kie:
         late = (await run("-c", code, kie.url)).split()
-    assert {"cattrs", "sqlite3", "kie4o.files.downloads", "kie4o.files.uploads"} <= {*late}
+    assert {"cattrs", "kie4o.files.downloads", "kie4o.files.uploads"} <= {*late}
 
 
 async def test_a_client_that_cannot_read_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:
