@@ -248,6 +248,10 @@ class QueueFullError(APIStatusError):
 class SubmissionUnknownError(KieError):
     """The request was sent but its outcome is unknown. It may have been charged, so it is never sent again.
 
+    No answer came, or one that does not say what became of the request. The same holds for an answer with the
+    id of a task that this client already knew: it is a late answer to an earlier request on the connection.
+    Most often the server closes a connection at the moment at which the request is sent over it.
+
     The message says when it was sent and what it asked for. Check kie.ai/logs and call `client.settle`, or
     wait for the callback, whose URL holds the `ref`.
 

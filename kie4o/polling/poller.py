@@ -30,7 +30,7 @@ from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
 from .schedule import Schedule
 from .trust import CallbackTrust
-from .watches import NEVER, NOW, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
+from .watches import NEVER, NOW, Known, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
 
 logger: logging.Logger = logging.getLogger("kie4o")
 
@@ -38,7 +38,6 @@ Look = Callable[[str], Awaitable[TaskDetails]]
 Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... is the default of the poller
 
 _EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited for yet
-_KNOWN = 1_000  # tasks no longer watched that are remembered for `knew`
 _LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
 _LATE = 0.5  # seconds after which a deadline is noticed late: the process slept, or the loop was blocked
 _LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
@@ -87,7 +86,7 @@ class TaskPoller:
         )
         self._watches: dict[str, Watch] = {}
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
-        self._known: OrderedDict[str, float] = OrderedDict()  # since when, of tasks no longer watched
+        self._known = Known()
         self._early_callbacks: OrderedDict[str, None] = OrderedDict()
         self._trust = CallbackTrust()
         self._failed_unlogged = 0  # looks since the last log line about one
@@ -196,10 +195,13 @@ class TaskPoller:
         return True
 
     def knew(self, task_id: str, before: float) -> bool:
-        """Whether the task was already waited for, or looked at, before this time of the event loop."""
-        watch = self._watches.get(task_id)
-        since = self._known.get(task_id, NEVER if watch is None else watch.submitted_at)
-        return since < before * self._speed
+        """Whether a task was waited for, or looked at, before some time.
+
+        Args:
+            task_id: The task, which may have ended since.
+            before: That time, by the event loop.
+        """
+        return self._known.since(task_id, self._watches.get(task_id)) < before * self._speed
 
     def notify_late(self, task_id: str) -> None:
         """Report that a callback about a task has arrived whose end is known already.
@@ -345,9 +347,7 @@ class TaskPoller:
             self._recent.popitem(last=False)
         if watch.last_look_at + GAP > now:
             self._recent[watch.task_id] = watch.last_look_at
-        self._known.setdefault(watch.task_id, watch.submitted_at)
-        if len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
+        self._known.add(watch)
 
     def _finish(self, watch: Watch, outcome: Outcome) -> None:
         """Deliver the outcome of the task to its waiters and end the watch."""

@@ -27,6 +27,7 @@ Outcome = TaskDetails | Exception  # of one look
 NEVER = float("inf")
 NOW = float("-inf")
 NONE_REFUSED = (0, 0.0)
+_KNOWN = 1_000  # tasks that are no longer watched
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -86,6 +87,23 @@ class Watch:
         if outcome.progress:
             self.forecasts = (*self.forecasts[1 - FORECASTS :], (age, outcome.progress))
         return Sighting(age, last, self.looks, outcome.progress)
+
+
+class Known:
+    """Since when tasks are known, also some that are no longer watched: the latest thousand."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def add(self, watch: Watch) -> None:
+        """The watch has ended."""
+        self._since.setdefault(watch.task_id, watch.submitted_at)
+        if len(self._since) > _KNOWN:
+            del self._since[next(iter(self._since))]
+
+    def since(self, task_id: str, watch: Watch | None) -> float:
+        """The first time of a task, given the watch that it has now; `NEVER` if it is not known."""
+        return self._since.get(task_id, NEVER if watch is None else watch.submitted_at)
 
 
 class Waiter(asyncio.Future[TaskDetails]):
