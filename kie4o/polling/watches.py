@@ -65,6 +65,9 @@ class Watch:
         self.deadline = min(self.deadline, waiter.deadline)
 
     def remove(self, waiter: Waiter) -> None:
+        if self._waiters is waiter:
+            self._waiters, self.deadline = (), NEVER
+            return
         self._waiters = tuple(other for other in self.waiters if other is not waiter)
         if self.deadline == waiter.deadline:
             self.deadline = min((other.deadline for other in self.waiters), default=NEVER)
