@@ -42,7 +42,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 # Errors that every other item would meet too: new submits stop instead of failing one by one.
 STOPPING = (AuthenticationError, InsufficientCreditsError, KeyLimitError)
 MAX_UNKNOWN = 5  # unknown outcomes in a row after which new submits stop
-_KEYS_AT_ONCE = 200  # looked up at once when a list is searched for finished items, in some milliseconds
+_KEYS_AT_ONCE = 100  # looked up at once when a list is searched for finished items, in some milliseconds
 
 
 class Generate(Protocol):

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .. import clock
 from ..pricing import Spent
@@ -99,10 +100,12 @@ class SQLiteStore:
         return await self._worker.run(partial(_find, column="key", value=key))
 
     async def find_many(self, keys: Sequence[str]) -> Sequence[Entry | None]:
-        def work(connection: StoreConnection) -> list[Entry | None]:
-            return [_find(connection, column="key", value=key) for key in keys]
+        def work(connection: StoreConnection) -> list[tuple[Any, Any] | None]:
+            return [_row(connection, column="key", value=key) for key in keys]
 
-        return await self._worker.run(work)
+        rows = await self._worker.run(work)
+        # Not on the worker's thread, where unpacking 20,000 entries takes 52 us each instead of 34.
+        return [None if row is None else unpacked(*row) for row in rows]
 
     async def keep_callback(self, ref: str, task_id: str) -> None:
         ref_hash = hash_of_ref(ref)
@@ -170,9 +173,14 @@ class _Write:
 
 
 def _find(connection: StoreConnection, *, column: str, value: object) -> Entry | None:
-    sql = f"SELECT body, checksum FROM entry WHERE {column} = ?"  # noqa: S608  # one of three columns named above
-    row = connection.execute(sql, (value,)).fetchone()
+    row = _row(connection, column=column, value=value)
     return None if row is None else unpacked(*row)
+
+
+def _row(connection: StoreConnection, *, column: str, value: object) -> tuple[Any, Any] | None:
+    sql = f"SELECT body, checksum FROM entry WHERE {column} = ?"  # noqa: S608  # one of three columns named above
+    row: tuple[Any, Any] | None = connection.execute(sql, (value,)).fetchone()
+    return row
 
 
 def _unfinished(connection: StoreConnection, after: int) -> list[tuple[int, Entry]]:
