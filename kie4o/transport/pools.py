@@ -112,6 +112,14 @@ class Pool(aiohttp.TCPConnector):
             for protocol, (its_key, since) in self.idle.items()
         )
 
+    def is_proven(self, key: ConnectionKey, seconds: float) -> bool:
+        """Whether there is one. The latest are asked first, so that a POST usually compares one key."""
+        now = moment()
+        return any(
+            younger(since, now, seconds) and key == its_key and is_clean(protocol)
+            for protocol, (its_key, since) in reversed(self.idle.items())
+        )
+
     def _idle_since(self, protocol: ResponseHandler | None) -> Moment | None:
         """Since when it was idle; None for a new one."""
         if protocol in self.idle:
@@ -148,7 +156,7 @@ class PaidPool(Pool):
             if held is not None:
                 return held.connection
             for pool in (self, self._reads):
-                if pool.proven(key, self.kept):
+                if pool.is_proven(key, self.kept):
                     return (await pool.take(req, traces, timeout, self.kept))[0]
             if not await ahead.wait(until):
                 break
