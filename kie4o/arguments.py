@@ -10,6 +10,7 @@ import asyncio
 import difflib
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal, get_args
@@ -195,6 +196,14 @@ def path_of(path: str | os.PathLike[str]) -> str:
     except TypeError:
         pass
     raise invalid("path", path, "the path of a file")
+
+
+def age_limit_of(older_than: float | timedelta) -> float:
+    """An age in seconds."""
+    age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+    if type(age) in (int, float) and 0 < age < float("inf"):
+        return age
+    raise invalid("older_than", older_than, "a positive number of seconds, or a timedelta")
 
 
 def in_flight_of(limit: int) -> int:

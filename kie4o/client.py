@@ -16,9 +16,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from . import callbacks
+from . import callbacks, clock
 from .arguments import (
     OnUnknown,
+    age_limit_of,
     batch_of,
     callback_url_of,
     credit_limit_of,
@@ -66,6 +67,7 @@ from .waiting import close_iterator
 
 if TYPE_CHECKING:
     import asyncio
+    from datetime import timedelta
     from decimal import Decimal
 
     import aiohttp
@@ -410,6 +412,26 @@ class AsyncKieClient:
         if not isinstance(runtime.store, SupportsBackup):
             raise no_backup()
         await runtime.store.backup(path_of(path))
+
+    async def prune(self, *, older_than: float | timedelta) -> int:
+        """Remove from the store what ended longer ago than this, so that it does not grow without end.
+
+        Their keys are forgotten with them: a request under such a key is submitted, and paid for, again. What
+        has not finished or has an unknown outcome is never removed, whatever its age. `spent()` still counts
+        what was removed. No network call.
+
+        Args:
+            older_than: Seconds, or a `timedelta`, since the task was completed.
+
+        Returns:
+            How many entries were removed.
+
+        Raises:
+            StoreError: The store cannot be read or written; a part of them may be removed.
+        """
+        age = age_limit_of(older_than)
+        runtime = await self._runtime.ready()
+        return await runtime.ledger.prune(clock.unix_time() - age)
 
     def task(self, task_id: HasTaskId | str) -> ImageTask:
         """A handle to an existing task; no network call.

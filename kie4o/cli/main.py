@@ -34,6 +34,7 @@ COMMANDS = (
     ("unfinished", "stored", "List what is paid, or may be, and has not finished."),
     ("resume", "stored", "Wait for everything that is unfinished, and save its images."),
     ("settle", "stored", "Record what you found out about a request with an unknown outcome."),
+    ("prune", "stored", "Remove from a store what ended long ago. Free, offline."),
     ("gallery", "galleries", "Write a page that shows the images of a folder. Free, offline."),
     ("listen", "listening", "Receive callbacks, verify and print them, and keep them in the store."),
     ("emulator", "serving", "Serve a Kie on this machine, for programs in any language."),

@@ -1,10 +1,11 @@
-"""`kie4o unfinished`, `resume` and `settle`: what a store remembers, and what becomes of it."""
+"""`kie4o unfinished`, `resume`, `settle` and `prune`: what a store remembers, and what becomes of it."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,11 @@ Task = Annotated[str | None, Parameter(name="--task", help="The id of its task, 
 NotCharged = Annotated[
     bool, Parameter(name="--not-charged", help="It is not at kie.ai/logs: the next run may submit it again.")
 ]
+Age = Annotated[
+    str, Parameter(name="--older-than", help="How long ago it ended at least, such as 30d, 12h or 90m.")
+]
+_AGE = re.compile(r"([0-9]{1,6})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 async def unfinished(*, store: Store, terminal: Connected = CONNECTED) -> None:
@@ -107,6 +113,22 @@ async def settle(
         entry = await client.settle(key, task_id=task, charged=None if task is not None else False)
     found = f"has task {entry.task_id}" if entry.task_id else "was not charged"
     terminal.show(f"{entry.callers_key or entry.ref} {found}", **_fields(entry))
+
+
+async def prune(*, store: Store, older_than: Age, terminal: Connected = CONNECTED) -> None:
+    """Remove from a store what ended long ago. Its keys are forgotten: the same request is paid again."""
+    age = _age(older_than)
+    async with opened(terminal, offline=True, store=existing_store(store)) as client:
+        removed = await client.prune(older_than=age)
+    terminal.show(f"{removed} removed", removed=removed)
+
+
+def _age(text: str) -> timedelta:
+    match = _AGE.fullmatch(text)
+    age = timedelta() if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if not age:
+        raise UsageError(f"invalid --older-than '{shown(text, 80)}': expected a time such as 30d, 12h or 90m")
+    return age
 
 
 def _item(entry: Entry) -> Item:

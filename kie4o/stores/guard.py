@@ -112,6 +112,9 @@ class Guard:
     async def spent(self) -> Spent:
         return await self._call(self.inner.spent)
 
+    async def prune(self, before: float) -> int:
+        return await self._within(OPENING, self.inner.prune, before)
+
     async def recent(self, per: float) -> list[float]:
         return await self._call(self.inner.recent, per)
 

@@ -243,6 +243,10 @@ class Ledger:
         if error is not None:
             logger.error("the outcome of task %s could not be saved: %s", details.task_id, error)
 
+    async def prune(self, before: float) -> int:
+        """Remove what ended before this Unix time; return how many. What is not saved yet stays."""
+        return await self._store.prune(before)
+
     # -- failed writes ---------------------------------------------------------------------------
 
     async def aclose(self) -> None:

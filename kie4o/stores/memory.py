@@ -156,7 +156,7 @@ class MemoryStore:
             self._forget(key)
 
     def _forget(self, key: str) -> None:
-        """Drop an entry for want of room; what it cost still counts."""
+        """Drop an entry that is old, or for want of room; what it cost still counts."""
         entry = self._entries[key]
         if entry.charged:
             self._forgotten[entry.state, entry.price] += 1
@@ -180,6 +180,13 @@ class MemoryStore:
     async def spent(self) -> Spent:
         filed = self._forgotten + _filed(self._entries.values())
         return spent_of((state, price, count) for (state, price), count in filed.items())
+
+    async def prune(self, before: float) -> int:
+        entries = self._entries.values()
+        old = [entry.key for entry in entries if entry.ended_at is not None and entry.ended_at < before]
+        for key in old:
+            self._forget(key)
+        return len(old)
 
     async def recent(self, per: float) -> list[float]:
         now = clock.uptime()

@@ -22,6 +22,7 @@ from .shared import Shared
 from .spending import spent_of
 from .sqlite_backup import copy_to
 from .sqlite_file import SAVE, StoreConnection, ages_of_slots, count_slot, row_of
+from .sqlite_pruning import give_back, prune_page, shrink
 from .sqlite_worker import ThreadWorker, Worker
 from .store import CALLBACKS_PER_REF, Entry, EntryState, duplicate_task, hash_of_ref
 
@@ -36,6 +37,7 @@ DELETE FROM slot WHERE ref_hash IN
 _SPENT = """
 SELECT state, price, count(*) FROM entry
 WHERE state <> 'planned' AND (state <> 'failed' OR task_id IS NOT NULL) GROUP BY state, price
+UNION ALL SELECT state, nullif(price, ''), tasks FROM pruned
 """
 
 
@@ -138,6 +140,16 @@ class SQLiteStore:
             (EntryState(state), None if price is None else Decimal(price), count)
             for state, price, count in rows  # 6 and 6.0 are two texts, each with a row of its own
         )
+
+    async def prune(self, before: float) -> int:
+        """Also gives the space back, if the file was created by a kie4o that has this method."""
+        removed, last = 0, 0
+        while page := await self._worker.run(partial(prune_page, after=last, before=before)):
+            removed, last = removed + page.removed, page.last
+        while await self._worker.run(give_back, alone=True):
+            pass
+        await self._worker.run(shrink, alone=True)
+        return removed
 
     async def recent(self, per: float) -> list[float]:
         return await self._worker.run(partial(ages_of_slots, per=per))

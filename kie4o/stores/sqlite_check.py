@@ -68,6 +68,7 @@ _INDEXES = (_KEYS, _REFS, _TASKS, _UNFINISHED)
 _TABLES = (  # that are their own index
     _Sorted("the table of slots", "SELECT ref_hash FROM slot", (bytes,)),
     _Sorted("the table of callbacks", "SELECT ref_hash, task_id FROM callback", (bytes, str)),
+    _Sorted("the table of what was removed", "SELECT state, price FROM pruned", (str, str)),
 )
 
 

@@ -15,8 +15,14 @@ from pathlib import Path
 from .durability import make_durable, sync_directory
 
 APPLICATION_ID = 0x6B696534  # "kie4" in the file's header
-SCHEMA = 2
-_TABLES = """
+SCHEMA = 3
+# What was removed: how many entries of each state and price. The price is empty if it is not known.
+_PRUNED = """
+CREATE TABLE pruned (
+    state TEXT, price TEXT, tasks INTEGER NOT NULL, PRIMARY KEY (state, price)
+) WITHOUT ROWID
+"""
+_TABLES = f"""
 CREATE TABLE entry (
     id INTEGER PRIMARY KEY,
     key TEXT NOT NULL UNIQUE,
@@ -37,10 +43,11 @@ CREATE TABLE slot (
 CREATE TABLE callback (
     ref_hash BLOB, task_id TEXT, checksum BLOB NOT NULL, PRIMARY KEY (ref_hash, task_id)
 ) WITHOUT ROWID;
+{_PRUNED};
 """
 
-# From schema 1, which kept no prices.
-_UPGRADE = ("ALTER TABLE entry ADD COLUMN price TEXT", f"PRAGMA user_version = {SCHEMA}")
+# By the schema that they start from: 1 kept no prices, and nothing was removed from 2.
+_UPGRADES = {1: "ALTER TABLE entry ADD COLUMN price TEXT", 2: _PRUNED}
 
 
 def create(path: Path) -> None:
@@ -53,6 +60,7 @@ def create(path: Path) -> None:
         with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
             make_durable(connection)
             connection.executescript(
+                "PRAGMA auto_vacuum = INCREMENTAL; "  # so that the file shrinks when entries are removed
                 f"PRAGMA application_id = {APPLICATION_ID}; "
                 f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;"
             )
@@ -63,10 +71,12 @@ def create(path: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def upgrade(connection: sqlite3.Connection) -> None:
-    """Give a file of an older schema the tables of today, in a transaction. Its entries have no price."""
-    for statement in _UPGRADE:
-        connection.execute(statement)
+def upgrade(connection: sqlite3.Connection, version: int) -> None:
+    """Give a file of an older schema the tables of today, in a transaction. Entries of schema 1 have no
+    price."""
+    for older in range(version, SCHEMA):
+        connection.execute(_UPGRADES[older])
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def _name(draft: Path, path: Path) -> None:

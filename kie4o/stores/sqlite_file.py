@@ -194,7 +194,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     check_pages(connection, path)
     connection.execute("BEGIN IMMEDIATE")  # what is refused stays as it is
     if version < SCHEMA:
-        upgrade(connection)
+        upgrade(connection, version)
     for intent in check_rows(connection, path):
         entry = intent.become(EntryState.UNKNOWN, submitted_at=clock.unix_time())
         connection.execute(SAVE, row_of(entry))

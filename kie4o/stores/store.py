@@ -101,6 +101,15 @@ class Entry:
         return self.task_id is None and self.state in (EntryState.UNKNOWN, EntryState.FAILED)
 
     @property
+    def ended_at(self) -> float | None:
+        """Unix time at which it ended: when Kie completed the task, as far as that is known, or else when
+        its submit was answered. None if it has not ended."""
+        if not self.state.ended or self.submitted_at is None:
+            return None
+        completed = None if self.details is None else self.details.completed_at
+        return self.submitted_at if completed is None else max(self.submitted_at, completed.timestamp())
+
+    @property
     def charged(self) -> bool:
         """Whether it was charged, or may have been: it was sent, and nothing says that it was not charged."""
         settled_as_unpaid = self.state is EntryState.FAILED and self.task_id is None
@@ -252,6 +261,14 @@ class Store(Protocol):
 
     async def spent(self) -> Spent:
         """The price of every entry that is `charged`, by state; also of those that were dropped since."""
+        ...
+
+    async def prune(self, before: float) -> int:
+        """Delete every entry whose `ended_at` is before this Unix time; return how many.
+
+        They still count in `spent`, and their submits in `recent`. If it is cancelled, a part of them may be
+        deleted.
+        """
         ...
 
     async def recent(self, per: float) -> list[float]:

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import aiohttp
+import attrs
 import pytest
 from programs import AGAIN, FAST, TASK, Command, Outcome, against, outcome_of, paid, read_until
 
 from kie4o import sign_callback
 from kie4o.emulator import Emulator, pictures
+from kie4o.stores.sqlite import SQLiteStore
 
 
 async def test_credits(tmp_path: Path) -> None:
@@ -39,6 +41,31 @@ async def test_spent(tmp_path: Path) -> None:
     [record] = (await Command(tmp_path, "spent", "--store", "run.db", "--json").run()).records
     assert record["total"] == {"tasks": 3, "credits": 36.0}
     assert record["unpriced"] == 0
+
+
+async def test_prune(tmp_path: Path) -> None:
+    """What ended is removed, without a key; what is unknown stays, and `spent` counts as before."""
+    words = ("generate", "--store", "run.db", "One", "A [[kie:dropped]] lake")
+    async with Emulator(clock="real", **FAST) as kie:
+        assert (await against(kie, tmp_path, *words).run()).status == 4
+        [task_id] = [task.id for task in kie.tasks.values() if task.request["prompt"] == "One"]
+    prune = ("prune", "--store", "run.db", "--older-than")
+    assert await Command(tmp_path, *prune, "30d").run() == Outcome(0, "0 removed\n", "")
+    store = SQLiteStore(tmp_path / "run.db")
+    await store.open()
+    entry = await store.find(task_id=task_id)
+    await store.save(attrs.evolve(entry, details=None, submitted_at=entry.submitted_at - 31 * 86_400))
+    await store.aclose()
+    [record] = (await Command(tmp_path, *prune, "30d", "--json").run()).records
+    assert record == {"removed": 1}
+    [record] = (await Command(tmp_path, "spent", "--store", "run.db", "--json").run()).records
+    assert record["total"]["tasks"] == 2
+    [record] = (await Command(tmp_path, "unfinished", "--store", "run.db", "--json").run()).records
+    assert record["state"] == "unknown"
+    for age in ("30", "d", "0d", "1 week", "-1d", "1.5h"):
+        outcome = await Command(tmp_path, *prune[:-1], f"--older-than={age}").run()
+        assert outcome.status == 2
+        assert "expected a time such as 30d, 12h or 90m" in outcome.err
 
 
 async def test_status(tmp_path: Path) -> None:

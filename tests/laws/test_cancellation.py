@@ -109,6 +109,7 @@ FREE: dict[str, Case] = {
     ),
     "AsyncKieClient.credits": lambda world: world.client.credits(),
     "AsyncKieClient.backup": lambda world: world.client.backup(world.folder / "backup.db"),
+    "AsyncKieClient.prune": lambda world: world.client.prune(older_than=1e9),
     "AsyncKieClient.deliver": lambda world: world.client.deliver(
         world.client.parse_callback(world.callback(), ref=world.ref)
     ),

@@ -225,6 +225,7 @@ USES: dict[str, Callable[[Store], Any]] = {
     "keep_callback": lambda store: store.keep_callback("ref of k", "task-of-k"),
     "callbacks_of": lambda store: store.callbacks_of("ref of k"),
     "recent": lambda store: store.recent(10.0),
+    "prune": lambda store: store.prune(1e9),
     "backup": lambda store: store.backup(store.path.with_name("copy.db")),
     "unfinished": unfinished_keys,
 }

@@ -9,6 +9,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import attrs
 import pytest
 from cancelling import cancelled_after, cancelled_at
-from entries import ENTRIES, PATIENCE, ended, entry_of, plain, submitted, unfinished_keys
+from entries import A_DAY_AGO, ENTRIES, PATIENCE, ended, entry_of, plain, submitted, unfinished_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -440,6 +441,92 @@ async def test_an_entry_that_moves_or_changes_counts_once(store: Store) -> None:
     assert await store.spent() == Spent(failed=Subtotal(credits=Decimal(6), tasks=1))
     await store.forget("k")
     assert await store.spent() == Spent()
+
+
+# -- what ended long ago -----------------------------------------------------------------------------
+
+
+def completed(entry: Entry, at: float | None, state: EntryState = EntryState.SUCCEEDED) -> Entry:
+    """The entry after Kie has completed its task at this Unix time."""
+    done = ended(entry, state)
+    when = None if at is None else datetime.fromtimestamp(at, UTC)
+    return attrs.evolve(done, details=attrs.evolve(done.details, completed_at=when))
+
+
+async def test_what_ended_before_is_removed(store: Store) -> None:
+    """With its key, its task id, its ref and its callbacks; what ended later is kept, and all that has not
+    ended, however old it is."""
+    old = submitted("old", submitted_at=1e9, price=Decimal(6))
+    failed = submitted("failed", submitted_at=1e9, price=Decimal(5))
+    unpaid = entry_of("unpaid", state=EntryState.FAILED, submitted_at=1e9, price=Decimal(4))
+    removed = [
+        completed(old, 1e9 + 50),
+        completed(failed, None, EntryState.FAILED),
+        attrs.evolve(unpaid, keyed=False),
+    ]
+    kept = [
+        completed(submitted("late", submitted_at=1e9, price=Decimal(3)), 1e9 + 150),
+        completed(submitted("new", submitted_at=1e9 + 101, price=Decimal(2)), None),
+        completed(submitted("just", submitted_at=1e9), 1e9 + 100),
+        submitted("runs", submitted_at=1.0),
+        entry_of("unknown", state=EntryState.UNKNOWN, submitted_at=1.0),
+        entry_of("intent", state=EntryState.INTENT, submitted_at=1.0),
+        entry_of("planned"),
+        ended(entry_of("without a time")),
+    ]
+    for entry in (*removed, *kept):
+        await store.save(entry)
+        await store.keep_callback(entry.ref, "named")
+    spent, recent = await store.spent(), len(await store.recent(1e10))
+    assert await store.prune(1e9 + 100) == 3
+    for entry in removed:
+        assert await store.find(key=entry.key) is None
+        assert await store.find(ref=entry.ref) is None
+        assert list(await store.callbacks_of(entry.ref)) == []
+    assert await store.find(task_id="task-of-old") is None
+    for entry in kept:
+        assert plain(await store.find(key=entry.key)) == plain(entry)
+        assert plain(await store.find(ref=entry.ref)) == plain(entry)
+        assert list(await store.callbacks_of(entry.ref)) == ["named"]
+    assert await store.spent() == spent
+    assert len(await store.recent(1e10)) == recent
+    assert await store.prune(1e9 + 100) == 0
+    assert await store.claim(entry_of("old", prompt="y", ref="another")) == entry_of(
+        "old", prompt="y", ref="another"
+    )
+
+
+async def test_a_submit_counts_against_the_limit_after_its_entry_was_removed(store: Store) -> None:
+    """Whoever removes everything at once stays inside the limit."""
+    now = time.time()
+    entry = submitted("k", submitted_at=now)
+    await store.save(entry)
+    await store.save(completed(entry, now))
+    assert await store.prune(now + 1) == 1
+    assert len(await store.recent(60)) == 1
+
+
+async def test_what_is_removed_is_counted_once_and_summed(store: Store) -> None:
+    """Over several times, with prices and without."""
+    for number in range(3):
+        for price in (Decimal(6), None):
+            entry = submitted(f"{number} {price}", submitted_at=1e9 + number, price=price)
+            await store.save(completed(entry, None))
+        assert await store.prune(2e9) == 2
+    spent = await store.spent()
+    assert spent == Spent(succeeded=Subtotal(credits=Decimal(18), tasks=6), unpriced=3)
+
+
+async def test_thousands_are_removed_while_others_are_written(store: Store) -> None:
+    """Every one of them, and none of the others."""
+    for start in range(0, 3000, 500):
+        entries = [submitted(f"{n}") for n in range(start, start + 500)]
+        await asyncio.gather(*(store.save(completed(e, None) if int(e.key) % 3 else e) for e in entries))
+    pruning = asyncio.ensure_future(store.prune(A_DAY_AGO + 1))
+    for number in range(50):
+        await store.save(submitted(f"new {number}"))
+    assert await pruning == 2000
+    assert len(await unfinished_keys(store)) == 1050
 
 
 # -- a model ---------------------------------------------------------------------------------------

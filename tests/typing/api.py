@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from email.message import Message
 from http import HTTPStatus
@@ -385,5 +385,7 @@ async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
         assert_type((error.spent, error.limit), tuple[Decimal | None, Decimal | None])
     await client.backup("copy.db")
     await client.backup(Path("copy.db"))
+    assert_type(await client.prune(older_than=86_400), int)
+    assert_type(await client.prune(older_than=timedelta(days=30)), int)
     for store in (None, "run.db", "sqlite:///run.db", Path("run.db"), own):
         AsyncKieClient("key", store=store)
