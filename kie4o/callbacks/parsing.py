@@ -12,7 +12,6 @@ reported on this task at about that time, not that its URLs are genuine. Treat i
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,7 +117,7 @@ def sign_callback(task_id: str, *, key: str | bytes, timestamp: int | float | st
 
 
 def _signature(task_id: str, timestamp: str, key: bytes) -> bytes:
-    digest = hmac.new(key, f"{task_id}.{timestamp}".encode(), hashlib.sha256).digest()
+    digest = hmac.digest(key, f"{task_id}.{timestamp}".encode(), "sha256")
     return base64.b64encode(digest)
 
 
@@ -202,8 +201,10 @@ def header_pairs(headers: object) -> list[tuple[str, str]]:
                 f"got {type(headers).__name__}"
             )
         name = _header_text(pair[0]).lower().replace("_", "-").removeprefix("http-")
-        values = pair[1] if isinstance(pair[1], (list, tuple)) else [pair[1]]
-        pairs += [(name, _header_text(value)) for value in values]
+        if isinstance(pair[1], (list, tuple)):
+            pairs += [(name, _header_text(value)) for value in pair[1]]
+        else:
+            pairs.append((name, _header_text(pair[1])))
     return pairs
 
 

@@ -27,7 +27,7 @@ from ..urls import REF_PARAMETER
 from ..wire.requests import is_ref, ref_in
 from .delivery import PENDING as PENDING  # re-exported for the client
 from .delivery import Delivery
-from .parsing import MAX_BODY, TIMESTAMP_HEADER, TOLERANCE, Headers, header_pairs
+from .parsing import MAX_BODY, SIGNATURE_HEADER, TIMESTAMP_HEADER, TOLERANCE, Headers, header_pairs
 
 BODY_TIMEOUT = 5.0  # seconds for a whole body of well under one KiB
 _SEEN = 20_000  # signed callbacks remembered, so that a repetition costs nothing; 2 h at 2 tasks per second
@@ -38,6 +38,11 @@ _STATUS_OF_ERROR = (
     (InvalidSignatureError, HTTPStatus.UNAUTHORIZED),
     (CallbackError, HTTPStatus.NOT_FOUND),
     (KieError, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+
+# The headers that count. Those that a proxy adds need not be looked at twice.
+_READ = frozenset(
+    ("content-encoding", "content-type", "content-length", TIMESTAMP_HEADER.lower(), SIGNATURE_HEADER.lower())
 )
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -89,7 +94,8 @@ class CallbackReceiver:
             415 compressed or not JSON · 503 too many pending, or the store fails.
         """
         try:
-            return await self._receive(header_pairs(headers), body, ref)
+            pairs = [pair for pair in header_pairs(headers) if pair[0] in _READ]
+            return await self._receive(pairs, body, ref)
         except KieError as error:
             status = next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
             return _refused(status, str(error))
@@ -109,7 +115,7 @@ class CallbackReceiver:
             query: The query as it arrived, without the question mark.
             variable: What the router of the framework found at `{ref}` of its own path.
         """
-        values = parse_qs(query)
+        values = parse_qs(query) if query else {}
         own, plain = (values.get(name, [""])[-1] for name in (REF_PARAMETER, "ref"))
         found = own or variable or ref_in(path, query, template=self._template)
         return found or (plain if is_ref(plain) else None)
