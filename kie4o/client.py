@@ -44,15 +44,14 @@ from .batch.resumption import Resumption
 from .callbacks.delivery import Delivery
 from .callbacks.parsing import Headers
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
-from .details import TaskDetails, TaskState
-from .errors import DownloadError, StoreError, invalid_setting
+from .details import TaskDetails
+from .errors import DownloadError, invalid_setting
 from .files.memory import Image
 from .files.transfers import age_of, keeps
 from .image_request import ImageRequest, RequestFields, UploadedFile
 from .lifecycle import Lifecycle, known_task_id
 from .models import Callback, Completion, Exists, HasTaskId, ImageResult, RateLimit
 from .plain import SecretText, plain
-from .polling.outcome import images_of
 from .polling.policy import PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
@@ -587,17 +586,9 @@ class AsyncKieClient:
         )
 
     async def _images_of(self, result: HasTaskId | str) -> ImageResult:
-        """A result, or what a status check shows of a task. What Kie has deleted may be in the store."""
         if isinstance(result, ImageResult):
             return result
-        task_id = task_id_of(result)
-        runtime = await self._runtime.ready()
-        details = await runtime.lifecycle.details(task_id)
-        if details.state is TaskState.MISSING:
-            with contextlib.suppress(StoreError):
-                entry = await runtime.store.find(task_id=task_id)
-                details = details if entry is None or entry.details is None else entry.details
-        return images_of(details)
+        return await self._runtime.lifecycle.images_of(task_id_of(result))
 
     async def download_url(self, task_id: HasTaskId | str, url: URLObject | str) -> str:
         """A signed link to one image that anyone can open for 20 minutes (Kie's download-url page). Free.

@@ -21,7 +21,7 @@ from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
 from .image_request import ImageRequest
 from .models import ImageResult
-from .polling.outcome import is_final, result_of
+from .polling.outcome import images_of, is_final, result_of
 from .polling.poller import TaskPoller, Timeout
 from .polling.watches import Listener, OnUpdate, Waiter
 from .stores.guard import limited
@@ -95,6 +95,15 @@ class Lifecycle:
         """Poll a task once. If it has ended, that is saved."""
         await self.ready()
         return await self._saved(await self.poller.look(task_id))
+
+    async def images_of(self, task_id: str) -> ImageResult:
+        """What one poll shows of a finished task. What Kie has deleted may be in the store."""
+        details = await self.details(task_id)
+        if details.state is TaskState.MISSING:
+            with contextlib.suppress(StoreError):
+                entry = await self.store.find(task_id=task_id)
+                details = details if entry is None or entry.details is None else entry.details
+        return images_of(details)
 
     async def updates(
         self, task_id: str, timeout: Timeout = ..., since: float | None = None
