@@ -7,8 +7,9 @@ A read gets one that was idle for less than 15 s, or a new one. The paid POST ge
 3. One that is being opened ahead, for which it waits as long as opening usually takes.
 4. A new one, in the pool of the reads if that has room. There status checks keep it proven.
 
-An age counts by the clock of the loop, by the wall clock and by the uptime, since some of them stand still
-while a machine sleeps. A connection that is found unfit is closed: put back, it would look young.
+For a POST an age counts by the clock of the loop, by the wall clock and by the uptime, since some of them
+stand still while a machine sleeps; for a read by the first two. A connection that is found unfit is closed: put
+back, it would look young.
 
 aiohttp documents no way to choose a connection. `connect` is overridden, and nothing with an underscore is
 used; `can_choose` tells whether this version of aiohttp still calls it as it is overridden here.
@@ -36,6 +37,7 @@ _RECEIVE_AT_ONCE = 64 * 1024  # bytes
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 Moment = tuple[float, float, float]  # the time of the loop, the wall clock and the uptime
+_NEW: tuple[None, None] = (None, None)
 
 
 def moment() -> Moment:
@@ -64,44 +66,44 @@ def plain_pool(*, limit: int, kept: float) -> aiohttp.TCPConnector:
 
 
 class Pool(aiohttp.TCPConnector):
-    """Reuses what was idle for less than `kept` seconds by every clock."""
+    """Reuses what was idle for less than `kept` seconds."""
 
     def __init__(self, *, limit: int, kept: float, ssl: bool = True) -> None:
         super().__init__(limit=limit, keepalive_timeout=kept, ssl=ssl, socket_factory=_socket)
         self.kept: float = kept
         self.calls: int = 0  # that have a connection or wait for one
-        self.idle: dict[ResponseHandler, tuple[ConnectionKey, Moment]] = {}  # since when
+        self.idle: dict[ResponseHandler | None, tuple[ConnectionKey, Moment]] = {}  # since when
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
-        connection, _ = await self.take(req, traces, timeout, self.kept)
-        return connection
+        return (await self.take(req, traces, timeout, self._is_recent))[0]
 
     async def take(
         self,
         req: aiohttp.ClientRequest,
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,
-        seconds: float,
+        fits: Callable[[Connection, Moment], bool],
     ) -> tuple[Connection, Moment | None]:
-        """One that was idle for less than `seconds`, and since when, or a new one.
+        """One that fits, and since when it was idle, or a new one.
 
-        aiohttp hands out the longest idle first. Those that are not fit are closed.
+        aiohttp hands out the longest idle first. Those that do not fit are closed.
         """
         self.calls += 1
         try:
             while True:
                 connection = await super().connect(req, traces, timeout)
-                since = self._idle_since(connection.protocol)
-                if since is None or (younger(since, moment(), seconds) and is_clean(connection.protocol)):
+                _, since = self.idle.pop(connection.protocol, _NEW)
+                if since is None or fits(connection, since):
                     break
                 connection.close()
         except BaseException:
             self.calls -= 1
             raise
-        let_go = functools.partial(self._let_go, req.connection_key, connection.protocol)
-        connection.add_callback(let_go)
+        if since is None:
+            self._forget_closed()
+        connection.add_callback(functools.partial(self._let_go, req.connection_key, connection.protocol))
         return connection, since
 
     def proven(self, key: ConnectionKey | None, seconds: float) -> int:
@@ -120,18 +122,18 @@ class Pool(aiohttp.TCPConnector):
             for protocol, (its_key, since) in reversed(self.idle.items())
         )
 
-    def _idle_since(self, protocol: ResponseHandler | None) -> Moment | None:
-        """Since when it was idle; None for a new one."""
-        if protocol in self.idle:
-            return self.idle.pop(protocol)[1]
-        for closed in [each for each in self.idle if not each.is_connected()]:  # now and then is enough
-            del self.idle[closed]
-        return None
+    def _is_recent(self, _: Connection, since: Moment) -> bool:
+        """aiohttp looks at the clock of the loop. The wall clock is enough for a read, which may be repeated:
+        three clocks would take 1.2 us of a status check of 120 us (`python -m benchmarks --only cpu`)."""
+        return 0 <= clock.unix_time() - since[1] < self.kept
 
     def _let_go(self, key: ConnectionKey, protocol: ResponseHandler | None) -> None:
         self.calls -= 1
-        if protocol is not None and is_clean(protocol):
-            self.idle[protocol] = key, moment()
+        self.idle[protocol] = key, moment()  # perhaps it is being closed: `is_clean` tells
+
+    def _forget_closed(self) -> None:
+        for protocol in [each for each in self.idle if not is_clean(each)]:
+            del self.idle[protocol]
 
 
 class PaidPool(Pool):
@@ -147,22 +149,22 @@ class PaidPool(Pool):
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
         if not can_be_opened_ahead(req):
-            return await super().connect(req, traces, timeout)
+            return (await self.take(req, traces, timeout, self._fits))[0]
         loop, ahead = asyncio.get_running_loop(), self.ahead
         until = loop.time() + ahead.usual
         self._key = key = req.connection_key
         while True:
-            held = ahead.take(functools.partial(self._fit, key))
+            held = ahead.take(functools.partial(self._held_fits, key))
             if held is not None:
                 return held.connection
             for pool in (self, self._reads):
                 if pool.is_proven(key, self.kept):
-                    return (await pool.take(req, traces, timeout, self.kept))[0]
+                    return (await pool.take(req, traces, timeout, self._fits))[0]
             if not await ahead.wait(until):
                 break
         began = loop.time()
         pool = self._reads if self._reads.calls < self._reads.limit else self
-        connection, since = await pool.take(req, traces, timeout, self.kept)
+        connection, since = await pool.take(req, traces, timeout, self._fits)
         if since is None:
             ahead.took(loop.time() - began)
         return connection
@@ -174,7 +176,8 @@ class PaidPool(Pool):
         """
         seconds, key = self.kept - self.ahead.lead(), self._key
         now = moment()
-        ready = sum(self._fit(key, held) and younger(held.since, now, seconds) for held in self.ahead.ready)
+        held = [each for each in self.ahead.ready if self._held_fits(key, each)]
+        ready = sum(younger(each.since, now, seconds) for each in held)
         proven = self.proven(key, seconds) + self._reads.proven(key, seconds)
         return max(0, min(due - ready - self.ahead.opening - proven, self.limit - self.calls))
 
@@ -185,14 +188,16 @@ class PaidPool(Pool):
         loop = asyncio.get_running_loop()
         self._key, began = req.connection_key, loop.time()
         while True:
-            connection, since = await self.take(req, [], _NO_TIMEOUT, self.kept)
+            connection, since = await self.take(req, [], _NO_TIMEOUT, self._fits)
             self.ahead.hold(Held(connection, req.connection_key, since or moment()))
             if since is None:
                 return self.ahead.took(loop.time() - began)
 
-    def _fit(self, key: ConnectionKey | None, held: Held) -> bool:
-        protocol = held.connection.protocol
-        return held.key == key and younger(held.since, moment(), self.kept) and is_clean(protocol)
+    def _fits(self, connection: Connection, since: Moment) -> bool:
+        return younger(since, moment(), self.kept) and is_clean(connection.protocol)
+
+    def _held_fits(self, key: ConnectionKey | None, held: Held) -> bool:
+        return held.key == key and self._fits(held.connection, held.since)
 
 
 def is_clean(protocol: ResponseHandler | None) -> bool:
