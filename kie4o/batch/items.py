@@ -13,7 +13,7 @@ import attrs
 
 from ..arguments import check_is_no_request, key_of, request_of
 from ..errors import InvalidRequestError, KieError, invalid
-from ..image_request import ImageRequest, remembering
+from ..image_request import ImageRequest
 from ..plain import plain
 from ..stores.store import fingerprint
 from ..waiting import close_iterator
@@ -52,11 +52,7 @@ class KeptItem:
     new: bool
 
     def item(self) -> Item:
-        token = remembering.set(True)  # its author has seen the warnings
-        try:
-            return Item(self.index, self.key, request_of(self.given, {}))
-        finally:
-            remembering.reset(token)
+        return Item(self.index, self.key, request_of(self.given, {}))
 
 
 class Items:

@@ -21,13 +21,13 @@ class Tasks:
     """
 
     def __init__(self) -> None:
-        self._awaited: set[asyncio.Task[Any]] = set()
+        self._awaited: dict[asyncio.Task[Any], None] = {}  # in the order in which they were started
         self._done: deque[asyncio.Task[Any]] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=name)
-        self._awaited.add(task)
+        self._awaited[task] = None
         _ALIVE.add(task)
         task.add_done_callback(self._on_done)
         return task
@@ -51,10 +51,11 @@ class Tasks:
 
     async def cancel(self, *tasks: asyncio.Task[Any]) -> None:
         """Cancel these tasks, or all, and wait for them. They are not handed out."""
-        cancelled = set(tasks or (*self._awaited, *self._done))
-        self._awaited -= cancelled
+        # The first to wait for a permit leaves first: leaving from amid thousands takes asyncio 100 us each.
+        cancelled = dict.fromkeys(tasks or (*self._done, *self._awaited))
         self._done = deque(task for task in self._done if task not in cancelled)
         for task in cancelled:
+            self._awaited.pop(task, None)
             task.cancel()
         self._wake()  # there may be nothing left to wait for
         await wait_uncancelled(cancelled)
@@ -63,7 +64,7 @@ class Tasks:
         _ALIVE.discard(task)
         if task not in self._awaited:
             return  # it was cancelled here
-        self._awaited.remove(task)
+        del self._awaited[task]
         self._done.append(task)
         self._wake()
 

@@ -6,7 +6,8 @@ import asyncio
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from clocks import run_scaled
 
 import kie4o
 from kie4o import ImageRequest
+from kie4o.batch.batch import _KEYS_AT_ONCE
 from kie4o.emulator import Emulator
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.store import Entry
 
 
 def letters() -> Iterator[str]:
@@ -499,6 +503,116 @@ def test_a_custom_id_used_for_another_request_is_a_value(store: MakeStore, ended
                 errors = {each.key: type(each.error) for each in completions}
                 assert errors == {"a": kie4o.KeyConflictError, "b": type(None)}
                 paid_once(kie, ["x", "z"])
+
+    run_scaled(run(), SPEED)
+
+
+# -- what a list costs -----------------------------------------------------------------------------
+
+
+class Asked(MemoryStore):
+    """A store that knows which keys were looked up, and how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together: list[str] = []
+        self.alone: list[str | None] = []
+
+    async def find_many(self, keys: Sequence[str]) -> Sequence[Entry | None]:
+        self.together += keys
+        return await super().find_many(keys)
+
+    async def find(self, *, key: str | None = None, **other: Any) -> Entry | None:
+        self.alone += [] if key is None else [key]
+        return await super().find(key=key, **other)
+
+
+class Walked(Mapping[str, str]):
+    """A mapping that counts how often each item is taken, and by which task."""
+
+    def __init__(self, letters: list[str]) -> None:
+        self._letters = letters
+        self.taken: Counter[str] = Counter()
+        self.tasks: set[str] = set()
+
+    def __getitem__(self, key: str) -> str:
+        current = asyncio.current_task()
+        self.taken[key] += 1
+        self.tasks.add("" if current is None else current.get_name())
+        return key.removeprefix("id ")
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"id {letter}" for letter in self._letters)
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+
+def test_a_list_is_taken_once_and_looked_up_once() -> None:
+    """Whatever has ended or not: one walk, one look-up of each key, and none again of what has to run.
+
+    Controls: a generator is not searched, so that each of its keys is looked up alone; and a key that was
+    stored without an outcome is looked up again, since it may have one by now.
+    """
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie, store := Asked()) as client:
+            await all_of(client.generate_many(letter for letter in "abc"))
+            assert len(store.alone) == 3
+            assert store.together == []
+            for finished, source in ((0, Walked(list("defgh"))), (5, Walked(list("defghij")))):
+                store.alone, store.together = [], []
+                done = await all_of(client.generate_many(source, max_in_flight=2))
+                assert sum(each.replayed for each in done) == finished
+                assert set(source.taken.values()) == {1}
+                assert store.together == list(source)
+                assert store.alone == []
+            task = await client.submit("k", key="id k")
+            await client.generate_many({"id k": "k"}).__anext__()
+            assert store.alone == ["id k"]
+            assert task.id in kie.tasks
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_finished_list_ends_with_its_last_item() -> None:
+    """Nothing is taken or looked up after it, also where the last group of keys is a whole one."""
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie, store := Asked()) as client:
+            prompts = {f"id {number}": f"{number}" for number in range(_KEYS_AT_ONCE)}
+            await all_of(client.generate_many(prompts))
+            source = Walked([f"{number}" for number in range(_KEYS_AT_ONCE)])
+            many = client.generate_many(source)
+            for _ in range(_KEYS_AT_ONCE):
+                assert (await anext(many)).replayed
+            calls, taken = len(store.together), source.taken.total()
+            with pytest.raises(StopAsyncIteration):
+                await anext(many)
+            assert (len(store.together), source.taken.total()) == (calls, taken)
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_source_that_needs_no_waiting_gets_no_task() -> None:
+    """Its requests are taken in the task of the caller. Control: those of an async generator are not."""
+
+    async def run() -> None:
+        async with kie_of() as kie, client_of(kie) as client:
+            source, here = Walked(LETTERS), asyncio.current_task()
+            await all_of(client.generate_many(source, max_in_flight=3))
+            assert here is not None
+            assert source.tasks == {here.get_name()}
+            names = set()
+
+            async def arriving() -> AsyncIterator[str]:
+                for letter in FEW:
+                    current = asyncio.current_task()
+                    names.add("" if current is None else current.get_name())
+                    yield letter
+
+            await all_of(client.generate_many(arriving()))
+            assert names == {"kie4o batch source"}
 
     run_scaled(run(), SPEED)
 

@@ -130,6 +130,17 @@ async def test_save_keeps_and_replaces(store: Store) -> None:
     assert plain(await store.find(key="k")) == plain(entry)
 
 
+async def test_many_keys_are_found_in_their_order(store: Store) -> None:
+    """What `find` returns for each, also for a key that is asked for twice, and for more than SQL takes at
+    once."""
+    assert list(await store.find_many([])) == []
+    for entry in (submitted("a"), ended(submitted("b")), entry_of("c", prompt="y")):
+        await store.save(entry)
+    keys = ["b", "missing", "c", "a", "b", "A", *(f"missing {number}" for number in range(2000))]
+    found = await store.find_many(keys)
+    assert [plain(entry) for entry in found] == [plain(await store.find(key=key)) for key in keys]
+
+
 async def test_an_entry_is_found_by_its_task_id(store: Store) -> None:
     """From SUBMITTED on, and after the task has finished."""
     assert await store.find(task_id="task-of-k") is None
