@@ -8,8 +8,8 @@ A read gets one that was idle for less than 15 s, or a new one. The paid POST ge
 4. A new one, in the pool of the reads if that has room. There status checks keep it proven.
 
 For a POST an age counts by the clock of the loop, by the wall clock and by the uptime, since some of them
-stand still while a machine sleeps; for a read by the first two. A connection that is found unfit is closed: put
-back, it would look young.
+stand still while a machine sleeps; for a read by the first two. A connection that is found unfit is closed:
+put back, it would look young.
 
 aiohttp documents no way to choose a connection. `connect` is overridden, and nothing with an underscore is
 used; `can_choose` tells whether this version of aiohttp still calls it as it is overridden here.
