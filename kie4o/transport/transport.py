@@ -79,7 +79,6 @@ class Transport:
             )
         if proxy is not None and not is_web_url(proxy):
             raise ConfigurationError("invalid proxy: expected a complete http:// or https:// URL")
-        self._settings = settings
         self._timeout = timeout
         self._user_session = session
         self._proxy = proxy
@@ -93,6 +92,7 @@ class Transport:
         # Normalized here and not at each call: it takes 1 us of a status check of 100 us.
         self._urls = {each: str(URL(hosts[each.uploads] + each.path)) for each in ENDPOINTS}
         self._redacted = redactor(settings.api_key)
+        self._key_header = {hdrs.AUTHORIZATION: f"Bearer {settings.api_key.reveal()}"}
 
     async def read(
         self,
@@ -250,11 +250,8 @@ class Transport:
             connector=connector,
             connector_owner=self._user_session is None,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={
-                hdrs.AUTHORIZATION: f"Bearer {self._settings.api_key.reveal()}",
-                hdrs.USER_AGENT: USER_AGENT,
-                hdrs.ACCEPT_ENCODING: "identity",
-            },
+            # Without the key: aiohttp sends the headers of a session to a proxy as well, in the clear.
+            headers={hdrs.USER_AGENT: USER_AGENT, hdrs.ACCEPT_ENCODING: "identity"},
             timeout=_NO_TIMEOUT,  # each call has its own
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
@@ -321,8 +318,14 @@ class Transport:
         timeout: float | EllipsisType | None,
     ) -> Awaitable[aiohttp.ClientResponse]:
         """Start the request. Not a closure, which would be eight more objects for the garbage collector."""
-        data, limit = _data_of(body), self._client_timeout(timeout)
-        return session.request(method, url, data=data, timeout=limit, allow_redirects=False)
+        return session.request(
+            method,
+            url,
+            data=_data_of(body),
+            headers=self._key_header,
+            timeout=self._client_timeout(timeout),
+            allow_redirects=False,
+        )
 
     async def _respond(
         self, session: aiohttp.ClientSession, body: bytes, attempt: PaidAttempt
@@ -339,6 +342,7 @@ class Transport:
                 SUBMIT.method,
                 url,
                 data=PaidBody(body, attempt, keep_connection=not lent),
+                headers=self._key_header,
                 allow_redirects=False,
                 server_hostname=name,
             )

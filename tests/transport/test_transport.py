@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from canary import CANARY_KEY
 from clients import client_of
-from faults import GOOD_BODY, TASK_ID, Connection, FaultServer, http
+from faults import GOOD_BODY, TASK_ID, Connection, FaultServer, accepting, http
+from proxies import Proxy
 
 from kie4o import APIConnectionError, AsyncKieClient, KieError, SubmissionUnknownError
 from kie4o.transport.transport import MAX_BODY, USER_AGENT
@@ -63,6 +64,21 @@ async def test_every_request_has_its_headers() -> None:
         assert headers["authorization"] == [f"Bearer {CANARY_KEY}"]
         assert headers["user-agent"] == [USER_AGENT]
         assert headers["accept-encoding"] == ["identity"]
+
+
+@pytest.mark.usefixtures("any_certificate")
+@pytest.mark.parametrize("credentials", ["", "me:hunter2@"])
+async def test_no_proxy_is_shown_the_key(credentials: str) -> None:
+    """Not even one without credentials, for which aiohttp takes those of the session."""
+    async with FaultServer(accepting, tls=True) as server, Proxy() as proxy:
+        async with keyed(server.url, proxy=f"http://{credentials}{proxy.address}") as client:
+            await client.submit("x")
+            with pytest.raises(KieError):
+                await client.credits()
+    assert all(f"Bearer {CANARY_KEY}".encode() in head for head in server.heads)
+    assert len(proxy.heads) == len(server.heads) > 1
+    assert not [head for head in proxy.heads if CANARY_KEY.encode() in head or b"Bearer" in head]
+    assert all((b"Proxy-Authorization: Basic " in head) is bool(credentials) for head in proxy.heads)
 
 
 # -- answers -----------------------------------------------------------------------------------------
