@@ -91,6 +91,7 @@ class Pool(aiohttp.TCPConnector):
         aiohttp hands out the longest idle first. Those that do not fit are closed.
         """
         self.calls += 1
+        key = req.connection_key  # now: aiohttp adds to the headers for a proxy as it connects
         try:
             while True:
                 connection = await super().connect(req, traces, timeout)
@@ -103,7 +104,7 @@ class Pool(aiohttp.TCPConnector):
             raise
         if since is None:
             self._forget_closed()
-        connection.add_callback(functools.partial(self._let_go, req.connection_key, connection.protocol))
+        connection.add_callback(functools.partial(self._let_go, key, connection.protocol))
         return connection, since
 
     def proven(self, key: ConnectionKey | None, seconds: float) -> int:
@@ -186,10 +187,11 @@ class PaidPool(Pool):
         if not can_be_opened_ahead(req):
             return None
         loop = asyncio.get_running_loop()
-        self._key, began = req.connection_key, loop.time()
+        self._key = key = req.connection_key
+        began = loop.time()
         while True:
             connection, since = await self.take(req, [], _NO_TIMEOUT, self._fits)
-            self.ahead.hold(Held(connection, req.connection_key, since or moment()))
+            self.ahead.hold(Held(connection, key, since or moment()))
             if since is None:
                 return self.ahead.took(loop.time() - began)
 

@@ -243,15 +243,34 @@ async def test_closing_while_the_server_accepts_nothing() -> None:
 
 
 @pytest.mark.usefixtures("any_certificate")
-async def test_over_a_proxy_there_are_as_many_tunnels_as_submits() -> None:
-    """CONNECT is a part of what is opened ahead."""
+async def test_a_tunnel_that_was_opened_ahead_is_used() -> None:
+    """aiohttp adds to the headers for the proxy as it connects, and their hash is a part of the key."""
     async with Keeping(tls=True) as server, Proxy() as proxy:
-        client = client_of(server.url, proxy=proxy.url, rate_limit=RateLimit(2, per=1.5))
-        async with client:
-            await asyncio.gather(*(client.submit(f"{number}") for number in range(4)))
-        assert len(server.carried) == 4
-        assert len(proxy.heads) == server.connections == 4
-        assert all(b"hunter2" not in head and b"CONNECT" in head for head in proxy.heads)
+        transport = transport_to(server.url, proxy=proxy.url)
+        transport.prepare(2)
+        await opened(transport)
+        for number in range(3):
+            await pay(transport, f"{number}")
+        assert (held(transport), server.connections, len(proxy.heads)) == (0, 2, 2)
+        await look(transport)
+        await pay(transport, "proven")
+        assert server.connections == 3
+        await transport.aclose()
+
+
+@pytest.mark.usefixtures("any_certificate")
+def test_over_a_proxy_there_are_as_many_tunnels_as_submits() -> None:
+    """CONNECT is a part of what is opened ahead."""
+
+    async def run() -> None:
+        async with Keeping(tls=True) as server, Proxy() as proxy:
+            async with client_of(server.url, proxy=proxy.url, rate_limit=RateLimit(2, per=10.0)) as client:
+                await asyncio.gather(*(client.submit(f"{number}") for number in range(4)))
+            assert len(server.carried) == 4
+            assert len(proxy.heads) == server.connections == 4
+            assert all(b"hunter2" not in head and b"CONNECT" in head for head in proxy.heads)
+
+    run_scaled(run(), 10)
 
 
 async def test_over_a_proxy_to_plain_http_nothing_is_opened_ahead() -> None:
