@@ -59,8 +59,8 @@ class Ahead:
         return min(self._kept / 2, _MARGIN * self.usual)
 
     def took(self, seconds: float) -> None:
-        """A connection was opened in this time."""
-        self.usual = max(seconds, _DECAY * self.usual)
+        """A connection was opened in this time. Longer than one is kept, nothing waits for another."""
+        self.usual = min(self._kept, max(seconds, _DECAY * self.usual))
 
     def open(self, count: int, call: Callable[[], Awaitable[None]]) -> None:
         """Let `call`, which holds what it opens, run so many times, each in a task."""

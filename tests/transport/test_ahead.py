@@ -141,6 +141,25 @@ async def test_a_post_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) ->
         await transport.aclose()
 
 
+def test_a_post_does_not_wait_for_long_because_one_took_long() -> None:
+    """A lost packet may make opening take many seconds, once. It says little about the next time."""
+
+    async def run() -> None:
+        async with Keeping() as server:
+            transport = transport_to(server.url, timeout=30.0)
+            transport.prepare(0)
+            pool = transport._paid_pool
+            assert pool is not None
+            pool.ahead.took(25.0)
+            pool.ahead.open(1, lambda: asyncio.sleep(3600))
+            start = asyncio.get_running_loop().time()
+            await pay(transport, "x")
+            assert asyncio.get_running_loop().time() - start < 2.5
+            await transport.aclose()
+
+    run_scaled(run(), 10)
+
+
 async def test_if_opening_fails_the_post_opens_its_own() -> None:
     """The failure is no error of anyone; the verdict of the POST tells."""
     transport = transport_to(f"http://127.0.0.1:{unused_port()}")
