@@ -5,7 +5,8 @@ A read gets one that was idle for less than 15 s, or a new one. The paid POST ge
 1. One that was opened ahead, because the account's limit is about to admit a submit (`ahead`).
 2. One that is just proven: its last answer was complete less than 2 s ago, in either pool.
 3. One that is being opened ahead, for which it waits as long as opening usually takes.
-4. A new one, in the pool of the reads if that has room. There status checks keep it proven.
+4. A new one, in the pool of the reads, where status checks keep it proven. If that one has no room, or idle
+   connections that are old for a POST, which aiohttp would hand out before, it is in the pool of the POST.
 
 For a POST an age counts by the clock of the loop, by the wall clock and by the uptime, since some of them
 stand still while a machine sleeps; for a read by the first two. A connection that is found unfit is closed:
@@ -164,7 +165,9 @@ class PaidPool(Pool):
             if not await ahead.wait(until):
                 break
         began = loop.time()
-        pool = self._reads if self._reads.calls < self._reads.limit else self
+        reads = self._reads
+        in_use = reads.calls >= reads.limit or reads.is_proven(key, reads.kept)
+        pool = self if in_use else reads
         connection, since = await pool.take(req, traces, timeout, self._fits)
         if since is None:
             ahead.took(loop.time() - began)

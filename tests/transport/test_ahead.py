@@ -67,6 +67,27 @@ def test_what_is_proven_is_not_opened() -> None:
     run_scaled(run(), 10)
 
 
+def test_a_post_leaves_the_connections_of_the_reads() -> None:
+    """That are too old for it, and not for the next reads."""
+
+    async def run() -> None:
+        async with Keeping() as server:
+            transport = transport_to(server.url)
+            for _ in range(3):
+                server.go.clear()
+                earlier = len(server.heads)
+                looks = [asyncio.create_task(look(transport)) for _ in range(3)]
+                await until(lambda earlier=earlier: len(server.heads) == earlier + 3)
+                server.go.set()
+                await asyncio.gather(*looks)
+                await asyncio.sleep(5)
+                await pay(transport, f"{earlier}")
+            assert server.connections == 3 + 3
+            await transport.aclose()
+
+    run_scaled(run(), 10)
+
+
 def test_what_nobody_uses_is_closed_at_two_seconds() -> None:
     """The submits were cancelled, or all were held back."""
 
