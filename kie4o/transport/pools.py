@@ -134,7 +134,7 @@ class Pool(aiohttp.TCPConnector):
         self.idle[protocol] = key, moment()  # perhaps it is being closed: `is_clean` tells
 
     def _forget_closed(self) -> None:
-        for protocol in [each for each in self.idle if not is_clean(each)]:
+        for protocol in [each for each in self.idle if each is None or not each.is_connected()]:
             del self.idle[protocol]
 
 

@@ -82,8 +82,12 @@ class Keeping(FaultServer):
         return running(rest.split()[0].decode()) if asked else kept(b'{"code":200,"msg":"","data":100}')
 
 
-def transport_to(url: str, timeout: float = 5.0, *, proxy: str | None = None) -> Transport:
-    settings = resolve(api_key=CANARY_KEY, base_url=url, upload_url=None, webhook_key=None, environment={})
+def transport_to(
+    url: str, timeout: float = 5.0, *, proxy: str | None = None, upload_url: str | None = None
+) -> Transport:
+    settings = resolve(
+        api_key=CANARY_KEY, base_url=url, upload_url=upload_url, webhook_key=None, environment={}
+    )
     return Transport(settings, timeout=timeout, proxy=proxy)
 
 

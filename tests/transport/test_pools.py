@@ -33,6 +33,7 @@ from kie4o.submission.verdict import Verdict
 from kie4o.transport import paid_body, pools
 from kie4o.transport.paid_body import PaidBody
 from kie4o.transport.pools import can_choose, younger
+from kie4o.wire.requests import UPLOAD_FROM_URL
 
 USED = [kind for kind in KINDS if kind != "new"]
 OLD = 2.3  # seconds
@@ -226,6 +227,19 @@ async def test_control_without_a_look_at_it_the_connection_is_taken(
         for _ in range(5):
             await asyncio.sleep(0)
         assert (await pay(transport, "x"))[1].verdict is Verdict.NOT_SENT
+        await transport.aclose()
+
+
+async def test_what_arrived_is_not_forgotten_while_the_connection_is_open() -> None:
+    """Although a call to the host of the uploads opens another one meanwhile, in the same pool."""
+    async with Keeping() as server, Keeping() as uploads:
+        transport = transport_to(server.url, upload_url=uploads.url)
+        await prepared(transport, "proven")
+        await server.links[0].send(UNASKED["answer"])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await transport.read(UPLOAD_FROM_URL, lambda *_: None, body=b'{"prompt":"a picture"}')
+        assert (await pay(transport, "x"))[1].verdict is Verdict.ACCEPTED
         await transport.aclose()
 
 
