@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 # CLOCK_MONOTONIC_RAW stands still as the usual one does. On Windows the usual one counts.
 _NAME = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
 _UPTIME: int | None = getattr(time, _NAME, None)
+_real_uptime = time.monotonic if _UPTIME is None else functools.partial(time.clock_gettime, _UPTIME)
 _thread = threading.local()
 _T = TypeVar("_T")
 
@@ -34,6 +36,7 @@ def uptime() -> float:
     return _read(_real_uptime)
 
 
+@functools.cache
 def resolution() -> float:
     """By how many seconds `time.monotonic` may be behind: 0.0156 on Windows before Python 3.13."""
     return time.get_clock_info("monotonic").resolution
@@ -78,10 +81,6 @@ def fast_loop(loop: asyncio.AbstractEventLoop, speed: float) -> asyncio.Abstract
 def sleeper(speed: float) -> Callable[[float], Awaitable[object]]:
     """`asyncio.sleep` for seconds of which `speed` pass in each real one."""
     return asyncio.sleep if speed == 1 else lambda seconds: asyncio.sleep(seconds / speed)
-
-
-def _real_uptime() -> float:
-    return time.monotonic() if _UPTIME is None else time.clock_gettime(_UPTIME)
 
 
 def _read(real: Callable[[], float]) -> float:

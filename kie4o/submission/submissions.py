@@ -297,14 +297,14 @@ class Submissions:
         if judgement.verdict is Verdict.REFUSED and judgement.code in WINDOW_CODES:
             held = self._limiter.hold_all()  # before the slot is granted to the next request
             submit.held_until = submit.task.get_loop().time() + held
-        verdict = judgement.verdict.value
-        logger.debug(
-            "a submit was %s (ref %s, code %s, task %s)",
-            verdict,
-            entry.ref,
-            judgement.code,
-            judgement.task_id,
-        )
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "a submit was %s (ref %s, code %s, task %s)",
+                judgement.verdict.value,
+                entry.ref,
+                judgement.code,
+                judgement.task_id,
+            )
         return judgement
 
     def _delay_before_resend(self, resend: Resend, count: int, retry_after: str | None) -> float:

@@ -96,7 +96,7 @@ class Pool(aiohttp.TCPConnector):
         try:
             while True:
                 connection = await super().connect(req, traces, timeout)
-                _, since = self.idle.pop(connection.protocol, _NEW)
+                key, since = self.idle.pop(connection.protocol, _NEW)
                 if since is None or fits(connection, since):
                     break
                 connection.close()
@@ -105,7 +105,9 @@ class Pool(aiohttp.TCPConnector):
             raise
         if since is None:
             self._forget_closed()
-        connection.add_callback(functools.partial(self._let_go, key, connection.protocol))
+        connection.add_callback(
+            functools.partial(self._let_go, key or req.connection_key, connection.protocol)
+        )
         return connection, since
 
     def proven(self, key: ConnectionKey | None, seconds: float) -> int:
@@ -116,9 +118,8 @@ class Pool(aiohttp.TCPConnector):
             for protocol, (its_key, since) in self.idle.items()
         )
 
-    def is_proven(self, key: ConnectionKey, seconds: float) -> bool:
+    def is_proven(self, key: ConnectionKey, now: Moment, seconds: float) -> bool:
         """Whether there is one. The latest are asked first, so that a POST usually compares one key."""
-        now = moment()
         return any(
             younger(since, now, seconds) and key == its_key and is_clean(protocol)
             for protocol, (its_key, since) in reversed(self.idle.items())
@@ -159,8 +160,9 @@ class PaidPool(Pool):
             held = ahead.take(functools.partial(self._held_fits, key))
             if held is not None:
                 return held.connection
+            now = moment()
             for pool in (self, self._reads):
-                if pool.is_proven(key, self.kept):
+                if pool.is_proven(key, now, self.kept):
                     return (await pool.take(req, traces, timeout, self._fits))[0]
             if not await ahead.wait(until):
                 break

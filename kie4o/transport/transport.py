@@ -331,26 +331,32 @@ class Transport:
         self, session: aiohttp.ClientSession, body: bytes, attempt: PaidAttempt
     ) -> aiohttp.ClientResponse:
         """Send the paid request as soon as there is a file for its socket; for half of the timeout."""
+        try:
+            return await self._posted(session, body, attempt)
+        except OSError as error:
+            if attempt.sent or not no_file_left(error):
+                raise
+        return await when_free(
+            functools.partial(self._posted, session, body, attempt),
+            seconds=self._timeout / 2,
+            waits_for=lambda error: no_file_left(error) and not attempt.sent,
+        )
+
+    def _posted(
+        self, session: aiohttp.ClientSession, body: bytes, attempt: PaidAttempt
+    ) -> Awaitable[aiohttp.ClientResponse]:
+        """Start the paid request."""
         url = URL(self._urls[SUBMIT], encoded=True)
         # The idle connections of a user's connector may be of any age. aiohttp keeps them apart by this name,
         # which is the right one anyway, so no POST gets one of them; and its own is not kept for another.
         lent = self._user_session is not None
-        name = url.raw_host if lent else None
-
-        def request() -> Awaitable[aiohttp.ClientResponse]:
-            return session.request(
-                SUBMIT.method,
-                url,
-                data=PaidBody(body, attempt, keep_connection=not lent),
-                headers=self._key_header,
-                allow_redirects=False,
-                server_hostname=name,
-            )
-
-        return await when_free(
-            request,
-            seconds=self._timeout / 2,
-            waits_for=lambda error: no_file_left(error) and not attempt.sent,
+        return session.request(
+            SUBMIT.method,
+            url,
+            data=PaidBody(body, attempt, keep_connection=not lent),
+            headers=self._key_header,
+            allow_redirects=False,
+            server_hostname=url.raw_host if lent else None,
         )
 
     def _client_timeout(self, timeout: float | EllipsisType | None) -> aiohttp.ClientTimeout:

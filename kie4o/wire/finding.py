@@ -61,7 +61,7 @@ def image_urls(value: object, depth: int = _DEPTH) -> tuple[str, ...]:
         value = _decoded(value)
     if depth == 0 or not value:
         return ()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for name in _PLACES_OF_URLS:
             if (inner := value.get(name)) and (urls := image_urls(inner, depth - 1)):
                 return urls
