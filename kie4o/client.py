@@ -207,7 +207,7 @@ class AsyncKieClient:
         runtime = await self._runtime.ready()
         submitted = await runtime.lifecycle.submit(checked, checked_key, resubmit)
         task_id = known_task_id(submitted.entry)
-        return ImageTask(self._lifecycle, task_id, request=checked, since=submitted.since)
+        return ImageTask(self, task_id, request=checked, since=submitted.since)
 
     async def generate(
         self,
@@ -438,7 +438,7 @@ class AsyncKieClient:
         Args:
             task_id: The id of a task that was submitted at most 14 days ago, by any process, or what has one.
         """
-        return ImageTask(self._lifecycle, task_id_of(task_id))
+        return ImageTask(self, task_id_of(task_id))
 
     async def details(self, task_id: HasTaskId | str) -> TaskDetails:
         """Poll a task once; if it has ended, that is saved. Polls of the same task are at least 0.34 s apart

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any
+from collections.abc import AsyncGenerator, Generator
+from typing import Any, Protocol
 
 from .details import TaskDetails
 from .image_request import ImageRequest
@@ -12,6 +12,10 @@ from .lifecycle import Lifecycle
 from .models import ImageResult
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
+
+
+class _Client(Protocol):
+    def _lifecycle(self) -> Lifecycle: ...
 
 
 class ImageTask:
@@ -22,11 +26,11 @@ class ImageTask:
         request: The `ImageRequest`, or None if the handle was created from an id.
     """
 
-    __slots__ = ("_lifecycle", "_since", "id", "request")
+    __slots__ = ("_client", "_since", "id", "request")
 
     def __init__(
         self,
-        lifecycle: Callable[[], Lifecycle],
+        client: _Client,
         task_id: str,
         *,
         request: ImageRequest | None = None,
@@ -35,7 +39,7 @@ class ImageTask:
         """Handles are created by `AsyncKieClient.submit` and `AsyncKieClient.task`."""
         self.id: str = task_id
         self.request: ImageRequest | None = request
-        self._lifecycle = lifecycle  # the current one: a client can be closed and opened again
+        self._client = client  # not its lifecycle, which changes when it is closed and opened again
         self._since = since  # loop time of the submit, if it was in this run
 
     @property
@@ -45,7 +49,7 @@ class ImageTask:
 
     def __await__(self) -> Generator[Any, None, ImageResult]:
         # Not self.wait(): one coroutine less saves 0.25 of 2.45 KiB per waiting task (benchmarks/memory.py).
-        wait: Any = self._lifecycle().wait(self.id, ..., None, self._since, self.request)
+        wait: Any = self._client._lifecycle().wait(self.id, ..., None, self._since, self.request)
         wait.__qualname__ = "ImageTask.__await__"  # for Python's warning about what was never awaited
         steps: Generator[Any, None, ImageResult] = wait.__await__()
         return steps
@@ -64,11 +68,11 @@ class ImageTask:
             TaskNotFoundError: Kie does not know the task.
             TaskTimeoutError: The time is up; the task is still running and can be waited for again.
         """
-        return await self._lifecycle().wait(self.id, timeout, on_update, self._since, self.request)
+        return await self._client._lifecycle().wait(self.id, timeout, on_update, self._since, self.request)
 
     async def details(self) -> TaskDetails:
         """Poll the task once."""
-        return await self._lifecycle().details(self.id)
+        return await self._client._lifecycle().details(self.id)
 
     async def updates(self, *, timeout: Timeout = ...) -> AsyncGenerator[TaskDetails]:
         """The details of every poll until the task has ended; the last shows the outcome.
@@ -76,7 +80,7 @@ class ImageTask:
         Args:
             timeout: As for `wait`.
         """
-        updates = self._lifecycle().updates(self.id, timeout, self._since)
+        updates = self._client._lifecycle().updates(self.id, timeout, self._since)
         async with contextlib.aclosing(updates):
             async for details in updates:
                 yield details

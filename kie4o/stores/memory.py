@@ -40,7 +40,7 @@ class MemoryStore:
         self._key_of_ref: dict[str, str] = {}  # where the key is not the ref itself
         self._callbacks: dict[str, list[str]] = {}  # task ids by ref
         self._ended: dict[bool, dict[str, None]] = {True: {}, False: {}}  # keys by `keyed`, oldest first
-        self._slots: dict[str, tuple[float, float]] = {}  # Unix time and uptime of submits, by ref
+        self._slots: dict[str, float] = {}  # the uptime from which each submit counts, by ref
         self._forgotten: Counter[tuple[EntryState, Decimal | None]] = Counter()  # dropped, by state and price
         self._is_open = False
         self._saves = 0
@@ -109,7 +109,7 @@ class MemoryStore:
         return tuple(self._callbacks.get(ref, ()))
 
     def _check_task_id(self, entry: Entry) -> None:
-        if entry.state is EntryState.SUBMITTED and entry.task_id is not None:
+        if entry.task_id is not None and entry.state is EntryState.SUBMITTED:
             owner = self._entries.get(self._key_of_task.get(entry.task_id, ""))
             if owner is not None and owner.ref != entry.ref:
                 raise duplicate_task(entry.task_id, owner)
@@ -190,21 +190,21 @@ class MemoryStore:
 
     async def recent(self, per: float) -> list[float]:
         now = clock.uptime()
-        return [
-            now - at for _, at in self._slots.values() if now - at < per
-        ]  # of an earlier client on this store
+        return [now - at for at in self._slots.values() if now - at < per]  # of an earlier client
 
     def _count_slot(self, entry: Entry, previous: Entry | None) -> None:
         """Count the submit against the account's limit from now, unless it is counted or was not paid for."""
-        if previous is not None and previous.state is EntryState.INTENT and previous.ref != entry.ref:
+        same = previous if previous is not None and previous.ref == entry.ref else None
+        if previous is not same and previous is not None and previous.state is EntryState.INTENT:
             self._slots.pop(previous.ref, None)  # what was stored before that submit is restored
         if entry.state is EntryState.PLANNED:
             self._slots.pop(entry.ref, None)
         elif entry.submitted_at is not None and not entry.state.ended:
-            counted_at, _ = self._slots.get(entry.ref, (None, None))
-            if counted_at != entry.submitted_at:
+            if same is None and entry.ref in self._slots:
+                return  # it moves to another key
+            if same is None or same.submitted_at != entry.submitted_at:
                 self._slots.pop(entry.ref, None)
-                self._slots[entry.ref] = entry.submitted_at, clock.uptime()
+                self._slots[entry.ref] = clock.uptime()
                 if len(self._slots) > KEPT_SLOTS:
                     del self._slots[next(iter(self._slots))]
 
