@@ -91,6 +91,9 @@ def _read_only(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return copy
 
 
+EMPTY: Mapping[str, Any] = _read_only({})  # which many may hold
+
+
 @attrs.frozen(kw_only=True)
 class TaskDetails:
     """The status of a task: what one poll found, or what a callback said. Source: Kie's record-info page.

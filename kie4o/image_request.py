@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import attr
 import attrs
 
+from .details import EMPTY
 from .errors import InvalidRequestError, invalid
 from .plain import json_object, plain
 from .urls import WEB_URL, URLObject, callback_url_fault, callback_url_text, is_web_url, url_text
@@ -111,7 +112,7 @@ def _as_urls(value: Iterable[AnyURL] | None) -> tuple[str, ...]:
 
 def _as_extra(value: Mapping[str, object]) -> Mapping[str, Any]:
     if type(value) is dict and not value:
-        return {}
+        return EMPTY  # one for all, which saves each request 64 bytes
     problem = ""
     try:
         return json_object(value)
