@@ -92,7 +92,8 @@ class Pool(aiohttp.TCPConnector):
         aiohttp hands out the longest idle first. Those that do not fit are closed.
         """
         self.calls += 1
-        key = req.connection_key  # now: aiohttp adds to the headers for a proxy as it connects
+        # Asked for now over a proxy: aiohttp adds to the headers for one as it connects.
+        new_key = None if req.proxy is None else req.connection_key
         try:
             while True:
                 connection = await super().connect(req, traces, timeout)
@@ -106,7 +107,7 @@ class Pool(aiohttp.TCPConnector):
         if since is None:
             self._forget_closed()
         connection.add_callback(
-            functools.partial(self._let_go, key or req.connection_key, connection.protocol)
+            functools.partial(self._let_go, key or new_key or req.connection_key, connection.protocol)
         )
         return connection, since
 
@@ -168,7 +169,7 @@ class PaidPool(Pool):
                 break
         began = loop.time()
         reads = self._reads
-        in_use = reads.calls >= reads.limit or reads.is_proven(key, reads.kept)
+        in_use = reads.calls >= reads.limit or reads.is_proven(key, moment(), reads.kept)
         pool = self if in_use else reads
         connection, since = await pool.take(req, traces, timeout, self._fits)
         if since is None:
