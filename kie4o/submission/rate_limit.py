@@ -115,8 +115,8 @@ class RateLimiter:
 
     Every slot that `acquire` grants is released exactly once.
 
-    `announce` is called `lead()` seconds before slots are free for which requests wait, with the number that
-    will be free then: at most one for each request. What a call announced may be in the next one too.
+    `announce` is called `lead()` seconds before slots become free that requests wait for, with their number:
+    at most one for each request. A slot may be announced more than once.
     """
 
     limit: RateLimit

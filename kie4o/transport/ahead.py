@@ -1,10 +1,10 @@
-"""Connections that are opened before they are needed: how early, how many wait, and who gets them.
+"""Connections that are opened before they are needed: how early, how many, and which submit gets one.
 
-The account's limit knows when it will admit the next submits. A connection that is opened a little before
-saves each of them the handshakes, which over TLS take two or three times as long as the POST itself. It is
-never older than 2 s when it is used, and is closed if it is not used by then.
+The limiter knows when it will admit the next submits. A connection that is opened a little earlier saves each
+of them the handshakes, which over TLS take two or three times as long as the POST itself. It is never older
+than 2 s when it is used, and is closed if it is not used by then.
 
-Nothing is sent here. A failure to open is nobody's error: the submit opens a connection of its own.
+Nothing is sent here. A failure to open is not reported: the submit opens a connection of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.connector import Connection
 
-_MARGIN = 1.5  # begin to open so many times earlier than opening usually takes
+_MARGIN = 1.5  # times what opening usually takes: how early it begins
 FIRST_LEAD = 0.3  # seconds, until a connection was opened
 _DECAY = 0.8  # of the longest time that opening took, at each that took less
 
@@ -40,7 +40,7 @@ class Ahead:
     """What is opened ahead and not used yet. Each connection is given to one `take`, or closed."""
 
     def __init__(self, kept: float) -> None:
-        self.usual: float = FIRST_LEAD / _MARGIN  # seconds that opening took lately
+        self.usual: float = FIRST_LEAD / _MARGIN  # seconds that opening took recently
         self.ready: list[Held] = []  # the oldest first
         self._kept = kept
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +63,7 @@ class Ahead:
         self.usual = min(self._kept, max(seconds, _DECAY * self.usual))
 
     def open(self, count: int, call: Callable[[], Awaitable[None]]) -> None:
-        """Let `call`, which holds what it opens, run so many times, each in a task."""
+        """Run `call`, which holds what it opens, `count` times, each in a task."""
         loop = asyncio.get_running_loop()
         if self._closed or loop.time() < self._paused_until:
             return

@@ -189,7 +189,7 @@ class PaidPool(Pool):
         return max(0, min(due - ready - self.ahead.opening - proven, self.limit - self.calls))
 
     async def open_ahead(self, req: aiohttp.ClientRequest) -> None:
-        """Open a connection for such a request and hold it. What is proven and in the way is held too."""
+        """Open a connection for such a request and hold it, and also proven ones that come before it."""
         if not can_be_opened_ahead(req):
             return None
         loop = asyncio.get_running_loop()
@@ -209,7 +209,7 @@ class PaidPool(Pool):
 
 
 def is_clean(protocol: ResponseHandler | None) -> bool:
-    """Whether it is connected, and nothing has arrived that no one asked for."""
+    """Whether it is connected, and no data has arrived that was not requested."""
     return protocol is not None and protocol.is_connected() and not protocol.should_close
 
 

@@ -192,11 +192,11 @@ class Transport:
             log_exchange(started, SUBMIT.method, SUBMIT.path, outcome)
 
     def lead(self) -> float:
-        """How many seconds before a submit is due `prepare` has to be called."""
+        """How many seconds before submits are due `prepare` is to be called."""
         return FIRST_LEAD if self._paid_pool is None else self._paid_pool.ahead.lead()
 
     def prepare(self, due: int) -> None:
-        """So many submits are due in `lead` seconds: open a connection for each that has none."""
+        """Open a connection for each of the submits that are due in `lead` seconds, unless there is one."""
         if self._closed or self._user_session is not None:
             return
         _, session = self._open()
