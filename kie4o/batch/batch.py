@@ -8,6 +8,7 @@ stopped: finished items are replayed without a submit, paid ones are waited for,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import itertools
@@ -98,6 +99,7 @@ class Batch:
         self._tasks = Tasks()
         self._in_flight = 0  # items that are not handed out
         self._submitting: set[str] = set()  # keys whose submit has no outcome yet
+        self._submitted: set[str] = set()  # keys in flight whose submit has one, which the store did not have
         self._pull: asyncio.Task[Item | None] | None = None
         self._exhausted = False
         self._unknown = 0  # outcomes in a row
@@ -145,6 +147,7 @@ class Batch:
         """Search some more items of a list or a mapping for finished ones. The others run after the last."""
         chunk = list(itertools.islice(iter(self._items.next, None), _KEYS_AT_ONCE))
         entries = await self._store.find_many([item.key for item in chunk])
+        await asyncio.sleep(0)  # a store in memory gives no turn to others, and a list may be long
         for item, entry in zip(chunk, entries, strict=True):
             if item.request is None:
                 self._kept.append(item)
@@ -214,22 +217,25 @@ class Batch:
             return None
         finally:
             self._submitting.discard(item.key)
+            self._submitted.discard(item.key)
         if completion.error is not None and _stops(completion.error):
             self._halt(copy.copy(completion.error))
         return completion
 
     async def _outcome(self, item: Item, new: bool) -> Completion:
-        """A `new` key is not looked up: the submit finds out if it is known by now."""
+        """A `new` key is not looked up, unless its price has to be reserved: the submit finds out if it is
+        known by now, because another item or caller has submitted it."""
         request = item.request
         if request is None:
             return completion_of(item, error=item.error)
+        new = new and not self._budget.limited
         try:
             entry = None if new else await self._known(item.key)
             if entry is not None and self._is_outcome(entry):
                 return replayed_completion(item, entry)
             result = await self._result(item.key, request, entry)
         except KieError as error:
-            return completion_of(item, error=error)
+            return completion_of(item, error=error, replayed=new and await self._had_ended(item.key))
         return completion_of(item, result=result, replayed=result.source == "store")
 
     async def _result(self, key: str, request: ImageRequest, entry: Entry | None) -> ImageResult:
@@ -249,6 +255,15 @@ class Batch:
         if entry is not None and entry.state is EntryState.UNKNOWN and not self._resubmit.after_unknown:
             return await self._named_task(entry.ref) or entry
         return entry
+
+    async def _had_ended(self, key: str) -> bool:
+        """Whether the error of a new key is that of an outcome that its submit found in the store."""
+        if key in self._submitted:
+            return False
+        with contextlib.suppress(StoreError):
+            entry = await self._store.find(key=key)
+            return entry is not None and self._is_outcome(entry)
+        return False
 
     def _is_outcome(self, entry: Entry) -> bool:
         """Whether the entry is the outcome: there is nothing to send and nothing to wait for."""
@@ -289,6 +304,8 @@ class Batch:
         """Count what it costs, and unknown outcomes in a row, without waiting for the callbacks that may
         resolve them."""
         self._submitting.discard(key)
+        if not submitted.entry.state.ended:
+            self._submitted.add(key)
         earlier = submitted.entry.task_id is not None and submitted.since is None
         reservation.settle(charged=not earlier)
         if submitted.entry.task_id is None:

@@ -36,6 +36,11 @@ class Budget:
         self._too_much: Decimal | None = None  # the price of the first request that did not fit
 
     @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._limit is not None
+
+    @property
     def waiting(self) -> bool:
         """Whether requests wait for what may be given back."""
         return bool(self._waiting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import subprocess
 import sys
@@ -615,6 +616,75 @@ def test_a_source_that_needs_no_waiting_gets_no_task() -> None:
             assert names == {"kie4o batch source"}
 
     run_scaled(run(), SPEED)
+
+
+# -- keys that get an outcome after the list was searched ----------------------------------------------
+
+OUTCOMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "done": ("", {}),
+    "failed": ("TaskFailedError", {"outcome": "failed"}),
+    "unknown": ("SubmissionUnknownError", {"answer": LOST}),
+}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize("credits", [None, 6])
+def test_an_id_that_a_list_has_twice_is_replayed(outcome: str, credits: int | None) -> None:
+    """Its request is paid once and fits the budget once; the others are replayed. So is it in a generator,
+    whose keys are looked up one by one."""
+
+    async def run(source: Callable[[Any], Any]) -> list[tuple[bool, str]]:
+        error, plan = OUTCOMES[outcome]
+        async with kie_of() as kie, client_of(kie) as client:
+            kie.plan("a", **plan)
+            pairs = source([("id", "a")] * 3)
+            done = await all_of(client.generate_many(pairs, max_in_flight=1, max_credits=credits))
+            assert [type(each.error).__name__ for each in done] == [error or "NoneType"] * 3
+            assert len(kie.submits) == 1
+            return [each.replayed for each in done]
+
+    assert run_scaled(run(list), SPEED) == run_scaled(run(iter), SPEED) == [False, True, True]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize("credits", [None, 6])
+def test_an_item_that_another_caller_finishes_first_is_replayed(outcome: str, credits: int | None) -> None:
+    """Between the search of the list and its turn: it is not paid again, and costs this run nothing."""
+
+    async def run() -> None:
+        error, plan = OUTCOMES[outcome]
+        async with kie_of() as kie, client_of(kie) as client:
+            kie.plan("b", **plan)
+            many = client.generate_many({"a": "a", "b": "b"}, max_in_flight=1, max_credits=credits)
+            assert not (await anext(many)).replayed
+            with contextlib.suppress(kie4o.KieError):
+                await client.generate("b", key="b")
+            [second] = await all_of(many)
+            assert second.replayed
+            assert type(second.error).__name__ == (error or "NoneType")
+            assert len(kie.submits) == 2
+
+    run_scaled(run(), SPEED)
+
+
+async def test_others_have_their_turn_while_a_list_is_searched() -> None:
+    """Also with a store in memory, which never waits: at least once for each group of keys."""
+    source, taken = Walked([f"{number}" for number in range(5 * _KEYS_AT_ONCE)]), set[int]()
+
+    async def other() -> None:
+        while True:
+            taken.add(source.taken.total())
+            await asyncio.sleep(0)
+
+    async with kie_of() as kie, client_of(kie) as client:
+        many, watcher = client.generate_many(source), asyncio.create_task(other())
+        first = asyncio.ensure_future(anext(many))
+        while source.taken.total() < len(source):
+            await asyncio.sleep(0)
+        for task in (watcher, first):
+            task.cancel()
+        await asyncio.gather(watcher, first, return_exceptions=True)
+    assert len(taken) >= 5
 
 
 # -- any length ------------------------------------------------------------------------------------
