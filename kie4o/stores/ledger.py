@@ -75,9 +75,10 @@ class Ledger:
         Raises `StoreError`; then the request must not be sent. A write that was given up may still happen, so
         the INTENT is undone as soon as the store works.
         """
+        moves = 0 if previous is None else 1
         async with self._lock(entry):
             if previous is not None:
-                self._moves += 1
+                self._moves += moves
                 previous = await self._as_it_is_now(previous)
             self._unsaved.pop(entry.key, None)  # no older entry may replace the INTENT
             try:
@@ -86,8 +87,7 @@ class Ledger:
                 self._save_later(_planned(entry) if previous is None else previous)
                 raise
             finally:
-                if previous is not None:
-                    self._moves += 1
+                self._moves += moves
 
     async def submitted(self, entry: Entry) -> None:
         """Save the task id that arrived.
@@ -116,13 +116,15 @@ class Ledger:
     async def unpaid(self, entry: Entry, previous: Entry | None = None) -> Entry:
         """Undo the INTENT of a request that was not charged; return the entry as planned.
 
-        The `previous` submit of the key is stored under it again. Without a key there is nothing to keep.
+        The `previous` submit of the key is stored under it again, unless it was removed meanwhile. Without a
+        key there is nothing to keep.
         """
         planned = _planned(entry)
         try:
             async with self._lock(entry):
                 self._moves += 1
-                error = await self._keep(planned if previous is None else await self._as_it_is_now(previous))
+                restored = None if previous is None else await self._as_it_is_now(previous)
+                error = await self._keep(restored or planned)
         except StoreError as failure:  # the lock was not to be had
             self._save_later(previous or planned)
             error = failure
@@ -296,18 +298,21 @@ class Ledger:
         else:
             await self._store.save(entry)
 
-    async def _as_it_is_now(self, previous: Entry) -> Entry:
-        """The previous submit of a key, under its key: a callback may have named its task since."""
+    async def _as_it_is_now(self, previous: Entry) -> Entry | None:
+        """The previous submit of a key, under its key: a callback may have named its task since.
+
+        None if it was removed since, which is counted in what was spent: saved again it would count twice.
+        """
         unsaved = self._unsaved_where(ref=previous.ref)
         try:
             current = await self._latest(previous.ref)
         except StoreError:
-            current = None
+            current = previous
         if unsaved is not None:
             self._saved(unsaved)  # it must not be saved again under the key that it leaves
-        if current is None:
-            return previous
-        return _under(previous.key, current)
+        if current is None and previous.state.ended:
+            return None
+        return _under(previous.key, current or previous)
 
     async def _latest(self, ref: str) -> Entry | None:
         """The entry with this ref as it is now, wherever it has moved."""

@@ -12,7 +12,15 @@ import attrs
 import pytest
 from canary import CANARY_KEY
 
-from kie4o import AsyncKieClient, InvalidRequestError, StoreError, SubmissionUnknownError
+from kie4o import (
+    AsyncKieClient,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    RateLimit,
+    StoreError,
+    SubmissionUnknownError,
+    TaskFailedError,
+)
 from kie4o.clock import unix_time
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
@@ -110,32 +118,61 @@ async def test_control_of_the_above_a_store_that_removes_by_age_alone_pays_twice
         assert len(kie.submits) == 2
 
 
-async def test_a_submit_that_is_refused_restores_an_entry_that_was_removed_meanwhile(tmp_path: Path) -> None:
-    """The failed task that a key has is kept with its second submit, whatever is removed during that."""
-    store = SQLiteStore(tmp_path / "run.db")
+@pytest.mark.parametrize("sent", [False, True])
+async def test_what_is_removed_during_the_next_submit_of_its_key_is_counted_once(
+    make: Make, tmp_path: Path, sent: bool
+) -> None:
+    """A failed task is removed while its key is submitted again, which is then refused. It stays removed:
+    stored again it would count twice. Also if it is removed before the request is sent."""
+    limit = RateLimit(20, per=10.0) if sent else RateLimit(1, per=2.0)
     async with (
         Emulator(duration=0.0, latency=0.1) as kie,
-        AsyncKieClient(CANARY_KEY, base_url=kie.url, store=store) as client,
+        AsyncKieClient(CANARY_KEY, base_url=kie.url, store=make(tmp_path), rate_limit=limit) as client,
     ):
         kie.plan("a lake", outcome="failed")
-        task = await client.submit("a lake", key="k")
-        with pytest.raises(Exception, match="failed"):
-            await task
+        with pytest.raises(TaskFailedError):
+            await client.generate("a lake", key="k")
         await aged(client, "k", 2 * MONTH)
         kie.plan("a lake", answer=402)
+        if not sent:
+            await client.submit("another", key="takes the slot")
         again = asyncio.ensure_future(client.submit("a lake", key="k", retry_failed=True))
-        while not kie.submits[1:]:
+        submits = len(kie.submits)
+        while sent and len(kie.submits) == submits:
             await asyncio.sleep(0.001)
-        assert await client.prune(older_than=MONTH) == 1  # under its ref by now
-        with pytest.raises(Exception, match="402"):
+        await asyncio.sleep(0)
+        spent = await client.spent()
+        assert await client.prune(older_than=MONTH) == 1
+        assert await client.spent() == spent
+        with pytest.raises(InsufficientCreditsError):
             await again
+        assert len(kie.submits) == submits + 1
+        assert await client.find("k") is None
+        assert (await client.spent()).credits == (6 if sent else 12)
+
+
+async def test_control_of_the_above_without_pruning_the_failed_task_returns(tmp_path: Path) -> None:
+    """Control: it does to its key, and counts once."""
+    async with (
+        Emulator(duration=0.0) as kie,
+        AsyncKieClient(CANARY_KEY, base_url=kie.url, store=tmp_path / "run.db") as client,
+    ):
+        kie.plan("a lake", outcome="failed")
+        with pytest.raises(TaskFailedError) as caught:
+            await client.generate("a lake", key="k")
+        kie.plan("a lake", answer=402)
+        with pytest.raises(InsufficientCreditsError):
+            await client.submit("a lake", key="k", retry_failed=True)
         entry = await client.find("k")
         assert entry is not None
-        assert (entry.state, entry.task_id) == (EntryState.FAILED, task.id)
+        assert (entry.state, entry.task_id) == (EntryState.FAILED, caught.value.task_id)
+        assert (await client.spent()).credits == 6
 
 
 @pytest.mark.parametrize(
-    "age", [0, -1, True, None, "30d", float("inf"), float("nan"), timedelta(0), timedelta(days=-1)]
+    "age",
+    [0, -1, True, None, "30d", float("inf"), float("nan"), 10**400, timedelta(0), timedelta(days=-1)],
+    ids=range(10),
 )
 async def test_an_age_is_a_positive_duration(age: Any) -> None:
     """Anything else is named, and nothing is removed."""
