@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import os
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
@@ -22,7 +23,7 @@ from .errors import InvalidRequestError, invalid, invalid_setting
 from .image_request import ImageRequest, notices, our_name, remembering, warn_caller
 from .models import HasTaskId, RateLimit
 from .plain import SecretText, expanded, plain, revealed
-from .polling.policy import LOOKS_PER_SECOND, PollPolicy
+from .polling.policy import DefaultLimit, PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .pricing import Credits, amount
@@ -201,7 +202,7 @@ def path_of(path: str | os.PathLike[str]) -> str:
 def age_limit_of(older_than: float | timedelta) -> float:
     """An age in seconds."""
     age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
-    if type(age) in (int, float) and 0 < age < float("inf"):
+    if type(age) in (int, float) and 0 < age <= sys.float_info.max:
         return age
     raise invalid("older_than", older_than, "a positive number of seconds, or a timedelta")
 
@@ -231,13 +232,13 @@ def rate_limit_of(limit: RateLimit) -> RateLimit:
 def poll_of(policy: PollPolicy | None, *, loopback: bool) -> PollPolicy:
     """The default learns when to poll; on loopback it does not, since an emulator's tasks end too soon.
 
-    An emulator answers as many polls as there are, so the default of their limit does not hold there.
+    An emulator answers as many polls as there are, so a limit of them holds there only if it was chosen.
     """
     if policy is None:
         policy = PollPolicy() if loopback else PollPolicy.adaptive()
     if not isinstance(policy, PollPolicy):
         raise invalid_setting("poll", policy, "PollPolicy(...) or PollPolicy.adaptive(...)")
-    if loopback and policy.looks_per_second == LOOKS_PER_SECOND:
+    if loopback and isinstance(policy.looks_per_second, DefaultLimit):
         return attrs.evolve(policy, looks_per_second=None)
     return policy
 

@@ -6,6 +6,8 @@ Pure arithmetic without clock, randomness or network: a random number from 0 to 
 
 from __future__ import annotations
 
+from types import NoneType
+
 import attrs
 import backoff
 
@@ -15,11 +17,19 @@ GAP = 0.34  # between two looks at one task: Kie's record-info page allows 3 que
 # The first looks while a callback is expected, if it does not arrive. Kie's callbacks page advises to
 # check every 30 s; most tasks have finished within a minute.
 SAFETY_NET = (60.0, 30.0)
-LOOKS_PER_SECOND = 100.0  # by default; the account admits 2 new tasks per second
 _JITTER = 0.1  # share of the delay, both ways, so that tasks submitted together spread out
 _HIGHEST = 1e9  # of any setting
 _HIGHEST_PRICE = 3600.0
 _DELAYS = 64  # computed in advance; the last one is repeated
+
+
+class DefaultLimit(float):
+    """A limit that nobody chose, so that it need not hold on loopback. Also after a copy or a pickle."""
+
+    __slots__ = ()
+
+
+_LOOKS_PER_SECOND = DefaultLimit(100.0)  # the account admits 2 new tasks per second
 
 
 @attrs.frozen(kw_only=True)
@@ -37,8 +47,8 @@ class PollPolicy:
         looks_per_second: The most status checks per second over all tasks together; None for no limit.
             Kie names no such limit, but ten thousand tasks that are waited for again, after a restart or
             an outage, would otherwise all be polled at once. At the pace at which an account may submit,
-            2 tasks per second, the default is not reached; it does not hold on loopback. Tasks that have
-            to wait for their turn get it in the order in which they became due.
+            2 tasks per second, the default is not reached. On loopback only a limit that you pass holds.
+            Tasks that have to wait for their turn get it in the order in which they became due.
         price: The seconds of delay in seeing a result that one status check is worth, up to 3600. If
             it is set, delays are learned from finished tasks; None uses plain back-off.
 
@@ -50,17 +60,19 @@ class PollPolicy:
     factor: float = 1.5
     maximum: float = 5.0
     jitter: bool = True
-    looks_per_second: float | None = LOOKS_PER_SECOND
+    looks_per_second: float | None = _LOOKS_PER_SECOND
     price: float | None = None
     _delays: tuple[float, ...] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         per_second = self.looks_per_second
+        if isinstance(per_second, (DefaultLimit, NoneType)):
+            per_second = 1.0
         for name, value, least in (
             ("first", self.first, GAP),
             ("factor", self.factor, 1.0),
             ("maximum", self.maximum, GAP),
-            ("looks_per_second", LOOKS_PER_SECOND if per_second is None else per_second, 0.01),
+            ("looks_per_second", per_second, 0.01),
         ):
             if type(value) not in (int, float) or not least <= value <= _HIGHEST:
                 none = ", or None for no limit" if name == "looks_per_second" else ""
@@ -81,7 +93,7 @@ class PollPolicy:
         factor: float = 1.5,
         maximum: float = 5.0,
         jitter: bool = True,
-        looks_per_second: float | None = LOOKS_PER_SECOND,
+        looks_per_second: float | None = _LOOKS_PER_SECOND,
     ) -> PollPolicy:
         """A policy that learns from finished tasks when to poll.
 

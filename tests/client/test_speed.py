@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -24,6 +27,7 @@ from kie4o import (
     TaskTimeoutError,
     sign_callback,
 )
+from kie4o.arguments import poll_of
 from kie4o.clock import unix_time
 from kie4o.emulator import Emulator
 from kie4o.webhooks import routes
@@ -246,6 +250,17 @@ def test_on_loopback_there_is_no_limit_of_all_polls(poll: PollPolicy | None) -> 
     assert run_virtual(crowd_took(poll)) < 3
 
 
-def test_a_limit_of_all_polls_that_is_given_holds_on_loopback() -> None:
-    """Control: 500 polls at 90 per second take more than 5 s."""
-    assert run_virtual(crowd_took(PollPolicy(looks_per_second=90))) > 5
+@pytest.mark.parametrize("limit", [90, 100.0])
+def test_a_limit_of_all_polls_that_is_given_holds_on_loopback(limit: float) -> None:
+    """Control: 500 polls at 90 per second take more than 5 s. Also one that is as high as the default."""
+    assert run_virtual(crowd_took(PollPolicy(looks_per_second=limit))) > 4.5
+
+
+def test_a_copy_of_a_policy_has_a_limit_of_its_own_only_if_that_was_given() -> None:
+    """A copy, a pickle and a policy with another setting."""
+    for policy, lifted in ((PollPolicy(), True), (PollPolicy(looks_per_second=100.0), False)):
+        same = (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy)), attrs.evolve(policy, first=3.0))
+        for each in same:
+            assert each.looks_per_second == 100.0
+            assert (poll_of(each, loopback=True).looks_per_second is None) == lifted
+            assert poll_of(each, loopback=False) is each
