@@ -23,6 +23,7 @@ import attrs
 
 from ..errors import StoreError
 from .packing import fields_in, unpacked
+from .sqlite_pruning import checksum_of_count
 from .store import Entry, EntryState, hash_of_ref
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -83,6 +84,7 @@ def check_rows(connection: sqlite3.Connection, path: Path) -> list[Entry]:
     """Check each entry and whatever leads to it; return those that are INTENT. Raises `StoreError`."""
     for table in _TABLES:
         _contents(connection, path, table)
+    _check_counts(connection, path)
     indexed = {index.name: _contents(connection, path, index) for index in _INDEXES}
     held: dict[str, int] = defaultdict(int)
     intents: list[Entry] = []
@@ -100,6 +102,13 @@ def check_rows(connection: sqlite3.Connection, path: Path) -> list[Entry]:
         if contents != held[name]:
             raise damaged(path, f"{name} does not match the entries")
     return intents
+
+
+def _check_counts(connection: sqlite3.Connection, path: Path) -> None:
+    """Check what is counted of the entries that were removed."""
+    for state, price, tasks, check in connection.execute("SELECT state, price, tasks, checksum FROM pruned"):
+        if type(tasks) is not int or check != checksum_of_count(state, price, tasks):
+            raise damaged(path, "the table of what was removed has a row that does not match its checksum")
 
 
 def damaged(path: Path, reason: str) -> StoreError:

@@ -19,7 +19,7 @@ SCHEMA = 3
 # What was removed: how many entries of each state and price. The price is empty if it is not known.
 _PRUNED = """
 CREATE TABLE pruned (
-    state TEXT, price TEXT, tasks INTEGER NOT NULL, PRIMARY KEY (state, price)
+    state TEXT, price TEXT, tasks INTEGER NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (state, price)
 ) WITHOUT ROWID
 """
 _TABLES = f"""

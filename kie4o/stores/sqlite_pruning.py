@@ -10,7 +10,7 @@ import sqlite3
 from collections import Counter
 from typing import NamedTuple
 
-from .packing import unpacked
+from .packing import checksum, unpacked
 from .store import hash_of_ref
 
 _PAGE = 500  # rows looked at in one call
@@ -19,10 +19,6 @@ _INCREMENTAL = 2  # the mode of `PRAGMA auto_vacuum` that a new file has
 _CANDIDATES = """
 SELECT id, body, checksum FROM entry
 WHERE id > ? AND id <= ? AND state IN ('succeeded', 'failed') AND submitted_at < ?
-"""
-_COUNT = """
-INSERT INTO pruned (state, price, tasks) VALUES (?, ?, ?)
-ON CONFLICT (state, price) DO UPDATE SET tasks = tasks + excluded.tasks
 """
 
 
@@ -51,11 +47,25 @@ def prune_page(connection: sqlite3.Connection, *, after: int, before: float) -> 
         for entry in old.values()
         if entry.charged
     )
-    connection.executemany(_COUNT, [(*of, tasks) for of, tasks in prices.items()])
+    for (state, price), tasks in prices.items():
+        _count(connection, state, price, tasks)
     refs = [(hash_of_ref(entry.ref),) for entry in old.values()]
     connection.executemany("DELETE FROM callback WHERE ref_hash = ?", refs)
     connection.executemany("DELETE FROM entry WHERE id = ?", [(number,) for number in old])
     return Pruned(last, len(old))
+
+
+def _count(connection: sqlite3.Connection, state: str, price: str, tasks: int) -> None:
+    """Add so many tasks to those that were removed."""
+    sql = "SELECT tasks FROM pruned WHERE state = ? AND price = ?"
+    [before] = connection.execute(sql, (state, price)).fetchone() or [0]
+    after = before + tasks
+    row = (state, price, after, checksum_of_count(state, price, after))
+    connection.execute("INSERT OR REPLACE INTO pruned VALUES (?, ?, ?, ?)", row)
+
+
+def checksum_of_count(state: str, price: str, tasks: int) -> bytes:
+    return checksum(f"{state} {price} {tasks}".encode())
 
 
 def give_back(connection: sqlite3.Connection) -> bool:

@@ -19,6 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -582,6 +583,37 @@ async def test_the_check_of_a_large_store_says_how_far_it_is(
         "1,000 of 2,001 entries",
         "2,000 of 2,001 entries",
     ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("state", "unknown"), ("price", "7"), ("price", "six"), ("tasks", 3), ("tasks", 2.5), ("checksum", b"")],
+    ids=range(6),
+)
+async def test_a_changed_count_of_what_was_removed_is_refused(
+    tmp_path: Path, column: str, value: object
+) -> None:
+    """`spent` would return another sum, or fail."""
+    path = tmp_path / "run.db"
+    store = SQLiteStore(path)
+    await store.open()
+    for number in range(2):
+        details = TaskDetails(f"task-{number}", state=TaskState.SUCCEEDED, urls=("https://example.com",))
+        entry = Entry(f"{number}", request=ImageRequest("x"), ref=f"{number}", task_id=details.task_id)
+        await store.save(
+            attrs.evolve(
+                entry, state=EntryState.SUCCEEDED, submitted_at=1e9, price=Decimal(6), details=details
+            )
+        )
+    assert await store.prune(2e9) == 2
+    spent = await store.spent()
+    await store.aclose()
+    await store.open()
+    assert await store.spent() == spent
+    await store.aclose()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE pruned SET {column} = ?", (value,))
+    assert "is damaged" in await refusal(path)
 
 
 @pytest.mark.parametrize("column", ["task_id", "ref_hash", "checksum"])
