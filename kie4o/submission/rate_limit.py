@@ -129,6 +129,7 @@ class RateLimiter:
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _announcement: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _announced_by: float = attrs.field(init=False, default=float("-inf"))  # slots that are free then
+    _announced: tuple[float, int] = attrs.field(init=False, default=(0.0, 0))  # due when, how many waited
     _logged_until: float = attrs.field(init=False, default=float("-inf"))  # the end of the last logged pause
 
     def __attrs_post_init__(self) -> None:
@@ -215,17 +216,23 @@ class RateLimiter:
         self._announce_later()
 
     def _announce_later(self) -> None:
-        """Announce the next slots that were not announced, once they are due in `lead` seconds."""
+        """Announce the next slots that were not announced, once they are due in `lead` seconds.
+
+        Twice only to more requests. `_grant` may come a little early, and time does not pass between two
+        timers of a virtual clock that are both due.
+        """
         if self._announcement is not None:
             self._announcement.cancel()
             self._announcement = None
         if self.announce is None or not self._waiters:
             return
         due = self._window.more_at(max(self._announced_by, self._loop.time()))
-        if due != float("inf"):
+        last_due, last_waiting = self._announced
+        if due != float("inf") and (due != last_due or len(self._waiters) > last_waiting):
             self._announcement = self._loop.call_at(due - self.lead(), self._announce, self.announce, due)
 
     def _announce(self, announce: Callable[[int], None], due: float) -> None:
+        self._announced = due, len(self._waiters)
         now = self._loop.time()
         by = max(due, now + self.lead())
         free = self._window.free_by(by)

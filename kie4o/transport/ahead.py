@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MARGIN = 1.5  # times what opening usually takes: how early it begins
 FIRST_LEAD = 0.3  # seconds, until a connection was opened
+_LEAST_LEAD = 0.01  # seconds; later is too late on a busy machine
 _DECAY = 0.8  # of the longest time that opening took, at each that took less
 
 
@@ -56,7 +57,7 @@ class Ahead:
 
     def lead(self) -> float:
         """How many seconds before it is needed a connection is opened: at most half of those it is kept."""
-        return min(self._kept / 2, _MARGIN * self.usual)
+        return min(self._kept / 2, max(_LEAST_LEAD, _MARGIN * self.usual))
 
     def took(self, seconds: float) -> None:
         """A connection was opened in this time. Longer than one is kept, nothing waits for another."""

@@ -73,6 +73,18 @@ def test_a_burst_that_waits_is_announced_before_its_slots_are_free() -> None:
     assert announced(scenario) == [(9.7, 20), (19.7, 10)]
 
 
+@pytest.mark.timeout(20)
+def test_a_lead_that_is_shorter_than_the_clock_can_tell() -> None:
+    """The slots are granted all the same. Without a memory of what was announced, both timers were set anew
+    for ever at one and the same time."""
+
+    async def scenario(watched: Watched) -> None:
+        await asyncio.gather(*watched.submits(50))
+        assert watched.granted == [0.0] * 20 + [10.0] * 20 + [20.0] * 10
+
+    assert announced(scenario, lead=4e-11) == [(10.0, 20), (20.0, 10)]
+
+
 def test_one_slot_at_a_time_is_announced_one_at_a_time() -> None:
     """Each once."""
 
