@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -205,7 +206,9 @@ def test_who_uses_it_while_it_closes_waits_for_nothing(use: str) -> None:
 
 @needs_signals
 @pytest.mark.parametrize("when", ["start", "run", "body"])
-def test_an_interrupt_leaves_nothing(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_nothing(
+    when: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Wherever it strikes, it is raised here; what ran in the loop is cancelled and cleans up."""
     ended = []
 
@@ -219,6 +222,9 @@ def test_an_interrupt_leaves_nothing(when: str, monkeypatch: pytest.MonkeyPatch)
     def interrupt() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
+    # A shell that starts pytest in the background lets it ignore SIGINT.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if when == "start":
         monkeypatch.setattr(Emulator, "start", long)
     with pytest.raises(KeyboardInterrupt), Emulator.in_thread(clock="real") as kie:

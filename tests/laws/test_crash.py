@@ -28,7 +28,7 @@ pytestmark = pytest.mark.posix("fork, and signals that stop and kill")
 
 MOMENTS = 200
 SAVED = ("claim", "intent", "submitted", "succeeded")
-ONCE = ("open", "recent", "close")
+ONCE = ("open", "recent", "find_many", "close")
 
 CONNECTIONS = 6  # that every run opens; how many more (9 to 16) depends on which are free to be reused
 
@@ -51,8 +51,8 @@ def named_steps() -> list[Kill]:
     kills = [Kill("store", f"{when} {what}", 1) for what in ONCE for when in ("before", "during", "after")]
     for step in (f"{when} {what}" for what in SAVED for when in ("before", "during", "after")):
         kills += [Kill("store", step, at) for at in _items(numbers)]
-    for step in ("before find", "during find", "after find"):  # while listing, before a submit, after it
-        kills += [Kill("store", step, at) for at in ((1, 25, 45) if not DEEP else range(1, 61, 3))]
+    for step in ("before find", "during find", "after find"):  # once a task has ended
+        kills += [Kill("store", step, at) for at in ((1, 10, 20) if not DEEP else range(1, 21))]
     for step in SERVER_STEPS:
         most = CONNECTIONS if step == "connect" else len(ITEMS)
         kills += [Kill("server", step, at) for at in _items(numbers, most)]

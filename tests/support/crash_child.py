@@ -77,8 +77,8 @@ class DyingStore:
     """A `Store` around another: it logs the calls. At a named step it kills the process, or copies, deletes
     or renames the file.
 
-    A step is "before", "during" or "after" and a name: open, recent, find, claim, close, or the state that is
-    being saved.
+    A step is "before", "during" or "after" and a name: open, recent, find_many, find, claim, close, or the
+    state that is being saved.
     """
 
     def __init__(self, inner: SQLiteStore, evidence: Lines, run: Run) -> None:
@@ -141,6 +141,9 @@ class DyingStore:
         self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
     ) -> Entry | None:
         return await self._through("find", lambda: self._inner.find(key=key, task_id=task_id, ref=ref))
+
+    async def find_many(self, keys: Sequence[str]) -> Sequence[Entry | None]:
+        return await self._through("find_many", lambda: self._inner.find_many(keys))
 
     async def callbacks_of(self, ref: str) -> Sequence[str]:
         return await self._inner.callbacks_of(ref)
