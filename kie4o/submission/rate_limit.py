@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -31,6 +32,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 _LIBUV = 0.001  # seconds; the clock of libuv, under uvloop, counts whole milliseconds
 _LOGGED = 1.0  # seconds; a shorter pause is not logged
+_ANNOUNCEMENTS = 4  # at most, in a lead or a window: each counts those that wait
 _LONGER = 0.1  # seconds by which a hold must be longer than the log says to be logged again
 
 
@@ -86,15 +88,19 @@ class SlidingWindow:
         """How many slots will be free at this time if none is taken or answered until then."""
         if time < self._held_until:
             return 0
-        counted = sum(stamp + self._limit.per > time for stamp in self._answered)
+        counted = len(self._answered) - self._expired_by(time)
         return max(0, self._limit.limit - self._open - counted)
 
     def more_at(self, time: float) -> float:
         """When more slots will be free than at this time; infinity if a response must arrive first."""
         if time < self._held_until:
             return self._held_until if self.free_by(self._held_until) else self.more_at(self._held_until)
-        later = (stamp + self._limit.per for stamp in self._answered if stamp + self._limit.per > time)
-        return next(later, float("inf"))
+        expired = self._expired_by(time)
+        return self._answered[expired] + self._limit.per if expired < len(self._answered) else float("inf")
+
+    def _expired_by(self, time: float) -> int:
+        """How many of those that are answered will not count any more at this time."""
+        return bisect_right(self._answered, time, key=lambda stamp: stamp + self._limit.per)
 
 
 class LocalSlot:
@@ -129,6 +135,7 @@ class RateLimiter:
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _announcement: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _announced_by: float = attrs.field(init=False, default=float("-inf"))  # slots that are free then
+    _announced_at: float = attrs.field(init=False, default=float("-inf"))
     _announced: tuple[float, int] = attrs.field(init=False, default=(0.0, 0))  # due when, how many waited
     _logged_until: float = attrs.field(init=False, default=float("-inf"))  # the end of the last logged pause
 
@@ -229,11 +236,13 @@ class RateLimiter:
         due = self._window.more_at(max(self._announced_by, self._loop.time()))
         last_due, last_waiting = self._announced
         if due != float("inf") and (due != last_due or len(self._waiters) > last_waiting):
-            self._announcement = self._loop.call_at(due - self.lead(), self._announce, self.announce, due)
+            lead = self.lead()
+            at = max(due - lead, self._announced_at + min(lead, self.limit.per) / _ANNOUNCEMENTS)
+            self._announcement = self._loop.call_at(at, self._announce, self.announce, due)
 
     def _announce(self, announce: Callable[[int], None], due: float) -> None:
         self._announced = due, len(self._waiters)
-        now = self._loop.time()
+        self._announced_at = now = self._loop.time()
         by = max(due, now + self.lead())
         free = self._window.free_by(by)
         waiting = sum(1 for _ in islice((each for each in self._waiters if not each.done()), free))
