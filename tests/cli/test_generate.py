@@ -305,14 +305,22 @@ async def test_an_empty_balance_ends_the_other_prompts(tmp_path: Path) -> None:
 
 
 async def test_a_refused_connection_is_one_line(tmp_path: Path) -> None:
-    """A refused connection is status 1 and one line with the address, which says that nothing was charged."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-    outcome = await Command(tmp_path, "generate", "A calm lake", KIE_API_KEY="k-123", KIE_BASE_URL=url).run()
+    """A refused connection is status 1 and one line with the address, which says that nothing was charged.
+
+    Before it a slow machine may say that it tries again. The port is kept, so that no other server gets it.
+    """
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{kept.getsockname()[1]}"
+        outcome = await Command(
+            tmp_path, "generate", "A calm lake", KIE_API_KEY="k-123", KIE_BASE_URL=url
+        ).run()
     assert outcome.status == 1
-    [line] = outcome.notes
+    line = outcome.notes[-1]
     assert url in line
     assert "nothing was charged" in line
+    assert sum("charged" in note for note in outcome.notes) == 1
+    assert "Traceback" not in outcome.err
 
 
 async def test_a_failed_task_says_why(tmp_path: Path) -> None:
