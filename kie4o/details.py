@@ -30,7 +30,7 @@ class TaskState(enum.Enum):
 
 
 def _refuse(self: object, *_: object, **__: object) -> NoReturn:
-    raise TypeError("the raw response is read-only, since others may hold it too; change a copy of it")
+    raise TypeError("this mapping is read-only, since others may hold it too; change a copy of it")
 
 
 class _ReadOnlyDict(dict[str, Any]):
