@@ -50,6 +50,7 @@ FOREIGN = {
     "multidict": NETWORK,
     "backoff": {"submission", "polling", "transport"},
     "cattrs": {"wire", "stores"},
+    "psycopg": {"stores"},
     "cyclopts": {"cli"},
     "rich": {"cli", EMULATOR},
     "PIL": {EMULATOR, "cli", "files", "gallery"},
