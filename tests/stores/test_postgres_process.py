@@ -79,7 +79,7 @@ async def test_a_lost_lease_means_a_new_id(caplog: pytest.LogCaptureFixture) -> 
         assert await database.rows("SELECT kie4o.alive(%s)", before) == [(False,)]
         await asyncio.gather(*(process.lost(before) for _ in range(3)))
         assert [record.message for record in caplog.records if "taken for dead" in record.message]
-        assert len(await database.rows("SELECT FROM kie4o.process")) == 2
+        assert len(await database.rows("SELECT FROM kie4o.process")) == 1
 
 
 async def test_leases_do_not_run_out_while_the_database_is_away() -> None:

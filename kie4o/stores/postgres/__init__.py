@@ -1,5 +1,252 @@
 """The store in PostgreSQL, which several processes and machines share.
 
 `address` is its URL, `database` sends statements until they are answered, `schema` creates the tables and
-functions, whose SQL is in `sql/`, and `process` is the lease of this process.
+functions, whose SQL is in `sql/`, `process` is the lease of this process, and `entries` is what is asked
+about entries. `PostgresStore` puts them together: which keys this process holds, and in which order its
+writes of a key reach the database.
 """
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import attrs
+
+from ...errors import StoreError, StoreLockedError
+from ...models import RateLimit
+from ...pricing import Spent
+from ..shared import Limiter, Shared
+from ..spending import spent_of
+from ..store import Entry, EntryState, duplicate_task
+from .address import account_id, address_of
+from .database import Database
+from .entries import Claimed, Entries, Hold
+from .process import Process
+from .schema import migrate
+
+logger: logging.Logger = logging.getLogger("kie4o")
+
+_FIRST_DELAY = 0.02  # seconds before a key that another process holds is claimed again
+_FACTOR = 1.5
+_LONGEST_DELAY = 1.0
+_T = TypeVar("_T")
+
+
+class PostgresStore:
+    """A `Store` in the database at `url`, for the account of an API key, which is not stored.
+
+    One object is for one client. Any number of processes may have a store open on the same database.
+    """
+
+    def __init__(self, url: str, api_key: str) -> None:
+        address = address_of(url)
+        self._database = Database(address)
+        self._process = Process(self._database)
+        self._entries = Entries(self._database, account_id(address, api_key))
+        self._process.on_promotion(self._begin_again)
+        self._held: dict[str, Hold] = {}  # by key; perhaps, if the reply to a claim was lost
+        self._begun: dict[str, tuple[Entry, Entry | None]] = {}  # intents, with what they supersede
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller's key
+        self._is_open = False
+        self.shared: Shared | None = _Machines()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._database.address)!r})"
+
+    async def open(self) -> None:
+        if self._is_open:
+            raise StoreLockedError("this store is already open; give each client its own store")
+        self._is_open = True
+        try:
+            await self._database.open()
+            await migrate(self._database)
+            await self._process.enter()
+            await self._entries.bury()
+        except BaseException:
+            await self._close()
+            raise
+
+    # -- a submit ------------------------------------------------------------------------------------
+
+    async def claim(
+        self, entry: Entry, *, takes: Collection[EntryState] = (EntryState.PLANNED,), wait: bool = True
+    ) -> Entry | None:
+        delay = _FIRST_DELAY
+        while True:
+            claimed = await self._in_order(entry, lambda: self._claim(entry, tuple(takes)))
+            if claimed.outcome != "busy":
+                return claimed.entry
+            if not wait:
+                return None
+            await asyncio.sleep(delay)
+            delay = min(delay * _FACTOR, _LONGEST_DELAY)
+
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        await self._in_order(entry, lambda: self._begin(entry, superseded))
+
+    async def save(self, entry: Entry) -> None:
+        await self._in_order(entry, lambda: self._save(entry))
+
+    async def release(self, key: str) -> None:
+        if key in self._held:
+            await self._in_order(key, lambda: self._release(key))
+
+    async def forget(self, key: str) -> None:
+        self._held.pop(key, None)
+        await self._in_order(key, lambda: self._entries.forget(key))
+
+    # -- what is stored --------------------------------------------------------------------------------
+
+    async def find(
+        self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
+    ) -> Entry | None:
+        return await self._entries.find(key=key, task_id=task_id, ref=ref)
+
+    async def keep_callback(self, ref: str, task_id: str) -> None:
+        await self._entries.keep_callback(ref, task_id)
+
+    async def callbacks_of(self, ref: str) -> Sequence[str]:
+        return await self._entries.callbacks_of(ref)
+
+    async def unfinished(self) -> AsyncIterator[Entry]:
+        last = 0
+        while page := await self._entries.unfinished(last):
+            for _, entry in page:
+                yield entry
+            last = page[-1][0]
+
+    async def spent(self) -> Spent:
+        return spent_of(await self._entries.spent())
+
+    async def recent(self, per: float) -> list[float]:
+        return []  # the limiter of `shared` knows them
+
+    async def aclose(self) -> None:
+        """Wait for writes that go on, and give up the lease."""
+        try:
+            if self._is_open:
+                await self._database.drain()
+                await self._process.leave()
+        except StoreError as error:
+            logger.warning("the lease of this process could not be ended and will run out: %s", error)
+        finally:
+            await self._close()
+
+    # -- one after the other for each key ------------------------------------------------------------------
+
+    async def _claim(self, entry: Entry, takes: tuple[EntryState, ...]) -> Claimed:
+        """Try once to hold the key; again if the lease of this process had been lost."""
+        before = self._held.get(entry.key)
+        while True:
+            me = self._process.id
+            self._held[entry.key] = Hold(me, takes, b"")  # its release must be asked for, should this fail
+            claimed = await self._entries.claim(me, entry, takes)
+            if claimed.outcome == "lost":
+                await self._process.lost(me)
+                continue
+            if claimed.outcome == "held":
+                self._held[entry.key] = Hold(me, takes, claimed.mark)
+            elif before is None:
+                del self._held[entry.key]
+            else:
+                self._held[entry.key] = before
+            return claimed
+
+    async def _begin(self, entry: Entry, superseded: Entry | None) -> None:
+        while True:
+            me = self._process.id
+            hold = await self._still_held(entry, me) if entry.keyed else None
+            outcome = await self._entries.begin([me], hold, entry, superseded)
+            if outcome != "lost":
+                break
+            await self._process.lost(me)
+        if outcome != "saved":
+            raise _taken(entry)
+        if entry.state is EntryState.INTENT:
+            self._begun[entry.key] = entry, superseded
+
+    async def _still_held(self, entry: Entry, me: int) -> Hold:
+        """The hold of the key. If the lease was lost since the claim, it is claimed again, as it was."""
+        hold = self._held.get(entry.key)
+        if hold is None:
+            raise _taken(entry)
+        if hold.process != me:
+            claimed = await self._entries.claim(me, entry, hold.takes)
+            if claimed.outcome != "held" or claimed.mark != hold.mark:
+                raise _taken(entry)
+            hold = self._held[entry.key] = attrs.evolve(hold, process=me)
+        return hold
+
+    async def _save(self, entry: Entry) -> None:
+        """If another submit has the key by now, this one is saved as the earlier one that it is."""
+        for each in (entry, entry.superseded()):
+            keeps = each.key in self._held
+            outcome, held, owner = await self._entries.save(self._process.id, each, keeps=keeps)
+            if owner is not None:
+                raise duplicate_task(owner.task_id or "", owner)
+            if outcome == "saved":
+                if not held:
+                    self._held.pop(each.key, None)
+                if entry.state is not EntryState.INTENT:
+                    self._begun.pop(entry.key, None)
+                return
+            if entry.state is EntryState.PLANNED or not entry.keyed:
+                return  # there is nothing to save about it
+
+    async def _release(self, key: str) -> None:
+        hold = self._held.get(key)
+        if hold is not None:
+            await self._entries.release(hold.process, key)
+            self._held.pop(key, None)
+
+    async def _begin_again(self) -> None:
+        """Save the intents of this process again: the replica that took over may lack them."""
+        for key, (entry, superseded) in list(self._begun.items()):
+            await self._in_order(entry, functools.partial(self._restore, key, entry, superseded))
+
+    async def _restore(self, key: str, entry: Entry, superseded: Entry | None) -> None:
+        if key not in self._begun:
+            return
+        hold = self._held.get(key)
+        mine = [self._process.id] if hold is None else [self._process.id, hold.process]
+        if await self._entries.begin(mine, hold, entry, superseded) == "taken" and hold is not None:
+            await self._entries.begin(mine, None, entry, superseded)  # if the key itself was lost
+
+    async def _in_order(self, entry: Entry | str, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """What the work returns, after all earlier work on the same key; it goes on if the caller is
+        cancelled. A write that was given up must not follow one that undoes it."""
+        name = entry if isinstance(entry, str) else entry.callers_key or entry.key
+        lock = self._locks.setdefault(name, asyncio.Lock())
+
+        async def run() -> _T:
+            async with lock:
+                return await work()
+
+        return await self._database.run(run)
+
+    async def _close(self) -> None:
+        self._held.clear()
+        self._begun.clear()
+        await self._process.stop()
+        await self._database.aclose()
+        self._is_open = False
+
+
+class _Machines:
+    """What the processes on the database do together."""
+
+    def limiter(self, limit: RateLimit) -> Limiter:
+        raise NotImplementedError
+
+
+def _taken(entry: Entry) -> StoreError:
+    """The error of a submit that this process must not begin."""
+    return StoreError(
+        f"{entry.name} was not sent: its key is not in the hands of this process any more",
+        key=entry.callers_key,
+    )

@@ -42,6 +42,8 @@ _SOCKET = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+_CLOSING = 1.0  # seconds for statements that are cut short
+RESENT = object()
 _T = TypeVar("_T")
 Row = tuple[Any, ...]
 Rows = list[Row]
@@ -73,13 +75,16 @@ class Database:
     async def rows(self, statement: str, *parameters: object, durably: bool = False) -> Rows:
         """What a statement returns. It is repeated until it is answered, for up to `OUTAGE` seconds.
 
-        Cancelling does not undo it. With `durably` a warning of the server is a failure: that is how a commit
-        ends which gave up waiting for a replica.
+        Cancelling does not undo it. A parameter `RESENT` tells the statement whether it was sent before. With
+        `durably` a warning of the server is a failure: that is how a commit ends which gave up waiting for a
+        replica.
         """
-        return await self.run(lambda: self.until_answered(statement, parameters, durably=durably))
+        return await self.run(lambda: self._until_answered(statement, parameters, durably))
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """What the work returns. It goes on if the caller is cancelled, and `aclose` waits for it."""
+        """What the work returns. It goes on if the caller is cancelled, and `drain` waits for it."""
+        if asyncio.current_task() in self._running:
+            return await work()
         if self._loop is not asyncio.get_running_loop():
             raise StoreError("the store is not open in this event loop")
         if self._pid != os.getpid():
@@ -89,22 +94,10 @@ class Database:
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
-    async def until_answered(
-        self, statement: str, parameters: Sequence[object] = (), *, durably: bool = False
-    ) -> Rows:
-        """The same for work that is run already. Raises `StoreError`."""
-        psycopg = _psycopg()
-        until, delay = time.monotonic() + OUTAGE, _FIRST_DELAY
-        while True:
-            try:
-                async with self._connection() as connection:
-                    return await self._execute(connection, statement, parameters, durably)
-            except psycopg.Error as error:
-                failure, passes = failure_of(self.address, error), may_pass(error)
-            if not passes or time.monotonic() + delay > until:
-                raise failure
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, _LONGEST_DELAY)
+    async def drain(self) -> None:
+        """Wait for what runs, also after its callers were cancelled."""
+        while self._running:
+            await asyncio.wait(self._running)
 
     async def connect(self, conninfo: str | None = None) -> AsyncConnection[Row]:
         """A connection of the caller's own. Raises `StoreError`."""
@@ -116,19 +109,16 @@ class Database:
         raise failure
 
     async def aclose(self) -> None:
-        """Wait for the statements that run, and close all connections."""
+        """Close all connections, and cut short what still runs."""
         if self._loop is not asyncio.get_running_loop() or self._pid != os.getpid():
             return  # their sockets belong to another process, or their loop has ended
         self._loop = None
-        try:
-            if self._running:
-                await asyncio.wait(self._running)
-        finally:
-            for task in self._running:
-                task.cancel()
-            idle, self._idle = self._idle, []
-            for connection in idle:
-                await close(connection)
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await self._drop_idle()
+        if running:
+            await asyncio.wait(running, timeout=_CLOSING)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Callable[[str], Awaitable[Rows]]]:
@@ -145,7 +135,22 @@ class Database:
         if failure is not None:
             raise failure
 
-    # -- one attempt ------------------------------------------------------------------------------------
+    # -- one attempt after the other --------------------------------------------------------------------
+
+    async def _until_answered(self, statement: str, parameters: Sequence[object], durably: bool) -> Rows:
+        psycopg = _psycopg()
+        until, delay, resent = time.monotonic() + OUTAGE, _FIRST_DELAY, False
+        while True:
+            values = [resent if value is RESENT else value for value in parameters]
+            try:
+                async with self._connection() as connection:
+                    return await self._execute(connection, statement, values, durably)
+            except psycopg.Error as error:
+                failure, passes = failure_of(self.address, error), may_pass(error)
+            if not passes or time.monotonic() + delay > until:
+                raise failure
+            await asyncio.sleep(delay)
+            delay, resent = min(2 * delay, _LONGEST_DELAY), True
 
     async def _execute(
         self,

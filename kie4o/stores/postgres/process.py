@@ -49,12 +49,16 @@ class Process:
         )
 
     async def leave(self) -> None:
-        """End the lease: what it holds is free. An error means that it will run out."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
-            self._renewing = None
+        """End the lease: what it holds is free. After an error it runs out."""
+        await self.stop()
         await self._database.rows("SELECT kie4o.leave(%s)", self.id)
+
+    async def stop(self) -> None:
+        """Do not renew the lease any more."""
+        renewing, self._renewing = self._renewing, None
+        if renewing is not None:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
 
     def on_promotion(self, call: Callable[[], Awaitable[None]]) -> None:
         """Have something called after a replica has taken over, which may lack what was written last."""
@@ -65,6 +69,7 @@ class Process:
         async with self._lock:
             if self.id == which:
                 await self._begin()
+                await self._database.rows("SELECT kie4o.leave(%s)", which)  # a restart would wake it
                 logger.warning(
                     "this process was taken for dead by others on its store: it stood still, or was cut off "
                     "from the database, for longer than its lease"
