@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
 
 import postgres
 import pytest
+from postgres import opened
 
 from kie4o import StoreError
 from kie4o.stores.postgres import database as database_module
@@ -17,17 +17,6 @@ from kie4o.stores.postgres import schema as schema_module
 from kie4o.stores.postgres.address import address_of
 from kie4o.stores.postgres.database import Database
 from kie4o.stores.postgres.schema import VERSION, migrate, script
-
-
-@contextlib.asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(address_of(url))
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.aclose()
-
 
 CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE %s AND pid <> pg_backend_pid()"
 

@@ -20,11 +20,14 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import pytest
+
+from kie4o.stores.postgres.address import address_of
+from kie4o.stores.postgres.database import Database
 
 PATIENCE = 60.0  # seconds for anything that a server does
 _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{time.time_ns()}"
@@ -36,9 +39,8 @@ _users: list[IO[str]] = []  # the lock of this process, held until it ends
 def programs() -> Path | None:
     """The folder with `initdb` and `postgres`, the newest if there are several."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda file: int(file.parts[-3]))
-    found = shutil.which("postgres")
-    files = [*debian, *([Path(found)] if found else [])]
-    return files[-1].parent if files and sys.platform != "win32" else None
+    found = debian[-1] if debian else shutil.which("postgres")
+    return None if found is None or sys.platform == "win32" else Path(found).parent
 
 
 def unavailable(reason: str) -> NoReturn:
@@ -235,6 +237,17 @@ def _other_account() -> dict[str, Any]:
             account = pwd.getpwnam(name)
             return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
     unavailable("no user but root, as whom PostgreSQL does not run")
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    """A database as the store uses it."""
+    database = Database(address_of(url))
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.aclose()
 
 
 @contextlib.contextmanager
