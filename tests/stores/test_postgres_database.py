@@ -104,7 +104,7 @@ async def test_what_is_wrong_is_not_repeated() -> None:
 
 
 async def test_a_cancelled_statement_goes_on() -> None:
-    """It takes effect, and closing waits for it. Control: psycopg itself cancels it in the server."""
+    """It takes effect, and `drain` waits for it. Control: psycopg itself cancels it in the server."""
     url = postgres.shared_url()
     async with opened(url) as database:
         await migrate(database)
@@ -114,6 +114,7 @@ async def test_a_cancelled_statement_goes_on() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await database.drain()
         connection = await database.connect()
         naive = asyncio.create_task(
             connection.execute(database_module.in_schema(slow.replace("'a'", "'b'"), database.address.schema))
