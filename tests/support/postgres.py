@@ -105,6 +105,15 @@ class PostgresServer:
         self.run("initdb", "-D", str(self.data), *trusting)
         return self
 
+    def copy(self, primary: PostgresServer) -> PostgresServer:
+        """As a replica of another server, in place of `create`."""
+        source = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "kie4o"]
+        self.run("pg_basebackup", *source, "-D", str(self.data), "-R", "-X", "stream", "-c", "fast")
+        return self
+
+    def promote(self) -> None:
+        self.run("pg_ctl", "promote", "-D", str(self.data), "-w")
+
     def start(self) -> PostgresServer:
         """Start it, and wait until it accepts connections."""
         options = [word for name, value in self.settings.items() for word in ("-c", f"{name}={value}")]

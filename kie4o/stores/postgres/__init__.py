@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -34,6 +35,10 @@ logger: logging.Logger = logging.getLogger("kie4o")
 _FIRST_DELAY = 0.02  # seconds before a key that another process holds is claimed again
 _FACTOR = 1.5
 _LONGEST_DELAY = 1.0
+_LAG = 60.0  # seconds by which a replica may be behind, at most, to lack nothing when it takes over
+_ASYNCHRONOUS = (
+    "SELECT EXISTS (SELECT FROM pg_stat_replication) AND current_setting('synchronous_standby_names') = ''"
+)
 _T = TypeVar("_T")
 
 
@@ -48,9 +53,9 @@ class PostgresStore:
         self._database = Database(address)
         self._process = Process(self._database)
         self._entries = Entries(self._database, account_id(address, api_key))
-        self._process.on_promotion(self._begin_again)
+        self._process.on_promotion(self._write_again)
         self._held: dict[str, Hold] = {}  # by key; perhaps, if the reply to a claim was lost
-        self._begun: dict[str, tuple[Entry, Entry | None]] = {}  # intents, with what they supersede
+        self._written: dict[str, _Written] = {}  # of the last moments by key, the oldest first
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller's key
         self._is_open = False
         self.shared: Shared | None = _Machines()
@@ -67,6 +72,7 @@ class PostgresStore:
             await migrate(self._database)
             await self._process.enter()
             await self._entries.bury()
+            await self._warn_of_replicas()
         except BaseException:
             await self._close()
             raise
@@ -97,8 +103,7 @@ class PostgresStore:
             await self._in_order(key, lambda: self._release(key))
 
     async def forget(self, key: str) -> None:
-        self._held.pop(key, None)
-        await self._in_order(key, lambda: self._entries.forget(key))
+        await self._in_order(key, lambda: self._forget(key))
 
     # -- what is stored --------------------------------------------------------------------------------
 
@@ -167,8 +172,7 @@ class PostgresStore:
             await self._process.lost(me)
         if outcome != "saved":
             raise _taken(entry)
-        if entry.state is EntryState.INTENT:
-            self._begun[entry.key] = entry, superseded
+        self._remember(entry, superseded)
 
     async def _still_held(self, entry: Entry, me: int) -> Hold:
         """The hold of the key. If the lease was lost since the claim, it is claimed again, as it was."""
@@ -192,8 +196,7 @@ class PostgresStore:
             if outcome == "saved":
                 if not held:
                     self._held.pop(each.key, None)
-                if entry.state is not EntryState.INTENT:
-                    self._begun.pop(entry.key, None)
+                self._remember(each)
                 return
             if entry.state is EntryState.PLANNED or not entry.keyed:
                 return  # there is nothing to save about it
@@ -204,18 +207,35 @@ class PostgresStore:
             await self._entries.release(hold.process, key)
             self._held.pop(key, None)
 
-    async def _begin_again(self) -> None:
-        """Save the intents of this process again: the replica that took over may lack them."""
-        for key, (entry, superseded) in list(self._begun.items()):
-            await self._in_order(entry, functools.partial(self._restore, key, entry, superseded))
+    async def _forget(self, key: str) -> None:
+        self._held.pop(key, None)
+        self._written.pop(key, None)
+        await self._entries.forget(key)
 
-    async def _restore(self, key: str, entry: Entry, superseded: Entry | None) -> None:
-        if key not in self._begun:
+    def _remember(self, entry: Entry, superseded: Entry | None = None) -> None:
+        """Keep what was written for as long as a replica that takes over may lack it."""
+        now = time.monotonic()
+        self._written.pop(entry.key, None)
+        self._written[entry.key] = _Written(now, entry, superseded)
+        while (oldest := next(iter(self._written.values()))).at < now - _LAG:
+            del self._written[oldest.entry.key]
+
+    async def _write_again(self) -> None:
+        """A replica has taken over, which may lack what this process has written last."""
+        for written in list(self._written.values()):
+            await self._in_order(written.entry, functools.partial(self._restore, written))
+
+    async def _restore(self, written: _Written) -> None:
+        entry = written.entry
+        if self._written.get(entry.key) is not written:
+            return  # something newer was written since
+        hold = self._held.get(entry.key)
+        if entry.state is not EntryState.INTENT:
+            await self._entries.save(self._process.id, entry, keeps=hold is not None, resent=True)
             return
-        hold = self._held.get(key)
         mine = [self._process.id] if hold is None else [self._process.id, hold.process]
-        if await self._entries.begin(mine, hold, entry, superseded) == "taken" and hold is not None:
-            await self._entries.begin(mine, None, entry, superseded)  # if the key itself was lost
+        if await self._entries.begin(mine, hold, entry, written.superseded) == "taken" and hold is not None:
+            await self._entries.begin(mine, None, entry, written.superseded)  # if the claim is lost as well
 
     async def _in_order(self, entry: Entry | str, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """What the work returns, after all earlier work on the same key; it goes on if the caller is
@@ -229,12 +249,29 @@ class PostgresStore:
 
         return await self._database.run(run)
 
+    async def _warn_of_replicas(self) -> None:
+        [(exposed,)] = await self._database.rows(_ASYNCHRONOUS)
+        if exposed:
+            logger.warning(
+                "the database has replicas for which commits do not wait: if one takes over, what was "
+                "submitted in the last moments may be paid twice. Set synchronous_standby_names"
+            )
+
     async def _close(self) -> None:
         self._held.clear()
-        self._begun.clear()
+        self._written.clear()
         await self._process.stop()
         await self._database.aclose()
         self._is_open = False
+
+
+@attrs.frozen
+class _Written:
+    """An entry that was written, and with an intent what it supersedes."""
+
+    at: float  # monotonic time
+    entry: Entry
+    superseded: Entry | None
 
 
 class _Machines:

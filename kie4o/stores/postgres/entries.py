@@ -91,10 +91,17 @@ class Entries:
         )
         return str(outcome)
 
-    async def save(self, me: int, entry: Entry, *, keeps: bool) -> tuple[str, bool, Entry | None]:
-        """The outcome, whether the key is still held, and the owner of a task that another entry has."""
+    async def save(
+        self, me: int, entry: Entry, *, keeps: bool, resent: bool = False
+    ) -> tuple[str, bool, Entry | None]:
+        """The outcome, whether the key is still held, and the owner of a task that another entry has.
+
+        What is `resent` undoes nothing that followed it.
+        """
         row = _row(entry)
-        [(outcome, held, *owner)] = await self._database.rows(_SAVE, me, keeps, RESENT, self._account, *row)
+        [(outcome, held, *owner)] = await self._database.rows(
+            _SAVE, me, keeps, resent or RESENT, self._account, *row
+        )
         return outcome, held, unpacked(*owner) if outcome == "duplicate" else None
 
     async def release(self, me: int, key: str) -> None:
