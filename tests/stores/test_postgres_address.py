@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kie4o import ConfigurationError
+from kie4o.settings import Secret
 from kie4o.stores.postgres.address import account_id, address_of
 
 
@@ -67,8 +68,9 @@ def test_an_invalid_url_is_refused_without_its_password(url: str) -> None:
 def test_an_account_is_a_hash_of_the_key_or_of_its_name() -> None:
     """The same in every process; a name is never taken for a key."""
     plain, named = address_of("postgresql://db/images"), address_of("postgresql://db/images?account=shop")
-    assert account_id(plain, "key") == account_id(plain, "key") != account_id(plain, "another")
-    assert account_id(named, "key") == account_id(named, "another")
-    assert account_id(named, "key") != account_id(plain, "shop")
-    assert b"key" not in account_id(plain, "key")
-    assert len(account_id(plain, "key")) == 16
+    key, another = Secret("key"), Secret("another")
+    assert account_id(plain, key) == account_id(plain, Secret("key")) != account_id(plain, another)
+    assert account_id(named, key) == account_id(named, another)
+    assert account_id(named, key) != account_id(plain, Secret("shop"))
+    assert b"key" not in account_id(plain, key)
+    assert len(account_id(plain, key)) == 16

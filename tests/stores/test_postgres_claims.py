@@ -18,6 +18,7 @@ from entries import ended, entry_of, plain, submitted, unfinished_keys
 from postgres import opened
 
 from kie4o import StoreError
+from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.store import DuplicateTaskError, Entry, EntryState
 
@@ -32,7 +33,7 @@ async def open_store() -> AsyncIterator[OpenStore]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_one() -> PostgresStore:
-            store = PostgresStore(url, CANARY_KEY)
+            store = PostgresStore(url, Secret(CANARY_KEY))
             await store.open()
             stack.push_async_callback(store.aclose)
             return store
@@ -149,7 +150,7 @@ async def test_a_cancelled_claim_is_released(open_store: OpenStore) -> None:
 async def test_accounts_do_not_see_each_other() -> None:
     """Two may use the same text as a key."""
     url = postgres.shared_url()
-    one, another = PostgresStore(url, "one"), PostgresStore(url, "another")
+    one, another = PostgresStore(url, Secret("one")), PostgresStore(url, Secret("another"))
     await one.open()
     await another.open()
     await one.claim(entry_of())
@@ -406,7 +407,7 @@ async def test_an_odd_database_keeps_every_entry() -> None:
     with postgres.own_server() as server:
         async with opened(server.url) as database:
             await database.rows("CREATE DATABASE odd TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
-        store = PostgresStore(server.url.replace("/postgres", "/odd"), CANARY_KEY)
+        store = PostgresStore(server.url.replace("/postgres", "/odd"), Secret(CANARY_KEY))
         await store.open()
         entry = submitted("schlüssel\0 鍵", prompt="夕焼け", task_id="t")
         await store.save(entry)

@@ -15,6 +15,7 @@ from canary import CANARY_KEY
 from entries import entry_of, submitted
 from postgres import PostgresServer
 
+from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.store import Entry, EntryState
 
@@ -52,7 +53,7 @@ def pair() -> Iterator[Pair]:
 
 @contextlib.asynccontextmanager
 async def process(url: str) -> AsyncIterator[PostgresStore]:
-    store = PostgresStore(url, CANARY_KEY)
+    store = PostgresStore(url, Secret(CANARY_KEY))
     await store.open()
     try:
         yield store
@@ -104,7 +105,7 @@ async def test_open_warns_of_replicas_that_commits_do_not_wait_for(
 
 async def test_with_an_asynchronous_replica_a_key_may_be_paid_twice(pair: Pair) -> None:
     """If the claim and the intent are in what is lost. If only the intent is, the outcome is unknown."""
-    sender = PostgresStore(pair.url, CANARY_KEY)
+    sender = PostgresStore(pair.url, Secret(CANARY_KEY))
     await sender.open()
     await sender.claim(entry_of("claimed before"))
     await wait_for_replica(sender)
@@ -126,7 +127,7 @@ async def test_with_an_asynchronous_replica_a_key_may_be_paid_twice(pair: Pair) 
 
 async def test_with_a_synchronous_replica_no_key_is_paid_twice(pair: Pair) -> None:
     """An intent that the replica does not have is not confirmed, so nothing is sent."""
-    sender = PostgresStore(pair.url, CANARY_KEY)
+    sender = PostgresStore(pair.url, Secret(CANARY_KEY))
     await sender.open()
     await sender._database.rows("ALTER SYSTEM SET synchronous_standby_names = '*'")
     await sender._database.rows("SELECT pg_reload_conf()")

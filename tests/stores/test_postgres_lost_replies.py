@@ -17,6 +17,7 @@ from entries import entry_of, submitted
 from postgres import opened
 
 from kie4o import StoreError
+from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.store import Entry, EntryState
 
@@ -98,7 +99,7 @@ async def stores(*urls: str) -> AsyncIterator[list[PostgresStore]]:
     async with contextlib.AsyncExitStack() as stack:
         opened_ones = []
         for url in urls:
-            store = PostgresStore(url, CANARY_KEY)
+            store = PostgresStore(url, Secret(CANARY_KEY))
             await store.open()
             stack.push_async_callback(store.aclose)
             opened_ones.append(store)
@@ -153,7 +154,7 @@ async def test_a_sender_that_dies_without_the_reply(cut: Cut, count: int, rounds
         url = postgres.shared_url("lost_replies")
         key = f"{cut} {number} {url}"
         async with CuttingProxy(url) as proxy, stores(*[url] * RIVALS) as rivals:
-            sender = PostgresStore(proxy.url, CANARY_KEY)
+            sender = PostgresStore(proxy.url, Secret(CANARY_KEY))
             await sender.open()
             await sender.claim(entry_of(key, ref=f"{key} 0"))
             proxy.cut, proxy.dies = cut, True

@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 
 from kie4o import Spent, StoreError, TaskDetails, TaskState
 from kie4o.pricing import Subtotal
+from kie4o.settings import Secret
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.sqlite import SQLiteStore
@@ -41,7 +42,7 @@ from kie4o.wire import decoding
 
 def on_postgres(folder: Path) -> Store:
     """For each directory another account: a schema takes 0.2 s."""
-    return PostgresStore(postgres.shared_url("suite"), f"{CANARY_KEY} {folder}")
+    return PostgresStore(postgres.shared_url("suite"), Secret(f"{CANARY_KEY} {folder}"))
 
 
 @attrs.frozen

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from kie4o import AsyncKieClient, KieError, RateLimit
+from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.shared import Limiter
 from kie4o.stores.store import Entry
@@ -39,7 +40,7 @@ class ControlStore(PostgresStore):
 
 
 async def main(url: str, base_url: str, keys: int, control: bool) -> None:
-    store = (ControlStore if control else PostgresStore)(url, KEY)
+    store = (ControlStore if control else PostgresStore)(url, Secret(KEY))
     store.shared = Alone()
     many = RateLimit(100_000, per=1.0)
     async with AsyncKieClient(

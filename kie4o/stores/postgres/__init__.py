@@ -21,10 +21,11 @@ import attrs
 from ...errors import StoreError, StoreLockedError
 from ...models import RateLimit
 from ...pricing import Spent
+from ...settings import Secret
 from ..shared import Limiter, Shared
 from ..spending import spent_of
 from ..store import Entry, EntryState, duplicate_task
-from .address import account_id, address_of
+from .address import Address, account_id, address_of
 from .database import Database
 from .entries import Claimed, Entries, Hold
 from .process import Process
@@ -48,11 +49,13 @@ class PostgresStore:
     One object is for one client. Any number of processes may have a store open on the same database.
     """
 
-    def __init__(self, url: str, api_key: str) -> None:
-        address = address_of(url)
-        self._database = Database(address)
+    address: Address | None = None
+
+    def __init__(self, url: str, api_key: Secret) -> None:
+        self.address = address_of(url)
+        self._database = Database(self.address)
         self._process = Process(self._database)
-        self._entries = Entries(self._database, account_id(address, api_key))
+        self._entries = Entries(self._database, account_id(self.address, api_key))
         self._process.on_promotion(self._write_again)
         self._held: dict[str, Hold] = {}  # by key; perhaps, if the reply to a claim was lost
         self._written: dict[str, _Written] = {}  # of the last moments by key, the oldest first
@@ -61,7 +64,7 @@ class PostgresStore:
         self.shared: Shared | None = _Machines()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self._database.address)!r})"
+        return f"{type(self).__name__}({str(self.address)!r})"
 
     async def open(self) -> None:
         if self._is_open:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import attrs
 
 from ...errors import ConfigurationError
+from ...settings import Secret
 
 SCHEMA = "kie4o"  # unless the URL says otherwise
 PREFIXES = ("postgresql://", "postgres://")
@@ -66,10 +67,15 @@ def address_of(url: str) -> Address:
     )
 
 
-def account_id(address: Address, api_key: str) -> bytes:
+def account_id(address: Address, api_key: Secret) -> bytes:
     """What names the account in the tables: a hash from which an API key cannot be found."""
-    person, name = (b"api key", api_key) if address.account is None else (b"account", address.account)
-    return hashlib.blake2b(name.encode(), person=person, digest_size=_ACCOUNT_BYTES).digest()
+    if address.account is not None:
+        return _hash(address.account, b"account")
+    return _hash(api_key.reveal(), b"api key")
+
+
+def _hash(name: str, kind: bytes) -> bytes:
+    return hashlib.blake2b(name.encode(), person=kind, digest_size=_ACCOUNT_BYTES).digest()
 
 
 def _invalid(reason: str) -> ConfigurationError:
