@@ -14,7 +14,7 @@ from typing import Any
 
 from kie4o import AsyncKieClient, KieError, RateLimit
 from kie4o.settings import Secret
-from kie4o.stores.postgres import PostgresStore
+from kie4o.stores.postgres import PostgresStore, process
 from kie4o.stores.shared import Limiter
 from kie4o.stores.store import Entry
 from kie4o.submission.rate_limit import RateLimiter
@@ -62,4 +62,5 @@ async def main(url: str, base_url: str, keys: int, control: bool) -> None:
 
 
 if __name__ == "__main__":
+    process.RENEWAL = 0.5  # the lease of some tests is short
     asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), "control" in sys.argv))
