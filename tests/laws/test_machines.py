@@ -72,8 +72,8 @@ LEASE = "CREATE OR REPLACE FUNCTION kie4o.lease() RETURNS interval LANGUAGE sql 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=[pytest.mark.sweep, pytest.mark.once])])
 async def test_a_process_is_killed(rounds: int) -> None:
-    """In the middle of its submits. The others take over what it had not sent; what it may have sent is a task
-    or unknown (of 400 keys in 20 rounds 13 were); nothing is paid twice."""
+    """In the middle of its submits. The others take over what it had not sent; what it may have sent is
+    unknown (13 of 400 keys in 20 rounds), unless it saved a task; nothing is paid twice."""
     url, keys = postgres.shared_url(), 20
     async with opened(url) as database:
         await migrate(database)

@@ -241,6 +241,18 @@ async def test_what_a_dead_process_held_is_taken_over(open_store: OpenStore) -> 
     assert (unknown.state, unknown.ref) == (EntryState.UNKNOWN, "ref of intent")
 
 
+async def test_the_intent_of_a_dead_process_is_the_same_to_all(open_store: OpenStore) -> None:
+    """Found and then claimed it is equal, so that a person can settle it."""
+    dead, other = await open_store(), await open_store()
+    await dead.claim(entry_of())
+    await dead.begin(intent())
+    await expire(dead)
+    found = await other.find(key="k")
+    assert found is not None
+    assert await other.claim(found, takes=(EntryState.UNKNOWN,), wait=False) == found
+    await other.save(attrs.evolve(found, state=EntryState.FAILED))
+
+
 async def test_an_intent_of_a_dead_process_is_unknown_to_the_next_that_opens(open_store: OpenStore) -> None:
     dead = await open_store()
     await dead.claim(entry_of())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import time
 
 import postgres
@@ -80,6 +81,12 @@ async def test_an_outage_that_lasts_is_a_store_error(monkeypatch: pytest.MonkeyP
                 await database.rows("SELECT %s::text", "a secret value")
             assert "secret value" not in str(caught.value)
             assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+async def test_a_driver_that_cannot_be_loaded_is_a_store_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StoreError, match=r"needs kie4o with its extra \[postgres\]: import of psycopg"):
+        await Database(address_of("postgresql://db.example/images")).open()
 
 
 async def test_a_database_that_cannot_be_reached_is_said_at_once() -> None:

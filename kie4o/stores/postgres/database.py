@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import clock
-from ...errors import ConfigurationError, StoreError, reason_of
+from ...errors import StoreError, reason_of
 from .address import Address
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class Database:
         _psycopg()
         loop = asyncio.get_running_loop()
         if sys.platform == "win32" and isinstance(loop, asyncio.ProactorEventLoop):
-            raise ConfigurationError(
-                "psycopg needs another event loop on Windows: "
+            raise StoreError(
+                "a store in PostgreSQL needs another event loop on Windows: "
                 "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
             )
         self._idle.append(await self.connect())
@@ -264,10 +264,11 @@ def may_pass(error: Exception) -> bool:
 
 
 def _psycopg() -> Any:
+    """The driver, which is loaded when a store is opened."""
     try:
         import psycopg
-    except ImportError:
-        pass
+    except ImportError as error:  # also of its library
+        reason = str(error)
     else:
         return psycopg
-    raise ConfigurationError("a store in PostgreSQL needs psycopg: install kie4o with its extra [postgres]")
+    raise StoreError(f"a store in PostgreSQL needs kie4o with its extra [postgres]: {reason}")

@@ -8,12 +8,13 @@ CREATE FUNCTION kie4o.state_of(stored text, held_by bigint) RETURNS text LANGUAG
     SELECT CASE WHEN stored = 'intent' AND NOT kie4o.alive(held_by) THEN 'unknown' ELSE stored END
 $$;
 
--- Make the intents of processes that are gone unknown, from now on.
+-- Make the intents of processes that are gone unknown.
 CREATE FUNCTION kie4o.bury(of_account bytea) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
     UPDATE kie4o.entry SET
-        state = 'unknown', holder = NULL, submitted_at = extract(epoch FROM clock_timestamp())
+        state = 'unknown', holder = NULL,
+        submitted_at = coalesce(submitted_at, extract(epoch FROM clock_timestamp()))
     WHERE account = of_account AND state = 'intent' AND NOT kie4o.alive(holder);
 END $$;
 
@@ -69,7 +70,8 @@ BEGIN
         ELSIF stored.holder <> me AND (stored.state = 'intent' OR kie4o.may_lack_intent(stored)) THEN
             PERFORM set_config('synchronous_commit', 'on', true);
             UPDATE kie4o.entry SET
-                state = 'unknown', holder = NULL, submitted_at = extract(epoch FROM clock_timestamp())
+                state = 'unknown', holder = NULL,
+                submitted_at = coalesce(submitted_at, extract(epoch FROM clock_timestamp()))
             WHERE account = of_account AND key = new_key
                 AND mark = stored.mark AND state = stored.state AND holder = stored.holder;
             CONTINUE;
