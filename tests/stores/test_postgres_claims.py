@@ -19,6 +19,7 @@ from postgres import opened
 
 from kie4o import StoreError
 from kie4o.settings import Secret
+from kie4o.stores import postgres as postgres_store
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.store import DuplicateTaskError, Entry, EntryState
 
@@ -344,6 +345,28 @@ async def test_closing_frees_what_was_not_sent(open_store: OpenStore) -> None:
     await closing.aclose()
     assert await other.claim(entry_of(ref="another"), wait=False) == entry_of()
     assert await stored_state(other, "intent") == (EntryState.UNKNOWN, "ref of intent")
+
+
+async def test_a_store_closes_while_its_database_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its lease runs out. It can be opened again."""
+    monkeypatch.setattr(postgres_store, "_CLOSING", 0.5)
+    with postgres.own_server() as server:
+        store = PostgresStore(server.url, Secret(CANARY_KEY))
+        await store.open()
+        await store.claim(entry_of())
+        server.stop()
+        late = asyncio.create_task(store.save(submitted("late")))
+        await asyncio.sleep(0)
+        await store.aclose()
+        await asyncio.wait([late], timeout=5)
+        assert late.done()
+        assert "could not be ended and will run out: the database does not answer" in caplog.text
+        server.start()
+        await store.open()
+        assert await store.find(key="k") == entry_of()
+        await store.aclose()
 
 
 # -- saving ------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 _FIRST_DELAY = 0.02  # seconds before a key that another process holds is claimed again
 _FACTOR = 1.5
 _LONGEST_DELAY = 1.0
+_CLOSING = 3.0  # seconds that closing waits for the database
 _LAG = 60.0  # seconds by which a replica may be behind, at most, to lack nothing when it takes over
 _ASYNCHRONOUS = (
     "SELECT EXISTS (SELECT FROM pg_stat_replication) AND current_setting('synchronous_standby_names') = ''"
@@ -135,13 +136,15 @@ class PostgresStore:
         return []  # the limiter of `shared` knows them
 
     async def aclose(self) -> None:
-        """Wait for writes that go on, and give up the lease."""
+        """Wait for writes that go on, and give up the lease, unless the database is away."""
         try:
-            if self._is_open:
-                await self._database.drain()
-                await self._process.leave()
-        except StoreError as error:
-            logger.warning("the lease of this process could not be ended and will run out: %s", error)
+            async with asyncio.timeout(_CLOSING):
+                if self._is_open:
+                    await self._database.drain()
+                    await self._process.leave()
+        except (StoreError, TimeoutError) as error:
+            reason = str(error) or "the database does not answer"
+            logger.warning("the lease of this process could not be ended and will run out: %s", reason)
         finally:
             await self._close()
 
