@@ -385,5 +385,5 @@ async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
         assert_type((error.spent, error.limit), tuple[Decimal | None, Decimal | None])
     await client.backup("copy.db")
     await client.backup(Path("copy.db"))
-    for store in (None, "run.db", "sqlite:///run.db", Path("run.db"), own):
+    for store in (None, "run.db", "sqlite:///run.db", "postgresql://host/database", Path("run.db"), own):
         AsyncKieClient("key", store=store)
