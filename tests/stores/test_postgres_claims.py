@@ -20,6 +20,8 @@ from postgres import opened
 from kie4o import StoreError
 from kie4o.settings import Secret
 from kie4o.stores import postgres as postgres_store
+from kie4o.stores.guard import Guard
+from kie4o.stores.ledger import Ledger
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.store import DuplicateTaskError, Entry, EntryState
 
@@ -271,6 +273,40 @@ async def test_a_claim_waits_until_the_holder_is_dead(open_store: OpenStore) -> 
     assert not waiting.done()
     await expire(dead)
     assert await asyncio.wait_for(waiting, 10) == entry_of()
+
+
+async def test_waiting_for_another_process_has_no_time_limit(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its submit may wait for a slot for minutes. Control: any other call has the limit."""
+    holder, other = await open_store(), Guard(await open_store())
+    monkeypatch.setattr(other, "limit", 0.3)
+    await holder.claim(entry_of())
+    waiting = asyncio.create_task(other.claim(entry_of(ref="another")))
+    await asyncio.sleep(1)
+    await holder.release("k")
+    assert await waiting == entry_of(ref="another")
+    monkeypatch.setattr(other, "limit", 0.0)
+    with pytest.raises(StoreError, match="did not respond"):
+        await other.claim(entry_of("other"), wait=False)
+
+
+async def test_a_cancelled_settlement_holds_nothing(open_store: OpenStore) -> None:
+    """After each turn of the loop: the key is free for other processes."""
+    store, other = await open_store(), await open_store()
+    ledger = Ledger(store)
+    for turns in range(60):
+        key = f"{turns}"
+        unknown = entry_of(key, state=EntryState.UNKNOWN)
+        await store.save(unknown)
+        settling = asyncio.create_task(ledger.settle(unknown, f"task-{key}", lambda key: False))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        settling.cancel()
+        await asyncio.wait([settling])
+        assert await other.claim(unknown, takes=ANY, wait=False) is not None
+        await other.release(key)
+    assert await sql(store, "SELECT FROM kie4o.entry WHERE holder IS NOT NULL") == []
 
 
 async def test_a_task_id_of_a_process_that_was_taken_for_dead_is_saved(open_store: OpenStore) -> None:
