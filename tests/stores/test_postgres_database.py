@@ -36,9 +36,10 @@ async def test_a_statement_returns_its_rows() -> None:
 
 async def test_a_statement_whose_connection_is_cut_is_repeated() -> None:
     """The caller sees only its answer. Control: a connection of psycopg itself raises."""
-    import psycopg
+    url = postgres.shared_url()
+    import psycopg  # where there is a server
 
-    async with opened(postgres.shared_url()) as database, opened(postgres.shared_url()) as killer:
+    async with opened(url) as database, opened(url) as killer:
         waiting = [asyncio.create_task(database.rows("SELECT 'cut me', pg_sleep(0.3)")) for _ in range(3)]
         await asyncio.sleep(0.1)
         assert len(await killer.rows(CUT, "%cut me%")) >= 3

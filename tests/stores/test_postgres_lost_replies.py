@@ -33,7 +33,8 @@ class CuttingProxy:
         self._there = urlsplit(url)
         self._running: set[asyncio.Task[None]] = set()
         self.cut: Cut | None = None  # at the next statement of this kind
-        self.refuses = False  # whatever comes after the cut
+        self.dies = False  # the sender never comes back after the cut
+        self._refuses = False
 
     async def __aenter__(self) -> CuttingProxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -53,39 +54,37 @@ class CuttingProxy:
         assert task is not None
         self._running.add(task)
         with contextlib.suppress(ConnectionError), contextlib.closing(writer):
-            if self.refuses:
+            if self._refuses:
                 return
             there = await asyncio.open_connection(self._there.hostname, self._there.port)
             with contextlib.closing(there[1]):
                 replies = asyncio.create_task(_copy(there[0], writer))
                 with contextlib.suppress(ConnectionError):
-                    await self._pass_on(reader, there[1], replies)
-                    if self.cut == "after":
-                        self.cut = None
+                    if await self._pass_on(reader, there[1], replies) == "after":
                         await there[0].read(1)
+                        self.cut = None
                 replies.cancel()
         self._running.discard(task)
 
     async def _pass_on(
         self, reader: asyncio.StreamReader, there: asyncio.StreamWriter, replies: asyncio.Task[None]
-    ) -> None:
+    ) -> Cut | None:
         """Until the connection ends, or is to be cut."""
         while data := await reader.read(65536):
             at = self.cut if b"begin_submit" in data else None
             if at is not None:
-                self.refuses = self.refuses or self.dies
+                self._refuses = self.dies
             if at == "before":
                 self.cut = None
-                return
+                return at
             if at == "after":
                 replies.cancel()
                 await asyncio.wait([replies])
             there.write(data)
             await there.drain()
             if at == "after":
-                return
-
-    dies = False  # the sender never comes back
+                return at
+        return None
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -44,8 +44,8 @@ def programs() -> Path | None:
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the test; where CI=true it fails."""
-    if os.environ.get("CI") == "true":
+    """Skip the test; where CI=true it fails, but for Windows."""
+    if os.environ.get("CI") == "true" and sys.platform != "win32":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 

@@ -189,16 +189,15 @@ class Database:
             connection = self._idle.pop() if self._idle else await self._connect()
             try:
                 yield connection
-            except BaseException:
+            finally:
                 if self._is_usable(connection):
                     self._idle.append(connection)
                 else:
                     await close(connection)
                     await self._drop_idle()  # what ended one has most likely ended all
-                raise
-            self._idle.append(connection)
 
     def _is_usable(self, connection: AsyncConnection[Row]) -> bool:
+        """Whether another statement may follow; not while the store closes."""
         from psycopg.pq import TransactionStatus
 
         return connection.pgconn.transaction_status == TransactionStatus.IDLE and self._loop is not None
