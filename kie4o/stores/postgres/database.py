@@ -56,6 +56,7 @@ class Database:
     def __init__(self, address: Address) -> None:
         self.address: Address = address
         self._idle: list[AsyncConnection[Row]] = []  # the last one used is the first one taken
+        self._busy: set[AsyncConnection[Row]] = set()
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._running: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # in which it is open
@@ -120,6 +121,8 @@ class Database:
         await self._drop_idle()
         if running:
             await asyncio.wait(running, timeout=_CLOSING)
+        for connection in list(self._busy):  # of a server that does not even answer that it cancels
+            await close(connection)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Callable[[str], Awaitable[Rows]]]:
@@ -187,9 +190,11 @@ class Database:
             while self._idle and self._idle[-1].closed:
                 self._idle.pop()
             connection = self._idle.pop() if self._idle else await self._connect()
+            self._busy.add(connection)
             try:
                 yield connection
             finally:
+                self._busy.discard(connection)
                 if self._is_usable(connection):
                     self._idle.append(connection)
                 else:
