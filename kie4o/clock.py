@@ -31,7 +31,7 @@ def unix_time() -> float:
 
 def uptime() -> float:
     """Seconds since the machine was started. No one can set it, and all processes read the same."""
-    return _read(_real_uptime)
+    return _read(real_uptime)
 
 
 def resolution() -> float:
@@ -80,7 +80,8 @@ def sleeper(speed: float) -> Callable[[float], Awaitable[object]]:
     return asyncio.sleep if speed == 1 else lambda seconds: asyncio.sleep(seconds / speed)
 
 
-def _real_uptime() -> float:
+def real_uptime() -> float:
+    """The same, also where the clock of the loop is virtual."""
     return time.monotonic() if _UPTIME is None else time.clock_gettime(_UPTIME)
 
 

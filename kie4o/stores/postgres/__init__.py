@@ -1,8 +1,8 @@
 """The store in PostgreSQL, which several processes and machines share.
 
 `address` is its URL, `database` sends statements until they are answered, `schema` creates the tables and
-functions, whose SQL is in `sql/`, `process` is the lease of this process, and `entries` is what is asked
-about entries. `PostgresStore` puts them together: which keys this process holds, and in which order its
+functions, whose SQL is in `sql/`, `process` is the lease of this process, `entries` is what is asked about
+entries, and `window` the limit that all processes share. `PostgresStore` puts them together: which keys this process holds, and in which order its
 writes of a key reach the database.
 """
 
@@ -30,6 +30,7 @@ from .database import Database
 from .entries import Claimed, Entries, Hold
 from .process import Process
 from .schema import migrate
+from .window import SharedLimiter
 
 logger: logging.Logger = logging.getLogger("kie4o")
 
@@ -56,13 +57,15 @@ class PostgresStore:
         self.address = address_of(url)
         self._database = Database(self.address)
         self._process = Process(self._database)
-        self._entries = Entries(self._database, account_id(self.address, api_key))
+        account = account_id(self.address, api_key)
+        self._entries = Entries(self._database, account)
         self._process.on_promotion(self._write_again)
         self._held: dict[str, Hold] = {}  # by key; perhaps, if the reply to a claim was lost
         self._written: dict[str, _Written] = {}  # of the last moments by key, the oldest first
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller's key
         self._is_open = False
-        self.shared: Shared | None = _Machines()
+        self._machines = _Machines(self._database, self._process, account)
+        self.shared: Shared | None = self._machines
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r})"
@@ -140,6 +143,7 @@ class PostgresStore:
         try:
             async with asyncio.timeout(_CLOSING):
                 if self._is_open:
+                    await self._machines.drain()
                     await self._database.drain()
                     await self._process.leave()
         except (StoreError, TimeoutError) as error:
@@ -266,6 +270,7 @@ class PostgresStore:
     async def _close(self) -> None:
         self._held.clear()
         self._written.clear()
+        await self._machines.aclose()
         await self._process.stop()
         await self._database.aclose()
         self._is_open = False
@@ -283,8 +288,29 @@ class _Written:
 class _Machines:
     """What the processes on the database do together."""
 
-    def limiter(self, limit: RateLimit) -> Limiter:
-        raise NotImplementedError
+    def __init__(self, database: Database, process: Process, account: bytes) -> None:
+        self._database = database
+        self._process = process
+        self._account = account
+        self._limiters: list[SharedLimiter] = []
+
+    def limiter(
+        self,
+        limit: RateLimit,
+        *,
+        announce: Callable[[int], None] | None = None,
+        lead: Callable[[], float] = float,
+    ) -> Limiter:
+        limiter = SharedLimiter(
+            self._database, self._process, self._account, limit, announce=announce, lead=lead
+        )
+        self._limiters.append(limiter)
+        return limiter
+
+    async def aclose(self) -> None:
+        limiters, self._limiters = self._limiters, []
+        for limiter in limiters:
+            await limiter.aclose()
 
 
 def _taken(entry: Entry) -> StoreError:
