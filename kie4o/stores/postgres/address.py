@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import attrs
 
@@ -43,7 +43,8 @@ def address_of(url: str) -> Address:
         raise _invalid("expected postgresql://user@host/database")
     split = urlsplit(url)
     try:
-        words = parse_qsl(split.query, keep_blank_values=True, strict_parsing=bool(split.query))
+        query = split.query.replace("+", "%2B")  # it is not a space to psycopg
+        words = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(split.query))
     except ValueError:
         words = [("?", "")]
     ours = {name: value for name, value in words if name in _OURS}
@@ -56,7 +57,7 @@ def address_of(url: str) -> Address:
     listen, account = ours.get("listen"), ours.get("account")
     if (listen is not None and not listen.startswith(PREFIXES)) or account == "":
         raise _invalid("listen= is a URL like that of the store, and account= a name, where they are given")
-    conninfo = urlunsplit(split._replace(query=urlencode(theirs)))
+    conninfo = urlunsplit(split._replace(query=urlencode(theirs, quote_via=quote)))
     host = split.netloc.rpartition("@")[2] or dict(theirs).get("host", "")
     return Address(
         conninfo=conninfo,

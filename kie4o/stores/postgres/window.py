@@ -143,11 +143,13 @@ class SharedLimiter:
         self._waiting: dict[uuid.UUID, _Waiter] = {}
         self._held: set[uuid.UUID] = set()  # open, and not released yet
         self._answered: set[uuid.UUID] = set()  # which the server has to be told
-        self._forgets = False  # the server may have rows that are none of these
+        self._changes = 0  # of all this
+        self._told = 0  # how many of these the server knows
         self._pause: _Pause | None = None
         self._held_until = float("-inf")  # loop time before which this process grants nothing
         self._offset: _Offset | None = None
         self._away_since: float | None = None  # `time.monotonic`
+        self._hopeless = False  # the last question failed, and not because the database is away
         self._delay = _FIRST_DELAY
         self._connection: AsyncConnection[Any] | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -187,16 +189,14 @@ class SharedLimiter:
             raise
         finally:
             if self._waiting.pop(token, None) is not None:
-                self._forget()
+                self._change()
 
     def release(self, token: uuid.UUID, *, counted: bool) -> None:
         """It is written until the database has it: nothing else frees a slot while this process lives."""
         self._held.discard(token)
         if counted:
             self._answered.add(token)
-            self._wake()
-        else:
-            self._forget()
+        self._change()
 
     def hold_all(self) -> float:
         """Grant nothing to anybody for a whole window: Kie refused a request for too many calls.
@@ -210,7 +210,7 @@ class SharedLimiter:
         for waiter in self._waiting.values():
             waiter.granted.cancel()
         if self._pump is not None:
-            await asyncio.wait([self._pump], timeout=_CLOSING)
+            await asyncio.wait([self._pump], timeout=0.0 if self._hopeless else _CLOSING)
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
         if self._announcement is not None:
@@ -218,6 +218,11 @@ class SharedLimiter:
         await self._disconnect()
 
     # -- the pump ------------------------------------------------------------------------------------
+
+    def _change(self) -> None:
+        """The server has to be told. What it is not told of, it deletes."""
+        self._changes += 1
+        self._wake()
 
     def _wake(self) -> None:
         self._news.set()
@@ -228,21 +233,16 @@ class SharedLimiter:
                 context=Context(),  # not with the limits of a caller
             )
 
-    def _forget(self) -> None:
-        """Have the server delete what this process has no more."""
-        self._forgets = True
-        self._wake()
-
     def _hold(self, seconds: float, cause: str) -> float:
         now = asyncio.get_running_loop().time()
         if now + seconds > self._held_until:
             self._held_until = now + seconds
             self._pause = _Pause(self._held_until, cause)
-            self._wake()
+            self._change()
         return self._held_until - now
 
     async def _ask_always(self) -> None:
-        while self._waiting or self._answered or self._forgets or self._pause:
+        while self._waiting or self._told != self._changes:
             self._news.clear()
             delay = await self._ask()
             if self._waiting:
@@ -264,7 +264,8 @@ class SharedLimiter:
             passes = True
             failure = failure_of(self._database.address, TimeoutError(f"no answer within {_ANSWER:g} s"))
         await self._disconnect()
-        self._fail(failure, passes=passes)
+        self._hopeless = not passes
+        self._fail(failure)
         delay, self._delay = self._delay, min(2 * self._delay, _LONGEST_DELAY)
         await asyncio.sleep(delay)
         return 0.0
@@ -291,19 +292,16 @@ class SharedLimiter:
             None if pause is None else max(0.0, pause.until - loop.time()),
             None if pause is None else pause.cause,
         )
-        self._forgets, forgot = False, self._forgets
-        try:
-            outcome, server_time, granted, chances, held, cause = await self._execute(connection, parameters)
-        except BaseException:
-            self._forgets = True
-            raise
-        self._away_since, self._delay = None, _FIRST_DELAY
+        self._changes += 1  # if the answer is lost, the rows must be made to agree with what is then
+        told = self._changes
+        outcome, server_time, granted, chances, held, cause = await self._execute(connection, parameters)
+        self._hopeless, self._away_since, self._delay = False, None, _FIRST_DELAY
         self._check_clock(server_time, asked)
         if outcome != "answered":
-            self._forgets = self._forgets or forgot
             if outcome == "lost":
                 await self._process.lost(me)
             return 0.0
+        self._told = told
         self._answered.difference_update(answered)
         if self._pause is pause:
             self._pause = None
@@ -349,7 +347,7 @@ class SharedLimiter:
         for token in granted:
             waiter = self._waiting.get(token)
             if waiter is None or waiter.granted.done():
-                self._forget()  # it was cancelled meanwhile
+                self._change()  # it was cancelled meanwhile
             else:
                 del self._waiting[token]
                 self._held.add(token)
@@ -370,17 +368,17 @@ class SharedLimiter:
         held = pause is not None and chance <= pause + 0.001
         return _CAUSES.get(cause or "", _CAUSES[_REFUSED]) if held else None
 
-    def _fail(self, failure: StoreError, *, passes: bool) -> None:
+    def _fail(self, failure: StoreError) -> None:
         """Tell those who have waited for the database for too long."""
         now = time.monotonic()
         if self._away_since is None:
             self._away_since = now
         for token, waiter in list(self._waiting.items()):
             away = now - max(waiter.since, self._away_since)
-            if (not passes or away >= OUTAGE) and not waiter.granted.done():
+            if (self._hopeless or away >= OUTAGE) and not waiter.granted.done():
                 waiter.granted.set_exception(StoreError(str(failure)))
                 del self._waiting[token]
-                self._forgets = True
+                self._changes += 1
 
     # -- announcements -------------------------------------------------------------------------------
 
