@@ -8,6 +8,7 @@ from ..models import RateLimit
 
 logger: logging.Logger = logging.getLogger("kie4o")
 
+REFUSED = "Kie refused one for too many calls"  # why all are held
 _LOGGED = 1.0  # seconds; a shorter pause is not logged
 _LONGER = 0.1  # seconds by which a hold must be longer than the log says to be logged again
 

@@ -16,7 +16,6 @@ arrived at the next one, or a slot would be free up to a tick too early.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Iterable
 
@@ -24,12 +23,9 @@ import attrs
 
 from .. import clock
 from ..models import RateLimit
-
-logger: logging.Logger = logging.getLogger("kie4o")
+from ..stores.pauses import REFUSED, PauseLog
 
 _LIBUV = 0.001  # seconds; the clock of libuv, under uvloop, counts whole milliseconds
-_LOGGED = 1.0  # seconds; a shorter pause is not logged
-_LONGER = 0.1  # seconds by which a hold must be longer than the log says to be logged again
 
 
 class SlidingWindow:
@@ -106,11 +102,12 @@ class RateLimiter:
     _waiters: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
     _loop: asyncio.AbstractEventLoop = attrs.field(init=False)  # of those who acquire now
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
-    _logged_until: float = attrs.field(init=False, default=float("-inf"))  # the end of the last logged pause
+    _log: PauseLog = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._window = SlidingWindow(self.limit)
         self._slot = LocalSlot(self)
+        self._log = PauseLog(self.limit)
 
     @property
     def waiting(self) -> int:
@@ -188,18 +185,7 @@ class RateLimiter:
             free_at = self._window.free_at(now)
             if free_at != float("inf"):
                 self._timer = self._loop.call_at(free_at, self._grant)
-                self._log_pause(now, free_at)
-
-    def _log_pause(self, now: float, until: float) -> None:
-        """One line for a pause of all requests. At most one in a window, unless Kie has refused one."""
-        held = until == self._window.held_until
-        longer = _LONGER if held else self.limit.per
-        if until < max(now + _LOGGED, self._logged_until + longer) or not logger.isEnabledFor(logging.INFO):
-            return
-        self._logged_until = until
-        used_up = f"the limit of {self.limit.limit} in {self.limit.per:g} s is used up"
-        reason = "Kie refused one for too many calls" if held else used_up
-        logger.info("submits pause for %.1f s: %s", until - now, reason)
+                self._log.pause(now, free_at, REFUSED if free_at == self._window.held_until else None)
 
 
 def _tick(loop: asyncio.AbstractEventLoop) -> float:

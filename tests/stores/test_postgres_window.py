@@ -23,9 +23,12 @@ import pytest
 from counting import Child, CountingServer, ReplyCutter
 from window_child import Run
 
+from kie4o import AsyncKieClient
+from kie4o.emulator import Emulator
 from kie4o.errors import StoreError
 from kie4o.models import RateLimit
 from kie4o.stores.postgres import PostgresStore
+from kie4o.stores.postgres import database as database_module
 from kie4o.stores.postgres import process as process_module
 from kie4o.stores.postgres import window as window_module
 from kie4o.stores.postgres.address import address_of
@@ -47,7 +50,7 @@ async def limiters(
     try:
         for store in stores:
             await store.open()
-        yield [store._machines.limiter(limit, **more) for store in stores]  # type: ignore[arg-type, misc]
+        yield [store._machines.limiter(limit, **more) for store in stores]
     finally:
         for store in stores:
             await store.aclose()
@@ -100,9 +103,10 @@ async def rows_of(database: Database) -> tuple[int, int, int]:
     """How many slots wait, are open, and are answered."""
     [row] = await database.rows(
         "SELECT count(*) FILTER (WHERE taken_at IS NULL AND answered_at IS NULL), "
-        "count(*) FILTER (WHERE taken_at IS NOT NULL AND answered_at IS NULL), count(answered_at) FROM kie4o.slot"
+        "count(*) FILTER (WHERE taken_at IS NOT NULL AND answered_at IS NULL), count(answered_at) "
+        "FROM kie4o.slot"
     )
-    return row  # type: ignore[return-value]
+    return row
 
 
 async def until_rows(database: Database, *expected: int) -> None:
@@ -181,7 +185,11 @@ async def test_first_come_first_served(url: str) -> None:
 
 
 async def test_control_without_tickets_who_asks_first_is_served(url: str, database: Database) -> None:
-    await without(database, "WHERE slot.account = of_account AND slot.taken_at", "WHERE slot.process = me AND slot.taken_at")
+    await without(
+        database,
+        "WHERE slot.account = of_account AND slot.taken_at",
+        "WHERE slot.process = me AND slot.taken_at",
+    )
     async with limiters(url, 2, FEW) as (many, one):
         await take_all(one, counted=True)
         waiting = [asyncio.create_task(many.acquire()) for _ in range(10)]
@@ -309,7 +317,10 @@ def through(url: str, cutter: ReplyCutter) -> str:
 
 async def test_a_lost_reply_is_asked_for_again(url: str, database: Database) -> None:
     """The slot that was granted is the one that the waiter gets. Released twice, it counts once."""
-    async with ReplyCutter(urlsplit(url).port or 5432) as cutter, limiters(through(url, cutter), 1) as (limiter,):
+    async with (
+        ReplyCutter(urlsplit(url).port or 5432) as cutter,
+        limiters(through(url, cutter), 1) as (limiter,),
+    ):
         (await limiter.acquire()).release(counted=True)
         await until_rows(database, 0, 0, 1)
         cutter.cuts = 2
@@ -329,7 +340,10 @@ async def test_a_lost_reply_is_asked_for_again(url: str, database: Database) -> 
 
 async def test_a_waiter_that_is_cancelled_while_the_reply_is_lost(url: str, database: Database) -> None:
     """The slot that it was granted is free again."""
-    async with ReplyCutter(urlsplit(url).port or 5432) as cutter, limiters(through(url, cutter), 1) as (limiter,):
+    async with (
+        ReplyCutter(urlsplit(url).port or 5432) as cutter,
+        limiters(through(url, cutter), 1) as (limiter,),
+    ):
         (await limiter.acquire()).release(counted=False)
         await until_rows(database, 0, 0, 0)
         cutter.cuts = 1
@@ -345,8 +359,8 @@ async def test_a_question_that_arrives_late_changes_nothing(url: str, database: 
     async with limiters(url, 1) as (limiter,):
         await limiter.acquire()
         late = (
-            "SELECT outcome, granted FROM kie4o.take(%s, %s, 1, ARRAY[gen_random_uuid()], ARRAY[false], '{}', '{}', "
-            "20, 1, 5, NULL, NULL, NULL, NULL)"
+            "SELECT outcome, granted FROM kie4o.take(%s, %s, 1, ARRAY[gen_random_uuid()], ARRAY[false], "
+            "'{}', '{}', 20, 1, 5, NULL, NULL, NULL, NULL)"
         )
         rows = await database.rows(late, limiter._account, limiter._process.id)
         assert rows == [("late", None)]
@@ -380,7 +394,7 @@ async def test_a_restart_is_only_a_delay(own_server: postgres.PostgresServer) ->
 async def test_after_a_long_outage_waiters_fail(
     own_server: postgres.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an error of the store: nothing was sent. No slot is lost, and none is granted without the database."""
+    """With an error of the store: nothing was sent. No slot is lost or granted without the database."""
     monkeypatch.setattr(window_module, "OUTAGE", 0.5)
     url = f"{own_server.url}?schema=away"
     async with limiters(url, 1, FEW) as (limiter,), database_at(url) as database:
@@ -404,6 +418,40 @@ async def test_closing_writes_what_was_answered(url: str, database: Database) ->
         for slot in slots:
             slot.release(counted=True)
     assert await rows_of(database) == (0, 0, 20)
+
+
+# -- a client --------------------------------------------------------------------------------------
+
+
+async def test_clients_take_their_slots_from_the_database(
+    kie: Emulator, api_key: str, url: str, database: Database
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                AsyncKieClient(api_key, base_url=kie.url, store=PostgresStore(url, api_key))
+            )
+            for _ in range(2)
+        ]
+        await asyncio.gather(*(client.submit(f"{n}") for client in clients for n in range(8)))
+        assert len(kie.submits) == 16
+    assert await rows_of(database) == (0, 0, 16)
+
+
+async def test_nothing_is_sent_without_the_database(
+    own_server: postgres.PostgresServer, kie: Emulator, api_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window_module, "OUTAGE", 0.5)
+    monkeypatch.setattr(database_module, "OUTAGE", 0.5)
+    store = PostgresStore(f"{own_server.url}?schema=client", api_key)
+    async with AsyncKieClient(api_key, base_url=kie.url, store=store) as client:
+        await client.submit("before")
+        await asyncio.to_thread(own_server.stop)
+        with pytest.raises(StoreError, match="nothing is submitted without the store"):
+            await client.submit("meanwhile")
+        await asyncio.to_thread(own_server.start)
+        await client.submit("after")
+    assert len(kie.submits) == 2
 
 
 # -- processes that end or stand still ---------------------------------------------------------------
@@ -450,7 +498,9 @@ async def test_the_slots_of_a_killed_process_age_out(
 
 @pytest.mark.posix("SIGSTOP")
 @pytest.mark.parametrize("checks", [True, False], ids=["rule", "control"])
-async def test_a_process_that_stands_still_sends_nothing_late(url: str, database: Database, checks: bool) -> None:
+async def test_a_process_that_stands_still_sends_nothing_late(
+    url: str, database: Database, checks: bool
+) -> None:
     """It is stopped between its grants and its requests, for so long that others have its slots. Control:
     without a look at its own clock it sends into the window of the others."""
     await short_leases(database, 1.0)
@@ -491,8 +541,8 @@ async def test_a_clock_that_is_set_forward(
     caplog: pytest.LogCaptureFixture,
     checked: bool,
 ) -> None:
-    """Every slot looks old at once, so nothing is granted until none of them can count. Control: the window is
-    granted a second time."""
+    """Every slot looks old at once, so nothing is granted until none of them can count. Control: the window
+    is granted a second time."""
     monkeypatch.setattr(window_module, "GOOD", 0.5)
     if not checked:
         await without(database, "WHEN server_time < earliest OR server_time > latest THEN 'doubtful'")
@@ -506,13 +556,15 @@ async def test_a_clock_that_is_set_forward(
         await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
         took = asyncio.get_running_loop().time() - began
         assert (took >= LIMIT.per + 2 * 0.5) is checked
-    assert any("clock of the database moved by +" in record.getMessage() for record in caplog.records) is checked
+    assert (
+        any("clock of the database moved by +" in record.getMessage() for record in caplog.records) is checked
+    )
 
 
 async def test_a_clock_that_is_set_back(
     url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in the future counts from now: the window does not stand still until the clock has caught up."""
+    """What is in the future counts from now: the window does not stand still until the clock caught up."""
     monkeypatch.setattr(window_module, "GOOD", 0.5)
     async with limiters(url, 2) as (limiter, other):
         await take_all(other)  # and open
@@ -536,7 +588,9 @@ async def test_a_replica_that_takes_over_holds_everybody(url: str, database: Dat
         waiting = [asyncio.create_task(each.acquire()) for each in (limiter, other)]
         await asyncio.sleep(FEW.per + 0.3)
         assert not any(task.done() for task in waiting)
-        [(left,)] = await database.rows("SELECT extract(epoch FROM paused_until - clock_timestamp()) FROM kie4o.account")
+        [(left,)] = await database.rows(
+            "SELECT extract(epoch FROM paused_until - clock_timestamp()) FROM kie4o.account"
+        )
         assert 0 < left <= FEW.per + 2 * window_module.GOOD
         for task in waiting:
             task.cancel()
@@ -549,11 +603,14 @@ async def run_for(
     seconds: float, url: str, database: Database, *, waiters: list[int], killed: int = 0, cuts: float = 0.0
 ) -> tuple[int, float, int]:
     """The most requests in a window, the share of the ideal, and how many connections were cut."""
-    rng, answer, gone, cut = random.Random(1), 0.03, 0, 0
+    rng, gone, cut = random.Random(1), 0, 0
     loop = asyncio.get_running_loop()
-    async with CountingServer(answer) as server, contextlib.AsyncExitStack() as stack:
+    await short_leases(database, 8.0)  # shorter than an open slot of a killed process counts
+    async with CountingServer() as server, contextlib.AsyncExitStack() as stack:
         children = [
-            await stack.enter_async_context(Child(Run(url=url, port=server.port, waiters=number)))
+            await stack.enter_async_context(
+                Child(Run(url=url, port=server.port, waiters=number, renewal=2.0))
+            )
             for number in waiters
         ]
         async with asyncio.timeout(PATIENCE * 3):
@@ -566,25 +623,28 @@ async def run_for(
             await asyncio.sleep(rng.uniform(0, 2 / cuts) if cuts else 0.2)
             if victims and loop.time() > victims[0]:
                 victims.pop(0)
-                children[len(victims)].process.kill()
-                await children[len(victims)].process.wait()
+                number = len(children) - 1 - len(victims)
+                children[number].process.kill()
+                await children[number].process.wait()
                 [(open_,)] = await database.rows(
                     "SELECT count(*) FROM kie4o.slot "
                     "WHERE process = %s AND taken_at IS NOT NULL AND answered_at IS NULL",
-                    ids[len(victims)],
+                    ids[number],
                 )
                 gone += open_
             if cuts:
                 [(pid,)] = await database.rows(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE query LIKE %s AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1",
-                    f"%\"{address_of(url).schema}\".take(%",
+                    f'%"{address_of(url).schema}".take(%',
                 ) or [(False,)]
                 cut += bool(pid)
         ended = loop.time()
     used = [at for at in server.arrivals if began <= at <= ended]
-    window = LIMIT.per + answer
-    ideal = LIMIT.limit * seconds / window - gone * 30 / window
+    took = [float(line.split()[1]) for child in children for line in child.lines if line.startswith("took")]
+    window = LIMIT.per + sum(took) / len(took)
+    ideal = (LIMIT.limit * seconds - gone * (2 * window_module.GOOD + LIMIT.per)) / window
+    print(f"{len(used)} requests, {ideal:.0f} ideally ({window:.3f} s), {gone} lost, {cut} connections cut")
     return server.most(LIMIT.per), len(used) / ideal, cut
 
 

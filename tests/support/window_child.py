@@ -1,5 +1,5 @@
-"""A process that takes slots of the shared window and uses them: `python window_child.py RUN`, with the fields
-of `Run` as JSON. It writes one line for each thing that happens, and ends when its standard input does."""
+"""A process that takes slots of the shared window and uses them: `python window_child.py RUN`, with the
+fields of `Run` as JSON. It writes a line for all that happens, and ends when its standard input does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kie4o.stores.shared import Limiter
 
 @attrs.frozen
 class Run:
-    """So many waiters at once, each of which sends to a counting server on this port whenever it has a slot."""
+    """So many waiters at once, each of which sends to a counting server whenever it has a slot."""
 
     url: str
     port: int
@@ -43,7 +43,7 @@ async def send(port: int) -> None:
             await writer.wait_closed()
 
 
-async def use_slots(run: Run, limiter: Limiter, may_send: asyncio.Event) -> None:
+async def use_slots(run: Run, limiter: Limiter, may_send: asyncio.Event, took: list[float]) -> None:
     loop, first = asyncio.get_running_loop(), True
     while True:
         try:
@@ -60,8 +60,9 @@ async def use_slots(run: Run, limiter: Limiter, may_send: asyncio.Event) -> None
             if run.checks and loop.time() > slot.good_until:
                 print("too old", flush=True)
                 continue
-            sent = True
+            sent, began = True, loop.time()
             await send(run.port)
+            took.append(loop.time() - began)
         finally:
             slot.release(counted=sent)
 
@@ -73,7 +74,8 @@ async def main(run: Run) -> None:
     assert store.shared is not None
     limiter, may_send = store.shared.limiter(RateLimit(run.limit, per=run.per)), asyncio.Event()
     print("process", store._process.id, flush=True)
-    tasks = [asyncio.create_task(use_slots(run, limiter, may_send)) for _ in range(run.waiters)]
+    took: list[float] = []
+    tasks = [asyncio.create_task(use_slots(run, limiter, may_send, took)) for _ in range(run.waiters)]
     if run.waits:
         await asyncio.to_thread(sys.stdin.readline)
     may_send.set()
@@ -82,6 +84,7 @@ async def main(run: Run) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await store.aclose()
+    print("took", sum(took) / max(1, len(took)), flush=True)  # on average, until the answer
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 `address` is its URL, `database` sends statements until they are answered, `schema` creates the tables and
 functions, whose SQL is in `sql/`, `process` is the lease of this process, `entries` is what is asked about
-entries, and `window` the limit that all processes share. `PostgresStore` puts them together: which keys this process holds, and in which order its
-writes of a key reach the database.
+entries, and `window` is the limit that all processes share. `PostgresStore` puts them together: which keys
+this process holds, and in which order its writes of a key reach the database.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import attrs
 
@@ -292,7 +292,7 @@ class _Machines:
         self._database = database
         self._process = process
         self._account = account
-        self._limiters: list[SharedLimiter] = []
+        self._limiters: WeakSet[SharedLimiter] = WeakSet()  # one for each runtime of the client
 
     def limiter(
         self,
@@ -304,12 +304,11 @@ class _Machines:
         limiter = SharedLimiter(
             self._database, self._process, self._account, limit, announce=announce, lead=lead
         )
-        self._limiters.append(limiter)
+        self._limiters.add(limiter)
         return limiter
 
     async def aclose(self) -> None:
-        limiters, self._limiters = self._limiters, []
-        for limiter in limiters:
+        for limiter in list(self._limiters):
             await limiter.aclose()
 
 

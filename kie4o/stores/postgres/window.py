@@ -1,17 +1,17 @@
 """The account's limit for all processes on one database.
 
-Every slot is a row: waiting, open (granted, and the request not answered yet) or answered. A slot counts until
-its window after the answer has passed, as in `RateLimiter`, by the clock of the server. sql/window.sql grants
-them, first come first served, under a lock of the account.
+Every slot is a row: waiting, open (granted, and the request not answered yet) or answered. It counts until a
+window has passed after the answer, as in `RateLimiter`, by the clock of the server. sql/window.sql grants
+slots, first come first served, under a lock of the account.
 
 One task, the pump, asks for all who wait here. It tells the server everything that this client has, so that a
 question which was lost, or whose answer was, is simply asked again, and nothing is left behind by a waiter
 that was cancelled. Then it sleeps until the next slot may be free. All clients know when that is, so no
 notifications are needed.
 
-A grant is good for `GOOD` seconds by the clock of this process, counted from before it was asked for: a process
-that stood still must not send into a window that others have filled by then. `slot.good_until` says so to the
-body of the request, and such a slot is released as not counted, which gives it back.
+A grant is good for `GOOD` seconds by the clock of this process, counted from before it was asked for: a
+process that stood still must not send into a window that others have filled by then. `slot.good_until` says
+so to the body of the request, and such a slot is released as not counted, which gives it back.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import attrs
 from ... import clock
 from ...errors import StoreError
 from ...models import RateLimit
-from ..pauses import PauseLog
+from ..pauses import REFUSED, PauseLog
 from .database import OUTAGE, Database, close, failure_of, in_schema, may_pass, working
 from .process import Process
 
@@ -43,6 +43,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 GOOD = 5.0  # seconds from before the question until the request must be sent; as many until it has arrived
 _POLL = 1.0  # seconds between two questions at most, while anybody waits
+_TOGETHER = 0.005  # of a window; slots that are due within it are asked for at once
 _ANSWER = 10.0  # seconds for the answer to a question
 _FIRST_DELAY = 0.05  # seconds before a question is asked again; doubled each time
 _LONGEST_DELAY = 1.0
@@ -55,9 +56,9 @@ SELECT outcome, server_time, granted, chances, pause, cause FROM kie4o.take(
     %s, %s, %s, %s::uuid[], %s::boolean[], %s::uuid[], %s::uuid[], %s, %s, %s, %s, %s, %s, %s
 )
 """
-_REFUSED, _CLOCK, _REPLICA = "refused", "clock", "replica"
-_CAUSES = {
-    _REFUSED: "Kie refused one for too many calls",
+_REFUSED, _CLOCK, _REPLICA = "refused", "clock", "replica"  # why all are held, in the table
+_HOLDS = {
+    _REFUSED: REFUSED,
     _CLOCK: "the clock of the database was set",
     _REPLICA: "a replica has taken over as the database",
 }
@@ -252,17 +253,15 @@ class SharedLimiter:
 
     async def _ask(self) -> float:
         """One question. Returns for how many seconds there is nothing to ask, unless there is news."""
-        import psycopg
-
+        address = self._database.address
         try:
             return await self._ask_once()
-        except psycopg.Error as error:
-            passes, failure = may_pass(error), failure_of(self._database.address, error)
         except StoreError as error:  # it could not be connected to
             passes, failure = True, error
         except TimeoutError:
-            passes = True
-            failure = failure_of(self._database.address, TimeoutError(f"no answer within {_ANSWER:g} s"))
+            passes, failure = True, failure_of(address, TimeoutError(f"no answer within {_ANSWER:g} s"))
+        except Exception as error:  # whatever it is, nobody may wait for ever
+            passes, failure = may_pass(error), failure_of(address, error)
         await self._disconnect()
         self._hopeless = not passes
         self._fail(failure)
@@ -309,7 +308,9 @@ class SharedLimiter:
         return self._next(chances, held, cause)
 
     async def _execute(self, connection: AsyncConnection[Any], parameters: Sequence[object]) -> Any:
-        query: Any = in_schema(_TAKE, self._database.address.schema)  # psycopg's types want it to be a literal
+        query: Any = in_schema(
+            _TAKE, self._database.address.schema
+        )  # psycopg's types want it to be a literal
         with working():
             async with asyncio.timeout(_ANSWER):
                 cursor = await connection.execute(query, parameters)
@@ -336,14 +337,17 @@ class SharedLimiter:
         moved = 0.0 if self._offset is None else self._offset.moved(offset)
         self._offset = offset
         if moved:
-            logger.warning("the clock of the database moved by %+.1f s against the clock of this machine", moved)
+            logger.warning(
+                "the clock of the database moved by %+.1f s against the clock of this machine", moved
+            )
             self._hold(self.limit.per + 2 * GOOD, _CLOCK)
 
     def _grant(self, granted: Sequence[uuid.UUID], good_until: float) -> None:
         """Pass the slots on. What cannot be used is not: its waiter goes on asking, and gets it again."""
         now = asyncio.get_running_loop().time()
         if now >= good_until or now < self._held_until:
-            return self._wake() if granted else None
+            granted = ()
+            self._news.set()
         for token in granted:
             waiter = self._waiting.get(token)
             if waiter is None or waiter.granted.done():
@@ -354,19 +358,20 @@ class SharedLimiter:
                 waiter.granted.set_result(SharedSlot(self, token, good_until))
 
     def _next(self, chances: Sequence[float], pause: float | None, cause: str | None) -> float:
-        """When to ask next: when the first waiter may get a slot."""
+        """In how many seconds to ask next: when the first waiter may get a slot, and those soon after it."""
         now = asyncio.get_running_loop().time()
         if chances and self._waiting:
             self._log.pause(now, now + chances[0], self._hold_of(chances[0], pause, cause))
         self._chances = [now + chance for chance in chances]
         self._announce_later()
-        return min([_POLL, *chances[:1]])
+        together = bisect_right(chances, chances[0] + _TOGETHER * self.limit.per) if chances else 0
+        return min([_POLL, *chances[:together][-1:]])
 
     @staticmethod
     def _hold_of(chance: float, pause: float | None, cause: str | None) -> str | None:
         """Why it takes so long, unless the limit is used up."""
         held = pause is not None and chance <= pause + 0.001
-        return _CAUSES.get(cause or "", _CAUSES[_REFUSED]) if held else None
+        return _HOLDS.get(cause or "", REFUSED) if held else None
 
     def _fail(self, failure: StoreError) -> None:
         """Tell those who have waited for the database for too long."""
