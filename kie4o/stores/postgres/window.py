@@ -42,17 +42,15 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("kie4o")
 
 GOOD = 5.0  # seconds from before the question until the request must be sent; as many until it has arrived
-_POLL = 1.0  # seconds between two questions at most, while anybody waits
-_TOGETHER = 0.005  # of a window; slots that are due within it are asked for at once
 _ANSWER = 10.0  # seconds for the answer to a question
-_FIRST_DELAY = 0.05  # seconds before a question is asked again; doubled each time
+_FIRST_DELAY = 0.05  # seconds before a question is asked again, but for the first time; doubled each time
 _LONGEST_DELAY = 1.0
 _STEP = 1.0  # seconds by which the clock of the server may differ from ours, since the last question
 _DRIFT = 0.001  # and for each second since then
 _CLOSING = 5.0  # seconds for what has to be written at the end
 
 _TAKE = """
-SELECT outcome, server_time, granted, chances, pause, cause FROM kie4o.take(
+SELECT outcome, server_time, granted, chances, again, pause, cause FROM kie4o.take(
     %s, %s, %s, %s::uuid[], %s::boolean[], %s::uuid[], %s::uuid[], %s, %s, %s, %s, %s, %s, %s
 )
 """
@@ -151,7 +149,7 @@ class SharedLimiter:
         self._offset: _Offset | None = None
         self._away_since: float | None = None  # `time.monotonic`
         self._hopeless = False  # the last question failed, and not because the database is away
-        self._delay = _FIRST_DELAY
+        self._delay = 0.0
         self._connection: AsyncConnection[Any] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._news = asyncio.Event()  # there is something to ask or to say
@@ -265,8 +263,8 @@ class SharedLimiter:
         await self._disconnect()
         self._hopeless = not passes
         self._fail(failure)
-        delay, self._delay = self._delay, min(2 * self._delay, _LONGEST_DELAY)
-        await asyncio.sleep(delay)
+        await asyncio.sleep(self._delay)
+        self._delay = min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
         return 0.0
 
     async def _ask_once(self) -> float:
@@ -293,8 +291,9 @@ class SharedLimiter:
         )
         self._changes += 1  # if the answer is lost, the rows must be made to agree with what is then
         told = self._changes
-        outcome, server_time, granted, chances, held, cause = await self._execute(connection, parameters)
-        self._hopeless, self._away_since, self._delay = False, None, _FIRST_DELAY
+        answer = await self._execute(connection, parameters)
+        outcome, server_time, granted, chances, again, held, cause = answer
+        self._hopeless, self._away_since, self._delay = False, None, 0.0
         self._check_clock(server_time, asked)
         if outcome != "answered":
             if outcome == "lost":
@@ -305,7 +304,8 @@ class SharedLimiter:
         if self._pause is pause:
             self._pause = None
         self._grant(granted, good_until)
-        return self._next(chances, held, cause)
+        self._expect(chances, held, cause)
+        return float(again)
 
     async def _execute(self, connection: AsyncConnection[Any], parameters: Sequence[object]) -> Any:
         query: Any = in_schema(
@@ -357,15 +357,13 @@ class SharedLimiter:
                 self._held.add(token)
                 waiter.granted.set_result(SharedSlot(self, token, good_until))
 
-    def _next(self, chances: Sequence[float], pause: float | None, cause: str | None) -> float:
-        """In how many seconds to ask next: when the first waiter may get a slot, and those soon after it."""
+    def _expect(self, chances: Sequence[float], pause: float | None, cause: str | None) -> None:
+        """Log and announce in how many seconds the first waiters may get a slot."""
         now = asyncio.get_running_loop().time()
         if chances and self._waiting:
             self._log.pause(now, now + chances[0], self._hold_of(chances[0], pause, cause))
         self._chances = [now + chance for chance in chances]
         self._announce_later()
-        together = bisect_right(chances, chances[0] + _TOGETHER * self.limit.per) if chances else 0
-        return min([_POLL, *chances[:together][-1:]])
 
     @staticmethod
     def _hold_of(chance: float, pause: float | None, cause: str | None) -> str | None:

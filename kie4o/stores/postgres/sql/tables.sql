@@ -18,8 +18,8 @@ CREATE TABLE kie4o.process (
     id bigint PRIMARY KEY,          -- random: a sequence of a promoted replica may give a number twice
     started_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
-    polled_at timestamptz NOT NULL, -- when it last asked for slots
-    asked bigint NOT NULL DEFAULT 0 -- the number of that question
+    asks_by timestamptz NOT NULL,   -- when it asks for slots again, if any of its requests waits
+    asked bigint NOT NULL DEFAULT 0 -- the number of its last question
 );
 
 CREATE TABLE kie4o.account (

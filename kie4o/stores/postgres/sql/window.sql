@@ -13,7 +13,8 @@
 --
 -- Outcomes: answered; lost (the lease of the process is); late (a later question was answered before); doubtful
 -- (the clock does not show what it should). After the last three nothing has changed. `chances` says in how many
--- seconds each of the first who wait may get a slot, as far as that is known.
+-- seconds each of the first who wait may get a slot, as far as that is known, and `again` in how many the client
+-- has to ask. If it comes more than half a second later, others are served before those who wait in it.
 CREATE FUNCTION kie4o.take(
     of_account bytea, me bigint, question bigint,
     waiting uuid[], in_front boolean[], held uuid[], answered uuid[],
@@ -21,7 +22,7 @@ CREATE FUNCTION kie4o.take(
     earliest double precision, latest double precision, new_pause double precision, new_cause text
 ) RETURNS TABLE (
     outcome text, server_time double precision, granted uuid[], chances double precision[],
-    pause double precision, cause text
+    again double precision, pause double precision, cause text
 ) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     stored kie4o.account;
@@ -49,11 +50,9 @@ BEGIN
     PERFORM kie4o.notice_server();
     t := kie4o.clock();
     server_time := extract(epoch FROM t);
-    UPDATE kie4o.process SET polled_at = t, asked = question
-        WHERE id = me AND asked < question AND kie4o.alive(me);
     outcome := CASE
-        WHEN NOT FOUND AND kie4o.alive(me) THEN 'late'
-        WHEN NOT FOUND THEN 'lost'
+        WHEN NOT kie4o.alive(me) THEN 'lost'
+        WHEN question <= (SELECT asked FROM kie4o.process WHERE id = me) THEN 'late'
         WHEN server_time < earliest OR server_time > latest THEN 'doubtful'
         ELSE 'answered'
     END;
@@ -133,7 +132,7 @@ BEGIN
         SELECT slot.token, slot.process, row_number() OVER (ORDER BY slot.front DESC, slot.ticket)::integer AS rank
         FROM kie4o.slot JOIN kie4o.process ON process.id = slot.process
         WHERE slot.account = of_account AND slot.taken_at IS NULL AND slot.answered_at IS NULL
-            AND process.polled_at BETWEEN t - interval '3 s' AND t + interval '3 s'
+            AND (process.id = me OR process.asks_by BETWEEN t - interval '0.5 s' AND t + interval '2 s')
     ), mine AS (
         SELECT token, rank, rank <= free AND pause IS NULL AS now, CASE
             WHEN rank <= free THEN stored.paused_until
@@ -150,5 +149,7 @@ BEGIN
         )
         INTO granted, chances FROM mine;
     UPDATE kie4o.slot SET taken_at = t WHERE token = ANY (granted);
+    again := least(1, (SELECT max(chance) FROM unnest(chances) AS chance WHERE chance <= chances[1] + 0.005 * per));
+    UPDATE kie4o.process SET asked = question, asks_by = t + make_interval(secs => again) WHERE id = me;
     RETURN NEXT;
 END $$;
