@@ -304,7 +304,10 @@ class SharedLimiter:
         if self._pause is pause:
             self._pause = None
         self._grant(granted, good_until)
-        self._expect(chances, held, cause)
+        self._expect(chances)
+        if chances and self._waiting:  # by the clock of the server, which shows the same end in each answer
+            hold = self._hold_of(chances[0], held, cause)
+            self._log.pause(server_time, server_time + chances[0], hold)
         return float(again)
 
     async def _execute(self, connection: AsyncConnection[Any], parameters: Sequence[object]) -> Any:
@@ -357,11 +360,9 @@ class SharedLimiter:
                 self._held.add(token)
                 waiter.granted.set_result(SharedSlot(self, token, good_until))
 
-    def _expect(self, chances: Sequence[float], pause: float | None, cause: str | None) -> None:
-        """Log and announce in how many seconds the first waiters may get a slot."""
+    def _expect(self, chances: Sequence[float]) -> None:
+        """Announce in how many seconds the first waiters may get a slot."""
         now = asyncio.get_running_loop().time()
-        if chances and self._waiting:
-            self._log.pause(now, now + chances[0], self._hold_of(chances[0], pause, cause))
         self._chances = [now + chance for chance in chances]
         self._announce_later()
 
