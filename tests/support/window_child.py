@@ -9,10 +9,12 @@ import json
 import sys
 
 import attrs
+from canary import CANARY_KEY
 from clocks import new_loop
 
 from kie4o.errors import StoreError
 from kie4o.models import RateLimit
+from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore, process, window
 from kie4o.stores.shared import Limiter
 
@@ -69,7 +71,7 @@ async def use_slots(run: Run, limiter: Limiter, may_send: asyncio.Event, took: l
 
 async def main(run: Run) -> None:
     window.GOOD, process.RENEWAL = run.good, run.renewal
-    store = PostgresStore(run.url, "k-123")
+    store = PostgresStore(run.url, Secret(CANARY_KEY))
     await store.open()
     assert store.shared is not None
     limiter, may_send = store.shared.limiter(RateLimit(run.limit, per=run.per)), asyncio.Event()

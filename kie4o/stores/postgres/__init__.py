@@ -307,6 +307,10 @@ class _Machines:
         self._limiters.add(limiter)
         return limiter
 
+    async def drain(self) -> None:
+        for limiter in list(self._limiters):
+            await limiter.drain()
+
     async def aclose(self) -> None:
         for limiter in list(self._limiters):
             await limiter.aclose()

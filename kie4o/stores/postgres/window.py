@@ -47,7 +47,6 @@ _FIRST_DELAY = 0.05  # seconds before a question is asked again, but for the fir
 _LONGEST_DELAY = 1.0
 _STEP = 1.0  # seconds by which the clock of the server may differ from ours, since the last question
 _DRIFT = 0.001  # and for each second since then
-_CLOSING = 5.0  # seconds for what has to be written at the end
 
 _TAKE = """
 SELECT outcome, server_time, granted, chances, again, pause, cause FROM kie4o.take(
@@ -204,12 +203,16 @@ class SharedLimiter:
         """
         return self._hold(self.limit.per, _REFUSED)
 
-    async def aclose(self) -> None:
-        """Write what has to be written, if the database is there, and close the connection."""
+    async def drain(self) -> None:
+        """Wait until the database has been told of every slot."""
         for waiter in self._waiting.values():
             waiter.granted.cancel()
+        if self._pump is not None and not self._hopeless:
+            await asyncio.wait([self._pump])
+
+    async def aclose(self) -> None:
+        """Close the connection. Slots that the database was not told of age out with the lease."""
         if self._pump is not None:
-            await asyncio.wait([self._pump], timeout=0.0 if self._hopeless else _CLOSING)
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
         if self._announcement is not None:
@@ -311,9 +314,8 @@ class SharedLimiter:
         return float(again)
 
     async def _execute(self, connection: AsyncConnection[Any], parameters: Sequence[object]) -> Any:
-        query: Any = in_schema(
-            _TAKE, self._database.address.schema
-        )  # psycopg's types want it to be a literal
+        # psycopg's types want it to be a literal.
+        query: Any = in_schema(_TAKE, self._database.address.schema)
         with working():
             async with asyncio.timeout(_ANSWER):
                 cursor = await connection.execute(query, parameters)
@@ -340,9 +342,7 @@ class SharedLimiter:
         moved = 0.0 if self._offset is None else self._offset.moved(offset)
         self._offset = offset
         if moved:
-            logger.warning(
-                "the clock of the database moved by %+.1f s against the clock of this machine", moved
-            )
+            logger.warning("the clock of the database moved by %.1f s against that of this machine", moved)
             self._hold(self.limit.per + 2 * GOOD, _CLOCK)
 
     def _grant(self, granted: Sequence[uuid.UUID], good_until: float) -> None:
