@@ -561,8 +561,7 @@ async def test_a_clock_that_is_set_forward(
         took = asyncio.get_running_loop().time() - began
         assert (took >= LIMIT.per + 2 * 0.5) is checked
     assert (
-        any("clock of the database moved by 100" in record.getMessage() for record in caplog.records)
-        is checked
+        any("clock of the database moved by " in record.getMessage() for record in caplog.records) is checked
     )
 
 
@@ -605,7 +604,14 @@ async def test_a_replica_that_takes_over_holds_everybody(url: str, database: Dat
 
 
 async def run_for(
-    seconds: float, url: str, database: Database, *, waiters: list[int], killed: int = 0, cuts: float = 0.0
+    seconds: float,
+    url: str,
+    database: Database,
+    *,
+    waiters: list[int],
+    per: float = 1.0,
+    killed: int = 0,
+    cuts: float = 0.0,
 ) -> tuple[int, float, int]:
     """The most requests in a window, the share of the ideal, and how many connections were cut."""
     rng, gone, cut = random.Random(1), 0, 0
@@ -614,15 +620,15 @@ async def run_for(
     async with CountingServer() as server, contextlib.AsyncExitStack() as stack:
         children = [
             await stack.enter_async_context(
-                Child(Run(url=url, port=server.port, waiters=number, renewal=2.0))
+                Child(Run(url=url, port=server.port, waiters=number, per=per, renewal=2.0))
             )
             for number in waiters
         ]
         async with asyncio.timeout(PATIENCE * 3):
             ids = [int(await child.says("process")) for child in children]
-            for child in children:
-                await child.says("granted")
-        began = loop.time()
+            while not server.arrivals:
+                await asyncio.sleep(0.01)
+        began = server.arrivals[0]
         victims = [began + seconds * (n + 1) / (killed + 1) for n in range(killed)]
         while loop.time() < began + seconds:
             await asyncio.sleep(rng.uniform(0, 2 / cuts) if cuts else 0.2)
@@ -647,10 +653,10 @@ async def run_for(
         ended = loop.time()
     used = [at for at in server.arrivals if began <= at <= ended]
     took = [float(line.split()[1]) for child in children for line in child.lines if line.startswith("took")]
-    window = LIMIT.per + sum(took) / len(took)
-    ideal = (LIMIT.limit * seconds - gone * (2 * window_module.GOOD + LIMIT.per)) / window
+    window = per + sum(took) / len(took)
+    ideal = LIMIT.limit * (1 + (ended - began) // window) - gone * (2 * window_module.GOOD + per) / window
     print(f"{len(used)} requests, {ideal:.0f} ideally ({window:.3f} s), {gone} lost, {cut} connections cut")
-    return server.most(LIMIT.per), len(used) / ideal, cut
+    return server.most(per), len(used) / ideal, cut
 
 
 @pytest.mark.posix("PostgreSQL")
@@ -664,10 +670,12 @@ async def test_with_cut_connections(url: str, database: Database) -> None:
 @pytest.mark.sweep
 @pytest.mark.paced
 @pytest.mark.posix("SIGKILL")
-async def test_eight_processes_for_a_minute(url: str, database: Database) -> None:
-    """Two are killed, and connections are cut at random."""
+@pytest.mark.parametrize(("per", "least"), [(1.0, 0.85), (10.0, 0.95)])
+async def test_eight_processes_for_a_minute(url: str, database: Database, per: float, least: float) -> None:
+    """Two are killed, and connections are cut at random. In a window of 1 s each cut and kill weighs ten
+    times as much as in that of Kie."""
     waiters = [1, 2, 5, 10, 20, 40, 70, 100]
-    most, share, cut = await run_for(60, url, database, waiters=waiters, killed=2, cuts=6.0)
+    most, share, cut = await run_for(52, url, database, waiters=waiters, per=per, killed=2, cuts=6.0)
     assert most == 20
-    assert share >= 0.95
+    assert share >= least
     assert cut > 100

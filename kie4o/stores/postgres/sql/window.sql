@@ -149,7 +149,7 @@ BEGIN
         )
         INTO granted, chances FROM mine;
     UPDATE kie4o.slot SET taken_at = t WHERE token = ANY (granted);
-    again := least(1, (SELECT max(chance) FROM unnest(chances) AS chance WHERE chance <= chances[1] + 0.005 * per));
+    again := least(1, per / 5, (SELECT max(chance) FROM unnest(chances) AS chance WHERE chance <= chances[1] + 0.005 * per));
     UPDATE kie4o.process SET asked = question, asks_by = t + make_interval(secs => again) WHERE id = me;
     RETURN NEXT;
 END $$;
