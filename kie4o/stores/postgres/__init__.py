@@ -27,7 +27,8 @@ from ..spending import spent_of
 from ..store import Entry, EntryState, duplicate_task
 from .address import Address, account_id, address_of
 from .database import Database
-from .entries import Claimed, Entries, Hold
+from .entries import Claimed, Entries, Hold, hash_of_key
+from .news import News, about_key
 from .process import Process
 from .schema import migrate
 from .window import SharedLimiter
@@ -60,6 +61,7 @@ class PostgresStore:
         account = account_id(self.address, api_key)
         self._entries = Entries(self._database, account)
         self._process.on_promotion(self._write_again)
+        self._news = News(self._database)
         self._held: dict[str, Hold] = {}  # by key; perhaps, if the reply to a claim was lost
         self._written: dict[str, _Written] = {}  # of the last moments by key, the oldest first
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller's key
@@ -80,6 +82,7 @@ class PostgresStore:
             await self._process.enter()
             await self._entries.bury()
             await self._warn_of_replicas()
+            self._news.start()
         except BaseException:
             await self._close()
             raise
@@ -91,12 +94,14 @@ class PostgresStore:
     ) -> Entry | None:
         delay = _FIRST_DELAY
         while True:
-            claimed = await self._in_order(entry, lambda: self._claim(entry, tuple(takes)))
-            if claimed.outcome != "busy":
-                return claimed.entry
-            if not wait:
-                return None
-            await asyncio.sleep(delay)
+            with self._news.expected(about_key(hash_of_key(entry.key))) as free:
+                claimed = await self._in_order(entry, lambda: self._claim(entry, tuple(takes)))
+                if claimed.outcome != "busy":
+                    return claimed.entry
+                if not wait:
+                    return None
+                if await self._entries.want(self._process.id, entry.key):
+                    await asyncio.wait([free], timeout=_LONGEST_DELAY if self._news.works else delay)
             delay = min(delay * _FACTOR, _LONGEST_DELAY)
 
     async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
@@ -271,6 +276,7 @@ class PostgresStore:
         self._held.clear()
         self._written.clear()
         await self._machines.aclose()
+        await self._news.aclose()
         await self._process.stop()
         await self._database.aclose()
         self._is_open = False

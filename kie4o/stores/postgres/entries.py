@@ -107,6 +107,13 @@ class Entries:
     async def release(self, me: int, key: str) -> None:
         await self._database.rows("SELECT kie4o.release(%s, %s, %s)", me, self._account, hash_of_key(key))
 
+    async def want(self, me: int, key: str) -> bool:
+        """Have the holder of a key tell when it lets go of it. Whether another live process holds it."""
+        [(held,)] = await self._database.rows(
+            "SELECT kie4o.want(%s, %s, %s)", me, self._account, hash_of_key(key)
+        )
+        return bool(held)
+
     async def forget(self, key: str) -> None:
         await self._database.rows("SELECT kie4o.forget(%s, %s)", self._account, hash_of_key(key))
 
