@@ -29,6 +29,7 @@ from .learning import Pace, Sighting
 from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
 from .schedule import Schedule
+from .sharing import Sharing
 from .trust import CallbackTrust
 from .watches import NEVER, NOW, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
 
@@ -87,6 +88,8 @@ class TaskPoller:
         self._watches: dict[str, Watch] = {}
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
         self._early_callbacks: OrderedDict[str, None] = OrderedDict()
+        self._sharing: Sharing | None = None
+        self._shared: dict[str, bool] = {}  # with `_sharing`: the tasks waited for, and whether we lead each
         self._trust = CallbackTrust()
         self._failed_unlogged = 0  # looks since the last log line about one
         self._failure_logged_at = NOW
@@ -213,6 +216,59 @@ class TaskPoller:
         reason = f"the callback of task {task_id}, submitted elsewhere, arrived here"
         self._rely_less(self._trust.strayed, reason)
 
+    def share(self, sharing: Sharing) -> None:
+        """Poll only tasks that this process leads; others poll the rest.
+
+        Args:
+            sharing: Who knows which.
+        """
+        self._sharing = sharing
+
+    def lead(self, task_id: str) -> None:
+        """Poll a task at the usual pace from now on.
+
+        Args:
+            task_id: The task, which is waited for.
+        """
+        watch = self._watches.get(task_id)
+        if watch is None or self._shared.get(task_id) is not False:
+            return
+        self._shared[task_id] = True
+        if watch.due == NOW or watch.look_task is not None:
+            return
+        now, last = self._schedule.loop.time(), max(watch.submitted_at, watch.last_look_at)
+        if watch.source == "callback" or (watch.last_running_at is None and not watch.looks):
+            self._plan(watch, now, now)
+        else:
+            self._plan(watch, last + self._delay(watch, watch.sighting(last)), now)
+
+    def follow(self, task_id: str) -> None:
+        """Leave the polls of a task to another process.
+
+        Args:
+            task_id: The task, which is waited for.
+        """
+        watch = self._watches.get(task_id)
+        if watch is not None and self._shared.get(task_id):
+            self._shared[task_id] = False
+            if NOW < watch.due < NEVER:
+                self._plan(watch, NEVER, self._schedule.loop.time())
+
+    def found(self, details: TaskDetails) -> None:
+        """Report the final details of a task, which another process has found.
+
+        Args:
+            details: Those that Kie gave.
+        """
+        watch = self._watches.get(details.task_id)
+        if watch is not None:
+            if watch.source == "poll":
+                watch.source = "store"
+            if self._sharing is not None and self._shared.pop(details.task_id, None) is not None:
+                self._sharing.left(details.task_id, None)  # the others know the end
+            self._learn(watch, details, self._schedule.loop.time())
+            self._finish(watch, details)
+
     def waits_for(self, task_id: str) -> bool:
         """Whether a task is waited for.
 
@@ -292,6 +348,9 @@ class TaskPoller:
             watch = self._watches[task_id] = self._new_watch(task_id, now, since, expecting)
             if kind is not OneLook:  # one look may be too early: the callback is kept for a real wait
                 self._early_callbacks.pop(task_id, None)
+        if self._sharing is not None and kind is not OneLook and task_id not in self._shared:
+            self._shared[task_id] = False
+            self._sharing.joined(task_id)
         waiter = kind(watch, deadline, loop)
         watch.add(waiter)
         if not is_new:
@@ -326,10 +385,13 @@ class TaskPoller:
         else:
             self._remove(watch)
 
-    def _remove(self, watch: Watch) -> None:
+    def _remove(self, watch: Watch, outcome: Outcome | None = None) -> None:
         """End the watch. A later wait for the same task gets a new one."""
         now = self._schedule.loop.time()
         del self._watches[watch.task_id]
+        if self._sharing is not None and self._shared.pop(watch.task_id, None) is not None:
+            end = outcome if isinstance(outcome, TaskDetails) and is_final(outcome) else None
+            self._sharing.left(watch.task_id, end)
         if watch.look_task is not None:
             watch.last_look_at = now
         self._schedule.remove(watch, now)
@@ -340,7 +402,7 @@ class TaskPoller:
 
     def _finish(self, watch: Watch, outcome: Outcome) -> None:
         """Deliver the outcome of the task to its waiters and end the watch."""
-        self._remove(watch)
+        self._remove(watch, outcome)
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=True)
         if isinstance(outcome, TaskDetails) and logger.isEnabledFor(logging.INFO):
@@ -381,9 +443,15 @@ class TaskPoller:
 
     def _plan(self, watch: Watch, at: float, now: float) -> None:
         """Plan the next look, no later than shortly before a deadline: no wait times out without one."""
+        if not watch.urgent and not self._leads(watch):
+            at = NEVER
         last = watch.deadline - _LAST_LOOK
         at = last if now + GAP < last < at else at
         self._schedule.plan(watch, max(at, watch.last_look_at + GAP), now)
+
+    def _leads(self, watch: Watch) -> bool:
+        """Whether this process polls the task, and no other."""
+        return self._sharing is None or self._shared.get(watch.task_id, False)
 
     def _replan(self, watch: Watch, now: float) -> None:
         """Plan again after deadlines have changed."""
@@ -436,7 +504,10 @@ class TaskPoller:
     async def _look_at(self, watch: Watch) -> None:
         outcome: Outcome
         try:
-            outcome = await self._fetch(watch.task_id)
+            known = None
+            if self._sharing is not None and not self._leads(watch):
+                known = await self._sharing.turn(watch.task_id)
+            outcome = known or await self._fetch(watch.task_id)
         except asyncio.CancelledError:
             if self._closed or self._watches.get(watch.task_id) is not watch:
                 raise

@@ -22,7 +22,7 @@ FLOORS = [
     {"gallery", "webhooks"},
     {"client"},
     {"task", "runtime"},
-    {"batch", "lifecycle", "settling", "opening", "closing"},
+    {"batch", "lifecycle", "settling", "neighbours", "opening", "closing"},
     {"arguments"},
     {"submission", "callbacks", "files"},
     {"stores", "polling", "transport"},

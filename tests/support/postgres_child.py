@@ -25,6 +25,12 @@ KEY = "key-of-the-processes"
 class Alone:
     """A limit for each process by itself, so that nothing but the store keeps them from paying twice."""
 
+    def __init__(self, machines: Any) -> None:
+        self._machines = machines
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._machines, name)
+
     def limiter(self, limit: RateLimit) -> Limiter:
         return RateLimiter(limit)
 
@@ -41,7 +47,7 @@ class ControlStore(PostgresStore):
 
 async def main(url: str, base_url: str, keys: int, control: bool) -> None:
     store = (ControlStore if control else PostgresStore)(url, Secret(KEY))
-    store.shared = Alone()
+    store.shared = Alone(store.shared)
     many = RateLimit(100_000, per=1.0)
     async with AsyncKieClient(
         KEY, base_url=base_url, store=store, rate_limit=many, max_in_flight=2 * keys

@@ -31,6 +31,7 @@ from .entries import Claimed, Entries, Hold, hash_of_key
 from .news import News, about_key
 from .process import Process
 from .schema import migrate
+from .watches import Watches
 from .window import SharedLimiter
 
 logger: logging.Logger = logging.getLogger("kie4o")
@@ -66,7 +67,7 @@ class PostgresStore:
         self._written: dict[str, _Written] = {}  # of the last moments by key, the oldest first
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller's key
         self._is_open = False
-        self._machines = _Machines(self._database, self._process, account)
+        self._machines = _Machines(self._database, self._process, account, self._news)
         self.shared: Shared | None = self._machines
 
     def __repr__(self) -> str:
@@ -294,10 +295,15 @@ class _Written:
 class _Machines:
     """What the processes on the database do together."""
 
-    def __init__(self, database: Database, process: Process, account: bytes) -> None:
+    def __init__(self, database: Database, process: Process, account: bytes, news: News) -> None:
         self._database = database
         self._process = process
         self._account = account
+        watches = Watches(database, process, account)
+        self.lead = watches.lead
+        self.leave = watches.leave
+        self.turn = watches.turn
+        self.news = news.read
         self._limiters: WeakSet[SharedLimiter] = WeakSet()  # one for each runtime of the client
 
     def limiter(

@@ -105,33 +105,34 @@ class News:
 
     async def _listen(self) -> bool:
         """Until the connection is lost or nothing arrives any more. Returns whether anything had arrived."""
-        connection, worked = await self._connect(), False
-        receiving = asyncio.create_task(self._receive(connection), name="kie4o notifications")
+        connection = await self._database.connect(self._database.address.listen)
+        worked, receiving = False, None
         try:
+            await self._begin(connection)
+            receiving = asyncio.create_task(self._receive(connection), name="kie4o notifications")
             while await self._hears_itself(receiving):
                 self.works = worked = True
                 await asyncio.wait([receiving], timeout=process.RENEWAL)
             return worked
         finally:
             self.works = False
-            receiving.cancel()
-            await asyncio.gather(receiving, return_exceptions=True)
+            if receiving is not None:
+                receiving.cancel()
+                await asyncio.gather(receiving, return_exceptions=True)
             await close(connection)
 
-    async def _connect(self) -> AsyncConnection[Row]:
+    async def _begin(self, connection: AsyncConnection[Row]) -> None:
         import psycopg
 
-        connection, failure = await self._database.connect(self._database.address.listen), None
+        failure = None
         try:
             with working():
                 await connection.execute(_listen_to(self._channel))
         except psycopg.Error as error:
             failure = failure_of(self._database.address, error)
         if failure is not None:
-            await close(connection)
             raise failure
         self._tell(None)
-        return connection
 
     async def _receive(self, connection: AsyncConnection[Row]) -> None:
         async for notification in connection.notifies():
@@ -212,8 +213,3 @@ def _listen_to(channel: str) -> Any:
 def about_key(hash_of_key: bytes) -> str:
     """What is told when a key passes out of its holder's hands."""
     return f"key {hash_of_key[:16].hex()}"
-
-
-def about_ref(mark: bytes) -> str:
-    """What is told when the task of a lost answer may be known."""
-    return f"ref {mark[:16].hex()}"

@@ -13,7 +13,7 @@ from .address import SCHEMA
 from .database import Database, in_schema
 
 # The files of each version, in order: they bring a schema of the version before up to it.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (("tables", "process", "window", "entries", "news"),)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (("tables", "process", "window", "entries", "news", "watches"),)
 VERSION: int = len(MIGRATIONS)
 
 _LOCK = "SELECT pg_advisory_xact_lock(1801020724, hashtext('kie4o.'))"  # "kie4", and the schema

@@ -163,6 +163,7 @@ DECLARE
     ended CONSTANT text[] := ARRAY['succeeded', 'failed'];
 BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
+    PERFORM set_config('writer.process', me::text, true);  -- for `tell_of_end`
     IF new_state = 'submitted' THEN
         PERFORM pg_advisory_xact_lock(hashtextextended(new_task_id, 0));  -- of two entries one gets the task
         SELECT * INTO owner FROM kie4o.entry

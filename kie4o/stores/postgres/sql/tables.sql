@@ -73,12 +73,16 @@ CREATE TABLE kie4o.inbox (
     PRIMARY KEY (account, mark, task_id)
 );
 
--- Which process polls a task that several wait for.
+-- Which process polls a task that several may wait for.
 CREATE TABLE kie4o.watch (
     account bytea NOT NULL,
     task_id text NOT NULL,
-    holder bigint,
-    looked_at timestamptz,
-    details bytea,
+    holder bigint,                  -- the process that polls it
+    followed boolean NOT NULL DEFAULT false,  -- another process waits for it too
+    touched_at timestamptz NOT NULL,
+    looked_at timestamptz NOT NULL DEFAULT '-infinity',  -- the last poll by a process that does not hold it
+    details bytea,                  -- once it has ended
+    checksum bytea,
     PRIMARY KEY (account, task_id)
 );
+CREATE INDEX watch_touched ON kie4o.watch (touched_at);

@@ -1,0 +1,100 @@
+"""A process that waits through a client on a shared store: `python neighbour_child.py STORE BASE_URL [control]`.
+
+Each line of standard input is a JSON list of what to do, and each has a line of JSON as its answer:
+["wait", ids], ["details", id, count], ["submit", key], ["generate", key] or ["url"]. With "control" the process
+polls for itself and hears nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+from kie4o import AsyncKieClient, KieError, PollPolicy, RateLimit
+from kie4o.settings import Secret
+from kie4o.stores.postgres import PostgresStore, process
+from kie4o.stores.shared import Limiter
+from kie4o.submission.rate_limit import RateLimiter
+
+KEY = "key-of-the-neighbours"
+
+
+class Alone:
+    """What a store offers whose clients know nothing of each other."""
+
+    def limiter(self, limit: RateLimit, **_: Any) -> Limiter:
+        return RateLimiter(limit)
+
+    async def news(self) -> Any:
+        await asyncio.Event().wait()
+        yield None
+
+    async def lead(self, task_ids: Any) -> dict[str, None]:
+        return dict.fromkeys(task_ids)
+
+    async def leave(self, ends: Any) -> None:
+        pass
+
+    async def turn(self, task_id: str, gap: float) -> float:
+        return 0.0
+
+
+async def main(url: str, base_url: str, control: bool) -> None:
+    store = PostgresStore(url, Secret(KEY))
+    if control:
+        store.shared = Alone()
+    client = AsyncKieClient(
+        KEY,
+        base_url=base_url,
+        store=store,
+        rate_limit=RateLimit(1000, per=1.0),
+        poll=PollPolicy(),
+        max_in_flight=1000,
+    )
+    async with client:
+        await client.spent()  # opens it
+        while not control and "listen=" not in url and not store._news.works:
+            await asyncio.sleep(0.01)
+        print("open", flush=True)
+        running: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
+        while line := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
+            task = asyncio.create_task(answer(client, *json.loads(line)))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        for task in running:
+            task.cancel()
+
+
+async def answer(client: AsyncKieClient, verb: str, *words: Any) -> None:
+    try:
+        done = await perform(client, verb, *words)
+    except KieError as error:
+        done = repr(error)
+    print(json.dumps([verb, done, time.time()]), flush=True)
+
+
+async def perform(client: AsyncKieClient, verb: str, *words: Any) -> Any:
+    if verb == "wait":
+        results = await asyncio.gather(*(client.wait(task_id) for task_id in words[0]))
+        return [[result.task_id, result.source] for result in results]
+    if verb == "details":
+        found = await asyncio.gather(*(client.details(words[0]) for _ in range(words[1])))
+        return [details.state.value for details in found]
+    if verb == "submit":
+        return (await client.submit(f"prompt {words[0]}", key=words[0])).id
+    if verb == "callback":
+        from kie4o import parse_callback
+
+        body, headers, ref = words
+        callback = parse_callback(body.encode(), headers=headers, ref=ref)
+        return (await client.deliver(callback)).state.value
+    raise AssertionError(verb)
+
+
+if __name__ == "__main__":
+    process.RENEWAL = 0.5  # so that a lost connection is noticed soon
+    asyncio.run(main(sys.argv[1], sys.argv[2], "control" in sys.argv))
