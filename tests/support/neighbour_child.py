@@ -1,8 +1,8 @@
 """A process that waits through a client on a shared store: `python neighbour_child.py STORE BASE_URL [control]`.
 
-Each line of standard input is a JSON list of what to do, and each has a line of JSON as its answer:
-["wait", ids], ["details", id, count], ["submit", key], ["generate", key] or ["url"]. With "control" the process
-polls for itself and hears nothing.
+It receives callbacks at a port that it writes first. Each line of standard input is a JSON list, and each has a
+line of JSON as its answer: the verb, what came of it, and when by the monotonic clock. With "control" the process
+knows nothing of the others. The callback URL of "generate" may lead to another process.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+
+from aiohttp import web
 
 from kie4o import AsyncKieClient, KieError, PollPolicy, RateLimit
 from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore, process
 from kie4o.stores.shared import Limiter
 from kie4o.submission.rate_limit import RateLimiter
+from kie4o.webhooks import routes
 
+WEBHOOK_KEY = "a webhook key"
 KEY = "key-of-the-neighbours"
 
 
@@ -53,12 +59,13 @@ async def main(url: str, base_url: str, control: bool) -> None:
         rate_limit=RateLimit(1000, per=1.0),
         poll=PollPolicy(),
         max_in_flight=1000,
+        webhook_key=WEBHOOK_KEY,
     )
-    async with client:
+    async with client, receiving(client) as port:
         await client.spent()  # opens it
         while not control and "listen=" not in url and not store._news.works:
             await asyncio.sleep(0.01)
-        print("open", flush=True)
+        print(port, flush=True)
         running: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
         while line := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
@@ -69,12 +76,25 @@ async def main(url: str, base_url: str, control: bool) -> None:
             task.cancel()
 
 
+@asynccontextmanager
+async def receiving(client: AsyncKieClient) -> AsyncIterator[int]:
+    application = web.Application()
+    application.add_routes(routes(client, "/{ref}"))
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
 async def answer(client: AsyncKieClient, verb: str, *words: Any) -> None:
     try:
         done = await perform(client, verb, *words)
     except KieError as error:
         done = repr(error)
-    print(json.dumps([verb, done, time.time()]), flush=True)
+    print(json.dumps([verb, done, time.monotonic()]), flush=True)
 
 
 async def perform(client: AsyncKieClient, verb: str, *words: Any) -> Any:
@@ -86,12 +106,9 @@ async def perform(client: AsyncKieClient, verb: str, *words: Any) -> Any:
         return [details.state.value for details in found]
     if verb == "submit":
         return (await client.submit(f"prompt {words[0]}", key=words[0])).id
-    if verb == "callback":
-        from kie4o import parse_callback
-
-        body, headers, ref = words
-        callback = parse_callback(body.encode(), headers=headers, ref=ref)
-        return (await client.deliver(callback)).state.value
+    if verb == "generate":
+        result = await client.generate(words[0], key=words[0], callback_url=words[1])
+        return [result.task_id, result.source]
     raise AssertionError(verb)
 
 
