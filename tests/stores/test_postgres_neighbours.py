@@ -103,7 +103,10 @@ async def delays(kie: Emulator, waiter: Child, receiver: Child, name: str, count
     """Seconds from each callback to the end of the wait for its task, in another process."""
     for number in range(count):
         waiter.tell("generate", f"{name} {number}", receiver.callback_url)
-    ended = dict([((done := await waiter.next())[0][0], done[1]) for _ in range(count)])
+    ended = {}
+    for _ in range(count):
+        (task_id, _source), at = await waiter.next()
+        ended[task_id] = at
     called = {record.task_id: record.at for record in kie.callbacks}
     return [at - called[task_id] for task_id, at in ended.items()]
 
@@ -118,8 +121,9 @@ async def test_a_callback_at_one_process_wakes_the_waiter_in_another(kie: Emulat
     alone = await start(alone=True)
     kie.duration = 0.7
     heard = [
-        delay for number in range(5) for delay in await delays(kie, waiter, receiver, f"heard {number}", 3)
+        delay for number in range(8) for delay in await delays(kie, waiter, receiver, f"heard {number}", 3)
     ]
+    heard = heard[3:]  # the first of all are slow: both processes connect, and import what they need
     asked = await delays(kie, deaf, receiver, "asked", 6)
     print("callback to waiter", sorted(heard), "without notifications", sorted(asked))
     assert statistics.median(heard) < 0.2

@@ -1,8 +1,8 @@
-"""A process that waits through a client on a shared store: `python neighbour_child.py STORE BASE_URL [control]`.
+"""A process that waits through a client on a shared store: `neighbour_child.py STORE BASE_URL [control]`.
 
-It receives callbacks at a port that it writes first. Each line of standard input is a JSON list, and each has a
-line of JSON as its answer: the verb, what came of it, and when by the monotonic clock. With "control" the process
-knows nothing of the others. The callback URL of "generate" may lead to another process.
+It receives callbacks at a port that it writes first. Each line of standard input is a JSON list, and each has
+a line of JSON as its answer: the verb, what came of it, and when by the monotonic clock. With "control" the
+process knows nothing of the others. The callback URL of "generate" may lead to another process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ class Alone:
     def limiter(self, limit: RateLimit, **_: Any) -> Limiter:
         return RateLimiter(limit)
 
-    async def news(self) -> Any:
+    async def news(self) -> AsyncGenerator[str | None]:
         await asyncio.Event().wait()
         yield None
 
