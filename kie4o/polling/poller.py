@@ -22,12 +22,12 @@ from typing import TypeVar
 from ..clock import fast_loop
 from ..details import TaskDetails
 from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
-from ..models import ImageResult, Source
-from ..wire.words import cause_of
-from .findings import weigh
+from ..models import ImageResult
+from .findings import teach, weigh
 from .learning import Pace, Sighting
 from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
+from .reports import Failures, log_end, log_end_of
 from .schedule import Schedule
 from .sharing import Sharing
 from .trust import CallbackTrust
@@ -42,7 +42,6 @@ _EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited 
 _LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
 _LATE = 0.5  # seconds after which a deadline is noticed late: the process slept, or the loop was blocked
 _LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
-_LOG_EVERY = 1.0  # seconds between log lines about looks that fail: in an outage those of all tasks do
 
 _W = TypeVar("_W", bound=Waiter)
 
@@ -91,8 +90,7 @@ class TaskPoller:
         self._sharing: Sharing | None = None
         self._shared: dict[str, bool] = {}  # with `_sharing`: the tasks waited for, and whether we lead each
         self._trust = CallbackTrust()
-        self._failed_unlogged = 0  # looks since the last log line about one
-        self._failure_logged_at = NOW
+        self._failures = Failures()
         self._closed = False
 
     # -- for callers -----------------------------------------------------------------------------
@@ -184,7 +182,7 @@ class TaskPoller:
         watch = self._watches.get(task_id)
         if watch is None:
             if details is not None and is_final(details):
-                _log_end(details, "callback")
+                log_end(details, "callback")
             self._early_callbacks[task_id] = None
             if len(self._early_callbacks) > _EARLY_CALLBACKS:
                 self._early_callbacks.popitem(last=False)
@@ -266,7 +264,7 @@ class TaskPoller:
                 watch.source = "store"
             if self._sharing is not None and self._shared.pop(details.task_id, None) is not None:
                 self._sharing.left(details.task_id, None)  # the others know the end
-            self._learn(watch, details, self._schedule.loop.time())
+            teach(self._pace, watch, details, self._schedule.loop.time())
             self._finish(watch, details)
 
     def waits_for(self, task_id: str) -> bool:
@@ -406,7 +404,7 @@ class TaskPoller:
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=True)
         if isinstance(outcome, TaskDetails) and logger.isEnabledFor(logging.INFO):
-            self._log_end(watch, outcome)
+            log_end_of(watch, outcome, self._schedule.loop.time())
         # Only for a task that has finished: closing the client and refused polls end waits too. And only if
         # that happened during the wait: the callback of an earlier run's task may have reached that run.
         finished = isinstance(outcome, TaskDetails) and (watch.last_running_at is not None or watch.looks > 0)
@@ -526,7 +524,7 @@ class TaskPoller:
         """Finish the watch with the outcome of a look, or plan the next look."""
         ended = weigh(watch, outcome, now)
         if ended is not None:
-            self._learn(watch, ended, now)
+            teach(self._pace, watch, ended, now)
             self._finish(watch, ended)
             return
         error_delay = min(_LONGEST_ERROR_DELAY, GAP * 2 ** min(watch.errors, 10)) if watch.errors else 0.0
@@ -535,52 +533,7 @@ class TaskPoller:
         delay = max(error_delay, self._delay(watch, watch.looked(outcome, now)))
         self._plan(watch, now if watch.urgent else now + delay, now)
         if isinstance(outcome, Exception) and logger.isEnabledFor(logging.INFO):
-            self._log_failure(watch, outcome, now)
+            self._failures.log(watch, outcome, now)
         if watch.spared_until > NOW and isinstance(outcome, TaskDetails) and not watch.urgent:
             watch.spared_until = now
             self._expire(watch, now)
-
-    def _log_end(self, watch: Watch, details: TaskDetails) -> None:
-        """Unless a caller has only checked the status, perhaps of a task that finished long ago."""
-        if watch.source == "poll" and all(isinstance(waiter, OneLook) for waiter in watch.waiters):
-            return
-        known = watch.last_running_at is not None
-        _log_end(details, watch.source, self._schedule.loop.time() - watch.submitted_at if known else None)
-
-    def _log_failure(self, watch: Watch, error: Exception, now: float) -> None:
-        """One line for the pause after a failed poll, or for those of many tasks."""
-        if watch.due not in (NOW, NEVER) and watch.due > watch.deadline:
-            return  # the wait ends before
-        if all(waiter.done() for waiter in watch.waiters):
-            return  # only a status check, which raises the error
-        if now < self._failure_logged_at + _LOG_EVERY:
-            self._failed_unlogged += 1
-            return
-        others, self._failed_unlogged, self._failure_logged_at = self._failed_unlogged, 0, now
-        delay = watch.due - now if NOW < watch.due < NEVER else 0.0
-        cause = cause_of(error)
-        if others:
-            cause = f"{cause} (and {others} failed polls before it)"
-        logger.info("task %s is polled again in %.1f s: %s", watch.task_id, delay, cause)
-
-    def _learn(self, watch: Watch, outcome: Outcome, now: float) -> None:
-        """Tell the pace when this task finished, unless it ended without final details."""
-        if not isinstance(outcome, TaskDetails):
-            return
-        duration = None
-        if outcome.created_at is not None and outcome.completed_at is not None:
-            duration = (outcome.completed_at - outcome.created_at).total_seconds()
-        self._pace.learn(
-            watch.sighting(now),
-            submitted_at=watch.submitted_at,
-            duration=duration,
-            forecasts=watch.forecasts,
-        )
-
-
-def _log_end(details: TaskDetails, source: Source, seconds: float | None = None) -> None:
-    """One line for a task that has finished; `seconds` since the submit, or else those that Kie says."""
-    if seconds is None and details.created_at is not None and details.completed_at is not None:
-        seconds = (details.completed_at - details.created_at).total_seconds()
-    after = "" if seconds is None else f" after {seconds:.1f} s"
-    logger.info("task %s %s%s, found by %s", details.task_id, details.state.value, after, source)
