@@ -502,9 +502,8 @@ class TaskPoller:
     async def _look_at(self, watch: Watch) -> None:
         outcome: Outcome
         try:
-            known = None
-            if self._sharing is not None and not self._leads(watch):
-                known = await self._sharing.turn(watch.task_id)
+            sharing = None if self._leads(watch) else self._sharing
+            known = None if sharing is None else await sharing.turn(watch.task_id)
             outcome = known or await self._fetch(watch.task_id)
         except asyncio.CancelledError:
             if self._closed or self._watches.get(watch.task_id) is not watch:

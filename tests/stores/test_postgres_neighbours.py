@@ -196,6 +196,8 @@ async def test_a_process_that_polls_and_dies_is_replaced(kie: Emulator, start: S
             "CREATE OR REPLACE FUNCTION kie4o.lease() RETURNS interval LANGUAGE sql IMMUTABLE "
             "AS $$ SELECT interval '2 s' $$"
         )
+        long = "SELECT count(*) FROM kie4o.process WHERE expires_at > clock_timestamp() + interval '3 s'"
+        await until(database, long, 0)  # all have renewed their leases
         task_ids = await submitted(follower, "t", 3)
         leader.tell("wait", task_ids)
         holders = "SELECT count(*) FROM kie4o.watch WHERE holder IS NOT NULL AND followed"
