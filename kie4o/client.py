@@ -99,7 +99,8 @@ class AsyncKieClient:
             callback changes nothing, and a late one is worth having.
         trust_callbacks: Accept what a recognised callback says without polling its task.
         store: Remembers every submit. None is this process's memory; a path or ``"sqlite:///run.db"`` is a
-            file that survives it; or an object with the methods of `Store`.
+            file that survives it; ``"postgresql://user@host/database"`` is shared by any number of processes;
+            or an object with the methods of `Store`.
         store_wait: Seconds to wait for a store file that another process has open, such as the one that this
             process replaces; 0 does not wait.
         prices: What requests cost, for `max_credits` and `spent()`: credits for one image, or a mapping such
@@ -161,7 +162,7 @@ class AsyncKieClient:
             callback_url=callback_url_of(callback_url, loopback=self._settings.loopback),
             trust_callbacks=flag("trust_callbacks", trust_callbacks),
             prices=price_list(prices, invalid_setting),
-            store=store_of(store),
+            store=store_of(store, self._settings.api_key),
             store_wait=wait if isinstance(store, (str, os.PathLike)) else 0.0,
             forgets=store is None,
             session=session,

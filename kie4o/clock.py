@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 # CLOCK_MONOTONIC_RAW stands still as the usual one does. On Windows the usual one counts.
 _NAME = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
 _UPTIME: int | None = getattr(time, _NAME, None)
-_real_uptime = time.monotonic if _UPTIME is None else functools.partial(time.clock_gettime, _UPTIME)
+real_uptime: Callable[[], float] = (  # `uptime`, also where the clock of the loop is virtual
+    time.monotonic if _UPTIME is None else functools.partial(time.clock_gettime, _UPTIME)
+)
 _thread = threading.local()
 _T = TypeVar("_T")
 
@@ -33,7 +35,7 @@ def unix_time() -> float:
 
 def uptime() -> float:
     """Seconds since the machine was started. No one can set it, and all processes read the same."""
-    return _read(_real_uptime)
+    return _read(real_uptime)
 
 
 @functools.cache

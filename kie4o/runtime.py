@@ -19,6 +19,7 @@ from .errors import KieError, StoreLockedError, client_closed
 from .files.transfers import Files
 from .lifecycle import Lifecycle
 from .models import RateLimit
+from .neighbours import Neighbours
 from .opening import import_late_modules
 from .polling.policy import PollPolicy
 from .polling.poller import TaskPoller
@@ -106,11 +107,8 @@ class Runtime:
         self.ledger: Ledger = Ledger(self.store)
         limit = attrs.evolve(options.rate_limit, per=options.rate_limit.per / options.speed)
         shared = self.store.shared
-        self.limiter: Limiter = (
-            RateLimiter(limit, announce=self.transport.prepare, lead=self.transport.lead)
-            if shared is None
-            else shared.limiter(limit)
-        )
+        new_limiter = RateLimiter if shared is None else shared.limiter
+        self.limiter: Limiter = new_limiter(limit, announce=self.transport.prepare, lead=self.transport.lead)
         self.submissions: Submissions = Submissions(
             self.transport,
             self.limiter,
@@ -123,6 +121,9 @@ class Runtime:
         self.delivery: Delivery = Delivery(
             self.store, self.ledger, self.poller, trusting=options.trust_callbacks, speed=options.speed
         )
+        self._neighbours: Neighbours | None = None
+        if shared is not None:
+            self._neighbours = Neighbours(shared, self.poller, self.delivery, speed=options.speed)
         self.settlement: Settlement = Settlement(
             store=self.store,
             ledger=self.ledger,
@@ -201,6 +202,8 @@ class Runtime:
             await wait_uncancelled([asyncio.ensure_future(self.store.aclose())])
             raise
         self.limiter.remember(ages)
+        if self._neighbours is not None:
+            self._neighbours.start()
         self._opened = True
 
     async def _open_store(self, until: float) -> None:
@@ -233,10 +236,15 @@ class Runtime:
             self.submissions.aclose,
             self.delivery.aclose,
             self.poller.aclose,
+            self._leave_neighbours,
             self.files.aclose,
             self.transport.aclose,
             self._close_store,
         )
+
+    async def _leave_neighbours(self) -> None:
+        if self._neighbours is not None:
+            await self._neighbours.aclose()
 
     async def _close_store(self) -> None:
         async with self._opening:

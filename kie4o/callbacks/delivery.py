@@ -30,6 +30,7 @@ from ..polling.findings import GRACE
 from ..polling.outcome import is_final
 from ..polling.poller import TaskPoller
 from ..stores.ledger import Ledger
+from ..stores.news import about_ref
 from ..stores.store import Entry, EntryState, Store
 from ..transport.retrying import repeated
 
@@ -153,21 +154,20 @@ class Delivery:
 
         Raises `KieError` if the client is closed before.
         """
-        waiter: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
-        waiters = self._unnamed.setdefault(entry.ref, set())
-        waiters.add(waiter)
-        try:
-            named = None
-            while named is None and not self._closed:
+        named = None
+        while named is None and not self._closed:
+            waiter: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+            self._unnamed.setdefault(entry.ref, set()).add(waiter)
+            try:
                 with contextlib.suppress(StoreError):  # the store may work again before the callback arrives
                     named = await self.named_task(entry.ref)  # it may have arrived before this call
                 if named is None:
                     await asyncio.wait([waiter], timeout=_RECHECK / self._speed)
                     named = waiter.result() if waiter.done() else None
-        finally:
-            waiters.discard(waiter)
-            if not waiters:
-                self._unnamed.pop(entry.ref, None)
+            finally:
+                self._unnamed[entry.ref].discard(waiter)
+                if not self._unnamed[entry.ref]:
+                    del self._unnamed[entry.ref]
         if named is None:
             raise KieError("the client was closed before a callback arrived; check kie.ai/logs")
         return named
@@ -177,6 +177,17 @@ class Delivery:
         for waiter in self._unnamed.get(entry.ref, ()):
             if entry.task_id is not None and not waiter.done():
                 waiter.set_result(entry)
+
+    def recheck(self, news: str | None) -> None:
+        """Have those who wait for the name of a task look for it: another process may know it.
+
+        `news` is `about_ref`, or None for all.
+        """
+        for ref, waiters in self._unnamed.items():
+            if news is None or news == about_ref(ref):
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
 
     async def aclose(self) -> None:
         """Cancel the confirmations under way, whose tasks the next run polls again, and end all waits."""

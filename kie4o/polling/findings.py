@@ -1,4 +1,4 @@
-"""What one look means for the wait for its task: that it goes on, or how it ends."""
+"""What one look means for the wait for its task: that it goes on, or how it ends, and what that teaches."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..errors import (
     TaskNotFoundError,
     worth_repeating,
 )
+from .learning import Pace
 from .outcome import is_final
 from .watches import NONE_REFUSED, Outcome, Watch
 
@@ -95,3 +96,18 @@ def _refused_again(watch: Watch, now: float) -> bool:
     count, first = watch.refusals
     watch.refusals = count, first = count + 1, first if count else now
     return count >= REFUSALS and now - first >= REFUSED_FOR
+
+
+def teach(pace: Pace, watch: Watch, outcome: Outcome, now: float) -> None:
+    """Tell the pace when this task finished, unless it ended without final details."""
+    if not isinstance(outcome, TaskDetails):
+        return
+    duration = None
+    if outcome.created_at is not None and outcome.completed_at is not None:
+        duration = (outcome.completed_at - outcome.created_at).total_seconds()
+    pace.learn(
+        watch.sighting(now),
+        submitted_at=watch.submitted_at,
+        duration=duration,
+        forecasts=watch.forecasts,
+    )

@@ -22,13 +22,14 @@ from typing import TypeVar
 from ..clock import fast_loop
 from ..details import TaskDetails
 from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
-from ..models import ImageResult, Source
-from ..wire.words import cause_of
-from .findings import weigh
+from ..models import ImageResult
+from .findings import teach, weigh
 from .learning import Pace, Sighting
 from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
+from .reports import Failures, log_end, log_end_of
 from .schedule import Schedule
+from .sharing import Leadership, Sharing
 from .trust import CallbackTrust
 from .watches import NEVER, NOW, Known, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
 
@@ -41,7 +42,6 @@ _EARLY_CALLBACKS = 10_000  # callbacks remembered for tasks that are not waited 
 _LAST_LOOK = 1.0  # seconds before a deadline, enough for one look
 _LATE = 0.5  # seconds after which a deadline is noticed late: the process slept, or the loop was blocked
 _LONGEST_ERROR_DELAY = 30.0  # seconds between looks that keep failing
-_LOG_EVERY = 1.0  # seconds between log lines about looks that fail: in an outage those of all tasks do
 
 _W = TypeVar("_W", bound=Waiter)
 
@@ -88,9 +88,9 @@ class TaskPoller:
         self._recent: OrderedDict[str, float] = OrderedDict()  # last looks at tasks no longer watched
         self._known = Known()
         self._early_callbacks: OrderedDict[str, None] = OrderedDict()
+        self._leadership = Leadership()
         self._trust = CallbackTrust()
-        self._failed_unlogged = 0  # looks since the last log line about one
-        self._failure_logged_at = NOW
+        self._failures = Failures()
         self._closed = False
 
     # -- for callers -----------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class TaskPoller:
         watch = self._watches.get(task_id)
         if watch is None:
             if details is not None and is_final(details):
-                _log_end(details, "callback")
+                log_end(details, "callback")
             self._early_callbacks[task_id] = None
             if len(self._early_callbacks) > _EARLY_CALLBACKS:
                 self._early_callbacks.popitem(last=False)
@@ -222,6 +222,52 @@ class TaskPoller:
         """
         reason = f"the callback of task {task_id}, submitted elsewhere, arrived here"
         self._rely_less(self._trust.strayed, reason)
+
+    def share(self, sharing: Sharing) -> None:
+        """Poll only tasks that this process leads; others poll the rest.
+
+        Args:
+            sharing: Who knows which.
+        """
+        self._leadership.sharing = sharing
+
+    def lead(self, task_id: str) -> None:
+        """Poll a task at the usual pace from now on.
+
+        Args:
+            task_id: The task, which is waited for.
+        """
+        watch = self._watches.get(task_id)
+        if watch is None or not self._leadership.lead(task_id):
+            return
+        if watch.due != NOW and watch.look_task is None:
+            now = self._schedule.loop.time()
+            soon = watch.source == "callback" or (watch.last_running_at is None and not watch.looks)
+            self._plan(watch, now if soon else self._usual(watch), now)
+
+    def follow(self, task_id: str) -> None:
+        """Leave the polls of a task to another process.
+
+        Args:
+            task_id: The task, which is waited for.
+        """
+        watch = self._watches.get(task_id)
+        if watch is not None and self._leadership.follow(task_id) and NOW < watch.due < NEVER:
+            self._plan(watch, NEVER, self._schedule.loop.time())
+
+    def found(self, details: TaskDetails) -> None:
+        """Report the final details of a task, which another process has found.
+
+        Args:
+            details: Those that Kie gave.
+        """
+        watch = self._watches.get(details.task_id)
+        if watch is not None:
+            if watch.source == "poll":
+                watch.source = "store"
+            self._leadership.left(details.task_id, None)  # the others know the end
+            teach(self._pace, watch, details, self._schedule.loop.time())
+            self._finish(watch, details)
 
     def waits_for(self, task_id: str) -> bool:
         """Whether a task is waited for.
@@ -302,6 +348,8 @@ class TaskPoller:
             watch = self._watches[task_id] = self._new_watch(task_id, now, since, expecting)
             if kind is not OneLook:  # one look may be too early: the callback is kept for a real wait
                 self._early_callbacks.pop(task_id, None)
+        if kind is not OneLook:
+            self._leadership.joined(task_id)
         waiter = kind(watch, deadline, loop)
         watch.add(waiter)
         if not is_new:
@@ -336,10 +384,12 @@ class TaskPoller:
         else:
             self._remove(watch)
 
-    def _remove(self, watch: Watch) -> None:
+    def _remove(self, watch: Watch, outcome: Outcome | None = None) -> None:
         """End the watch. A later wait for the same task gets a new one."""
         now = self._schedule.loop.time()
         del self._watches[watch.task_id]
+        end = outcome if isinstance(outcome, TaskDetails) and is_final(outcome) else None
+        self._leadership.left(watch.task_id, end)
         if watch.look_task is not None:
             watch.last_look_at = now
         self._schedule.remove(watch, now)
@@ -351,11 +401,11 @@ class TaskPoller:
 
     def _finish(self, watch: Watch, outcome: Outcome) -> None:
         """Deliver the outcome of the task to its waiters and end the watch."""
-        self._remove(watch)
+        self._remove(watch, outcome)
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=True)
         if isinstance(outcome, TaskDetails) and logger.isEnabledFor(logging.INFO):
-            self._log_end(watch, outcome)
+            log_end_of(watch, outcome, self._schedule.loop.time())
         # Only for a task that has finished: closing the client and refused polls end waits too. And only if
         # that happened during the wait: the callback of an earlier run's task may have reached that run.
         finished = isinstance(outcome, TaskDetails) and (watch.last_running_at is not None or watch.looks > 0)
@@ -392,9 +442,16 @@ class TaskPoller:
 
     def _plan(self, watch: Watch, at: float, now: float) -> None:
         """Plan the next look, no later than shortly before a deadline: no wait times out without one."""
+        if not watch.urgent and not self._leadership.leads(watch.task_id):
+            at = NEVER
         last = watch.deadline - _LAST_LOOK
         at = last if now + GAP < last < at else at
         self._schedule.plan(watch, max(at, watch.last_look_at + GAP), now)
+
+    def _usual(self, watch: Watch) -> float:
+        """When the next look is due at the usual pace."""
+        last = max(watch.submitted_at, watch.last_look_at)
+        return last + self._delay(watch, watch.sighting(last))
 
     def _replan(self, watch: Watch, now: float) -> None:
         """Plan again after deadlines have changed."""
@@ -417,9 +474,7 @@ class TaskPoller:
         )
         for watch in list(self._watches.values()):
             if watch.expecting and NOW < watch.due < NEVER:
-                now, last = self._schedule.loop.time(), max(watch.submitted_at, watch.last_look_at)
-                at = last + self._delay(watch, watch.sighting(last))
-                self._plan(watch, min(at, watch.due), now)
+                self._plan(watch, min(self._usual(watch), watch.due), self._schedule.loop.time())
 
     def _look_soon(self, watch: Watch, since: float) -> bool:
         """Look as soon as the limit allows. A look that is running will do if it began at `since` or later;
@@ -447,7 +502,7 @@ class TaskPoller:
     async def _look_at(self, watch: Watch) -> None:
         outcome: Outcome
         try:
-            outcome = await self._fetch(watch.task_id)
+            outcome = await self._leadership.turn(watch.task_id) or await self._fetch(watch.task_id)
         except asyncio.CancelledError:
             if self._closed or self._watches.get(watch.task_id) is not watch:
                 raise
@@ -466,7 +521,7 @@ class TaskPoller:
         """Finish the watch with the outcome of a look, or plan the next look."""
         ended = weigh(watch, outcome, now)
         if ended is not None:
-            self._learn(watch, ended, now)
+            teach(self._pace, watch, ended, now)
             self._finish(watch, ended)
             return
         error_delay = min(_LONGEST_ERROR_DELAY, GAP * 2 ** min(watch.errors, 10)) if watch.errors else 0.0
@@ -475,52 +530,7 @@ class TaskPoller:
         delay = max(error_delay, self._delay(watch, watch.looked(outcome, now)))
         self._plan(watch, now if watch.urgent else now + delay, now)
         if isinstance(outcome, Exception) and logger.isEnabledFor(logging.INFO):
-            self._log_failure(watch, outcome, now)
+            self._failures.log(watch, outcome, now)
         if watch.spared_until > NOW and isinstance(outcome, TaskDetails) and not watch.urgent:
             watch.spared_until = now
             self._expire(watch, now)
-
-    def _log_end(self, watch: Watch, details: TaskDetails) -> None:
-        """Unless a caller has only checked the status, perhaps of a task that finished long ago."""
-        if watch.source == "poll" and all(isinstance(waiter, OneLook) for waiter in watch.waiters):
-            return
-        known = watch.last_running_at is not None
-        _log_end(details, watch.source, self._schedule.loop.time() - watch.submitted_at if known else None)
-
-    def _log_failure(self, watch: Watch, error: Exception, now: float) -> None:
-        """One line for the pause after a failed poll, or for those of many tasks."""
-        if watch.due not in (NOW, NEVER) and watch.due > watch.deadline:
-            return  # the wait ends before
-        if all(waiter.done() for waiter in watch.waiters):
-            return  # only a status check, which raises the error
-        if now < self._failure_logged_at + _LOG_EVERY:
-            self._failed_unlogged += 1
-            return
-        others, self._failed_unlogged, self._failure_logged_at = self._failed_unlogged, 0, now
-        delay = watch.due - now if NOW < watch.due < NEVER else 0.0
-        cause = cause_of(error)
-        if others:
-            cause = f"{cause} (and {others} failed polls before it)"
-        logger.info("task %s is polled again in %.1f s: %s", watch.task_id, delay, cause)
-
-    def _learn(self, watch: Watch, outcome: Outcome, now: float) -> None:
-        """Tell the pace when this task finished, unless it ended without final details."""
-        if not isinstance(outcome, TaskDetails):
-            return
-        duration = None
-        if outcome.created_at is not None and outcome.completed_at is not None:
-            duration = (outcome.completed_at - outcome.created_at).total_seconds()
-        self._pace.learn(
-            watch.sighting(now),
-            submitted_at=watch.submitted_at,
-            duration=duration,
-            forecasts=watch.forecasts,
-        )
-
-
-def _log_end(details: TaskDetails, source: Source, seconds: float | None = None) -> None:
-    """One line for a task that has finished; `seconds` since the submit, or else those that Kie says."""
-    if seconds is None and details.created_at is not None and details.completed_at is not None:
-        seconds = (details.completed_at - details.created_at).total_seconds()
-    after = "" if seconds is None else f" after {seconds:.1f} s"
-    logger.info("task %s %s%s, found by %s", details.task_id, details.state.value, after, source)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from types import MappingProxyType
 
 from ..errors import ConfigurationError, invalid_setting
 from ..plain import expanded, plain
+from ..settings import Secret
 from .memory import MemoryStore
 from .store import Store
 
-_EXPECTED = "None for memory, a path to a file, 'sqlite:///run.db', or an object with the methods of Store"
+_EXPECTED = (
+    "None for memory, a path to a file, 'sqlite:///run.db', 'postgresql://user@host/database', or an object "
+    "with the methods of Store"
+)
+_SQLITE = "sqlite:///"
 _NO_FILE = ("", os.curdir, os.pardir)  # "runs/" is a folder; `Path` would make a file "runs" of it
 
 
-def _sqlite(path: str) -> Store:
+def _sqlite(address: str, api_key: Secret | None) -> Store:
+    path = address.removeprefix(_SQLITE)
     if not path.strip() or path == ":memory:" or os.path.split(path)[1] in _NO_FILE:
         raise invalid_setting("store", path, _EXPECTED)
     from .sqlite import SQLiteStore  # loads sqlite3, which a client without a file never needs
@@ -23,13 +30,26 @@ def _sqlite(path: str) -> Store:
     return SQLiteStore(expanded(path))
 
 
-# By the prefix of the address; what follows it is passed to the function.
-SCHEMES: Mapping[str, Callable[[str], Store]] = MappingProxyType({"sqlite:///": _sqlite})
+def _postgres(address: str, api_key: Secret | None) -> Store:
+    if find_spec("psycopg") is None:
+        raise ConfigurationError("a store in PostgreSQL needs kie4o with its extra [postgres]")
+    from .postgres import PostgresStore
+
+    return PostgresStore(address, api_key or Secret(""))
+
+
+# By the prefix of the address.
+SCHEMES: Mapping[str, Callable[[str, Secret | None], Store]] = MappingProxyType(
+    {_SQLITE: _sqlite, "postgresql://": _postgres, "postgres://": _postgres}
+)
 _MEMBERS = sorted(name for name in {*vars(Store), *Store.__annotations__} if not name.startswith("_"))
 
 
-def store_of(store: Store | str | os.PathLike[str] | None) -> Store:
-    """A store that is not open yet. Raises `ConfigurationError`."""
+def store_of(store: Store | str | os.PathLike[str] | None, api_key: Secret | None = None) -> Store:
+    """A store that is not open yet. The API key tells accounts apart in a store that several use.
+
+    Raises `ConfigurationError`.
+    """
     if store is None:
         return MemoryStore()
     if not isinstance(store, (str, os.PathLike)):
@@ -37,11 +57,11 @@ def store_of(store: Store | str | os.PathLike[str] | None) -> Store:
     address: str = os.fspath(plain(store))
     for prefix, store_at in SCHEMES.items():
         if address.startswith(prefix):
-            return store_at(address.removeprefix(prefix))
+            return store_at(address, api_key)
     scheme, separator, _ = address.partition("://")
     if separator:
         raise invalid_setting("store", f"{scheme}://...", _EXPECTED)  # the rest may hold a password
-    return _sqlite(address)
+    return _sqlite(address, api_key)
 
 
 def _checked(store: Store) -> Store:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
@@ -73,7 +74,10 @@ class Guard:
     async def claim(
         self, entry: Entry, *, takes: Collection[EntryState] = (EntryState.PLANNED,), wait: bool = True
     ) -> Entry | None:
-        return await self._call(self.inner.claim, entry, takes=takes, wait=wait)
+        if not wait or self.shared is None:
+            return await self._call(self.inner.claim, entry, takes=takes, wait=wait)
+        # It waits for another process for as long as that one has the key; the store limits its own calls.
+        return await self._within(math.inf, self.inner.claim, entry, takes=takes)
 
     async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
         await self._call(self.inner.begin, entry, superseded)
@@ -133,7 +137,7 @@ class Guard:
         self, seconds: float, method: Callable[..., Awaitable[_T]], *words: Any, **more: Any
     ) -> _T:
         failure: StoreError
-        limit, task = asyncio.timeout(seconds), asyncio.current_task()
+        limit, task = asyncio.timeout(seconds if seconds < math.inf else None), asyncio.current_task()
         try:
             async with limit:
                 return await method(*words, **more)

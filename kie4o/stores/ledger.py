@@ -184,7 +184,11 @@ class Ledger:
         """Whether no other process has the key, or has changed the entry."""
         if self._store.shared is None:
             return True
-        held = await self._store.claim(entry, takes=(EntryState.UNKNOWN, EntryState.FAILED), wait=False)
+        try:
+            held = await self._store.claim(entry, takes=(EntryState.UNKNOWN, EntryState.FAILED), wait=False)
+        except asyncio.CancelledError:
+            await self.release(entry)  # it may be held
+            raise
         if held is None or held == entry or entry.key in self._unsaved:
             return held is not None
         await self.release(entry)

@@ -7,6 +7,7 @@ does not notice, and a task id with a wrong letter is a lost task. Pure.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,6 +18,7 @@ from decimal import Decimal
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
+from ..details import TaskDetails
 from ..errors import StoreError
 from ..image_request import ImageRequest, remembering
 from .store import Entry
@@ -37,6 +39,24 @@ def packed(entry: Entry) -> bytes:
         # `raw` is whatever Kie sent or the caller passed to `parse_callback`; nothing depends on it.
         fields.get("details", {}).pop("raw", None)
     return _text(fields)
+
+
+def packed_details(details: TaskDetails) -> bytes:
+    """The same for the details of a task."""
+    fields = _converter().unstructure(details)
+    try:
+        return _text(fields)
+    except (ValueError, TypeError, RecursionError):
+        fields.pop("raw", None)
+    return _text(fields)
+
+
+def unpacked_details(body: object, check: object) -> TaskDetails | None:
+    """Those in a packed text and its checksum; None if either is damaged."""
+    if isinstance(body, bytes) and checksum(body) == check:
+        with contextlib.suppress(Exception):  # as below
+            return _converter().structure(json.loads(body), TaskDetails)
+    return None
 
 
 def _text(fields: Mapping[str, Any]) -> bytes:

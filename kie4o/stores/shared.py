@@ -6,9 +6,10 @@ brings another. Both implement this protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
+from ..details import TaskDetails
 from ..models import RateLimit
 
 
@@ -44,6 +45,33 @@ class Limiter(Protocol):
 class Shared(Protocol):
     """What the processes on one store do together."""
 
-    def limiter(self, limit: RateLimit) -> Limiter:
-        """The limiter that all of them share."""
+    def limiter(
+        self, limit: RateLimit, *, announce: Callable[[int], None], lead: Callable[[], float]
+    ) -> Limiter:
+        """The limiter that all of them share. It announces slots as `RateLimiter` does."""
+        ...
+
+    def news(self) -> AsyncGenerator[str | None]:
+        """`news.about_ref` and `news.about_task` of what others write; None when some may have been missed.
+
+        It may say too much, and it may say nothing at all.
+        """
+        ...
+
+    async def lead(self, task_ids: Collection[str]) -> Mapping[str, TaskDetails | None]:
+        """Those of these tasks that this process has to poll, and the details of those that have ended.
+
+        What is missing is polled by another process. It tells when the task ends; it may also die, so ask
+        again from time to time.
+        """
+        ...
+
+    async def leave(self, ends: Mapping[str, TaskDetails | None]) -> None:
+        """Nobody waits for these tasks in this process any more. The final details of one, if they are known,
+        are for the others that wait for it."""
+        ...
+
+    async def turn(self, task_id: str, gap: float) -> float | TaskDetails:
+        """0 if this process may poll the task once, though it does not lead it; otherwise the seconds until
+        it may ask again, or how the task has ended. Two turns are `gap` seconds apart."""
         ...

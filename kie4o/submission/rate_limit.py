@@ -17,7 +17,6 @@ slots a little before they are free, so that something can be made ready for tho
 from __future__ import annotations
 
 import asyncio
-import logging
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -27,13 +26,10 @@ import attrs
 
 from .. import clock
 from ..models import RateLimit
-
-logger: logging.Logger = logging.getLogger("kie4o")
+from ..stores.pauses import REFUSED, PauseLog
 
 _LIBUV = 0.001  # seconds; the clock of libuv, under uvloop, counts whole milliseconds
-_LOGGED = 1.0  # seconds; a shorter pause is not logged
 _ANNOUNCEMENTS = 4  # at most, in a lead or a window: each counts those that wait
-_LONGER = 0.1  # seconds by which a hold must be longer than the log says to be logged again
 
 
 class SlidingWindow:
@@ -137,11 +133,12 @@ class RateLimiter:
     _announced_by: float = attrs.field(init=False, default=float("-inf"))  # slots that are free then
     _announced_at: float = attrs.field(init=False, default=float("-inf"))
     _announced: tuple[float, int] = attrs.field(init=False, default=(0.0, 0))  # due when, how many waited
-    _logged_until: float = attrs.field(init=False, default=float("-inf"))  # the end of the last logged pause
+    _log: PauseLog = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._window = SlidingWindow(self.limit)
         self._slot = LocalSlot(self)
+        self._log = PauseLog(self.limit)
 
     @property
     def waiting(self) -> int:
@@ -219,7 +216,7 @@ class RateLimiter:
             free_at = self._window.free_at(now)
             if free_at != float("inf"):
                 self._timer = self._loop.call_at(free_at, self._grant)
-                self._log_pause(now, free_at)
+                self._log.pause(now, free_at, REFUSED if free_at == self._window.held_until else None)
         self._announce_later()
 
     def _announce_later(self) -> None:
@@ -251,17 +248,6 @@ class RateLimiter:
         if waiting == free:  # otherwise some are left for requests that come meanwhile
             self._announced_by = max(due, min(by, now + self.limit.per))  # then they are free once more
             self._announce_later()
-
-    def _log_pause(self, now: float, until: float) -> None:
-        """One line for a pause of all requests. At most one in a window, unless Kie has refused one."""
-        held = until == self._window.held_until
-        longer = _LONGER if held else self.limit.per
-        if until < max(now + _LOGGED, self._logged_until + longer) or not logger.isEnabledFor(logging.INFO):
-            return
-        self._logged_until = until
-        used_up = f"the limit of {self.limit.limit} in {self.limit.per:g} s is used up"
-        reason = "Kie refused one for too many calls" if held else used_up
-        logger.info("submits pause for %.1f s: %s", until - now, reason)
 
 
 def _tick(loop: asyncio.AbstractEventLoop) -> float:

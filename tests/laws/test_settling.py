@@ -499,7 +499,7 @@ class HeldElsewhere(MemoryStore):
         self.changed: Entry | None = None  # by another process, since this one has read it
         self.claimed: list[str] = []
 
-    def limiter(self, limit: kie4o.RateLimit) -> RateLimiter:
+    def limiter(self, limit: kie4o.RateLimit, **_: object) -> RateLimiter:
         return RateLimiter(limit)
 
     async def claim(self, entry: Entry, **more: object) -> Entry | None:

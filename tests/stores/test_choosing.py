@@ -10,6 +10,8 @@ import pytest
 from canary import CANARY_KEY
 
 from kie4o import AsyncKieClient, ConfigurationError
+from kie4o.settings import Secret
+from kie4o.stores import choosing
 from kie4o.stores.choosing import SCHEMES, store_of
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
@@ -20,6 +22,23 @@ def test_a_path_is_a_sqlite_file(given: str | os.PathLike[str]) -> None:
     store = store_of(given)
     assert isinstance(store, SQLiteStore)
     assert store.path == Path("run.db")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_a_database_is_shared_by_account(scheme: str) -> None:
+    """Nothing is connected yet, and no repr holds the password or the key."""
+    store = store_of(f"{scheme}://kie:s3cret@db.example/images", Secret(CANARY_KEY))
+    assert repr(store) == "PostgresStore('db.example/images')"
+    assert store.shared is not None
+    with pytest.raises(ConfigurationError, match="schema= is not a name") as caught:
+        store_of(f"{scheme}://kie:s3cret@db.example/images?schema=No")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_driver_that_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"needs kie4o with its extra \[postgres\]"):
+        store_of("postgresql://db.example/images")
 
 
 def test_none_is_memory_and_a_store_is_itself() -> None:

@@ -623,7 +623,7 @@ class Shared(MemoryStore):
         self.taken: list[set[EntryState]] = []
         self.released: list[str] = []
 
-    def limiter(self, limit: RateLimit) -> Any:
+    def limiter(self, limit: RateLimit, **_: object) -> Any:
         from kie4o.submission.rate_limit import RateLimiter
 
         return RateLimiter(limit)

@@ -50,7 +50,7 @@ class SharedStore(MemoryStore):
         self.keys_released: list[str] = []
         self.shared = self
 
-    def limiter(self, limit: RateLimit) -> SharedLimiter:
+    def limiter(self, limit: RateLimit, **_: object) -> SharedLimiter:
         self.limiters.append(SharedLimiter(limit, self.seconds))
         return self.limiters[-1]
 

@@ -387,5 +387,5 @@ async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
     await client.backup(Path("copy.db"))
     assert_type(await client.prune(older_than=86_400), int)
     assert_type(await client.prune(older_than=timedelta(days=30)), int)
-    for store in (None, "run.db", "sqlite:///run.db", Path("run.db"), own):
+    for store in (None, "run.db", "sqlite:///run.db", "postgresql://host/database", Path("run.db"), own):
         AsyncKieClient("key", store=store)

@@ -1,0 +1,99 @@
+"""The lease of this process: what it holds is its own for as long as the lease is renewed.
+
+One row per process is renewed, not one per entry. A lease that was lost, because this process stood still or
+was cut off for longer than the lease, means a new process id: what it held may be in other hands. Leases do
+not run out while the database is away (`alive` in sql/process.sql).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+
+from ...errors import StoreError
+from .database import Database
+
+logger: logging.Logger = logging.getLogger("kie4o")
+
+RENEWAL = 10.0  # seconds; a lease runs out after 30, as sql/process.sql says
+
+
+class Process:
+    """This process, as the others see it.
+
+    Attributes:
+        id: Random, so that no other process ever has it; another one after each lease that was lost.
+        timeline: That of the server, which changes when a replica takes over.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.id: int = 0
+        self.timeline: str = ""
+        self._database = database
+        self._renewing: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._on_promotion: list[Callable[[], Awaitable[None]]] = []
+
+    async def enter(self) -> None:
+        """Begin the lease, and renew it from now on."""
+        await self._begin()
+        [(self.timeline,)] = await self._database.rows("SELECT kie4o.timeline()")
+        self._renewing = asyncio.create_task(
+            self._renew_always(),
+            name="kie4o lease",
+            context=Context(),  # not with the limits of a caller
+        )
+
+    async def leave(self) -> None:
+        """End the lease: what it holds is free. After an error it runs out."""
+        await self.stop()
+        await self._database.rows("SELECT kie4o.leave(%s)", self.id)
+
+    async def stop(self) -> None:
+        """Do not renew the lease any more."""
+        renewing, self._renewing = self._renewing, None
+        if renewing is not None:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+
+    def on_promotion(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Have something called after a replica has taken over, which may lack what was written last."""
+        self._on_promotion.append(call)
+
+    async def lost(self, which: int) -> None:
+        """Something was refused because the lease of this id had been lost: begin another, once."""
+        async with self._lock:
+            if self.id == which:
+                await self._begin()
+                await self._database.rows("SELECT kie4o.leave(%s)", which)  # a restart would wake it
+                logger.warning(
+                    "this process was taken for dead by others on its store: it stood still, or was cut off "
+                    "from the database, for longer than its lease"
+                )
+
+    async def renew(self) -> None:
+        """Extend the lease, or begin another if it was lost."""
+        me = self.id
+        [(kept, timeline)] = await self._database.rows("SELECT * FROM kie4o.renew(%s)", me)
+        if not kept:
+            await self.lost(me)
+        if timeline != self.timeline:
+            logger.warning("a replica has taken over as the database of the store")
+            for call in self._on_promotion:
+                await call()
+            self.timeline = timeline
+
+    async def _begin(self) -> None:
+        me = secrets.randbits(63)
+        await self._database.rows("SELECT kie4o.enter(%s)", me)
+        self.id = me
+
+    async def _renew_always(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            with contextlib.suppress(StoreError):  # the database is away, and so it is for the others
+                await self.renew()

@@ -1,0 +1,487 @@
+"""Who may submit a key: claims, holders that die, leases that are lost, and what is saved late.
+
+Each store object here is a process to the database: it has a lease of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import attrs
+import postgres
+import pytest
+from canary import CANARY_KEY
+from entries import ended, entry_of, plain, submitted, unfinished_keys
+from postgres import opened
+
+from kie4o import StoreError
+from kie4o.settings import Secret
+from kie4o.stores import postgres as postgres_store
+from kie4o.stores.guard import Guard
+from kie4o.stores.ledger import Ledger
+from kie4o.stores.postgres import PostgresStore
+from kie4o.stores.store import DuplicateTaskError, Entry, EntryState
+
+ANY = tuple(EntryState)
+OpenStore = Callable[[], Awaitable[PostgresStore]]
+
+
+@pytest.fixture
+async def open_store() -> AsyncIterator[OpenStore]:
+    """Opens one more process on the same tables."""
+    url = postgres.shared_url()
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def open_one() -> PostgresStore:
+            store = PostgresStore(url, Secret(CANARY_KEY))
+            await store.open()
+            stack.push_async_callback(store.aclose)
+            return store
+
+        yield open_one
+
+
+def intent(key: str = "k", **more: Any) -> Entry:
+    return entry_of(key, state=EntryState.INTENT, sent_at=1.0, submitted_at=1.0, **more)
+
+
+async def sql(store: PostgresStore, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+    return await store._database.rows(statement, *parameters)
+
+
+async def expire(store: PostgresStore) -> None:
+    """As if this process had been silent for longer than its lease."""
+    gone = "UPDATE kie4o.process SET expires_at = clock_timestamp() - interval '1 s' WHERE id = %s"
+    await sql(store, gone, store._process.id)
+
+
+async def stored_state(store: PostgresStore, key: str = "k") -> tuple[EntryState, str] | None:
+    entry = await store.find(key=key)
+    return None if entry is None else (entry.state, entry.ref)
+
+
+# -- claims ------------------------------------------------------------------------------------------
+
+
+async def test_a_claimed_key_is_in_one_process_s_hands(open_store: OpenStore) -> None:
+    """The others get None with `wait=False`, in every state before it is sent."""
+    holder, other = await open_store(), await open_store()
+    await holder.claim(entry_of())
+    assert await other.claim(entry_of(ref="another"), wait=False) is None
+    await holder.begin(intent())
+    assert await other.claim(entry_of(ref="another"), takes=ANY, wait=False) is None
+    await holder.save(entry_of())  # it was refused, and is sent again later
+    assert await other.claim(entry_of(ref="another"), wait=False) is None
+    assert await holder.claim(entry_of()) == entry_of()
+
+
+async def test_of_many_processes_one_holds_a_key(open_store: OpenStore) -> None:
+    """The others wait for what it saves. Nothing is held by those who only read it."""
+    stores = [await open_store() for _ in range(6)]
+    claims = [
+        asyncio.create_task(store.claim(entry_of(ref=f"{number}"))) for number, store in enumerate(stores)
+    ]
+    await asyncio.wait(claims, return_when=asyncio.FIRST_COMPLETED)
+    [winner] = [number for number, claim in enumerate(claims) if claim.done()]
+    await stores[winner].begin(intent(ref=f"{winner}"))
+    done = submitted("k", ref=f"{winner}")
+    await stores[winner].save(done)
+    results = await asyncio.gather(*claims)
+    assert [result for number, result in enumerate(results) if number != winner] == [done] * 5
+    assert await sql(stores[0], "SELECT FROM kie4o.entry WHERE holder IS NOT NULL") == []
+
+
+async def test_a_released_key_is_free(open_store: OpenStore) -> None:
+    """Its entry is deleted, so that the next process submits its own."""
+    holder, other = await open_store(), await open_store()
+    await holder.claim(entry_of())
+    waiting = asyncio.create_task(other.claim(entry_of(ref="another", prompt="y")))
+    await asyncio.sleep(0.1)
+    await holder.release("k")
+    await holder.release("k")
+    assert (await waiting) == entry_of(ref="another", prompt="y")
+    await holder.release("k")  # the key of another process
+    await other.begin(intent(ref="another", prompt="y"))
+
+
+async def test_paying_anew_is_decided_by_the_claim(open_store: OpenStore) -> None:
+    """Of those that would submit again after a failure or an unknown outcome one may."""
+    stores = [await open_store() for _ in range(5)]
+    for number, state in enumerate((EntryState.UNKNOWN, EntryState.FAILED)):
+        key = f"key {number}"
+        await stores[0].save(entry_of(key, state=state))
+        takes = (EntryState.PLANNED, state)
+        claims = [store.claim(entry_of(key, ref="another"), takes=takes, wait=False) for store in stores]
+        results = await asyncio.gather(*claims)
+        assert [result.state for result in results if result is not None] == [state]
+        other = await stores[0].find(key=key)
+        assert other is not None
+        assert other.state is state
+
+
+async def test_a_key_of_another_request_is_not_held(open_store: OpenStore) -> None:
+    """It is returned, for the error. What was never sent may be replaced."""
+    first, second = await open_store(), await open_store()
+    await first.save(entry_of(state=EntryState.UNKNOWN))
+    stored = await second.claim(entry_of(prompt="y", ref="another"), takes=ANY)
+    assert stored is not None
+    assert stored.ref == "ref of k"
+    with pytest.raises(StoreError, match="not in the hands of this process"):
+        await second.begin(intent(prompt="y", ref="another"))
+    await first.save(entry_of("planned"))
+    await second.claim(entry_of("planned", prompt="y", ref="another"))
+    await second.begin(intent("planned", prompt="y", ref="another"))
+
+
+async def test_a_cancelled_claim_is_released(open_store: OpenStore) -> None:
+    """Whether it was executed or not: `release` follows it, and the key is free."""
+    holder, other = await open_store(), await open_store()
+    for turns in range(0, 40, 3):
+        key = f"key {turns}"
+        claim = asyncio.create_task(holder.claim(entry_of(key)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        claim.cancel()
+        await asyncio.wait([claim])
+        await holder.release(key)
+        assert await other.claim(entry_of(key, ref="another"), wait=False) is not None
+
+
+async def test_accounts_do_not_see_each_other() -> None:
+    """Two may use the same text as a key."""
+    url = postgres.shared_url()
+    one, another = PostgresStore(url, Secret("one")), PostgresStore(url, Secret("another"))
+    await one.open()
+    await another.open()
+    await one.claim(entry_of())
+    await one.keep_callback("ref of k", "task")
+    assert await another.find(key="k") is await another.find(ref="ref of k") is None
+    assert await another.callbacks_of("ref of k") == ()
+    assert await another.claim(entry_of(prompt="y"), wait=False) == entry_of(prompt="y")
+    await another.save(submitted("k"))
+    assert await one.find(task_id="task-of-k") is None
+    assert await unfinished_keys(one) == []
+    assert (await one.spent()).unpriced == 0
+    await another.forget("k")
+    assert await one.find(key="k") == entry_of()
+    await one.aclose()
+    await another.aclose()
+
+
+# -- begin -------------------------------------------------------------------------------------------
+
+
+async def test_only_the_holder_may_begin(open_store: OpenStore) -> None:
+    """Not before a claim, not after a release, and not with a key that another holds."""
+    holder, other = await open_store(), await open_store()
+    refused = pytest.raises(StoreError, match="not in the hands of this process")
+    with refused:
+        await holder.begin(intent())
+    await holder.claim(entry_of())
+    await other.claim(entry_of(ref="another"), wait=False)
+    with refused:
+        await other.begin(intent(ref="another"))
+    await holder.release("k")
+    with refused:
+        await holder.begin(intent())
+    assert await holder.find(key="k") is None
+
+
+async def test_begin_says_yes_again_to_the_same_ref(open_store: OpenStore) -> None:
+    """The reply may have been lost. With what it supersedes, which stays as it was the first time."""
+    store = await open_store()
+    failed = attrs.evolve(ended(submitted("k"), EntryState.FAILED), ref="first")
+    await store.save(failed)
+    await store.claim(entry_of(ref="second"), takes=(EntryState.FAILED,))
+    for _ in range(3):
+        await store.begin(intent(ref="second", earlier=("first",)), failed.superseded())
+        assert await stored_state(store) == (EntryState.INTENT, "second")
+        assert plain(await store.find(ref="first")) == plain(failed.superseded())
+    keyless = intent("ref", keyed=False, ref="ref")
+    await store.begin(keyless)
+    await store.begin(keyless)
+    assert await store.find(key="ref") == keyless
+
+
+async def test_what_was_found_out_meanwhile_stops_a_resubmit(open_store: OpenStore) -> None:
+    """Another process saves the task that a callback names while this one waits for a slot."""
+    store, other = await open_store(), await open_store()
+    unknown = entry_of(state=EntryState.UNKNOWN)
+    await store.save(unknown)
+    await store.claim(entry_of(ref="second"), takes=(EntryState.PLANNED, EntryState.UNKNOWN))
+    await other.save(unknown.become(EntryState.SUBMITTED, task_id="task"))
+    with pytest.raises(StoreError, match="not in the hands of this process"):
+        await store.begin(intent(ref="second"), unknown.superseded())
+    assert await stored_state(store) == (EntryState.SUBMITTED, "ref of k")
+
+
+# -- holders that die, and leases that are lost ------------------------------------------------------
+
+
+async def test_what_a_dead_process_held_is_taken_over(open_store: OpenStore) -> None:
+    """A request that was not sent is sent by another. An intent becomes unknown, since it may have been sent.
+
+    Control: while the lease lasts, both stay in its hands.
+    """
+    dead, other = await open_store(), await open_store()
+    for key in ("planned", "intent"):
+        await dead.claim(entry_of(key))
+    await dead.begin(intent("intent"))
+    for key in ("planned", "intent"):
+        assert await other.claim(entry_of(key, ref="another"), wait=False) is None
+    assert await stored_state(other, "intent") == (EntryState.INTENT, "ref of intent")
+    assert await unfinished_keys(other) == []
+    await expire(dead)
+    assert await stored_state(other, "intent") == (EntryState.UNKNOWN, "ref of intent")
+    assert await unfinished_keys(other) == ["intent"]
+    assert await other.claim(entry_of("planned", ref="another"), wait=False) == entry_of("planned")
+    await other.begin(intent("planned", ref="another"))
+    unknown = await other.claim(entry_of("intent", ref="another"), wait=False)
+    assert unknown is not None
+    assert (unknown.state, unknown.ref) == (EntryState.UNKNOWN, "ref of intent")
+
+
+async def test_the_intent_of_a_dead_process_is_the_same_to_all(open_store: OpenStore) -> None:
+    """Found and then claimed it is equal, so that a person can settle it."""
+    dead, other = await open_store(), await open_store()
+    await dead.claim(entry_of())
+    await dead.begin(intent())
+    await expire(dead)
+    found = await other.find(key="k")
+    assert found is not None
+    assert await other.claim(found, takes=(EntryState.UNKNOWN,), wait=False) == found
+    await other.save(attrs.evolve(found, state=EntryState.FAILED))
+
+
+async def test_an_intent_of_a_dead_process_is_unknown_to_the_next_that_opens(open_store: OpenStore) -> None:
+    dead = await open_store()
+    await dead.claim(entry_of())
+    await dead.begin(intent())
+    await expire(dead)
+    other = await open_store()
+    assert await sql(other, "SELECT state, holder FROM kie4o.entry") == [("unknown", None)]
+
+
+async def test_a_claim_waits_until_the_holder_is_dead(open_store: OpenStore) -> None:
+    dead, other = await open_store(), await open_store()
+    await dead.claim(entry_of())
+    waiting = asyncio.create_task(other.claim(entry_of(ref="another")))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    await expire(dead)
+    assert await asyncio.wait_for(waiting, 10) == entry_of()
+
+
+async def test_waiting_for_another_process_has_no_time_limit(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its submit may wait for a slot for minutes. Control: any other call has the limit."""
+    holder, other = await open_store(), Guard(await open_store())
+    monkeypatch.setattr(other, "limit", 0.3)
+    await holder.claim(entry_of())
+    waiting = asyncio.create_task(other.claim(entry_of(ref="another")))
+    await asyncio.sleep(1)
+    await holder.release("k")
+    assert await waiting == entry_of(ref="another")
+    monkeypatch.setattr(other, "limit", 0.0)
+    with pytest.raises(StoreError, match="did not respond"):
+        await other.claim(entry_of("other"), wait=False)
+
+
+async def test_a_cancelled_settlement_holds_nothing(open_store: OpenStore) -> None:
+    """After each turn of the loop: the key is free for other processes."""
+    store, other = await open_store(), await open_store()
+    ledger = Ledger(store)
+    for turns in range(60):
+        key = f"{turns}"
+        unknown = entry_of(key, state=EntryState.UNKNOWN)
+        await store.save(unknown)
+        settling = asyncio.create_task(ledger.settle(unknown, f"task-{key}", lambda key: False))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        settling.cancel()
+        await asyncio.wait([settling])
+        assert await other.claim(unknown, takes=ANY, wait=False) is not None
+        await other.release(key)
+    assert await sql(store, "SELECT FROM kie4o.entry WHERE holder IS NOT NULL") == []
+
+
+async def test_a_task_id_of_a_process_that_was_taken_for_dead_is_saved(open_store: OpenStore) -> None:
+    """Its intent had become unknown."""
+    silent, other = await open_store(), await open_store()
+    await silent.claim(entry_of())
+    await silent.begin(intent())
+    await expire(silent)
+    unknown = await other.claim(entry_of(ref="another"))
+    assert unknown is not None
+    assert unknown.state is EntryState.UNKNOWN
+    await silent.save(submitted("k"))
+    assert await stored_state(other) == (EntryState.SUBMITTED, "ref of k")
+
+
+async def test_a_late_task_id_does_not_replace_a_resubmit(open_store: OpenStore) -> None:
+    """It is saved as what it is, an earlier submit of the key. Both tasks are paid, and both are known."""
+    silent, other = await open_store(), await open_store()
+    await silent.claim(entry_of())
+    await silent.begin(intent())
+    await expire(silent)
+    unknown = await other.claim(entry_of(ref="second"), takes=(EntryState.UNKNOWN,))
+    assert unknown is not None
+    await other.begin(intent(ref="second", earlier=(unknown.ref,)), unknown.superseded())
+    await silent.save(submitted("k"))
+    assert await stored_state(other) == (EntryState.INTENT, "second")
+    await other.save(submitted("k", ref="second", task_id="another"))
+    first = await other.find(task_id="task-of-k")
+    assert first is not None
+    assert (first.ref, first.callers_key, first.keyed) == ("ref of k", "k", False)
+    assert len(await unfinished_keys(other)) == 2
+
+
+async def test_a_lost_lease_is_begun_anew(open_store: OpenStore) -> None:
+    """What it had claimed is claimed again, unless another process was faster: then nothing is sent."""
+    silent, other = await open_store(), await open_store()
+    for key in ("kept", "lost", "changed"):
+        await silent.claim(entry_of(key))
+    before = silent._process.id
+    await expire(silent)
+    await other.claim(entry_of("lost", ref="another"))
+    await other.claim(entry_of("changed", ref="another"))
+    await other.begin(intent("changed", ref="another"))
+    await other.save(entry_of("changed", ref="another"))
+    await other.release("changed")
+    await silent.begin(intent("kept"))
+    assert silent._process.id != before
+    assert await stored_state(other, "kept") == (EntryState.INTENT, "ref of kept")
+    with pytest.raises(StoreError, match="not in the hands of this process"):
+        await silent.begin(intent("lost"))
+    await other.begin(intent("lost", ref="another"))
+    await silent.begin(intent("keyless", keyed=False, ref="keyless"))
+
+
+async def test_an_undone_intent_is_free(open_store: OpenStore) -> None:
+    """Also if it is undone only after the submit was over, since the database was away."""
+    store, other = await open_store(), await open_store()
+    await store.claim(entry_of())
+    await store.begin(intent())
+    await store.release("k")
+    assert await other.claim(entry_of(ref="another"), wait=False) is None  # it may still be sent
+    await store.save(entry_of())
+    assert await other.claim(entry_of(ref="another"), wait=False) == entry_of()
+
+
+async def test_closing_frees_what_was_not_sent(open_store: OpenStore) -> None:
+    """An intent that could not be undone is unknown at once."""
+    closing, other = await open_store(), await open_store()
+    await closing.claim(entry_of())
+    await closing.claim(entry_of("intent"))
+    await closing.begin(intent("intent"))
+    await closing.aclose()
+    assert await other.claim(entry_of(ref="another"), wait=False) == entry_of()
+    assert await stored_state(other, "intent") == (EntryState.UNKNOWN, "ref of intent")
+
+
+async def test_a_store_closes_while_its_database_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its lease runs out. It can be opened again."""
+    monkeypatch.setattr(postgres_store, "_CLOSING", 0.5)
+    with postgres.own_server() as server:
+        store = PostgresStore(server.url, Secret(CANARY_KEY))
+        await store.open()
+        await store.claim(entry_of())
+        server.stop()
+        late = asyncio.create_task(store.save(submitted("late")))
+        await asyncio.sleep(0)
+        await store.aclose()
+        await asyncio.wait([late], timeout=5)
+        assert late.done()
+        assert "could not be ended and will run out: the database does not answer" in caplog.text
+        server.start()
+        await store.open()
+        assert await store.find(key="k") == entry_of()
+        await store.aclose()
+
+
+# -- saving ------------------------------------------------------------------------------------------
+
+
+async def test_one_of_two_entries_gets_a_task(open_store: OpenStore) -> None:
+    """Whichever process is first; nothing is stored for the other."""
+    stores = [await open_store() for _ in range(4)]
+    for number, store in enumerate(stores):
+        await store.save(entry_of(f"{number}", state=EntryState.UNKNOWN))
+    saves = [store.save(submitted(f"{number}", task_id="t")) for number, store in enumerate(stores)]
+    results = await asyncio.gather(*saves, return_exceptions=True)
+    assert sum(result is None for result in results) == 1
+    winner = results.index(None)
+    for number, result in enumerate(results):
+        if number != winner:
+            assert isinstance(result, DuplicateTaskError)
+            assert (result.task_id, result.key) == ("t", f"{winner}")
+            assert await stored_state(stores[0], f"{number}") == (EntryState.UNKNOWN, f"ref of {number}")
+
+
+async def test_a_save_that_is_repeated_does_not_undo_what_followed(open_store: OpenStore) -> None:
+    """Its reply was lost, and another process got further meanwhile. Control: a save that is not repeated
+    writes what it is told to."""
+    store, other = await open_store(), await open_store()
+    unknown = entry_of(state=EntryState.UNKNOWN)
+    await store.save(unknown)
+    await other.save(submitted("k"))
+
+    async def resave(entry: Entry, *, resent: bool) -> None:
+        rows = store._database.rows
+
+        async def again(statement: str, *parameters: object, **more: Any) -> Any:
+            return await rows(statement, *(resent if type(p) is object else p for p in parameters), **more)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(store._database, "rows", again)
+            await store.save(entry)
+
+    await resave(unknown, resent=True)
+    assert await stored_state(store) == (EntryState.SUBMITTED, "ref of k")
+    await other.save(ended(submitted("k")))
+    await resave(submitted("k"), resent=True)
+    assert await stored_state(store) == (EntryState.SUCCEEDED, "ref of k")
+    await resave(unknown, resent=False)
+    assert await stored_state(store) == (EntryState.UNKNOWN, "ref of k")
+
+
+async def test_a_write_that_was_given_up_does_not_follow_one_that_undoes_it(open_store: OpenStore) -> None:
+    """Writes of one key reach the database in the order of their calls."""
+    store = await open_store()
+    for number in range(10):
+        key = f"{number}"
+        await store.claim(entry_of(key))
+        begun = asyncio.create_task(store.begin(intent(key)))
+        await asyncio.sleep(0)
+        begun.cancel()
+        await store.save(entry_of(key))
+        assert await stored_state(store, key) == (EntryState.PLANNED, f"ref of {key}")
+        await asyncio.wait([begun])
+        assert await stored_state(store, key) == (EntryState.PLANNED, f"ref of {key}")
+
+
+async def test_a_callback_reaches_every_process(open_store: OpenStore) -> None:
+    """The inbox is a table."""
+    receiver, other = await open_store(), await open_store()
+    await receiver.keep_callback("ref of k", "task")
+    assert await other.callbacks_of("ref of k") == ("task",)
+
+
+async def test_an_odd_database_keeps_every_entry() -> None:
+    """Of an encoding with few characters."""
+    with postgres.own_server() as server:
+        async with opened(server.url) as database:
+            await database.rows("CREATE DATABASE odd TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+        store = PostgresStore(server.url.replace("/postgres", "/odd"), Secret(CANARY_KEY))
+        await store.open()
+        entry = submitted("schlüssel\0 鍵", prompt="夕焼け", task_id="t")
+        await store.save(entry)
+        assert await store.find(key=entry.key) == entry
+        assert await store.find(task_id="no\0id") is None
+        await store.aclose()

@@ -1,0 +1,131 @@
+"""The lease of a process: renewed, lost, and not lost while the database was away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import postgres
+import pytest
+
+from kie4o.stores.postgres import process as process_module
+from kie4o.stores.postgres.address import address_of
+from kie4o.stores.postgres.database import Database
+from kie4o.stores.postgres.process import Process
+from kie4o.stores.postgres.schema import migrate
+
+
+@contextlib.asynccontextmanager
+async def entered(url: str) -> AsyncIterator[tuple[Database, Process]]:
+    database = Database(address_of(url))
+    await database.open()
+    await migrate(database)
+    process = Process(database)
+    await process.enter()
+    try:
+        yield database, process
+    finally:
+        await process.leave()
+        await database.aclose()
+
+
+async def is_alive(database: Database, process: Process) -> bool:
+    [(alive,)] = await database.rows("SELECT kie4o.alive(%s)", process.id)
+    return alive
+
+
+async def expire(database: Database) -> None:
+    """As if no process had renewed its lease for longer than it lasts."""
+    await database.rows("UPDATE kie4o.process SET expires_at = clock_timestamp() - interval '1 s'")
+
+
+async def test_a_process_lives_from_enter_to_leave() -> None:
+    async with entered(postgres.shared_url()) as (database, process):
+        other = Process(database)
+        assert not await is_alive(database, other)
+        await other.enter()
+        assert other.id != process.id
+        assert await is_alive(database, other)
+        await other.leave()
+        assert not await is_alive(database, other)
+        assert await is_alive(database, process)
+
+
+async def test_a_lease_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a task of the process, again and again."""
+    monkeypatch.setattr(process_module, "RENEWAL", 0.05)
+    async with entered(postgres.shared_url()) as (database, process):
+        for _ in range(2):
+            soon = "UPDATE kie4o.process SET expires_at = clock_timestamp() + interval '5 s'"
+            [(expiry,)] = await database.rows(f"{soon} RETURNING expires_at")
+            async with asyncio.timeout(10):
+                while (await database.rows("SELECT expires_at FROM kie4o.process"))[0][0] <= expiry:
+                    await asyncio.sleep(0.01)
+        assert await is_alive(database, process)
+
+
+async def test_a_lost_lease_means_a_new_id(caplog: pytest.LogCaptureFixture) -> None:
+    """The process is told once; the old id stays dead."""
+    caplog.set_level(logging.WARNING, "kie4o")
+    async with entered(postgres.shared_url()) as (database, process):
+        before = process.id
+        await expire(database)
+        assert not await is_alive(database, process)
+        await process.renew()
+        assert process.id != before
+        assert await is_alive(database, process)
+        assert await database.rows("SELECT kie4o.alive(%s)", before) == [(False,)]
+        await asyncio.gather(*(process.lost(before) for _ in range(3)))
+        assert [record.message for record in caplog.records if "taken for dead" in record.message]
+        assert len(await database.rows("SELECT FROM kie4o.process")) == 1
+
+
+async def test_leases_do_not_run_out_while_the_database_is_away() -> None:
+    """After a restart every process has a full lease to come back, from the first renewal on.
+
+    Control: without a restart the same processes are dead.
+    """
+    with postgres.own_server() as server:
+        async with entered(server.url) as (database, process), entered(server.url) as (_, other):
+            await expire(database)
+            assert not await is_alive(database, process)
+            await asyncio.to_thread(server.restart)
+            assert await is_alive(database, process)
+            assert await is_alive(database, other)
+            kept = process.id, other.id
+            await process.renew()
+            assert await is_alive(database, other)
+            await other.renew()
+            assert (process.id, other.id) == kept
+            await expire(database)
+            assert await is_alive(database, other)  # for the rest of the lease that the restart gave
+            await database.rows("UPDATE kie4o.server SET since = since - kie4o.lease()")
+            assert not await is_alive(database, other)
+
+
+async def test_a_restart_wakes_nobody_who_has_left() -> None:
+    with postgres.own_server() as server:
+        async with entered(server.url) as (database, _):
+            gone = Process(database)
+            await gone.enter()
+            await gone.leave()
+            await asyncio.to_thread(server.restart)
+            assert not await is_alive(database, gone)
+
+
+async def test_those_who_are_long_gone_are_dropped() -> None:
+    """Unless an entry still names them."""
+    async with entered(postgres.shared_url()) as (database, process):
+        others = [Process(database) for _ in range(2)]
+        for other in others:
+            await other.enter()
+            other._renewing.cancel()  # type: ignore[union-attr]
+        await database.rows("UPDATE kie4o.process SET expires_at = expires_at - interval '2 hours'")
+        holds = "'x', 'x', 'x', 'x', 'intent', %s, 'x', 'x'"
+        columns = "account, key, mark, fingerprint, state, holder, body, checksum"
+        await database.rows(f"INSERT INTO kie4o.entry ({columns}) VALUES ({holds})", others[0].id)
+        await process.renew()
+        ids = {number for (number,) in await database.rows("SELECT id FROM kie4o.process")}
+        assert ids == {others[0].id, process.id}
