@@ -343,12 +343,12 @@ class TaskPoller:
         seconds = self._timeout if timeout is ... else timeout
         deadline = NEVER if seconds is None else self._schedule.grouped(now + seconds * self._speed, now)
         watch = self._watches.get(task_id)
-        is_new = watch is None
+        is_new, waits = watch is None, kind is not OneLook
         if watch is None:
             watch = self._watches[task_id] = self._new_watch(task_id, now, since, expecting)
-            if kind is not OneLook:  # one look may be too early: the callback is kept for a real wait
+            if waits:  # one look may be too early: the callback is kept for a real wait
                 self._early_callbacks.pop(task_id, None)
-        if kind is not OneLook:
+        if waits:
             self._leadership.joined(task_id)
         waiter = kind(watch, deadline, loop)
         watch.add(waiter)

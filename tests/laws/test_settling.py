@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 import dying
 import pytest
+from alone import Alone
 from clients import LOST, MakeStore, client_of, until
 from dying import SURVIVED, Run
 from held import HeldServer
@@ -24,7 +25,6 @@ from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import DuplicateTaskError, Entry, EntryState
-from kie4o.submission.rate_limit import RateLimiter
 
 CALLBACK = "https://me.example/kie"
 PATHS = str(IMPORT_ROOT)
@@ -494,13 +494,10 @@ class HeldElsewhere(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shared = self
+        self.shared = Alone()
         self.held = False
         self.changed: Entry | None = None  # by another process, since this one has read it
         self.claimed: list[str] = []
-
-    def limiter(self, limit: kie4o.RateLimit, **_: object) -> RateLimiter:
-        return RateLimiter(limit)
 
     async def claim(self, entry: Entry, **more: object) -> Entry | None:
         if more.get("wait") is False:

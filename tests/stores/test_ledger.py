@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alone import Alone
 from clients import LOST, client_of, state_of, until
 from clocks import run_scaled
 from held import HeldServer
@@ -617,16 +618,11 @@ class Shared(MemoryStore):
 
     def __init__(self, *, held: bool = False, release_fails: bool = False) -> None:
         super().__init__()
-        self.shared = self
+        self.shared = Alone()
         self.held = held
         self.release_fails = release_fails
         self.taken: list[set[EntryState]] = []
         self.released: list[str] = []
-
-    def limiter(self, limit: RateLimit, **_: object) -> Any:
-        from kie4o.submission.rate_limit import RateLimiter
-
-        return RateLimiter(limit)
 
     async def claim(
         self, entry: Entry, *, takes: Collection[EntryState] = (EntryState.PLANNED,), wait: bool = True

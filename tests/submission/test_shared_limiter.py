@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 import pytest
+from alone import Alone
 
 import kie4o
 from kie4o import AsyncKieClient, RateLimit
@@ -40,7 +41,7 @@ class SharedLimiter:
         assert list(ages) == []
 
 
-class SharedStore(MemoryStore):
+class SharedStore(MemoryStore, Alone):
     """A store that several processes share, as far as its limiter is concerned."""
 
     def __init__(self, seconds: float) -> None:

@@ -11,41 +11,20 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+from alone import Alone
 
 from kie4o import AsyncKieClient, KieError, PollPolicy, RateLimit
 from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore, process
-from kie4o.stores.shared import Limiter
-from kie4o.submission.rate_limit import RateLimiter
 from kie4o.webhooks import routes
 
 WEBHOOK_KEY = "a webhook key"
 KEY = "key-of-the-neighbours"
-
-
-class Alone:
-    """What a store offers whose clients know nothing of each other."""
-
-    def limiter(self, limit: RateLimit, **_: Any) -> Limiter:
-        return RateLimiter(limit)
-
-    async def news(self) -> AsyncGenerator[str | None]:
-        await asyncio.Event().wait()
-        yield None
-
-    async def lead(self, task_ids: Any) -> dict[str, None]:
-        return dict.fromkeys(task_ids)
-
-    async def leave(self, ends: Any) -> None:
-        pass
-
-    async def turn(self, task_id: str, gap: float) -> float:
-        return 0.0
 
 
 async def main(url: str, base_url: str, control: bool) -> None:
