@@ -23,6 +23,7 @@ _NAME = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
 _UPTIME: int | None = getattr(time, _NAME, None)
 _real_uptime = time.monotonic if _UPTIME is None else functools.partial(time.clock_gettime, _UPTIME)
 _thread = threading.local()
+_UNCHANGED = contextlib.nullcontext()
 _T = TypeVar("_T")
 
 
@@ -45,7 +46,7 @@ def resolution() -> float:
 def working_thread(loop: asyncio.AbstractEventLoop) -> contextlib.AbstractContextManager[None]:
     """Around a wait of the loop for a thread of our own. A virtual clock stands still meanwhile."""
     virtual = getattr(loop, "kie4o_clock", None)
-    return contextlib.nullcontext() if virtual is None else virtual.working()
+    return _UNCHANGED if virtual is None else virtual.working()
 
 
 def follow(loop: asyncio.AbstractEventLoop) -> None:
