@@ -124,14 +124,19 @@ class CallbackReceiver:
         refused = _refused_by(dict(headers))
         if refused is not None:
             return refused
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                raw = await _read(body)
-        except TimeoutError:
-            reason = f"its body did not arrive within {BODY_TIMEOUT:g} s, or a middleware has read it"
-            return _refused(HTTPStatus.REQUEST_TIMEOUT, reason)
-        except Exception as error:  # each framework has its own for a sender that has hung up
-            return _refused(HTTPStatus.BAD_REQUEST, f"its body could not be read ({type(error).__name__})")
+        raw: bytes | None
+        if isinstance(body, (bytes, bytearray, memoryview)):
+            raw = bytes(body) if len(body) <= MAX_BODY else None
+        else:
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT):
+                    raw = await _read(body)
+            except TimeoutError:
+                reason = f"its body did not arrive within {BODY_TIMEOUT:g} s, or a middleware has read it"
+                return _refused(HTTPStatus.REQUEST_TIMEOUT, reason)
+            except Exception as error:  # each framework has its own for a sender that has hung up
+                reason = f"its body could not be read ({type(error).__name__})"
+                return _refused(HTTPStatus.BAD_REQUEST, reason)
         if raw is None:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         return await self._accept(headers, raw, ref)
@@ -186,10 +191,8 @@ def _refused_by(headers: dict[str, str]) -> HTTPStatus | None:
     return None
 
 
-async def _read(body: Body) -> bytes | None:
+async def _read(body: AsyncIterable[bytes]) -> bytes | None:
     """The whole body, or None if it is larger than a callback can be."""
-    if isinstance(body, (bytes, bytearray, memoryview)):
-        return bytes(body) if len(body) <= MAX_BODY else None
     raw = b""
     async for piece in body:
         raw += piece
