@@ -27,7 +27,15 @@ from ..urls import REF_PARAMETER
 from ..wire.requests import is_ref, ref_in
 from .delivery import PENDING as PENDING  # re-exported for the client
 from .delivery import Delivery
-from .parsing import MAX_BODY, SIGNATURE_HEADER, TIMESTAMP_HEADER, TOLERANCE, Headers, header_pairs
+from .parsing import (
+    MAX_BODY,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    TOLERANCE,
+    HeaderPairs,
+    Headers,
+    header_pairs,
+)
 
 BODY_TIMEOUT = 5.0  # seconds for a whole body of well under one KiB
 _SEEN = 20_000  # signed callbacks remembered, so that a repetition costs nothing; 2 h at 2 tasks per second
@@ -94,8 +102,7 @@ class CallbackReceiver:
             415 compressed or not JSON · 503 too many pending, or the store fails.
         """
         try:
-            pairs = [pair for pair in header_pairs(headers) if pair[0] in _READ]
-            return await self._receive(pairs, body, ref)
+            return await self._receive(header_pairs(headers, _READ), body, ref)
         except KieError as error:
             status = next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
             return _refused(status, str(error))
@@ -120,7 +127,7 @@ class CallbackReceiver:
         found = own or variable or ref_in(path, query, template=self._template)
         return found or (plain if is_ref(plain) else None)
 
-    async def _receive(self, headers: list[tuple[str, str]], body: Body, ref: str | None) -> HTTPStatus:
+    async def _receive(self, headers: HeaderPairs, body: Body, ref: str | None) -> HTTPStatus:
         refused = _refused_by(dict(headers))
         if refused is not None:
             return refused
@@ -141,7 +148,7 @@ class CallbackReceiver:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         return await self._accept(headers, raw, ref)
 
-    async def _accept(self, headers: list[tuple[str, str]], raw: bytes, ref: str | None) -> HTTPStatus:
+    async def _accept(self, headers: HeaderPairs, raw: bytes, ref: str | None) -> HTTPStatus:
         callback = self._parse(raw, headers, ref)
         signed = (callback.task_id, dict(headers).get(TIMESTAMP_HEADER.lower(), ""))
         if callback.verified and self._was_seen(signed):
