@@ -7,9 +7,10 @@ client) that names the argument, its value and what is expected.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from .errors import InvalidRequestError, invalid, invalid_setting
+from .events.reporter import LOG, Hook, Reporter
 from .image_request import ImageRequest, notices, our_name, remembering, warn_caller
 from .models import HasTaskId, RateLimit
 from .plain import SecretText, expanded, plain, revealed
@@ -26,6 +28,7 @@ from .polling.policy import DefaultLimit, PollPolicy
 from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .pricing import Credits, amount
+from .settings import seconds_or_zero
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .urls import (
     URLObject,
@@ -268,6 +271,26 @@ def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
     if on_update is not None and not callable(on_update):
         raise invalid("on_update", on_update, "a function of the TaskDetails, or None")
     return on_update
+
+
+def reporter_of(on_event: Hook | Iterable[Hook] | None) -> Reporter:
+    """For one hook, several or none."""
+    if on_event is None:
+        return LOG
+    hooks: list[Any] = [on_event] if callable(on_event) else []
+    if not hooks and isinstance(on_event, Iterable):
+        hooks = list(on_event)
+    if not hooks or not all(callable(hook) and not inspect.iscoroutinefunction(hook) for hook in hooks):
+        raise invalid_setting(
+            "on_event", on_event, "a function of the event, no coroutine function, or several"
+        )
+    return Reporter(hooks)
+
+
+def store_wait_of(store_wait: float, store: object) -> float:
+    """How many seconds to wait for a store that is open elsewhere: one that is given as an object is not."""
+    wait = seconds_or_zero("store_wait", store_wait)
+    return wait if isinstance(store, (str, os.PathLike)) else 0.0
 
 
 def stop_of(stop: asyncio.Event | None) -> asyncio.Event | None:

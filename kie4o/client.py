@@ -11,10 +11,10 @@ import contextlib
 import functools
 import os
 import warnings
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from . import batch as batches
 from . import callbacks, clock
@@ -33,16 +33,19 @@ from .arguments import (
     poll_of,
     proxy_of,
     rate_limit_of,
+    reporter_of,
     request_of,
     resubmit_of,
     speed_of,
+    store_wait_of,
     task_id_of,
 )
 from .callbacks.delivery import Delivery
-from .callbacks.parsing import Headers
+from .callbacks.parsing import CallbackBody, Headers
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
 from .errors import DownloadError, invalid_setting
+from .events.reporter import Hook
 from .files.transfers import age_of, keeps
 from .image_request import ImageRequest, RequestFields, UploadedFile
 from .lifecycle import Lifecycle, known_task_id
@@ -53,7 +56,7 @@ from .polling.poller import Timeout
 from .polling.watches import OnUpdate
 from .pricing import Credits, Prices, Spent, price_list
 from .runtime import Options, Runtime
-from .settings import count, flag, resolve, sealed, seconds, seconds_or_none, seconds_or_zero
+from .settings import count, flag, resolve, sealed, seconds, seconds_or_none
 from .stores.choosing import store_of
 from .stores.store import Entry, Store, SupportsBackup, no_backup
 from .task import ImageTask
@@ -106,6 +109,9 @@ class AsyncKieClient:
         session: An aiohttp session whose connector is used. You keep ownership and close it.
         proxy: URL of a proxy, as in aiohttp.
         trust_env: Take proxies from the environment, as in aiohttp.
+        on_event: A function, or several, called with each `kie4o.events.Event`: what is submitted, polled,
+            saved and so on. It is called in the event loop and must return at once. What it raises is logged,
+            and one that blocks is not called any more. It also gets the events of the store.
         speed: For an emulator of the same speed, on loopback only: what the client waits for is divided by it
             (the window of `rate_limit`, the time between status checks, delays before sending again, the 90 s
             for an unknown task). Timeouts are not.
@@ -135,6 +141,7 @@ class AsyncKieClient:
         session: aiohttp.ClientSession | None = None,
         proxy: URLObject | SecretText | str | None = None,
         trust_env: bool = False,
+        on_event: Hook | Iterable[Hook] | None = None,
         speed: float = 1.0,
     ) -> None:
         # No frame of a traceback holds a key.
@@ -148,7 +155,6 @@ class AsyncKieClient:
             environment=os.environ,
         )
         self._tolerance = seconds("tolerance", tolerance)
-        wait = seconds_or_zero("store_wait", store_wait)
         self._options = Options(
             settings=self._settings,
             timeout=seconds("timeout", timeout),
@@ -160,12 +166,13 @@ class AsyncKieClient:
             trust_callbacks=flag("trust_callbacks", trust_callbacks),
             prices=price_list(prices, invalid_setting),
             store=store_of(store, self._settings.api_key),
-            store_wait=wait if isinstance(store, (str, os.PathLike)) else 0.0,
+            store_wait=store_wait_of(store_wait, store),
             forgets=store is None,
             session=session,
             proxy=proxy_of(proxy),
             trust_env=flag("trust_env", trust_env),
             speed=speed_of(speed, base_url=self._settings.base_url),
+            reporter=reporter_of(on_event),
         )
         self._runtime = Runtime(self._options)
 
@@ -310,8 +317,9 @@ class AsyncKieClient:
             max_in_flight=limit if max_in_flight is None else in_flight_of(max_in_flight),
             name=batch_of(batch),
             resubmit=resubmit,
-            budget=batches.Budget(max_credits, self._options.prices),
+            budget=batches.Budget(max_credits, self._options.prices, runtime.reporter),
             stop=stop,
+            reporter=runtime.reporter,
         )
         async with contextlib.aclosing(run) as completions:
             async for completion in completions:
@@ -628,7 +636,7 @@ class AsyncKieClient:
 
     def parse_callback(
         self,
-        body: bytes | bytearray | memoryview | str | Mapping[str, Any],
+        body: CallbackBody,
         headers: Headers | None = None,
         *,
         ref: str | None = None,
@@ -644,11 +652,7 @@ class AsyncKieClient:
         return self._parse_callback(body, headers, ref, self._tolerance)
 
     def _parse_callback(
-        self,
-        body: bytes | bytearray | memoryview | str | Mapping[str, Any],
-        headers: Headers | None,
-        ref: str | None,
-        tolerance: float,
+        self, body: CallbackBody, headers: Headers | None, ref: str | None, tolerance: float
     ) -> Callback:
         keys = [secret.reveal() for secret in self._settings.webhook_key]
         return callbacks.parse_callback(body, headers, ref=ref, key=keys or None, tolerance=tolerance)
@@ -678,6 +682,7 @@ class AsyncKieClient:
             self._delivery,
             tolerance=within,
             template=self._options.callback_url,
+            reporter=self._options.reporter,
             pending=pending,
         )
 

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import attrs
@@ -19,6 +18,8 @@ from .arguments import on_update_of, private_urls, timeout_of, warn_private
 from .callbacks.delivery import Delivery
 from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
+from .events import AnswerAwaited
+from .events.reporter import Reporter
 from .image_request import ImageRequest
 from .models import ImageResult
 from .polling.outcome import images_of, is_final, result_of
@@ -31,8 +32,6 @@ from .submission.pending import NO_ANSWER, NOBODY, Observer, Submitted
 from .submission.permit import Permit, Permits
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .submission.submissions import Submissions
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -48,6 +47,7 @@ class Lifecycle:
     callback_url: str | None
     loopback: bool
     permits: Permits
+    reporter: Reporter
 
     async def submit(self, request: ImageRequest, key: str | None, resubmit: Resubmit) -> Submitted:
         """Submit only; the permit is held until the response."""
@@ -251,8 +251,8 @@ class Lifecycle:
         if not self.expects_callback(submitted.entry.request):
             raise submitted.unknown_error()
         seconds = self._seconds(timeout)
-        limit = "without limit" if seconds is None else f"for up to {seconds:.1f} s"
-        logger.info("the answer to a submit was lost; its callback is awaited %s", limit)
+        entry = submitted.entry
+        self.reporter(AnswerAwaited(ref_hash=entry.ref_hash, key=entry.callers_key, seconds=seconds))
         try:
             async with asyncio.timeout(seconds) as deadline:
                 entry = await self.delivery.wait_for_name(submitted.entry)

@@ -7,15 +7,16 @@ opened again gets a new one with the same options, so that nothing of an earlier
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 import attrs
 
 from .callbacks.delivery import Delivery
 from .clock import sleeper
-from .closing import close_parts, log_unfinished
+from .closing import close_parts, report_unfinished
 from .errors import KieError, StoreLockedError, client_closed
+from .events import StoreAwaited
+from .events.reporter import Reporter
 from .files.transfers import Files
 from .lifecycle import Lifecycle
 from .models import RateLimit
@@ -29,7 +30,7 @@ from .settling import Settlement
 from .stores.guard import guarded
 from .stores.ledger import Ledger
 from .stores.shared import Limiter
-from .stores.store import Store
+from .stores.store import Reports, Store
 from .submission.permit import Permits
 from .submission.rate_limit import RateLimiter
 from .submission.submissions import Submissions
@@ -39,8 +40,6 @@ from .waiting import wait_uncancelled
 
 if TYPE_CHECKING:
     import aiohttp
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 _RETRY = 0.1  # seconds between two attempts to open a store that is open elsewhere
 
@@ -68,6 +67,7 @@ class Options:
     proxy: str | None
     trust_env: bool
     speed: float
+    reporter: Reporter
 
 
 class Runtime:
@@ -83,6 +83,7 @@ class Runtime:
         self._store_wait = options.store_wait
         settings, timeout = options.settings, options.timeout
         proxy, trust_env = options.proxy, options.trust_env
+        self.reporter: Reporter = options.reporter
         sleep = sleeper(options.speed)
         self.transport: Transport = Transport(
             settings,
@@ -91,6 +92,7 @@ class Runtime:
             session=options.session,
             proxy=proxy,
             trust_env=trust_env,
+            reporter=self.reporter,
         )
         self.free_calls: FreeCalls = FreeCalls(self.transport, sleep=sleep)
         self.files: Files = Files(
@@ -102,13 +104,17 @@ class Runtime:
             timeout=options.wait_timeout,
             look_timeout=timeout,
             speed=options.speed,
+            reporter=self.reporter,
         )
+        if isinstance(options.store, Reports):
+            options.store.reporter = self.reporter
         self.store: Store = guarded(options.store)
-        self.ledger: Ledger = Ledger(self.store)
+        self.ledger: Ledger = Ledger(self.store, self.reporter)
         limit = attrs.evolve(options.rate_limit, per=options.rate_limit.per / options.speed)
         shared = self.store.shared
         new_limiter = RateLimiter if shared is None else shared.limiter
-        self.limiter: Limiter = new_limiter(limit, announce=self.transport.prepare, lead=self.transport.lead)
+        announce, lead = self.transport.prepare, self.transport.lead
+        self.limiter: Limiter = new_limiter(limit, announce=announce, lead=lead, reporter=self.reporter)
         self.submissions: Submissions = Submissions(
             self.transport,
             self.limiter,
@@ -117,9 +123,15 @@ class Runtime:
             prices=options.prices,
             knew=self.poller.knew,
             sleep=sleep,
+            reporter=self.reporter,
         )
         self.delivery: Delivery = Delivery(
-            self.store, self.ledger, self.poller, trusting=options.trust_callbacks, speed=options.speed
+            self.store,
+            self.ledger,
+            self.poller,
+            trusting=options.trust_callbacks,
+            speed=options.speed,
+            reporter=self.reporter,
         )
         self._neighbours: Neighbours | None = None
         if shared is not None:
@@ -130,6 +142,7 @@ class Runtime:
             submissions=self.submissions,
             poller=self.poller,
             delivery=self.delivery,
+            reporter=self.reporter,
         )
         self.lifecycle: Lifecycle = Lifecycle(
             ready=self.ready,
@@ -140,7 +153,8 @@ class Runtime:
             delivery=self.delivery,
             callback_url=options.callback_url,
             loopback=settings.loopback,
-            permits=Permits(options.max_in_flight),
+            permits=Permits(options.max_in_flight, self.reporter),
+            reporter=self.reporter,
         )
 
     @property
@@ -219,7 +233,7 @@ class Runtime:
             if left <= 0:
                 break
             if not said:
-                logger.info("%s. Waiting up to %g s", locked, self._store_wait)
+                self.reporter(StoreAwaited(cause=locked, seconds=self._store_wait))
                 said = True
             await asyncio.sleep(min(_RETRY, left))
             if self.closed:
@@ -231,6 +245,7 @@ class Runtime:
 
     async def _close(self) -> None:
         await close_parts(
+            self.reporter,
             self.store,
             self.submissions.drain,
             self.submissions.aclose,
@@ -253,7 +268,7 @@ class Runtime:
             try:
                 await self.ledger.aclose()
                 if self._forgets:
-                    await log_unfinished(self.store)
+                    await report_unfinished(self.reporter, self.store)
             finally:
                 await self.store.aclose()
                 self._opened = False

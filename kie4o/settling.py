@@ -7,7 +7,6 @@ task is confirmed by a poll before it is saved, as after a callback.
 from __future__ import annotations
 
 import functools
-import logging
 import unicodedata
 from enum import Enum
 
@@ -16,6 +15,8 @@ import attrs
 from .callbacks.delivery import Delivery
 from .details import TaskDetails, TaskState
 from .errors import InvalidRequestError, KieError, TaskNotFoundError, invalid
+from .events import Settled
+from .events.reporter import Reporter
 from .plain import plain
 from .polling.outcome import is_final
 from .polling.poller import TaskPoller
@@ -24,8 +25,6 @@ from .stores.store import PROMPT_SHOWN, Entry, EntryState, Store, duplicate_task
 from .submission.submissions import Submissions
 from .transport.retrying import repeated
 from .wire.decoding import shown
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -37,6 +36,7 @@ class Settlement:
     submissions: Submissions
     poller: TaskPoller
     delivery: Delivery
+    reporter: Reporter
 
     async def settle(self, which: Entry | str | Enum, task_id: str | None) -> Entry:
         """Save that the entry has this task, or with None that it was not charged. Three steps:
@@ -54,7 +54,8 @@ class Settlement:
         entry = await self.ledger.settle(entry, task_id, self.submissions.is_live)
         if not _is_settled(entry, task_id):
             raise KieError(f"{entry.label} could not be settled; call settle again")
-        logger.info("settled: %s %s", entry.name, "was not charged" if task_id is None else "was found")
+        settled = Settled(ref_hash=entry.ref_hash, key=entry.callers_key, task_id=task_id)
+        self.reporter(settled, entry.name)
         self.delivery.wake(entry)
         if details is None or not is_final(details):
             return entry
@@ -95,7 +96,7 @@ class Settlement:
         return details
 
     async def _polled(self, task_id: str) -> TaskDetails:
-        return await repeated(functools.partial(self.poller.look, task_id))
+        return await repeated(functools.partial(self.poller.look, task_id), reporter=self.reporter)
 
 
 def _is_settled(entry: Entry, task_id: str | None) -> bool:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import copy
 import itertools
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
@@ -28,6 +27,8 @@ from ..errors import (
     StoreError,
     SubmissionUnknownError,
 )
+from ..events import BatchStopped, Completed
+from ..events.reporter import LOG, Reporter
 from ..image_request import ImageRequest
 from ..models import Completion, ImageResult
 from ..stores.store import Entry, EntryState, Store
@@ -35,11 +36,9 @@ from ..submission.pending import Observer, Submitted
 from ..submission.resending import NO_RESUBMIT, Resubmit
 from ..wire.words import cause_of
 from .budget import Budget, Reservation, Stopped
-from .completions import completion_of, replayed_completion
+from .completions import completed_event, completion_of, replayed_completion
 from .items import Item, Items, KeptItem, Requests
 from .tasks import Tasks
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 # Errors that every other item would meet too: new submits stop instead of failing one by one.
 STOPPING = (AuthenticationError, InsufficientCreditsError, KeyLimitError)
@@ -75,8 +74,10 @@ class Batch:
         resubmit: Resubmit,
         budget: Budget,
         stop: asyncio.Event | None = None,
+        reporter: Reporter = LOG,
     ) -> None:
         self._store = store
+        self._reporter = reporter
         self._generate = generate
         self._call_off = call_off
         self._named_task = named_task
@@ -104,6 +105,12 @@ class Batch:
         return self
 
     async def __anext__(self) -> Completion:
+        completion = await self._next()
+        if self._reporter.wants(Completed):
+            self._reporter(completed_event(completion))
+        return completion
+
+    async def _next(self) -> Completion:
         self._heed(self._stop_event)
         while self._searching and not self._finished:
             await self._search()
@@ -312,7 +319,7 @@ class Batch:
             return
         error.add_note("No further requests were submitted; run the same batch again to continue.")
         self._stop = error
-        logger.info("a batch submits nothing more: %s", cause_of(error))
+        self._reporter(BatchStopped(cause=cause_of(error)))
         reason = "the batch stopped"
         self._called_off = frozenset(key for key in self._submitting if self._call_off(key, reason))
 

@@ -8,16 +8,15 @@ longer fit, the limit is reached, and nothing more is reserved.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from decimal import Decimal
 from types import TracebackType
 
 from ..errors import CreditLimitError, KieError
+from ..events import BatchStopped
+from ..events.reporter import LOG, Reporter
 from ..image_request import ImageRequest, images_asked
 from ..pricing import ZERO, PriceList, total
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 
 class Stopped(KieError):
@@ -27,8 +26,9 @@ class Stopped(KieError):
 class Budget:
     """The credits of one batch; without a limit there is always room."""
 
-    def __init__(self, limit: Decimal | None, prices: PriceList) -> None:
+    def __init__(self, limit: Decimal | None, prices: PriceList, reporter: Reporter = LOG) -> None:
         self._limit = limit
+        self._reporter = reporter
         self._prices = prices
         self._spent = ZERO  # charged, or perhaps
         self._open = ZERO  # reserved by submits without an outcome
@@ -108,7 +108,7 @@ class Budget:
     def _reach(self, price: Decimal) -> None:
         if not self.reached:
             self._too_much = price
-            logger.info("a batch submits nothing more: %s", "max_credits is reached")
+            self._reporter(BatchStopped(cause="max_credits is reached"))
 
     def _fits(self, *amounts: Decimal) -> bool:
         return self._limit is None or total(amounts) <= self._limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import KieError, key_conflict
+from ..events import Completed
 from ..models import Completion, ImageResult
 from ..polling.outcome import result_of
 from ..stores.store import Entry, fingerprint
@@ -24,6 +25,19 @@ def replayed_completion(item: Item, entry: Entry) -> Completion:
         return completion_of(item, result=result, replayed=True)
     except KieError as error:
         return completion_of(item, error=error, replayed=True)
+
+
+def completed_event(completion: Completion) -> Completed:
+    """What hooks are told of it."""
+    result, error = completion.result, completion.error
+    return Completed(
+        index=completion.index,
+        key=completion.key,
+        task_id=completion.task_id,
+        outcome="succeeded" if error is None else type(error).__name__,
+        images=0 if result is None else len(result),
+        earlier=completion.replayed,
+    )
 
 
 def completion_of(

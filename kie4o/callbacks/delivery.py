@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from ..clock import sleeper
 from ..details import TaskDetails, TaskState
@@ -25,6 +26,8 @@ from ..errors import (
     client_closed,
     worth_repeating,
 )
+from ..events import CallbackReceived, CallbackUnconfirmed
+from ..events.reporter import LOG, Reporter
 from ..models import Callback
 from ..polling.findings import GRACE
 from ..polling.outcome import is_final
@@ -34,13 +37,12 @@ from ..stores.news import about_ref
 from ..stores.store import Entry, EntryState, Store
 from ..transport.retrying import repeated
 
-logger: logging.Logger = logging.getLogger("kie4o")
-
 PENDING = 1000  # callbacks that may wait for their confirmation
 _FIRST_DELAY = 1.0  # seconds until a callback that could not be confirmed is tried again; then doubled
 _LONGEST_DELAY = 30.0
 _GIVE_UP = 3600.0  # seconds after which a confirmation is not repeated any more
 _RECHECK = 30.0  # seconds until the task ids that callbacks have named are checked once more
+_T = TypeVar("_T")
 _WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN, EntryState.FAILED)  # FAILED: a person said so
 
 
@@ -55,11 +57,13 @@ class Delivery:
         *,
         trusting: bool = False,
         speed: float = 1.0,
+        reporter: Reporter = LOG,
     ) -> None:
         self._store = store
         self._ledger = ledger
         self._poller = poller
         self._trusting = trusting
+        self._reporter = reporter
         self._speed = speed  # seconds of Kie, or of an emulator, in each real one
         self._sleep = sleeper(speed)
         self._unnamed: dict[str, set[asyncio.Future[Entry | None]]] = {}  # waiters for the task of a ref
@@ -82,7 +86,7 @@ class Delivery:
         since = asyncio.get_running_loop().time()
         entry = await self.keep(callback)
         self._notify(callback, entry)
-        details, confirmed = await repeated(lambda: self._check(callback, entry, since), sleep=self._sleep)
+        details, confirmed = await self._repeated(lambda: self._check(callback, entry, since))
         if not confirmed and entry is not None and len(self._confirming) < PENDING and not self._closed:
             self._start(callback, entry, since, delayed=True)
         return details
@@ -143,7 +147,7 @@ class Delivery:
             self._poller.notify(task_id)
             with contextlib.suppress(KieError):  # it stays unknown and can be asked for again
                 look = functools.partial(self._poller.look, task_id)
-                details = await repeated(look, sleep=self._sleep)
+                details = await self._repeated(look)
                 await self._name(entry, details)
                 await self._finish(details)
         entry = await self._store.find(ref=ref)
@@ -203,11 +207,18 @@ class Delivery:
 
     def _notify(self, callback: Callback, entry: Entry | None) -> None:
         """Nudge the poller, unless the callback is a repetition."""
+        if self._reporter.wants(CallbackReceived):
+            state = callback.details.state.value
+            received = CallbackReceived(task_id=callback.task_id, state=state, verified=callback.verified)
+            self._reporter(received)
         if entry is None or entry.details is None:
             details = callback.details if self._trusts(callback, entry) else None
             self._poller.notify(callback.task_id, details)
         else:
             self._poller.notify_late(callback.task_id)
+
+    async def _repeated(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        return await repeated(call, sleep=self._sleep, reporter=self._reporter)
 
     def _trusts(self, callback: Callback, entry: Entry | None) -> bool:
         is_named = entry is None or entry.task_id is not None
@@ -243,11 +254,7 @@ class Delivery:
                     return
                 if await self._is_settled(callback, stored, since):
                     return
-        logger.warning(
-            "the callback for task %s could not be confirmed in an hour; client.wait(%r) polls the task",
-            callback.task_id,
-            callback.task_id,
-        )
+        self._reporter(CallbackUnconfirmed(task_id=callback.task_id))
 
     async def _is_settled(self, callback: Callback, entry: Entry, since: float) -> bool:
         """Try to confirm a callback; False if it should be tried again later."""
@@ -259,7 +266,7 @@ class Delivery:
         except KieError as error:
             if worth_repeating(error) or isinstance(error, StoreError):
                 return False
-            logger.warning("the callback for task %s could not be confirmed: %s", callback.task_id, error)
+            self._reporter(CallbackUnconfirmed(task_id=callback.task_id, cause=str(error)))
             return True
         return settled
 

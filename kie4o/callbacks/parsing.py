@@ -45,10 +45,11 @@ class SupportsItems(Protocol):
 
 
 Headers = SupportsItems | Iterable[tuple[Any, Any]]
+CallbackBody = bytes | bytearray | memoryview | str | Mapping[str, Any]
 
 
 def parse_callback(
-    body: bytes | bytearray | memoryview | str | Mapping[str, Any],
+    body: CallbackBody,
     headers: Headers | None = None,
     *,
     ref: str | None = None,

@@ -9,7 +9,6 @@ client's. Nothing of the input is echoed.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterable, Awaitable, Callable
 from http import HTTPStatus
@@ -22,6 +21,8 @@ from ..errors import (
     KieError,
     MalformedCallbackError,
 )
+from ..events import CallbackRefused
+from ..events.reporter import LOG, Reporter
 from ..models import Callback
 from ..urls import REF_PARAMETER
 from ..wire.requests import is_ref, ref_in
@@ -53,8 +54,6 @@ _READ = frozenset(
     ("content-encoding", "content-type", "content-length", TIMESTAMP_HEADER.lower(), SIGNATURE_HEADER.lower())
 )
 
-logger: logging.Logger = logging.getLogger("kie4o")
-
 Body = bytes | bytearray | memoryview | AsyncIterable[bytes]
 
 
@@ -70,6 +69,7 @@ class CallbackReceiver:
         tolerance: Seconds that `parse` allows between the time stamp of a callback and now.
         template: The `callback_url` of the client.
         pending: How many callbacks may wait for their confirmation.
+        reporter: Who is told of those that are refused.
     """
 
     def __init__(
@@ -80,12 +80,14 @@ class CallbackReceiver:
         tolerance: float = TOLERANCE,
         template: str | None = None,
         pending: int = PENDING,
+        reporter: Reporter = LOG,
     ) -> None:
         self._tolerance = tolerance
         self._template = template
         self._parse = parse
         self._delivery = delivery
         self._pending = pending
+        self._reporter = reporter
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()  # until when, in this loop's time
 
@@ -105,7 +107,11 @@ class CallbackReceiver:
             return await self._receive(header_pairs(headers, _READ), body, ref)
         except KieError as error:
             status = next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
-            return _refused(status, str(error))
+            return self._refused(status, str(error))
+
+    def _refused(self, status: HTTPStatus, reason: str) -> HTTPStatus:
+        self._reporter(CallbackRefused(status=int(status), cause=reason))
+        return status
 
     def ref_of(self, path: str, query: str = "", *, variable: str | None = None) -> str | None:
         """The ref in the URL of a request; the first of these that is there:
@@ -140,10 +146,10 @@ class CallbackReceiver:
                     raw = await _read(body)
             except TimeoutError:
                 reason = f"its body did not arrive within {BODY_TIMEOUT:g} s, or a middleware has read it"
-                return _refused(HTTPStatus.REQUEST_TIMEOUT, reason)
+                return self._refused(HTTPStatus.REQUEST_TIMEOUT, reason)
             except Exception as error:  # each framework has its own for a sender that has hung up
                 reason = f"its body could not be read ({type(error).__name__})"
-                return _refused(HTTPStatus.BAD_REQUEST, reason)
+                return self._refused(HTTPStatus.BAD_REQUEST, reason)
         if raw is None:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         return await self._accept(headers, raw, ref)
@@ -178,12 +184,6 @@ def unverified() -> ConfigurationError:
         "callbacks would not be verified: set webhook_key= (or KIE_WEBHOOK_KEY) to the webhookHmacKey of "
         "kie.ai/settings, or pass allow_unsigned=True"
     )
-
-
-def _refused(status: HTTPStatus, reason: str) -> HTTPStatus:
-    """At INFO, since anyone can post."""
-    logger.info("a callback was answered with %s: %s", int(status), reason)
-    return status
 
 
 def _refused_by(headers: dict[str, str]) -> HTTPStatus | None:

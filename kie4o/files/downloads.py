@@ -24,8 +24,9 @@ from aiohttp import hdrs
 from yarl import URL
 
 from ..errors import KieError, reason_of
+from ..events.reporter import LOG, Reporter
 from ..transport.connections import when_free
-from ..transport.exchange_log import logging_hosts
+from ..transport.exchange_log import reporting_hosts
 from ..transport.failures import MAX_HEADER_BYTES, MAX_HEADER_FIELDS, failure_of
 from ..transport.retrying import TRIES, Jitter, Sleep, full_jitter, repeated
 from ..transport.transport import USER_AGENT
@@ -155,8 +156,10 @@ class Downloader:
         trust_env: bool,
         sleep: Sleep = asyncio.sleep,
         jitter: Jitter = full_jitter,
+        reporter: Reporter = LOG,
     ) -> None:
         self._policy = policy
+        self._reporter = reporter
         self._timeout = aiohttp.ClientTimeout(
             total=max(timeout, TOTAL_TIMEOUT), sock_connect=timeout, sock_read=timeout
         )
@@ -188,6 +191,7 @@ class Downloader:
                     worth=tries.worth_repeating,
                     sleep=self._sleep,
                     jitter=self._half_jitter if download.fresh else self._jitter,
+                    reporter=self._reporter,
                 )
             except FetchError as error:
                 failure = error
@@ -289,7 +293,7 @@ class Downloader:
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,
                 max_headers=MAX_HEADER_FIELDS,
-                trace_configs=[logging_hosts()],
+                trace_configs=[reporting_hosts(self._reporter)],
                 trust_env=False,  # it would send passwords from ~/.netrc; `_proxy_of` reads the proxies
             )
         return session

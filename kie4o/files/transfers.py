@@ -8,7 +8,6 @@ they would add 8 ms to the 195 ms of CPU time that `import kie4o.client` takes (
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable
 from functools import cached_property, partial
@@ -20,6 +19,7 @@ import aiohttp
 from .. import clock
 from ..details import TaskDetails
 from ..errors import APIConnectionError, DownloadError, KieError, client_closed, invalid
+from ..events import TransferLeft
 from ..image_request import UploadedFile, is_local
 from ..models import Exists
 from ..settings import Settings
@@ -46,7 +46,6 @@ STUCK = 5.0  # seconds that a transfer which was stopped may take; only a disk t
 
 _LONG_AGO = 3600.0  # seconds
 
-logger: logging.Logger = logging.getLogger("kie4o")
 _T = TypeVar("_T")
 
 
@@ -96,6 +95,7 @@ class Files:
             trust_env=self._trust_env,
             sleep=self._sleep,
             jitter=self._jitter,
+            reporter=self._transport.reporter,
         )
 
     async def upload(
@@ -251,7 +251,7 @@ class Files:
                 await _stopped({task})
             finally:
                 if not task.done():
-                    logger.warning("a transfer is left behind: the disk did not answer for %g s", STUCK)
+                    self._transport.reporter(TransferLeft(seconds=STUCK))
         if closing and (task.cancelled() or not task.done()):
             raise closed()
         return task.result()
@@ -270,7 +270,7 @@ class Files:
         async def call() -> UploadedFile:
             return await self._transport.read(endpoint, uploaded_of, body=body, timeout=timeout)
 
-        return await repeated(call, sleep=self._sleep, jitter=self._jitter)
+        return await repeated(call, sleep=self._sleep, jitter=self._jitter, reporter=self._transport.reporter)
 
 
 def keeps(exists: Exists | None, name: str | None) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -22,18 +21,18 @@ from typing import TypeVar
 from ..clock import fast_loop
 from ..details import TaskDetails
 from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
+from ..events import CallbacksMissing, Finished, Polled
+from ..events.reporter import LOG, Reporter
 from ..models import ImageResult
 from .findings import teach, weigh
 from .learning import Pace, Sighting
 from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
-from .reports import Failures, log_end, log_end_of
+from .reports import Failures, report_end, report_end_of
 from .schedule import Schedule
 from .sharing import Leadership, Sharing
 from .trust import CallbackTrust
 from .watches import NEVER, NOW, Known, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 Look = Callable[[str], Awaitable[TaskDetails]]
 Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... is the default of the poller
@@ -60,6 +59,7 @@ class TaskPoller:
         chance: Returns a random number from 0 to 1, for jitter.
         speed: How many of the seconds between looks pass in each real second; only for an emulator that is
             as fast. `timeout` and `look_timeout` are real seconds.
+        reporter: Who is told of events; the log by default.
     """
 
     def __init__(
@@ -71,12 +71,14 @@ class TaskPoller:
         look_timeout: float = 30.0,
         chance: Callable[[], float] = random.random,
         speed: float = 1.0,
+        reporter: Reporter = LOG,
     ) -> None:
         policy = policy or PollPolicy()
         self._fetch = look
         self._timeout = timeout
         self._chance = chance
         self._speed = speed
+        self._reporter = reporter
         self._pace = Pace(policy)
         self._schedule = Schedule(
             self._start_look,
@@ -90,7 +92,7 @@ class TaskPoller:
         self._early_callbacks: OrderedDict[str, None] = OrderedDict()
         self._leadership = Leadership()
         self._trust = CallbackTrust()
-        self._failures = Failures()
+        self._failures = Failures(reporter)
         self._closed = False
 
     # -- for callers -----------------------------------------------------------------------------
@@ -182,7 +184,7 @@ class TaskPoller:
         watch = self._watches.get(task_id)
         if watch is None:
             if details is not None and is_final(details):
-                log_end(details, "callback")
+                report_end(self._reporter, details, "callback")
             self._early_callbacks[task_id] = None
             if len(self._early_callbacks) > _EARLY_CALLBACKS:
                 self._early_callbacks.popitem(last=False)
@@ -220,8 +222,7 @@ class TaskPoller:
         Args:
             task_id: The task that the callback names.
         """
-        reason = f"the callback of task {task_id}, submitted elsewhere, arrived here"
-        self._rely_less(self._trust.strayed, reason)
+        self._rely_less(self._trust.strayed, CallbacksMissing(task_id=task_id, stray=True))
 
     def share(self, sharing: Sharing) -> None:
         """Poll only tasks that this process leads; others poll the rest.
@@ -405,14 +406,14 @@ class TaskPoller:
         self._remove(watch, outcome)
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=True)
-        if isinstance(outcome, TaskDetails) and logger.isEnabledFor(logging.INFO):
-            log_end_of(watch, outcome, self._schedule.loop.time())
+        if isinstance(outcome, TaskDetails) and self._reporter.wants(Finished):
+            report_end_of(self._reporter, watch, outcome, self._schedule.loop.time())
         # Only for a task that has finished: closing the client and refused polls end waits too. And only if
         # that happened during the wait: the callback of an earlier run's task may have reached that run.
         finished = isinstance(outcome, TaskDetails) and (watch.last_running_at is not None or watch.looks > 0)
         if finished and watch.expecting and watch.source == "poll":
             missed = functools.partial(self._trust.missed, watch.task_id)
-            self._rely_less(missed, f"task {watch.task_id} finished without a callback")
+            self._rely_less(missed, CallbacksMissing(task_id=watch.task_id, stray=False))
 
     def _expire(self, watch: Watch, now: float) -> None:
         """Time out the waiters whose deadline has passed; they leave after that.
@@ -461,18 +462,14 @@ class TaskPoller:
         else:
             self._schedule.refresh(watch)
 
-    def _rely_less(self, count: Callable[[], None], reason: str) -> None:
+    def _rely_less(self, count: Callable[[], None], reason: CallbacksMissing) -> None:
         """Count evidence against callbacks. Once it suffices, the usual pace holds at once for all tasks that
         wait for one, as if it had held since their last look."""
         relied_on = self._trust.relied_on
         count()
         if self._trust.relied_on or not relied_on:
             return
-        logger.warning(
-            "%s; polling at the usual pace until callbacks arrive. "
-            "Check that callback_url reaches this process",
-            reason,
-        )
+        self._reporter(reason)
         for watch in list(self._watches.values()):
             if watch.expecting and NOW < watch.due < NEVER:
                 self._plan(watch, min(self._usual(watch), watch.due), self._schedule.loop.time())
@@ -520,6 +517,10 @@ class TaskPoller:
 
     def _process(self, watch: Watch, outcome: Outcome, now: float) -> None:
         """Finish the watch with the outcome of a look, or plan the next look."""
+        if isinstance(outcome, TaskDetails) and self._reporter.wants(Polled):
+            self._reporter(
+                Polled(task_id=watch.task_id, state=outcome.state.value, progress=outcome.progress)
+            )
         ended = weigh(watch, outcome, now)
         if ended is not None:
             teach(self._pace, watch, ended, now)
@@ -530,7 +531,7 @@ class TaskPoller:
             waiter.deliver(outcome, final=False)
         delay = max(error_delay, self._delay(watch, watch.looked(outcome, now)))
         self._plan(watch, now if watch.urgent else now + delay, now)
-        if isinstance(outcome, Exception) and logger.isEnabledFor(logging.INFO):
+        if isinstance(outcome, Exception):
             self._failures.log(watch, outcome, now)
         if watch.spared_until > NOW and isinstance(outcome, TaskDetails) and not watch.urgent:
             watch.spared_until = now

@@ -9,13 +9,14 @@ file conflict with SQLite's.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-logger: logging.Logger = logging.getLogger("kie4o")
+from ..events import Event, StoreWarned
+from ..events.reporter import LOG
 
 # SQLite locks 0x40000000 to 0x400001FF and keeps no data in that page ("Database File Format", 1.4). In any
 # other page this lock would hide data from SQLite itself on Windows, once the file has 2 GiB.
@@ -74,12 +75,12 @@ class FileLock:
     `release` it only after SQLite has closed the file: closing this descriptor drops SQLite's locks.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, report: Callable[[Event], None] = LOG) -> None:
         if identity_of(path.stat(), path) in _held:  # closing a descriptor of it would drop SQLite's locks
             raise BlockingIOError(errno.EAGAIN, "the file is locked")
         self._descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
-            _lock_or_warn(self._descriptor, path)
+            _lock_or_warn(self._descriptor, path, report)
             self.identity: Identity = identity_of(os.fstat(self._descriptor), path)
         except BaseException:
             os.close(self._descriptor)
@@ -108,7 +109,7 @@ def identity_of(found: os.stat_result, path: Path) -> Identity:
     return found.st_dev, found.st_ino or hash(path)
 
 
-def _lock_or_warn(descriptor: int, path: Path) -> None:
+def _lock_or_warn(descriptor: int, path: Path, report: Callable[[Event], None]) -> None:
     try:
         _lock(descriptor)
     except OSError as error:
@@ -119,12 +120,7 @@ def _lock_or_warn(descriptor: int, path: Path) -> None:
         if path in _warned:  # also while it waits for another process, and tries ten times a second
             return
         _warned.add(path)
-        logger.warning(
-            "the store %s is on a file system without locks of open files (%s); do not copy it while it is "
-            "open, and do not open it twice",
-            path,
-            error.strerror,
-        )
+        report(StoreWarned(what="no locks", detail=f"{path} ({error.strerror})"))
 
 
 def _forget_in_child() -> None:

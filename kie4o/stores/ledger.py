@@ -8,42 +8,31 @@ saved again until the store accepts it. A task id is carried by the error too.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from contextvars import Context
-from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 import attrs
 
 from ..details import TaskDetails, TaskState
 from ..errors import StoreError
+from ..events import Misattributed, Named, NeverSaved, NotReleased, NotSaved, OutcomeNotSaved, Saved
+from ..events.reporter import LOG, Reporter
 from .guard import time_limit
 from .store import DuplicateTaskError, Entry, EntryState, Store, duplicate_task
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 _FIRST_DELAY = 1.0  # seconds before a failed write is repeated; doubled each time
 _LONGEST_DELAY = 30.0
 _UNLOCKED = nullcontext()
-_PAID = "%s is paid and was never saved; keep its id for client.wait()"
-_NEVER_SAVED: Mapping[EntryState, str] = MappingProxyType(
-    {
-        EntryState.PLANNED: "%s was not charged, which was never saved; the next run may take it for unknown",
-        EntryState.UNKNOWN: "%s has an unknown outcome, which was never saved; the next run will take it so",
-        EntryState.SUBMITTED: _PAID,
-        EntryState.SUCCEEDED: _PAID,
-        EntryState.FAILED: _PAID,
-    }
-)
 
 
 class Ledger:
     """The entries of one client, written as its requests proceed."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, reporter: Reporter = LOG) -> None:
         self._store = store
+        self._reporter = reporter
         self._unsaved: dict[str, Entry] = {}  # by key
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
@@ -88,6 +77,7 @@ class Ledger:
                 raise
             finally:
                 self._moves += moves
+            self._report_saved(entry)
 
     async def submitted(self, entry: Entry) -> None:
         """Save the task id that arrived.
@@ -103,15 +93,15 @@ class Ledger:
             return
         if isinstance(error, DuplicateTaskError):
             raise error
+        self._report_unsaved(entry, error)
         message = f"task {entry.task_id} is paid but could not be saved: {error}"
-        logger.error("%s; it is kept in memory and will be saved again", message)
         raise StoreError(message, task_id=entry.task_id, key=entry.callers_key)
 
     async def unknown(self, entry: Entry) -> None:
         """Save that the outcome is unknown, so that a callback may name the task."""
         error = await self._keep(entry)
         if error is not None:
-            logger.error("a submit has an unknown outcome and could not be saved as such: %s", error)
+            self._report_unsaved(entry, error)
 
     async def unpaid(self, entry: Entry, previous: Entry | None = None) -> Entry:
         """Undo the INTENT of a request that was not charged; return the entry as planned.
@@ -131,7 +121,7 @@ class Ledger:
         finally:
             self._moves += 1
         if error is not None:
-            logger.error("a submit was not charged and could not be saved as such: %s", error)
+            self._report_unsaved(planned, error)
         return planned
 
     async def release(self, entry: Entry) -> None:
@@ -141,7 +131,8 @@ class Ledger:
         try:
             await self._store.release(entry.key)
         except StoreError as error:
-            logger.error("a key could not be released: %s", error)
+            released = NotReleased(ref_hash=entry.ref_hash, key=entry.callers_key, cause=str(error))
+            self._reporter(released)
 
     # -- a task ----------------------------------------------------------------------------------
 
@@ -157,7 +148,8 @@ class Ledger:
             if stored is None or not stored.unnamed:
                 return stored or entry
             named = await self._named(stored, task_id)
-        logger.info("%s, whose submit response was lost, was found by its callback", named.name)
+        event = Named(ref_hash=named.ref_hash, key=named.callers_key, task_id=named.task_id or task_id)
+        self._reporter(event, named.name)
         return named
 
     async def settle(self, entry: Entry, task_id: str | None, is_live: Callable[[str], bool]) -> Entry:
@@ -199,7 +191,7 @@ class Ledger:
         if owner is not None and owner.ref != entry.ref:
             raise duplicate_task(task_id, owner)
         named = entry.become(EntryState.SUBMITTED, task_id=task_id)
-        await self._store.save(named)
+        await self._write(named)
         self._unsaved.pop(named.key, None)  # an older entry must not replace it
         return named
 
@@ -219,6 +211,7 @@ class Ledger:
             self._unsaved.pop(entry.key, None)
         finally:
             self._moves += 1
+        self._report_saved(unpaid)
         return unpaid
 
     async def _submit_before(self, entry: Entry) -> Entry | None:
@@ -247,7 +240,7 @@ class Ledger:
         except StoreError as failure:
             error = failure
         if error is not None:
-            logger.error("the outcome of task %s could not be saved: %s", details.task_id, error)
+            self._reporter(OutcomeNotSaved(task_id=details.task_id, state=state.value, cause=str(error)))
 
     async def prune(self, before: float) -> int:
         """Remove what ended before this Unix time; return how many. What is not saved yet stays."""
@@ -265,7 +258,13 @@ class Ledger:
             await self._save_unsaved()
         finally:
             for entry in self._unsaved.values():
-                logger.error(_NEVER_SAVED[entry.state], entry.label)
+                never = NeverSaved(
+                    ref_hash=entry.ref_hash,
+                    key=entry.callers_key,
+                    state=entry.state.value,
+                    task_id=entry.task_id,
+                )
+                self._reporter(never, entry.label)
 
     async def _keep(self, entry: Entry) -> StoreError | None:
         """Save the entry, now or later. Returns why it is not saved yet."""
@@ -301,6 +300,28 @@ class Ledger:
             await self._store.forget(entry.key)
         else:
             await self._store.save(entry)
+        self._report_saved(entry)
+
+    def _report_saved(self, entry: Entry) -> None:
+        if self._reporter.wants(Saved):
+            saved = Saved(
+                ref_hash=entry.ref_hash,
+                key=entry.callers_key,
+                state=entry.state.value,
+                task_id=entry.task_id,
+                credits=entry.price,
+            )
+            self._reporter(saved, entry.name)
+
+    def _report_unsaved(self, entry: Entry, error: StoreError) -> None:
+        unsaved = NotSaved(
+            ref_hash=entry.ref_hash,
+            key=entry.callers_key,
+            state=entry.state.value,
+            task_id=entry.task_id,
+            cause=str(error),
+        )
+        self._reporter(unsaved)
 
     async def _as_it_is_now(self, previous: Entry) -> Entry | None:
         """The previous submit of a key, under its key: a callback may have named its task since.
@@ -355,7 +376,8 @@ class Ledger:
                 try:
                     await self._write(entry)
                 except DuplicateTaskError as error:
-                    logger.error("the outcome of a submit is unknown after all: %s", error)
+                    unknown = Misattributed(ref_hash=entry.ref_hash, key=entry.callers_key, cause=str(error))
+                    self._reporter(unknown)
                     await self._write(attrs.evolve(entry, state=EntryState.UNKNOWN, task_id=None))
         except StoreError:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from decimal import Decimal
@@ -10,12 +9,12 @@ from decimal import Decimal
 from .. import clock
 from ..details import EXPIRY
 from ..errors import StoreLockedError
+from ..events import StoreWarned
+from ..events.reporter import LOG, Reporter
 from ..pricing import Spent
 from .shared import Shared
 from .spending import spent_of
 from .store import CALLBACKS_PER_REF, Entry, EntryState, duplicate_task
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 KEPT = 10_000  # ended entries under a caller's key; older ones are dropped
 KEPT_UNKEYED = 1_000  # the same without a key, for repeated callbacks
@@ -35,6 +34,7 @@ class MemoryStore:
     shared: Shared | None = None
 
     def __init__(self) -> None:
+        self.reporter: Reporter = LOG
         self._entries: dict[str, Entry] = {}
         self._key_of_task: dict[str, str] = {}
         self._key_of_ref: dict[str, str] = {}  # where the key is not the ref itself
@@ -149,10 +149,7 @@ class MemoryStore:
             key, oldest = next(iter(self._entries.items()))
             if not oldest.state.ended and not self._warned:
                 self._warned = True
-                logger.warning(
-                    "the store in memory is full (%s entries): it forgets unfinished tasks, the oldest first",
-                    MOST,
-                )
+                self.reporter(StoreWarned(what="full", detail=f"{MOST:,}"))
             self._forget(key)
 
     def _forget(self, key: str) -> None:

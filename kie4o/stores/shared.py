@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapp
 from typing import Protocol
 
 from ..details import TaskDetails
+from ..events.reporter import Reporter
 from ..models import RateLimit
 
 
@@ -46,7 +47,12 @@ class Shared(Protocol):
     """What the processes on one store do together."""
 
     def limiter(
-        self, limit: RateLimit, *, announce: Callable[[int], None], lead: Callable[[], float]
+        self,
+        limit: RateLimit,
+        *,
+        announce: Callable[[int], None],
+        lead: Callable[[], float],
+        reporter: Reporter,
     ) -> Limiter:
         """The limiter that all of them share. It announces slots as `RateLimiter` does."""
         ...

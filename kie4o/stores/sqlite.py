@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import clock
+from ..events.reporter import Reporter
 from ..pricing import Spent
 from .packing import checksum, unpacked
 from .shared import Shared
@@ -61,6 +62,15 @@ class SQLiteStore:
     def __init__(self, path: str | os.PathLike[str], *, worker: Worker | None = None) -> None:
         self.path: Path = Path(path)
         self._worker = worker or ThreadWorker()
+
+    @property
+    def reporter(self) -> Reporter:
+        """Who is told of what happens to the store."""
+        return self._worker.reporter
+
+    @reporter.setter
+    def reporter(self, reporter: Reporter) -> None:
+        self._worker.reporter = reporter
 
     async def open(self) -> None:
         """Raises `StoreLockedError` if the file is open elsewhere, `StoreError` if it is damaged."""

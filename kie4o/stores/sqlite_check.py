@@ -11,22 +11,20 @@ same error.
 
 from __future__ import annotations
 
-import logging
 import operator
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from ..errors import StoreError
+from ..events import Event, StoreChecked
 from .packing import fields_in, unpacked
 from .sqlite_pruning import checksum_of_count
 from .store import Entry, EntryState, hash_of_ref
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 PROGRESS = 100_000  # entries: after each so many, a line says how far the check of a larger store is
 _PAGE = 1000  # rows fetched at once
@@ -80,7 +78,7 @@ def check_pages(connection: sqlite3.Connection, path: Path) -> None:
         raise damaged(path, problems[0])
 
 
-def check_rows(connection: sqlite3.Connection, path: Path) -> list[Entry]:
+def check_rows(connection: sqlite3.Connection, path: Path, report: Callable[[Event], None]) -> list[Entry]:
     """Check each entry and whatever leads to it; return those that are INTENT. Raises `StoreError`."""
     for table in _TABLES:
         _contents(connection, path, table)
@@ -90,7 +88,9 @@ def check_rows(connection: sqlite3.Connection, path: Path) -> list[Entry]:
     intents: list[Entry] = []
     [total] = connection.execute("SELECT count(*) FROM entry").fetchone()
     for number, page in enumerate(_pages(connection, _ROWS)):
-        _log_progress(path, number * _PAGE, total)
+        done = number * _PAGE
+        if total > PROGRESS and done % PROGRESS == 0:
+            report(StoreChecked(path=str(path), done=done, total=total))
         for row in page:
             if row[1:7] != _columns_in(row[7], row[8]):
                 raise damaged(path, f"entry {row[1]!r} does not match its row")
@@ -166,8 +166,3 @@ def _pages(connection: sqlite3.Connection, query: str) -> Iterator[list[Row]]:
     cursor = connection.execute(query)
     while page := cursor.fetchmany(_PAGE):
         yield page
-
-
-def _log_progress(path: Path, done: int, total: int) -> None:
-    if total > PROGRESS and done % PROGRESS == 0:
-        logger.info("the store %s is being checked: %s of %s entries", path, f"{done:,}", f"{total:,}")

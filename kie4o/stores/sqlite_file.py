@@ -8,12 +8,15 @@ store is an error, never a silent start from an empty one.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from .. import clock
 from ..errors import StoreError, StoreLockedError, reason_of
+from ..events import Event
+from ..events.reporter import LOG
 from .durability import make_durable
 from .file_lock import FileLock, Identity, identity_of
 from .packing import checksum, packed
@@ -81,7 +84,7 @@ def _identity_at(file: Path) -> Identity | None:
         return None
 
 
-def open_file(path: Path) -> StoreConnection:
+def open_file(path: Path, report: Callable[[Event], None] = LOG) -> StoreConnection:
     """A locked, checked connection. Raises `StoreError`."""
     with ExitStack() as undo:
         try:
@@ -96,7 +99,7 @@ def open_file(path: Path) -> StoreConnection:
                         "back, or move the log away to start with an empty store"
                     )
                 create(path)
-            lock = FileLock(path)
+            lock = FileLock(path, report)
             undo.callback(lock.release)
             if path.stat().st_size == 0:
                 raise damaged(path, "it is empty, which a store never is")
@@ -107,7 +110,7 @@ def open_file(path: Path) -> StoreConnection:
             _lock(connection)
             if log_is_damaged:
                 raise damaged(path, "its log cannot be read")
-            _check(connection, path)
+            _check(connection, path, report)
             connection.watch(log)
             connection.check_in_place()
             undo.pop_all()
@@ -187,7 +190,7 @@ def _lock(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
+def _check(connection: sqlite3.Connection, path: Path, report: Callable[[Event], None]) -> None:
     """Check that the file is a complete store of a known version, bring an older one up to this version, and
     make abandoned INTENTs UNKNOWN."""
     [application_id] = connection.execute("PRAGMA application_id").fetchone()
@@ -200,7 +203,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")  # what is refused stays as it is
     if version < SCHEMA:
         upgrade(connection, version)
-    for intent in check_rows(connection, path):
+    for intent in check_rows(connection, path, report):
         entry = intent.become(EntryState.UNKNOWN, submitted_at=clock.unix_time())
         row = row_of(entry)
         connection.execute(SAVE, row)

@@ -17,11 +17,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .. import clock
 from ..errors import StoreError, StoreLockedError, reason_of
+from ..events import Event
+from ..events.reporter import LOG, Reporter
 from .sqlite_file import StoreConnection, failure_of, open_file
 
 _T = TypeVar("_T")
@@ -34,6 +37,8 @@ _GROUP = 1000  # calls after which a transaction takes no more
 
 class Worker(Protocol):
     """Runs the SQL of one store."""
+
+    reporter: Reporter  # of what happens as the file is opened
 
     async def start(self, path: Path) -> None:
         """Open the file. Raises `StoreError`."""
@@ -68,6 +73,7 @@ class ThreadWorker:
     """
 
     def __init__(self) -> None:
+        self.reporter: Reporter = LOG
         self._path = Path()
         self._arrived: list[_Job] = []  # in this turn of the loop
         self._jobs: _Queue = queue.SimpleQueue()
@@ -85,7 +91,8 @@ class ThreadWorker:
         ended: Future[None] = Future()
         ended.set_running_or_notify_cancel()  # a waiter that is cancelled cannot cancel it
         opened: asyncio.Future[None] = loop.create_future()
-        _start_thread(path, loop, jobs, opened, ended)
+        report = partial(_report_event, loop, self.reporter)
+        _start_thread(path, report, loop, jobs, opened, ended)
         self._path, self._pid, self._loop, self._jobs, self._ended = path, os.getpid(), loop, jobs, ended
         try:
             with clock.working_thread(loop):
@@ -164,13 +171,14 @@ def run_alone(connection: StoreConnection, group: Sequence[Work[Any]]) -> list[R
 
 def _start_thread(
     path: Path,
+    report: Callable[[Event], None],
     loop: asyncio.AbstractEventLoop,
     jobs: _Queue,
     opened: asyncio.Future[None],
     ended: Future[None],
 ) -> None:
     """Raises `StoreError` if the system, such as a container with a limit on processes, allows no more."""
-    arguments = (path, loop, jobs, opened, ended)
+    arguments = (path, report, loop, jobs, opened, ended)
     try:
         threading.Thread(target=_serve, args=arguments, name="kie4o store", daemon=True).start()
         return
@@ -187,6 +195,7 @@ def _start_thread(
 
 def _serve(
     path: Path,
+    report: Callable[[Event], None],
     loop: asyncio.AbstractEventLoop,
     jobs: _Queue,
     opened: asyncio.Future[None],
@@ -195,13 +204,19 @@ def _serve(
     """The thread, from opening the file to closing it."""
     clock.follow(loop)
     try:
-        with contextlib.closing(open_file(path)) as connection:
+        with contextlib.closing(open_file(path, report)) as connection:
             _report(loop, [(opened, None, None)])
             _work(connection, loop, jobs)
     except StoreError as error:
         _report(loop, [(opened, None, error)])
     finally:
         ended.set_result(None)
+
+
+def _report_event(loop: asyncio.AbstractEventLoop, reporter: Reporter, event: Event) -> None:
+    """Tell of an event in the loop, which is where hooks are called."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(reporter, event)
 
 
 def _work(connection: StoreConnection, loop: asyncio.AbstractEventLoop, jobs: _Queue) -> None:

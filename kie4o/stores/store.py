@@ -30,6 +30,7 @@ import attrs
 
 from ..details import TaskDetails
 from ..errors import StoreError
+from ..events.reporter import Reporter
 from ..image_request import ImageRequest
 from ..pricing import Spent
 from ..wire.decoding import shown
@@ -89,6 +90,11 @@ class Entry:
     details: TaskDetails | None = None
     earlier: tuple[str, ...] = ()
     superseded_key: str | None = None
+
+    @property
+    def ref_hash(self) -> str:
+        """What events name the entry by."""
+        return hash_of_ref(self.ref).hex()
 
     @property
     def callers_key(self) -> str | None:
@@ -281,6 +287,13 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Write what is still to be written, and close."""
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """A store that tells of events. The client sets whom it tells."""
+
+    reporter: Reporter
 
 
 @runtime_checkable

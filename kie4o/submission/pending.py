@@ -65,6 +65,7 @@ class PendingSubmit:
     resendable: bool = True  # False: no caller wants it sent again if it is refused
     held_until: float = 0.0  # loop time before which the limiter sends nothing, after a refusal of this one
     attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
+    reported: PaidAttempt | None = None  # the latest attempt whose verdict was reported
     task: asyncio.Task[Submitted] = attrs.field(init=False)
 
     @property
@@ -92,6 +93,14 @@ class PendingSubmit:
             self.entry, state=EntryState.UNKNOWN, task_id=None, submitted_at=clock.unix_time()
         )
         return self.entry
+
+    def is_news(self) -> bool:
+        """Whether the verdict of the attempt was not reported yet; it is considered as reported from now on.
+
+        A submit that is cut short records its verdict again.
+        """
+        is_news, self.reported = self.reported is not self.attempt, self.attempt
+        return is_news
 
     # -- callers ---------------------------------------------------------------------------------
 

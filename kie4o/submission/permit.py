@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
+from ..events import Waited
+from ..events.reporter import LOG, Reporter
+
 
 class Permit:
     """One of the `max_in_flight` permits. It is free again when its last holder has released it."""
@@ -37,14 +40,21 @@ class Permit:
 class Permits:
     """The permits of one client: `with await permits.acquire() as permit:`."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, reporter: Reporter = LOG) -> None:
         self.limit: int = limit
         self.in_use: int = 0
         self._semaphore = asyncio.Semaphore(limit)
+        self._reporter = reporter
 
     async def acquire(self) -> Permit:
         """Wait for a permit, in order. The caller must `hold` it before anything else."""
-        await self._semaphore.acquire()
+        if self._reporter.wants(Waited) and self._semaphore.locked():
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await self._semaphore.acquire()
+            self._reporter(Waited(what="place", seconds=loop.time() - began))
+        else:
+            await self._semaphore.acquire()
         self.in_use += 1
         return Permit(self)
 

@@ -25,6 +25,7 @@ from itertools import islice
 import attrs
 
 from .. import clock
+from ..events.reporter import LOG, Reporter
 from ..models import RateLimit
 from ..stores.pauses import REFUSED, PauseLog
 
@@ -124,6 +125,7 @@ class RateLimiter:
     limit: RateLimit
     announce: Callable[[int], None] | None = None
     lead: Callable[[], float] = float  # none
+    reporter: Reporter = LOG
     _window: SlidingWindow = attrs.field(init=False)
     _slot: LocalSlot = attrs.field(init=False)
     _waiters: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
@@ -138,7 +140,7 @@ class RateLimiter:
     def __attrs_post_init__(self) -> None:
         self._window = SlidingWindow(self.limit)
         self._slot = LocalSlot(self)
-        self._log = PauseLog(self.limit)
+        self._log = PauseLog(self.limit, self.reporter)
 
     @property
     def waiting(self) -> int:

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from ..errors import APIConnectionError, APITimeoutError, KieError, client_closed, key_conflict
+import attrs
+
+from .. import events
+from ..errors import (
+    APIConnectionError,
+    APITimeoutError,
+    KieError,
+    StoreError,
+    client_closed,
+    key_conflict,
+)
+from ..events.reporter import LOG, Reporter
 from ..image_request import ImageRequest, images_asked
 from ..pricing import PUBLISHED, PriceList
 from ..stores.ledger import Ledger
-from ..stores.shared import Limiter
+from ..stores.shared import Limiter, Slot
 from ..stores.store import DuplicateTaskError, Entry, EntryState, fingerprint
 from ..transport.paid_body import PaidAttempt
 from ..transport.transport import Transport
@@ -29,11 +39,10 @@ from .permit import Permit
 from .resending import NO_RESUBMIT, WINDOW_CODES, Resend, Resubmit, resend_after
 from .verdict import Judgement, Verdict, judge
 
-logger: logging.Logger = logging.getLogger("kie4o")
-
 DRAIN = 25.0  # seconds that closing waits for the responses to requests that were sent
 _LONGEST_RETRY_AFTER = 30.0  # seconds by which a Retry-After may lengthen our own delay
-_QUOTED = 20  # characters of the prompt that no log line may repeat
+_QUOTED = 20  # characters of the prompt that no event may repeat
+_SHORTEST_WAIT = 0.001  # seconds; a shorter one for a slot is not reported
 
 
 class Submissions:
@@ -50,6 +59,7 @@ class Submissions:
         knew: Callable[[str, float], bool] = lambda task_id, before: False,
         chance: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        reporter: Reporter = LOG,
     ) -> None:
         self._transport = transport
         self._limiter = limiter
@@ -59,6 +69,7 @@ class Submissions:
         self._knew = knew  # whether a task was already asked about before this loop time
         self._chance = chance
         self._sleep = sleep
+        self._reporter = reporter
         self._live: dict[str, PendingSubmit] = {}  # by key
         self._closing = False
         self._drained = False
@@ -139,7 +150,8 @@ class Submissions:
         error = None if task.cancelled() else task.exception()
         self._settle(submit, task)
         if error is not None and not submit.callers and not submit.called_off:
-            logger.warning("a submit whose callers were cancelled failed: %s", error)
+            entry = submit.entry
+            self._reporter(events.Orphaned(ref_hash=entry.ref_hash, key=entry.callers_key, cause=str(error)))
 
     def _settle(self, submit: PendingSubmit, outcome: Submitted | asyncio.Task[Submitted]) -> None:
         """The submit is over. It is called once with the outcome and once when the task is done:
@@ -162,7 +174,8 @@ class Submissions:
             return True  # another cancel would interrupt the undoing
         if submit.task.done() or not submit.attempt.withdraw():
             return False
-        submit.called_off = reason
+        submit.called_off, entry = reason, submit.entry
+        self._reporter(events.CalledOff(ref_hash=entry.ref_hash, key=entry.callers_key, cause=reason))
         submit.task.cancel()
         return True
 
@@ -227,7 +240,7 @@ class Submissions:
         """
         resent: dict[Verdict | int, int] = {}  # how often, by cause
         while not submit.called_off:
-            slot = await self._limiter.acquire(front=bool(resent))
+            slot = await self._slot(front=bool(resent))
             try:
                 stored = await self._named_meanwhile(submit)
                 if stored is not None:
@@ -247,7 +260,7 @@ class Submissions:
             resent[cause] = count + 1
             retry_after, submit.attempt = submit.attempt.retry_after, PaidAttempt()
             delay = self._delay_before_resend(resend, count, retry_after)
-            self._log_resend(submit, judgement, delay, f"{count + 1} of {resend.times}")
+            self._report_resend(submit, judgement, delay, count + 1, resend.times)
             await self._sleep(delay)
         raise asyncio.CancelledError
 
@@ -266,15 +279,57 @@ class Submissions:
         elif judgement.task_id is not None:
             now = submit.task.get_loop().time()
             try:
-                await self._ledger.submitted(submit.accept(judgement.task_id))
+                await self._accepted(submit, judgement.task_id, now)
                 return Submitted(submit.entry, since=now)
             except DuplicateTaskError as error:
                 reason = f"the answer was not its own: {error}"
         elif judgement.verdict is not Verdict.UNKNOWN:  # and nothing was charged
+            if submit.is_news():
+                self._report_unpaid(submit, judgement)
             submit.entry = await self._ledger.unpaid(submit.entry, submit.previous)
             return None
-        await self._ledger.unknown(submit.give_up())
+        entry = submit.give_up()
+        if submit.is_news():
+            cause = _cause(attrs.evolve(judgement, message=reason), entry)
+            unknown = events.Unknown(ref_hash=entry.ref_hash, key=entry.callers_key, cause=cause)
+            self._reporter(unknown, entry.name)
+        await self._ledger.unknown(entry)
         return Submitted(submit.entry, reason=reason)
+
+    async def _accepted(self, submit: PendingSubmit, task_id: str, now: float) -> None:
+        """Save the task id that arrived, and report it unless it is another submit's."""
+        try:
+            await self._ledger.submitted(submit.accept(task_id))
+        except DuplicateTaskError:
+            raise
+        except StoreError:  # it is paid all the same
+            self._report_accepted(submit, now)
+            raise
+        self._report_accepted(submit, now)
+
+    def _report_accepted(self, submit: PendingSubmit, now: float) -> None:
+        if self._reporter.wants(events.Submitted):
+            entry = submit.entry
+            accepted = events.Submitted(
+                ref_hash=entry.ref_hash,
+                key=entry.callers_key,
+                task_id=entry.task_id or "",
+                seconds=now - submit.attempt.sent_at,
+                credits=entry.price,
+            )
+            self._reporter(accepted)
+
+    async def _slot(self, *, front: bool) -> Slot:
+        """A slot of the account's limit."""
+        if not self._reporter.wants(events.Waited):
+            return await self._limiter.acquire(front=front)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        slot = await self._limiter.acquire(front=front)
+        waited = loop.time() - began
+        if waited >= _SHORTEST_WAIT:
+            self._reporter(events.Waited(what="slot", seconds=waited))
+        return slot
 
     async def _named_meanwhile(self, submit: PendingSubmit) -> Entry | None:
         """The entry if a callback named its task while a resubmit after an unknown outcome waited."""
@@ -297,14 +352,6 @@ class Submissions:
         if judgement.verdict is Verdict.REFUSED and judgement.code in WINDOW_CODES:
             held = self._limiter.hold_all()  # before the slot is granted to the next request
             submit.held_until = submit.task.get_loop().time() + held
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "a submit was %s (ref %s, code %s, task %s)",
-                judgement.verdict.value,
-                entry.ref,
-                judgement.code,
-                judgement.task_id,
-            )
         return judgement
 
     def _delay_before_resend(self, resend: Resend, count: int, retry_after: str | None) -> float:
@@ -312,16 +359,46 @@ class Submissions:
         own = 0.0 if resend.window else resend.delay(count, self._chance())
         return min(max(own, retry_after_of(retry_after) or 0.0), own + _LONGEST_RETRY_AFTER)
 
-    def _log_resend(self, submit: PendingSubmit, judgement: Judgement, delay: float, number: str) -> None:
+    def _report_unpaid(self, submit: PendingSubmit, judgement: Judgement) -> None:
+        """One attempt has cost nothing."""
+        entry = submit.entry
+        if judgement.verdict is Verdict.REFUSED:
+            refused = events.Refused(
+                ref_hash=entry.ref_hash,
+                key=entry.callers_key,
+                code=judgement.code or 0,
+                cause=_cause(judgement, entry),
+                seconds=asyncio.get_running_loop().time() - submit.attempt.sent_at,
+            )
+            self._reporter(refused)
+        elif not submit.called_off:
+            not_sent = events.NotSent(
+                ref_hash=entry.ref_hash, key=entry.callers_key, cause=_cause(judgement, entry)
+            )
+            self._reporter(not_sent)
+
+    def _report_resend(
+        self, submit: PendingSubmit, judgement: Judgement, delay: float, attempt: int, most: int
+    ) -> None:
         """When it is sent again: after the delay and the hold of the limiter."""
-        if not logger.isEnabledFor(logging.INFO):
-            return
-        held = submit.held_until - asyncio.get_running_loop().time()
-        prompt, words = shown(submit.entry.request.prompt or ""), judgement.message
-        if prompt and prompt[:_QUOTED] in words:
-            words = ""
-        cause = in_brief(judgement.code, words) or judgement.verdict.value
-        logger.info("a submit is sent again in %.1f s (%s): %s", max(delay, held), number, cause)
+        entry, held = submit.entry, submit.held_until - asyncio.get_running_loop().time()
+        resent = events.Resent(
+            ref_hash=entry.ref_hash,
+            key=entry.callers_key,
+            seconds=max(delay, held),
+            attempt=attempt,
+            most=most,
+            cause=_cause(judgement, entry),
+        )
+        self._reporter(resent)
+
+
+def _cause(judgement: Judgement, entry: Entry) -> str:
+    """The reason for a verdict in brief words, without those that quote the prompt."""
+    prompt, words = shown(entry.request.prompt or ""), judgement.message
+    if prompt and prompt[:_QUOTED] in words:
+        words = ""
+    return in_brief(judgement.code, words) or judgement.verdict.value
 
 
 def _judged(attempt: PaidAttempt, request: ImageRequest) -> Judgement:

@@ -55,4 +55,8 @@ class FreeCalls:
         return await self._repeated(DOWNLOAD_URL, link_of, body)
 
     async def _repeated(self, endpoint: Endpoint, reader: Reader[_T], body: bytes | None = None) -> _T:
-        return await repeated(lambda: self._transport.read(endpoint, reader, body=body), sleep=self._sleep)
+        return await repeated(
+            lambda: self._transport.read(endpoint, reader, body=body),
+            sleep=self._sleep,
+            reporter=self._transport.reporter,
+        )

@@ -6,16 +6,15 @@ Not for the paid call, whose repetitions are a table in `submission`.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import backoff
 
 from ..errors import KieError, worth_repeating
+from ..events import Retried
+from ..events.reporter import LOG, Reporter
 from ..wire.words import cause_of
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 TRIES = 3
 _FIRST_DELAY = 0.5  # seconds; doubled for each further try
@@ -34,6 +33,7 @@ async def repeated(
     worth: Callable[[Exception], bool] = worth_repeating,
     sleep: Sleep = asyncio.sleep,
     jitter: Jitter = full_jitter,
+    reporter: Reporter = LOG,
 ) -> _T:
     """The result of `call`, which is tried up to `tries` times. Raises the last failure unchanged."""
     delays = backoff.expo(factor=_FIRST_DELAY)
@@ -46,7 +46,7 @@ async def repeated(
                 raise
             retry_after = getattr(error, "retry_after", None) or 0.0
             delay = min(retry_after, _LONGEST_RETRY_AFTER) + jitter(next(delays))
-            if logger.isEnabledFor(logging.INFO):
-                logger.info("a free call is made again in %.1f s: %s", delay, cause_of(error))
+            if reporter.wants(Retried):
+                reporter(Retried(cause=cause_of(error), seconds=delay))
         await sleep(delay)
     return await call()

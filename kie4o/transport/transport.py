@@ -29,6 +29,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from ..errors import APIConnectionError, APITimeoutError, ConfigurationError, client_closed
+from ..events.reporter import LOG, Reporter
 from ..settings import Settings
 from ..urls import is_web_url
 from ..version import __version__
@@ -37,7 +38,7 @@ from ..wire.envelope import envelope_of, retry_after_of
 from ..wire.requests import ENDPOINTS, SUBMIT, Endpoint
 from .ahead import FIRST_LEAD
 from .connections import most_connections, no_file_left, when_free
-from .exchange_log import log_exchange, start_of_exchange
+from .exchange_log import report_exchange, start_of_exchange
 from .failures import MAX_HEADER_BYTES, MAX_HEADER_FIELDS, AnswerError, Failure, failure_of
 from .paid_body import JSON, PaidAttempt, PaidBody
 from .pools import PaidPool, Pool, can_choose, plain_pool
@@ -71,6 +72,7 @@ class Transport:
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
         trust_env: bool = False,
+        reporter: Reporter = LOG,
     ) -> None:
         # Neither value is shown: a session may hold a key, a proxy's URL a password.
         if session is not None and not isinstance(session, aiohttp.ClientSession):
@@ -79,6 +81,7 @@ class Transport:
             )
         if proxy is not None and not is_web_url(proxy):
             raise ConfigurationError("invalid proxy: expected a complete http:// or https:// URL")
+        self.reporter: Reporter = reporter
         self._timeout = timeout
         self._user_session = session
         self._proxy = proxy
@@ -132,8 +135,8 @@ class Transport:
         if self._closed:
             raise client_closed()
         failure: APIConnectionError
-        outcome: object = "cancelled"
-        started = start_of_exchange()
+        outcome: int | str = "cancelled"
+        started = start_of_exchange(self.reporter)
         url = URL(self._urls[endpoint] + query, encoded=True)
         session, _ = self._open()
         try:
@@ -151,7 +154,7 @@ class Transport:
             return answer
         finally:
             if started is not None:
-                log_exchange(started, endpoint.method, endpoint.path + query, outcome)
+                report_exchange(self.reporter, started, endpoint.method, endpoint.path + query, outcome)
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
@@ -160,7 +163,7 @@ class Transport:
         The timeout strikes one turn of the loop after it is due. An answer that arrived while the
         loop was blocked or the process was stopped is then read first.
         """
-        started, outcome = start_of_exchange(), "cancelled"
+        started, outcome = start_of_exchange(self.reporter), "cancelled"
         received: list[bytes] = []
         response: aiohttp.ClientResponse | None = None
         loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
@@ -191,7 +194,7 @@ class Transport:
                 attempt.body = self._redacted(body)
                 if problem:
                     attempt.complete, attempt.fault = False, attempt.fault or problem
-            log_exchange(started, SUBMIT.method, SUBMIT.path, outcome)
+            report_exchange(self.reporter, started, SUBMIT.method, SUBMIT.path, outcome)
 
     def lead(self) -> float:
         """How many seconds before submits are due `prepare` is to be called."""

@@ -456,7 +456,7 @@ def test_a_wrong_key_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> Non
             return len(alone.times)
 
     assert run_virtual(run()) == 1
-    assert [record.levelno for record in caplog.records if record.name == "kie4o"] == [logging.WARNING]
+    assert [each.levelno for each in caplog.records if each.levelno > logging.DEBUG] == [logging.WARNING]
 
 
 @pytest.mark.parametrize("calls", [0, 1, 4])

@@ -74,7 +74,7 @@ async def test_what_was_settled_is_named_without_its_prompt(caplog) -> None:
         f"settled: task {task_id} was found",
         f"settled: a submit with ref {second.key} was not charged",
     ]
-    verdicts = [line for line in lines(caplog, "DEBUG") if line.startswith("a submit was unknown")]
+    verdicts = [line for line in lines(caplog, "DEBUG") if " has an unknown outcome: " in line]
     assert [done.key in verdict for done, verdict in zip((first, second), verdicts, strict=True)] == [
         True,
         True,

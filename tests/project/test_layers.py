@@ -31,7 +31,7 @@ FLOORS = [
     {"image_request"},
     {"pricing"},
     {"errors"},
-    {"details", "urls", "plain", "version", "clock", "waiting", "notebooks"},
+    {"details", "events", "urls", "plain", "version", "clock", "waiting", "notebooks"},
 ]  # from the top down; rooms of one floor do not know each other
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 EMULATOR = "emulator"  # beside the map: it imports no other room, and few import it
@@ -39,7 +39,7 @@ USERS = {"cli", "pytest_plugin"}  # of the emulator
 ROOMS = {*FLOOR_OF, EMULATOR}
 
 PURE = {"wire", "models", "image_request", "settings", "errors", "details"}
-PURE |= {"urls", "plain", "version", "clock", "pricing", "notebooks"}
+PURE |= {"events", "urls", "plain", "version", "clock", "pricing", "notebooks"}
 NETWORK = {"cli", "webhooks", "transport", "files", EMULATOR}
 # Which rooms import which foreign package at run time.
 FOREIGN = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -19,6 +18,8 @@ from weakref import WeakSet, WeakValueDictionary
 import attrs
 
 from ...errors import StoreError, StoreLockedError
+from ...events import StoreWarned
+from ...events.reporter import LOG, Reporter
 from ...models import RateLimit
 from ...pricing import Spent
 from ...settings import Secret
@@ -33,8 +34,6 @@ from .process import Process
 from .schema import migrate
 from .watches import Watches
 from .window import SharedLimiter
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 _FIRST_DELAY = 0.02  # seconds before a key that another process holds is claimed again
 _FACTOR = 1.5
@@ -72,6 +71,15 @@ class PostgresStore:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.address)!r})"
+
+    @property
+    def reporter(self) -> Reporter:
+        """Who is told of what happens to the store."""
+        return self._database.reporter
+
+    @reporter.setter
+    def reporter(self, reporter: Reporter) -> None:
+        self._database.reporter = reporter
 
     async def open(self) -> None:
         if self._is_open:
@@ -163,7 +171,7 @@ class PostgresStore:
                     await self._process.leave()
         except (StoreError, TimeoutError) as error:
             reason = str(error) or "the database does not answer"
-            logger.warning("the lease of this process could not be ended and will run out: %s", reason)
+            self.reporter(StoreWarned(what="lease kept", detail=reason))
         finally:
             await self._close()
 
@@ -277,10 +285,7 @@ class PostgresStore:
     async def _warn_of_replicas(self) -> None:
         [(exposed,)] = await self._database.rows(_ASYNCHRONOUS)
         if exposed:
-            logger.warning(
-                "the database has replicas for which commits do not wait: if one takes over, what was "
-                "submitted in the last moments may be paid twice. Set synchronous_standby_names"
-            )
+            self.reporter(StoreWarned(what="replicas"))
 
     async def _close(self) -> None:
         self._held.clear()
@@ -321,9 +326,16 @@ class _Machines:
         *,
         announce: Callable[[int], None] | None = None,
         lead: Callable[[], float] = float,
+        reporter: Reporter = LOG,
     ) -> Limiter:
         limiter = SharedLimiter(
-            self._database, self._process, self._account, limit, announce=announce, lead=lead
+            self._database,
+            self._process,
+            self._account,
+            limit,
+            announce=announce,
+            lead=lead,
+            reporter=reporter,
         )
         self._limiters.add(limiter)
         return limiter

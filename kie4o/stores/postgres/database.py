@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import clock
 from ...errors import StoreError, reason_of
+from ...events.reporter import LOG, Reporter
 from .address import Address
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Database:
 
     def __init__(self, address: Address) -> None:
         self.address: Address = address
+        self.reporter: Reporter = LOG
         self._idle: list[AsyncConnection[Row]] = []  # the last one used is the first one taken
         self._busy: set[AsyncConnection[Row]] = set()
         self._free = asyncio.Semaphore(CONNECTIONS)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections.abc import AsyncGenerator, Iterator
 from contextvars import Context
@@ -21,13 +20,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ...errors import StoreError
+from ...events import StoreWarned
 from . import process
 from .database import Database, Row, close, failure_of, in_schema, working
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 HEARD_WITHIN = 2.0  # seconds in which a notification of our own must arrive
 _POLL = 1.0  # seconds between two checks while none arrives
@@ -35,10 +33,6 @@ _FIRST_DELAY = 0.05  # seconds before it connects again; doubled each time
 _LONGEST_DELAY = 1.0
 _BACKLOG = 1000  # pieces of news that a reader has not read yet; more count as missed
 _PROBE = "probe"  # the first word of a notification to ourselves
-_DEAF = (
-    "the database %s delivers no notifications, as behind a pooler of transactions; asking it every second "
-    "instead. Add ?listen= to the URL of the store, a URL past the pooler"
-)
 
 
 class News:
@@ -165,7 +159,7 @@ class News:
         self.works = False
         if not self._said:
             self._said = True
-            logger.warning(_DEAF, self._database.address)
+            self._database.reporter(StoreWarned(what="deaf", detail=str(self._database.address)))
         await asyncio.sleep(process.RENEWAL)
 
     async def _poll_always(self) -> None:

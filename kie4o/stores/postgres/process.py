@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 
 from ...errors import StoreError
+from ...events import StoreWarned
 from .database import Database
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 RENEWAL = 10.0  # seconds; a lease runs out after 30, as sql/process.sql says
 
@@ -70,10 +68,7 @@ class Process:
             if self.id == which:
                 await self._begin()
                 await self._database.rows("SELECT kie4o.leave(%s)", which)  # a restart would wake it
-                logger.warning(
-                    "this process was taken for dead by others on its store: it stood still, or was cut off "
-                    "from the database, for longer than its lease"
-                )
+                self._database.reporter(StoreWarned(what="lease lost"))
 
     async def renew(self) -> None:
         """Extend the lease, or begin another if it was lost."""
@@ -82,7 +77,7 @@ class Process:
         if not kept:
             await self.lost(me)
         if timeline != self.timeline:
-            logger.warning("a replica has taken over as the database of the store")
+            self._database.reporter(StoreWarned(what="promoted"))
             for call in self._on_promotion:
                 await call()
             self.timeline = timeline

@@ -17,7 +17,6 @@ so to the body of the request, and such a slot is released as not counted, which
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from bisect import bisect_right
@@ -31,6 +30,8 @@ import attrs
 
 from ... import clock
 from ...errors import StoreError
+from ...events import StoreWarned
+from ...events.reporter import LOG, Reporter
 from ...models import RateLimit
 from ..pauses import REFUSED, PauseLog
 from .database import OUTAGE, Database, close, failure_of, in_schema, may_pass, working
@@ -38,8 +39,6 @@ from .process import Process
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
-
-logger: logging.Logger = logging.getLogger("kie4o")
 
 GOOD = 5.0  # seconds from before the question until the request must be sent; as many until it has arrived
 _ANSWER = 10.0  # seconds for the answer to a question
@@ -130,6 +129,7 @@ class SharedLimiter:
         *,
         announce: Callable[[int], None] | None = None,
         lead: Callable[[], float] = float,
+        reporter: Reporter = LOG,
     ) -> None:
         self.limit: RateLimit = limit
         self._database = database
@@ -152,7 +152,8 @@ class SharedLimiter:
         self._connection: AsyncConnection[Any] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._news = asyncio.Event()  # there is something to ask or to say
-        self._log = PauseLog(limit)
+        self._reporter = reporter
+        self._log = PauseLog(limit, reporter)
         self._chances: Sequence[float] = ()  # loop times
         self._announced_by = float("-inf")
         self._announcement: asyncio.TimerHandle | None = None
@@ -342,7 +343,7 @@ class SharedLimiter:
         moved = 0.0 if self._offset is None else self._offset.moved(offset)
         self._offset = offset
         if moved:
-            logger.warning("the clock of the database moved by %.1f s against that of this machine", moved)
+            self._reporter(StoreWarned(what="clock set", detail=f"{moved:.1f}"))
             self._hold(self.limit.per + 2 * GOOD, _CLOCK)
 
     def _grant(self, granted: Sequence[uuid.UUID], good_until: float) -> None:

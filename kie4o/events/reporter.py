@@ -1,0 +1,67 @@
+"""Who is told of events: the log, and the hooks of a client.
+
+A hook is called at once, in the task to which the event happens. It must not harm that: what it raises is
+logged once, and one that blocks the event loop too often is not called any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from .base import Event
+
+logger: logging.Logger = logging.getLogger("kie4o")
+
+Hook = Callable[[Event], object]
+
+_BLOCKING = 0.25  # seconds that a call of a hook must not take
+_MOST = 3  # such calls; one may be due to the machine
+
+
+class Reporter:
+    """Tells the log, and the hooks if there are any."""
+
+    def __init__(self, hooks: Iterable[Hook] = (), *, time: Callable[[], float] = time.monotonic) -> None:
+        self._hooks = [_Hook(hook, time) for hook in hooks]
+
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether anyone is told of events of this kind, which need not be made otherwise."""
+        return bool(self._hooks) or logger.isEnabledFor(kind.level)
+
+    def __call__(self, event: Event, subject: str = "") -> None:
+        """Tell of an event. `subject` is for `Event.line`."""
+        if logger.isEnabledFor(event.level):
+            logger.log(event.level, *event.line(subject), stacklevel=2)
+        for hook in self._hooks:
+            hook.call(event)
+
+
+class _Hook:
+    """A hook, and how it behaves."""
+
+    def __init__(self, call: Hook, time: Callable[[], float]) -> None:
+        self._call = call
+        self._time = time
+        self._failed = False
+        self._blocked = 0  # calls that took too long
+
+    def call(self, event: Event) -> None:
+        if self._blocked >= _MOST:
+            return
+        began = self._time()
+        try:
+            self._call(event)
+        except (Exception, asyncio.CancelledError):
+            if not self._failed:
+                self._failed = True
+                logger.exception("on_event: %r has failed; further failures are not logged", self._call)
+        if self._time() - began > _BLOCKING:
+            self._blocked += 1
+            if self._blocked == _MOST:
+                logger.error("on_event: %r blocks the event loop; it is not called any more", self._call)
+
+
+LOG = Reporter()  # no hooks

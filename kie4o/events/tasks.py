@@ -1,0 +1,148 @@
+"""What becomes of tasks: polls, callbacks, and the items of a batch."""
+
+from __future__ import annotations
+
+import logging
+from decimal import Decimal
+
+from .base import Event, OfSubmit
+
+
+class Polled(Event):
+    """A poll has shown that a task is in a state; `progress` is from 0 to 1, or None."""
+
+    level = logging.DEBUG
+    texts = ("task %(task_id)s is %(state)s",)
+    task_id: str
+    state: str
+    progress: float | None
+
+
+class PollFailed(Event):
+    """A poll has failed; the next one is in `seconds`. `others` have failed too since the last such event."""
+
+    texts = (
+        "task %(task_id)s is polled again in %(seconds).1f s: %(cause)s",
+        "task %(task_id)s is polled again in %(seconds).1f s: %(cause)s (and %(others)s failed polls before "
+        "it)",
+    )
+    task_id: str
+    cause: str
+    seconds: float
+    others: int = 0
+
+    def _text(self) -> str:
+        return self.texts[self.others > 0]
+
+
+class Finished(Event):
+    """A task has ended.
+
+    Attributes:
+        state: "succeeded" or "failed".
+        source: Who found it: "poll", "callback" or "store".
+        seconds: Since the submit; None if that is not known.
+    """
+
+    texts = (
+        "task %(task_id)s %(state)s, found by %(source)s",
+        "task %(task_id)s %(state)s after %(seconds).1f s, found by %(source)s",
+    )
+    task_id: str
+    state: str
+    source: str
+    seconds: float | None
+
+    def _text(self) -> str:
+        return self.texts[self.seconds is not None]
+
+
+class Saved(OfSubmit):
+    """The store has what is known of a submit: its `state` is one of "submitted", "unknown", "succeeded",
+    "failed", or "planned" if it was not charged."""
+
+    level = logging.DEBUG
+    texts = ("%(subject)s is saved as %(state)s",)
+    state: str
+    task_id: str | None
+    credits: Decimal | None
+
+
+class CallbackReceived(Event):
+    """A callback has arrived and is kept. What it says is believed once Kie's record says the same."""
+
+    level = logging.DEBUG
+    texts = ("a callback says that task %(task_id)s is %(state)s",)
+    task_id: str
+    state: str
+    verified: bool
+    """Whether its signature was checked."""
+
+
+class CallbackRefused(Event):
+    """A receiver has answered with this HTTP status. At INFO, since anyone can post."""
+
+    texts = ("a callback was answered with %(status)s: %(cause)s",)
+    status: int
+    cause: str
+
+
+class CallbackUnconfirmed(Event):
+    """What a callback says could not be confirmed: for an hour, or for this cause."""
+
+    level = logging.WARNING
+    texts = (
+        "the callback for task %(task_id)s could not be confirmed in an hour; client.wait(%(task_id)r) polls "
+        "the task",
+        "the callback for task %(task_id)s could not be confirmed: %(cause)s",
+    )
+    task_id: str
+    cause: str | None = None
+
+    def _text(self) -> str:
+        return self.texts[self.cause is not None]
+
+
+class CallbacksMissing(Event):
+    """A task has ended without the callback that was expected, or one for a task submitted elsewhere has
+    arrived (`stray`): polls return to their usual pace until callbacks arrive."""
+
+    level = logging.WARNING
+    texts = (
+        "task %(task_id)s finished without a callback; polling at the usual pace until callbacks arrive. "
+        "Check that callback_url reaches this process",
+        "the callback of task %(task_id)s, submitted elsewhere, arrived here; polling at the usual pace "
+        "until callbacks arrive. Check that callback_url reaches this process",
+    )
+    task_id: str
+    stray: bool
+
+    def _text(self) -> str:
+        return self.texts[self.stray]
+
+
+class Completed(Event):
+    """An item of a batch is done.
+
+    Attributes:
+        index: The place of the item in its source.
+        outcome: "succeeded", or the name of the class of its error.
+        images: How many images it has.
+        earlier: Whether an earlier run had submitted it.
+    """
+
+    level = logging.DEBUG
+    texts = ("item %(index)s of a batch %(outcome)s (task %(task_id)s)",)
+    index: int
+    key: str | None
+    task_id: str | None
+    outcome: str
+    images: int
+    earlier: bool
+
+
+class BatchStopped(Event):
+    """A batch submits nothing more."""
+
+    texts = ("a batch submits nothing more: %(cause)s",)
+    cause: str
