@@ -242,8 +242,8 @@ async def test_every_refusal_says_what_to_do() -> None:
             f"kie4o@127.0.0.1:{server.port}/nowhere": "Create it",
             "app:s3cret@127.0.0.1:1/postgres": "Start it",
             "app:s3cret@nowhere.invalid/postgres": "Correct the host",
-            f"app:s3cret@{base}": "that `python -m kie4o.stores.postgres` prints",
-            f"app:s3cret@{base}?schema=shop": "that `python -m kie4o.stores.postgres shop` prints",
+            f"app:s3cret@{base}": "which `python -m kie4o.stores.postgres` prints",
+            f"app:s3cret@{base}?schema=shop": "which `python -m kie4o.stores.postgres shop` prints",
             f"reader:s3cret@{base}": "Connect to the server that accepts writes",
         }
         for url, remedy in remedies.items():

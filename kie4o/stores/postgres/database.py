@@ -58,6 +58,7 @@ _REMEDIES: Mapping[str, str] = MappingProxyType(
         "database .* does not exist": "Create it, as with `createdb`, or correct the URL",
         "Connection refused|No such file": "Start it, or correct the host and the port in the URL",
         "failed to resolve host": "Correct the host in the URL",
+        "that are read committed": "Set default_transaction_isolation to 'read committed'",
     }
 )
 _T = TypeVar("_T")
@@ -278,7 +279,7 @@ def _remedy(address: Address, reason: str, state: str | None) -> str | None:
     if state == _NO_RIGHT:
         schema = "" if address.schema == SCHEMA else f" {address.schema}"
         return (
-            f"Let its owner run the SQL and the GRANTs that `python -m kie4o.stores.postgres{schema}` prints"
+            f"Let its owner run the SQL and its GRANTs, which `python -m kie4o.stores.postgres{schema}` prints"
         )
     if state == _READ_ONLY:
         return "Connect to the server that accepts writes: this one is a replica, or set to read only"
