@@ -277,10 +277,8 @@ def _remedy(address: Address, reason: str, state: str | None) -> str | None:
     """What to do about it. A connection that is refused has no code, but English words unless the server is
     set to another language."""
     if state == _NO_RIGHT:
-        schema = "" if address.schema == SCHEMA else f" {address.schema}"
-        return (
-            f"Let its owner run the SQL and its GRANTs, which `python -m kie4o.stores.postgres{schema}` prints"
-        )
+        program = "python -m kie4o.stores.postgres" + (f" {address.schema}" * (address.schema != SCHEMA))
+        return f"Let its owner run the SQL and the GRANTs which `{program}` prints"
     if state == _READ_ONLY:
         return "Connect to the server that accepts writes: this one is a replica, or set to read only"
     for words, remedy in _REMEDIES.items():
