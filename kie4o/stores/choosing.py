@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -18,6 +19,8 @@ _EXPECTED = (
     "with the methods of Store"
 )
 _SQLITE = "sqlite:///"
+# What was meant as a database: a URL that lacks a slash, as one in a `Path` does, or words for libpq.
+_DATABASE = re.compile(r"postgres(ql)?[:+]|(host|hostaddr|port|dbname|user|password|service)=", re.IGNORECASE)
 _NO_FILE = ("", os.curdir, os.pardir)  # "runs/" is a folder; `Path` would make a file "runs" of it
 
 
@@ -32,7 +35,9 @@ def _sqlite(address: str, api_key: Secret | None) -> Store:
 
 def _postgres(address: str, api_key: Secret | None) -> Store:
     if find_spec("psycopg") is None:
-        raise ConfigurationError("a store in PostgreSQL needs kie4o with its extra [postgres]")
+        raise ConfigurationError(
+            "a store in PostgreSQL needs psycopg; in a checkout of kie4o, run: pip install '.[postgres]'"
+        )
     from .postgres import PostgresStore
 
     return PostgresStore(address, api_key or Secret(""))
@@ -61,6 +66,8 @@ def store_of(store: Store | str | os.PathLike[str] | None, api_key: Secret | Non
     scheme, separator, _ = address.partition("://")
     if separator:
         raise invalid_setting("store", f"{scheme}://...", _EXPECTED)  # the rest may hold a password
+    if found := _DATABASE.match(address):
+        raise invalid_setting("store", f"{found[0]}...", _EXPECTED)
     return _sqlite(address, api_key)
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import attrs
+import postgres
 import pytest
 import pytest_asyncio
+from machines import STORE, adapted, require
 from pages import Block, Page, blocks, pages, readme, section
 from paths import IMPORT_ROOT, REPOSITORY
 from portable import environment
@@ -66,6 +68,12 @@ def is_test(code: str) -> bool:
 async def run(block: Block, folder: Path) -> Outcome:
     """Run a block in a fresh interpreter, with warnings as errors and an emulator of its own."""
     program: list[str | Path] = ["-W", "error", "-"]
+    code = block.code
+    if STORE in code:
+        require(*(engine for engine in ("celery", "distributed") if re.search(rf"from .*{engine}", code)))
+        code = adapted(code, postgres.shared_url())
+        program[-1] = folder / "program.py"  # the workers of dask import it
+        (folder / "program.py").write_text(code, "utf-8")
     if is_test(block.code):
         file = folder / "test_block.py"
         file.write_text(block.code, "utf-8")
@@ -87,7 +95,7 @@ async def run(block: Block, folder: Path) -> Outcome:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            said, complaints = await asyncio.wait_for(process.communicate(block.code.encode()), 60)
+            said, complaints = await asyncio.wait_for(process.communicate(code.encode()), 60)
         finally:
             if process.returncode is None:
                 process.kill()

@@ -26,6 +26,7 @@ from kie4o.files import downloads, transfers
 from kie4o.polling import findings, policy, trust
 from kie4o.settings import Secret
 from kie4o.stores import guard, memory
+from kie4o.stores.postgres import address, database, process, window
 from kie4o.stores.store import PROMPT_SHOWN
 from kie4o.submission import submissions
 from kie4o.webhooks import asgi_app
@@ -279,6 +280,10 @@ FIGURES = [
     f"can be fetched for {EXPIRY / 86_400:g} days",
     f"The first poll comes after {policy.SAFETY_NET[0]:g} seconds",
     f"next ones every {policy.SAFETY_NET[1]:g} seconds",
+    f"a lease of 30 s, renewed every {process.RENEWAL:g} s",
+    f"A statement is repeated for up to {database.OUTAGE + 1:g} s",
+    f"A slot must be used within {window.GOOD:g} s after it was asked for",
+    f"submits pause for the window and {2 * window.GOOD:g} s",
 ]
 WORDS = {3: "three", 5: "five", 0.5: "half a second"}
 
@@ -301,6 +306,30 @@ def test_the_figures_in_the_prose_are_those_of_the_code() -> None:
     """And, as the control, none is found where its number is another."""
     assert missing_figures(text()) == []
     assert len(missing_figures(re.sub(r"\d|three|(?i:five)|half", "0", text()))) == len([*figures()])
+
+
+def test_the_words_of_the_url_of_a_database_are_those_of_the_code() -> None:
+    """All of them, and the schema that is the default."""
+    rows = table("in the URL", "meaning", "default").rows
+    assert sorted(row[0] for row in rows) == sorted(f"`?{word}=`" for word in address._OURS)
+    assert [row[2] for row in rows if row[0] == "`?schema=`"] == [f"`{address.SCHEMA}`"]
+
+
+def number(cell: str) -> float:
+    """A cell as it is read: "17 million, 26 GB" is 17,000,000."""
+    figure, _, scale = cell.partition(", ")[0].partition(" ")
+    return float(figure.replace(",", "")) * {"million": 1e6, "billion": 1e9}.get(scale, 1.0)
+
+
+def test_the_arithmetic_of_accounts_adds_up() -> None:
+    """Two slots a second for each, the cores at what was measured for a request, and a day of entries."""
+    requests = table("", "per second", "CPU of the server for one").rows[2:]
+    [cpu] = {float(row[2].removesuffix(" ms")) / 1000 for row in requests}
+    for accounts, use, per_second, cores, entries in table("accounts", "use").rows:
+        share = 0.01 if use.startswith("1 %") else 1.0
+        assert number(per_second) == pytest.approx(2 * share * number(accounts))
+        assert number(cores) == pytest.approx(number(per_second) * cpu, rel=0.2)
+        assert number(entries) == pytest.approx(number(per_second) * 86_400, rel=0.05)
 
 
 def test_the_errors_that_stop_a_batch_are_those_of_the_list() -> None:

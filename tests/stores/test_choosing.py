@@ -37,7 +37,7 @@ def test_a_database_is_shared_by_account(scheme: str) -> None:
 
 def test_a_driver_that_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"needs kie4o with its extra \[postgres\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[postgres\]'"):
         store_of("postgresql://db.example/images")
 
 
@@ -66,6 +66,24 @@ def test_an_unknown_scheme_is_refused_without_its_password() -> None:
     with pytest.raises(ConfigurationError) as caught:
         store_of("redis://user:secret@localhost/0")
     assert "redis://" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Path("postgresql://kie:secret@localhost/images"),
+        "postgresql:/kie:secret@localhost/images",
+        "Postgres:kie:secret@localhost",
+        "host=localhost dbname=images password=secret",
+        "postgresql+psycopg://kie:secret@localhost/images",
+    ],
+    ids=["path", "one slash", "no slash", "words", "driver"],
+)
+def test_a_database_that_is_misspelt_is_no_file(given: Any) -> None:
+    """A file with the password in its name would be shared by nobody."""
+    with pytest.raises(ConfigurationError, match="'postgresql://user@host/database'") as caught:
+        store_of(given)
     assert "secret" not in str(caught.value)
 
 

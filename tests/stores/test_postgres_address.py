@@ -34,7 +34,8 @@ def test_a_plain_url() -> None:
     [
         "postgresql://kie:s3cret@db.example:5433/images?sslpassword=s3cret",
         "postgresql://kie:s3cret@one.example,two.example/images?listen=postgresql://kie:s3cret@db.example",
-        "postgresql://kie:s3c@ret@db.example/",
+        "postgresql://kie:s3c#ret@db.example/",
+        "postgresql://kie:s3c%40ret@[::1]:5433,db.example/",
         "postgresql:///images?host=/run/postgresql&password=s3cret",
     ],
 )
@@ -44,10 +45,23 @@ def test_only_host_port_and_database_are_shown(url: str) -> None:
     assert "example" in str(address) or "/run/postgresql" in str(address)
 
 
+@pytest.mark.parametrize("url", ["postgresql://", "postgresql://kie:s3cret@", "postgresql:///images"])
+def test_a_url_may_leave_the_server_to_the_environment(url: str) -> None:
+    """psycopg reads PGHOST and the like; the URL reaches it with all its slashes."""
+    address = address_of(url)
+    assert address.conninfo == url
+    assert str(address) in ("postgresql://", "/images")
+
+
 @pytest.mark.parametrize(
     "url",
     [
         "postgresql:/s3cret@db.example/images",
+        "postgresql://kie:s3cret@ret@db.example/",
+        "postgresql://kie:s3cret/ret@db.example/images",
+        "postgresql://kie:s3cret?x=ret@db.example/images",
+        "postgresql://kie:s3cret%ret@db.example/images",
+        "postgresql://db.example:s3cret/images",
         "postgresql://s3cret@db.example/images?schema=Shop",
         'postgresql://s3cret@db.example/images?schema=a"b',
         "postgresql://s3cret@db.example/images?schema=pg_toast",

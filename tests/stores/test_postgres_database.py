@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import sys
 import time
 
 import postgres
 import pytest
+from paths import IMPORT_ROOT
 from postgres import opened
 
 from kie4o import StoreError
+from kie4o.settings import Secret
+from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.postgres import database as database_module
 from kie4o.stores.postgres import schema as schema_module
 from kie4o.stores.postgres.address import address_of
@@ -86,7 +90,7 @@ async def test_an_outage_that_lasts_is_a_store_error(monkeypatch: pytest.MonkeyP
 
 async def test_a_driver_that_cannot_be_loaded_is_a_store_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(StoreError, match=r"needs kie4o with its extra \[postgres\]: import of psycopg"):
+    with pytest.raises(StoreError, match=r"import of psycopg.* pip install '\.\[postgres\]'"):
         await Database(address_of("postgresql://db.example/images")).open()
 
 
@@ -212,3 +216,54 @@ async def test_a_newer_schema_is_refused() -> None:
         await database.rows("INSERT INTO kie4o.version VALUES (%s)", VERSION + 1)
         with pytest.raises(StoreError, match="was made by a newer kie4o"):
             await migrate(database)
+
+
+async def refused(url: str) -> str:
+    with pytest.raises(StoreError) as caught:
+        async with opened(url) as database:
+            await migrate(database)
+    return str(caught.value)
+
+
+async def test_every_refusal_says_what_to_do() -> None:
+    """What a newcomer meets: a wrong password, a database or a server that is not there, too few rights."""
+    with postgres.own_server() as server:
+        async with opened(server.url) as database:
+            await database.rows("CREATE ROLE app LOGIN PASSWORD 's3cret'")
+            await database.rows("CREATE ROLE reader LOGIN PASSWORD 's3cret'")
+            await database.rows("ALTER ROLE reader SET default_transaction_read_only = on")
+        rules = "host all kie4o 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        (server.data / "pg_hba.conf").write_text(rules, "utf-8")
+        server.restart()
+        base = f"127.0.0.1:{server.port}/postgres"
+        remedies = {
+            f"app:wrong@{base}": "Check the user and the password",
+            f"app@{base}": "Check the user and the password",
+            f"kie4o@127.0.0.1:{server.port}/nowhere": "Create it",
+            "app:s3cret@127.0.0.1:1/postgres": "Start it",
+            "app:s3cret@nowhere.invalid/postgres": "Correct the host",
+            f"app:s3cret@{base}": "which `python -m kie4o.stores.postgres` prints",
+            f"app:s3cret@{base}?schema=shop": "which `python -m kie4o.stores.postgres shop` prints",
+            f"reader:s3cret@{base}": "Connect to the server that accepts writes",
+        }
+        for url, remedy in remedies.items():
+            said = await refused(f"postgresql://{url}")
+            print(said)
+            assert remedy in said
+            assert "s3cret" not in said
+        await printed_and_granted(server)
+
+
+async def printed_and_granted(server: postgres.PostgresServer) -> None:
+    """A role that may not create anything uses what the owner has created from the printed SQL."""
+    words = [sys.executable, "-W", "error", "-m", "kie4o.stores.postgres", "shop"]
+    printed = subprocess.run(words, cwd=IMPORT_ROOT, capture_output=True, text=True, check=True).stdout
+    grants = "\n".join(line.removeprefix("-- ") for line in printed.splitlines() if "GRANT" in line)
+    assert grants.count("GRANT") == 2
+    async with opened(server.url) as database, database.transaction() as execute:
+        await execute(printed.replace("BEGIN;", "").replace("COMMIT;", "") + grants.replace("ROLE", "app"))
+    store = PostgresStore(
+        f"postgresql://app:s3cret@127.0.0.1:{server.port}/postgres?schema=shop", Secret("k")
+    )
+    await store.open()
+    await store.aclose()

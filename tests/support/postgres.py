@@ -10,6 +10,7 @@ fail.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -192,6 +193,7 @@ def _shared_server() -> str:
         with contextlib.suppress(FileNotFoundError):
             if (_FOLDER / "users").stat().st_ino == os.fstat(lock.fileno()).st_ino:
                 _users.append(lock)
+                atexit.register(lock.close)
                 break
         lock.close()  # the last users have just gone, and the folder with them
     with (_FOLDER / "starting").open("w") as starting:

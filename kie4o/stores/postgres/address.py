@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 import attrs
 
@@ -17,8 +17,11 @@ from ...errors import ConfigurationError
 from ...settings import Secret
 
 SCHEMA = "kie4o"  # unless the URL says otherwise
+SERVER = "postgresql://"  # is shown where a URL names none: that of the environment, or of this machine
 PREFIXES = ("postgresql://", "postgres://")
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}", re.ASCII)  # PostgreSQL cuts names at 63 bytes
+_HOST = re.compile(r"(\[[^\]@]*\]|[^:@\[\]]*)(:[0-9]*)?")
+_HALF_ENCODED = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _OURS = ("schema", "listen", "account")
 _ACCOUNT_BYTES = 16
 
@@ -41,10 +44,11 @@ def address_of(url: str) -> Address:
     """Raises `ConfigurationError`, which shows nothing of the URL."""
     if not url.startswith(PREFIXES):
         raise _invalid("expected postgresql://user@host/database")
-    split = urlsplit(url)
+    head, _, query = url.partition("?")
+    shown = _shown(head)
     try:
-        query = split.query.replace("+", "%2B")  # it is not a space to psycopg
-        words = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(split.query))
+        # "+" is not a space to psycopg
+        words = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
         words = [("?", "")]
     ours = {name: value for name, value in words if name in _OURS}
@@ -57,15 +61,31 @@ def address_of(url: str) -> Address:
     listen, account = ours.get("listen"), ours.get("account")
     if (listen is not None and not listen.startswith(PREFIXES)) or account == "":
         raise _invalid("listen= is a URL like that of the store, and account= a name, where they are given")
-    conninfo = urlunsplit(split._replace(query=urlencode(theirs, quote_via=quote)))
-    host = split.netloc.rpartition("@")[2] or dict(theirs).get("host", "")
+    conninfo = f"{head}?{urlencode(theirs, quote_via=quote)}" if theirs else head
     return Address(
         conninfo=conninfo,
-        listen=listen or conninfo,
+        listen=conninfo if listen is None else address_of(listen).conninfo,
         schema=schema,
         account=account,
-        shown=f"{host}{split.path}",
+        shown=shown if shown[:1] not in ("", "/") else f"{dict(theirs).get('host', '')}{shown}" or SERVER,
     )
+
+
+def _shown(head: str) -> str:
+    """Host, port and database of a URL without its query.
+
+    A character of a password that is not encoded would move the rest of it to where these are, or into an
+    error of psycopg's.
+    """
+    authority, slash, path = head.partition("://")[2].partition("/")
+    credentials, _, hosts = authority.rpartition("@")
+    plain = all(map(_HOST.fullmatch, hosts.split(","))) and "@" not in credentials + path
+    if not plain or _HALF_ENCODED.search(head):
+        raise _invalid(
+            "host and port cannot be told apart from a password; in a password, write %40 for @, %3A for :, "
+            "%2F for /, %3F for ? and %25 for %"
+        )
+    return hosts + slash + path
 
 
 def account_id(address: Address, api_key: Secret) -> bytes:

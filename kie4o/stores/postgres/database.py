@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import clock
 from ...errors import StoreError, reason_of
 from ...events.reporter import LOG, Reporter
-from .address import Address
+from .address import SCHEMA, Address
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -46,6 +48,20 @@ _SOCKET = {
 }
 _CLOSING = 1.0  # seconds for statements that are cut short
 RESENT = object()
+_NO_RIGHT = "42501"
+_READ_ONLY = "25006"
+_PREAMBLE = re.compile(
+    r'connection (failed|is bad): (connection to server at ".*?", port \d+ failed: )?(FATAL: +)?'
+)
+_REMEDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "password authentication failed|no password supplied": "Check the user and the password in its URL",
+        "database .* does not exist": "Create it, as with `createdb`, or correct the URL",
+        "Connection refused|No such file": "Start it, or correct the host and the port in the URL",
+        "failed to resolve host": "Correct the host in the URL",
+        "that are read committed": "Set default_transaction_isolation to 'read committed'",
+    }
+)
 _T = TypeVar("_T")
 Row = tuple[Any, ...]
 Rows = list[Row]
@@ -71,7 +87,7 @@ class Database:
         if sys.platform == "win32" and isinstance(loop, asyncio.ProactorEventLoop):
             raise StoreError(
                 "a store in PostgreSQL needs another event loop on Windows: "
-                "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
+                "with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner: runner.run(main())"
             )
         self._idle.append(await self.connect())
         self._loop, self._pid = loop, os.getpid()
@@ -251,12 +267,26 @@ def failure_of(address: Address, error: Exception) -> StoreError:
     """What psycopg or the server says, without the values of a statement, which stand in its details."""
     diagnostic = getattr(error, "diag", None)
     reason = getattr(diagnostic, "message_primary", None) or reason_of(error)
-    first = str(reason).partition("\n")[0].strip()
+    first = _PREAMBLE.sub("", str(reason).partition("\n")[0].strip())
     state = getattr(error, "sqlstate", None)
     code = f" ({state})" if state else ""
-    return StoreError(
-        f"the database {address} cannot be used: {first}{code}; nothing is submitted without the store"
-    )
+    sentence = f"the database {address} cannot be used: {first}{code}; nothing is submitted without the store"
+    remedy = _remedy(address, first, state)
+    return StoreError(f"{sentence}. {remedy}" if remedy else sentence)
+
+
+def _remedy(address: Address, reason: str, state: str | None) -> str | None:
+    """What to do about it. A connection that is refused has no code, but English words unless the server is
+    set to another language."""
+    if state == _NO_RIGHT:
+        program = "python -m kie4o.stores.postgres" + (f" {address.schema}" * (address.schema != SCHEMA))
+        return f"Let its owner run the SQL and the GRANTs which `{program}` prints"
+    if state == _READ_ONLY:
+        return "Connect to the server that accepts writes: this one is a replica, or set to read only"
+    for words, remedy in _REMEDIES.items():
+        if re.search(words, reason):
+            return remedy
+    return None
 
 
 def may_pass(error: Exception) -> bool:
@@ -277,4 +307,7 @@ def _psycopg() -> Any:
         reason = str(error)
     else:
         return psycopg
-    raise StoreError(f"a store in PostgreSQL needs kie4o with its extra [postgres]: {reason}")
+    raise StoreError(
+        f"a store in PostgreSQL needs psycopg, which cannot be loaded ({reason}); in a checkout of kie4o, "
+        "run: pip install '.[postgres]'"
+    )
