@@ -65,16 +65,18 @@ class Lifecycle:
         *,
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
+        wait: bool = True,
         gate: Callable[[], None] = lambda: None,
         on_submitted: Callable[[Submitted], None] = lambda submitted: None,
     ) -> ImageResult:
         """Submit and wait; the permit is held until the result. `gate` may raise once there is a permit;
-        `on_submitted` is called with the outcome of the submit, before any wait."""
+        `on_submitted` is called with the outcome of the submit, before any wait. With `wait=False` it raises
+        `KeyInUseError` if another process has the key in hand."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         with await self.permits.acquire() as permit:
             gate()
             with limited(self._seconds(timeout)):
-                submitted = await self._submitted(request, key, permit, resubmit)
+                submitted = await self._submitted(request, key, permit, resubmit, wait=wait)
             on_submitted(submitted)
             if submitted.entry.task_id is None:
                 submitted, timeout = await self._named(submitted, timeout)
@@ -217,7 +219,13 @@ class Lifecycle:
     # -- submits whose response was lost -----------------------------------------------------------
 
     async def _submitted(
-        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
+        self,
+        request: ImageRequest,
+        key: str | None,
+        permit: Permit,
+        resubmit: Resubmit,
+        *,
+        wait: bool = True,
     ) -> Submitted:
         """Pay once. After an unknown outcome a callback may have named the task: that is checked first."""
         if not self.loopback:  # where an emulator opens them
@@ -227,7 +235,7 @@ class Lifecycle:
             if stored is not None and stored.state is EntryState.UNKNOWN:
                 await self.delivery.named_task(stored.ref)
         try:
-            return await self.submissions.submit(request, key, permit, resubmit)
+            return await self.submissions.submit(request, key, permit, resubmit, wait=wait)
         except SubmissionUnknownError as error:
             return await self._named_by_callback(error)
 

@@ -27,7 +27,12 @@ def replayed_completion(item: Item, entry: Entry) -> Completion:
 
 
 def completion_of(
-    item: Item, *, result: ImageResult | None = None, error: KieError | None = None, replayed: bool = False
+    item: Item,
+    *,
+    result: ImageResult | None = None,
+    error: KieError | None = None,
+    replayed: bool = False,
+    submitted: bool = False,
 ) -> Completion:
     if error is not None and error.key is None:
         error.key = item.key
@@ -39,4 +44,5 @@ def completion_of(
         result=result,
         error=error,
         replayed=replayed,
+        submitted=submitted,
     )

@@ -58,6 +58,10 @@ class Shared(Protocol):
         """
         ...
 
+    async def held(self, keys: Collection[str]) -> Collection[str]:
+        """Those of these keys that another live process has in hand: it submits them or polls their tasks."""
+        ...
+
     async def lead(self, task_ids: Collection[str]) -> Mapping[str, TaskDetails | None]:
         """Those of these tasks that this process has to poll, and the details of those that have ended.
 

@@ -196,6 +196,10 @@ class DuplicateTaskError(StoreError):
     """A task id cannot be saved, because another entry has it. `key` is that entry's, if it has one."""
 
 
+class KeyInUseError(StoreError):
+    """A key is in the hands of another process, for which the caller does not want to wait."""
+
+
 class Store(Protocol):
     """What every store can do. Its methods raise `StoreError` and nothing else.
 
@@ -213,7 +217,8 @@ class Store(Protocol):
         """Store `entry` if its key is new, and return what is stored under the key.
 
         The claim also holds the key for this process if the stored state is one of `takes`. While another
-        process holds it: wait, or return None if `wait` is False.
+        process holds it, this waits. With `wait=False` it returns None instead, and also while another
+        process polls the task of the key.
         """
         ...
 

@@ -67,7 +67,7 @@ class PostgresStore:
         self._written: dict[str, _Written] = {}  # of the last moments by key, the oldest first
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller's key
         self._is_open = False
-        self._machines = _Machines(self._database, self._process, account, self._news)
+        self._machines = _Machines(self._database, self._process, account, self._entries, self._news)
         self.shared: Shared | None = self._machines
 
     def __repr__(self) -> str:
@@ -98,7 +98,8 @@ class PostgresStore:
             with self._news.expected(about_key(hash_of_key(entry.key))) as free:
                 claimed = await self._in_order(entry, lambda: self._claim(entry, tuple(takes)))
                 if claimed.outcome != "busy":
-                    return claimed.entry
+                    polled_elsewhere = not wait and await self._is_polled_elsewhere(claimed)
+                    return None if polled_elsewhere else claimed.entry
                 if not wait:
                     return None
                 if await self._entries.want(self._process.id, entry.key):
@@ -166,6 +167,10 @@ class PostgresStore:
             logger.warning("the lease of this process could not be ended and will run out: %s", reason)
         finally:
             await self._close()
+
+    async def _is_polled_elsewhere(self, claimed: Claimed) -> bool:
+        waited_for = claimed.outcome == "stored" and claimed.entry.state is EntryState.SUBMITTED
+        return waited_for and bool(await self._machines.held([claimed.entry.key]))
 
     # -- one after the other for each key ------------------------------------------------------------------
 
@@ -304,10 +309,13 @@ class _Written:
 class _Machines:
     """What the processes on the database do together."""
 
-    def __init__(self, database: Database, process: Process, account: bytes, news: News) -> None:
+    def __init__(
+        self, database: Database, process: Process, account: bytes, entries: Entries, news: News
+    ) -> None:
         self._database = database
         self._process = process
         self._account = account
+        self._entries = entries
         watches = Watches(database, process, account)
         self.lead = watches.lead
         self.leave = watches.leave
@@ -327,6 +335,9 @@ class _Machines:
         )
         self._limiters.add(limiter)
         return limiter
+
+    async def held(self, keys: Collection[str]) -> Collection[str]:
+        return await self._entries.held(self._process.id, keys)
 
     async def drain(self) -> None:
         for limiter in list(self._limiters):
