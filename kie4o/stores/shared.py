@@ -16,7 +16,7 @@ from ..models import RateLimit
 class Slot(Protocol):
     """The permission to submit one new task. Every slot is released exactly once."""
 
-    good_until: float  # loop time after which the request must not be sent any more
+    good_until: float  # `clock.uptime`, which also counts while suspended; the request is not sent later
 
     def release(self, *, counted: bool) -> None:
         """`counted` unless the request was provably not sent."""

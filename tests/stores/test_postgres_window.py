@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from importlib.resources import files
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -24,7 +25,7 @@ from canary import CANARY_KEY
 from counting import Child, CountingServer, ReplyCutter
 from window_child import Run
 
-from kie4o import AsyncKieClient
+from kie4o import AsyncKieClient, clock
 from kie4o.emulator import Emulator
 from kie4o.errors import StoreError
 from kie4o.models import RateLimit
@@ -393,7 +394,7 @@ async def test_a_restart_is_only_a_delay(own_server: postgres.PostgresServer) ->
         await restarting
         async with asyncio.timeout(PATIENCE):
             granted = await asyncio.gather(*waiting)
-        assert all(slot.good_until > asyncio.get_running_loop().time() for slot in granted)
+        assert all(slot.good_until > clock.uptime() for slot in granted)
         assert (await rows_of(database))[:2] == (0, 2)
 
 
@@ -598,6 +599,38 @@ async def test_a_replica_that_takes_over_holds_everybody(url: str, database: Dat
         assert 0 < left <= FEW.per + 2 * window_module.GOOD
         for task in waiting:
             task.cancel()
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["rule", "control"])
+async def test_a_machine_that_was_suspended_sends_nothing_late(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch, counts: bool
+) -> None:
+    """Between the grant and the request, for a minute in which the clock of the loop stands still on Linux.
+    Another slot is taken. Control: the clock of the loop is asked, and the late slot is used."""
+    awake, suspended, begun = clock.real_uptime, 0.0, list[int]()
+    monkeypatch.setattr(clock, "real_uptime", lambda: awake() + suspended)
+    if not counts:
+        monkeypatch.setattr(clock, "uptime", lambda: asyncio.get_running_loop().time())
+    store = PostgresStore(url, Secret(CANARY_KEY))
+    begin = store.begin
+
+    async def begin_and_sleep(*words: Any) -> None:
+        nonlocal suspended
+        await begin(*words)
+        begun.append(len(kie.submits))
+        if len(begun) == 1:
+            suspended = 60.0
+            await set_clock(database, suspended)
+
+    monkeypatch.setattr(store, "begin", begin_and_sleep)
+    async with (
+        Emulator(clock="real") as kie,
+        AsyncKieClient(CANARY_KEY, base_url=kie.url, store=store) as client,
+    ):
+        await client.submit("x", key="k")
+        assert begun == ([0, 0] if counts else [0])
+        assert len(kie.submits) == 1
+    assert await rows_of(database) == (0, 0, 1)
 
 
 # -- all of it ---------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -244,7 +243,7 @@ class PostgresStore:
 
     def _remember(self, entry: Entry, superseded: Entry | None = None) -> None:
         """Keep what was written for as long as a replica that takes over may lack it."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._written.pop(entry.key, None)
         self._written[entry.key] = _Written(now, entry, superseded)
         while (oldest := next(iter(self._written.values()))).at < now - _LAG:
@@ -301,7 +300,7 @@ class PostgresStore:
 class _Written:
     """An entry that was written, and with an intent what it supersedes."""
 
-    at: float  # monotonic time
+    at: float  # loop time
     entry: Entry
     superseded: Entry | None
 

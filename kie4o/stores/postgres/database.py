@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,8 +141,8 @@ class Database:
     # -- one attempt after the other --------------------------------------------------------------------
 
     async def _until_answered(self, statement: str, parameters: Sequence[object], durably: bool) -> Rows:
-        psycopg = _psycopg()
-        until, delay, resent = time.monotonic() + OUTAGE, _FIRST_DELAY, False
+        psycopg, loop = _psycopg(), asyncio.get_running_loop()
+        until, delay, resent = loop.time() + OUTAGE, _FIRST_DELAY, False
         while True:
             values = [resent if value is RESENT else value for value in parameters]
             try:
@@ -151,7 +150,7 @@ class Database:
                     return await self._execute(connection, statement, values, durably)
             except psycopg.Error as error:
                 failure, passes = failure_of(self.address, error), may_pass(error)
-            if not passes or time.monotonic() + delay > until:
+            if not passes or loop.time() + delay > until:
                 raise failure
             await asyncio.sleep(delay)
             delay, resent = min(2 * delay, _LONGEST_DELAY), True
