@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +25,7 @@ from kie4o import (
     Completion,
     CreditLimitError,
     ImageRequest,
+    StoreError,
     TaskDetails,
     TaskFailedError,
     TaskState,
@@ -32,6 +34,8 @@ from kie4o.batch import elsewhere
 from kie4o.emulator import Emulator
 from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore
+from kie4o.stores.postgres import database as database_module
+from kie4o.stores.postgres import window as window_module
 from kie4o.stores.postgres.database import Database
 from kie4o.stores.postgres.schema import migrate
 from kie4o.stores.store import Entry, EntryState
@@ -348,3 +352,31 @@ async def test_a_caller_who_waits_joins_a_batch_that_does_not(url: str) -> None:
             await completed(done, 1)
             assert done[0].task_id == result.task_id
         assert len(kie.submits) == 1
+
+
+@pytest.mark.parametrize("ridden_out", [True, False], ids=["rule", "control"])
+async def test_a_restart_of_the_database_is_only_a_delay(
+    monkeypatch: pytest.MonkeyPatch, ridden_out: bool
+) -> None:
+    """All items are done, each is paid once. Control: without that the batch stops at once."""
+    if not ridden_out:
+        monkeypatch.setattr(database_module, "OUTAGE", 0.0)
+        monkeypatch.setattr(window_module, "OUTAGE", 0.0)
+    prompts = [f"prompt {number}" for number in range(40)]
+    with postgres.own_server() as server:
+        store, stopped = PostgresStore(server.url, Secret(KEY)), False
+        async with emulator(duration=0.5) as kie, client_of(store, kie.url, 8) as client:
+            done = []
+            try:
+                async for completion in client.generate_many(prompts):
+                    done.append(completion)
+                    if len(done) == 5:
+                        restarting = asyncio.create_task(asyncio.to_thread(server.restart, signal.SIGQUIT))
+            except StoreError:
+                stopped = True
+            await restarting
+            assert stopped is not ridden_out
+            assert set(prompts_of(kie).values()) == {1}
+            if ridden_out:
+                assert len(done) == len(kie.submits) == len(prompts)
+                assert all(completion.ok for completion in done)
