@@ -197,7 +197,8 @@ class DuplicateTaskError(StoreError):
 
 
 class KeyInUseError(StoreError):
-    """A key is in the hands of another process, for which the caller does not want to wait."""
+    """A key is in the hands of another process: the caller does not want to wait for it, or it has passed
+    into them since the claim."""
 
 
 class Store(Protocol):
@@ -226,7 +227,7 @@ class Store(Protocol):
         """Save what is now under a key, such as an INTENT, and with it the submit that was under the key
         before, if there was one: both or neither.
 
-        Raises `StoreError` if this process does not hold the key.
+        Raises `KeyInUseError` if this process does not hold the key.
         """
 
     async def save(self, entry: Entry) -> None:

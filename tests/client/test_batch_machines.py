@@ -157,6 +157,26 @@ async def test_one_of_three_processes_is_killed(rounds: int) -> None:
         print("submitted by each", [len(each) for each in here])
 
 
+@pytest.mark.posix("SIGSTOP")
+async def test_a_process_that_stands_still_goes_on(url: str) -> None:
+    """It is taken for dead while its items wait for slots. What others have taken over by then is passed over
+    when it is back, and it yields every item too."""
+    prompts = 40
+    async with opened(url) as database, emulator(duration=0.5) as kie:
+        await shorten_leases(database)
+        async with batches(2, url, kie, prompts, 8, "slow") as children:
+            all_done = [asyncio.create_task(child.finished()) for child in children]
+            while len(kie.submits) < 8:
+                await asyncio.sleep(0.01)
+            children[0].process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(5)
+            children[0].process.send_signal(signal.SIGCONT)
+            for done in await asyncio.gather(*all_done):
+                assert sorted(each.index for each in done) == list(range(prompts))
+                assert {each.error for each in done} <= {None, "SubmissionUnknownError"}
+        assert set(prompts_of(kie).values()) == {1}
+
+
 @pytest.mark.parametrize("passes", [True, False], ids=["rule", "control"])
 async def test_processes_work_on_different_items(url: str, passes: bool) -> None:
     """Together they have as many tasks in flight as each may have. Control: each takes a place for an item

@@ -177,19 +177,20 @@ async def test_after_a_cut_what_was_told_meanwhile_is_not_lost(
     """Everything is checked once after each connection. Control: a listener that only listens again."""
     monkeypatch.setattr(news, "_POLL", 3600.0)
     teller, other = await open_store(), await open_store()
-    begin, tell = other._news._begin, other._news._tell
+    begin, tell, connected = other._news._begin, other._news._tell, asyncio.Event()
 
     async def begin_after_the_news(connection: Any) -> None:
         await teller._database.rows("SELECT kie4o.tell('task t')")
         if not kept:
             monkeypatch.setattr(other._news, "_tell", lambda what: None if what is None else tell(what))
         await begin(connection)
+        connected.set()
 
     monkeypatch.setattr(other._news, "_begin", begin_after_the_news)
     async with hearing(other) as heard:
         schema = teller.address.schema if teller.address is not None else ""
         await teller._database.rows(CUT, f"%{schema}%")
-        await until(lambda: not other._news.works)
+        await asyncio.wait_for(connected.wait(), 20)
         await until(lambda: other._news.works)
         await asyncio.sleep(0.2)
         assert heard == ([None] if kept else [])

@@ -1,7 +1,8 @@
-"""A process that runs one batch: `batch_child.py STORE BASE_URL PROMPTS IN_FLIGHT [control]`.
+"""A process that runs one batch: `batch_child.py STORE BASE_URL PROMPTS IN_FLIGHT [control] [slow]`.
 
 It says "open", and begins at a line of standard input. Each completion is a line of JSON, and so is the end,
-which is null. With "control" it waits for the items of other processes where it meets them.
+which is null. With "control" it waits for the items of other processes where it meets them. With "slow" five
+requests are submitted in a second.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ class WaitingStore(PostgresStore):
         return await super().claim(entry, **more)
 
 
-def client_of(store: PostgresStore, base_url: str, in_flight: int) -> AsyncKieClient:
+def client_of(store: PostgresStore, base_url: str, in_flight: int, limit: int = 100_000) -> AsyncKieClient:
     return AsyncKieClient(
         KEY,
         base_url=base_url,
         store=store,
         max_in_flight=in_flight,
-        rate_limit=RateLimit(100_000, per=1.0),
+        rate_limit=RateLimit(limit, per=1.0),
         poll=PollPolicy(first=0.4, factor=1.0, maximum=0.4),
     )
 
 
 async def main(url: str, base_url: str, prompts: int, in_flight: int, control: bool) -> None:
     store = (WaitingStore if control else PostgresStore)(url, Secret(KEY))
-    async with client_of(store, base_url, in_flight) as client:
+    async with client_of(store, base_url, in_flight, 5 if "slow" in sys.argv else 100_000) as client:
         await client.spent()  # opens it
         print("open", flush=True)
         await asyncio.to_thread(sys.stdin.readline)

@@ -23,7 +23,7 @@ from ...pricing import Spent
 from ...settings import Secret
 from ..shared import Limiter, Shared
 from ..spending import spent_of
-from ..store import Entry, EntryState, duplicate_task
+from ..store import Entry, EntryState, KeyInUseError, duplicate_task
 from .address import Address, account_id, address_of
 from .database import Database
 from .entries import Claimed, Entries, Hold, hash_of_key
@@ -347,9 +347,9 @@ class _Machines:
             await limiter.aclose()
 
 
-def _taken(entry: Entry) -> StoreError:
+def _taken(entry: Entry) -> KeyInUseError:
     """The error of a submit that this process must not begin."""
-    return StoreError(
+    return KeyInUseError(
         f"{entry.name} was not sent: its key is not in the hands of this process any more",
         key=entry.callers_key,
     )
