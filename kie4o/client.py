@@ -237,8 +237,8 @@ class AsyncKieClient:
             timeout: Seconds from the response to the submit; None waits without limit, the default is the
                 client's `wait_timeout`. Waiting for a turn is not counted. A call of the store takes as long
                 at most, but has at least 1 s.
-            on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
-                An exception from it ends the wait.
+            on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll of
+                this process; the last shows the outcome. An exception from it ends the wait.
             on_unknown: If an earlier submit under the key has an unknown outcome: ``"hold"`` raises
                 `SubmissionUnknownError` again, ``"resubmit"`` submits again and may pay twice.
             retry_failed: Submit again if the earlier task under the key failed. That costs again.
@@ -469,8 +469,8 @@ class AsyncKieClient:
             task_id: The id of the task, or what has one: an `ImageTask`, a result, an error.
             timeout: Seconds from this call; None waits without limit, the default is the client's
                 `wait_timeout`.
-            on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll.
-                An exception from it ends the wait.
+            on_update: Called, and awaited if it returns an awaitable, with the `TaskDetails` of every poll of
+                this process; the last shows the outcome. An exception from it ends the wait.
 
         Raises:
             TaskFailedError: Kie ended the task without images.

@@ -65,24 +65,28 @@ class Lifecycle:
         *,
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
+        wait: bool = True,
         observer: Observer = NOBODY,
     ) -> ImageResult:
-        """Submit and wait; the permit is held until the result."""
+        """Submit and wait; the permit is held until the result.
+
+        With `wait=False` it raises `KeyInUseError` if another process has the key in hand.
+        """
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         permit = (await self.permits.acquire()).hold()
         try:  # not `with`, which would hold a bound method while this waits
             observer.admitted()
             with limited(self._seconds(timeout)):
-                submitted = await self._submitted(request, key, permit, resubmit)
+                submitted = await self._submitted(request, key, permit, resubmit, wait=wait)
             observer.submitted(submitted)
             if submitted.entry.task_id is None:
                 submitted, timeout = await self._named(submitted, timeout)
             entry = submitted.entry
             if entry.details is not None:
                 return result_of(entry.details, "store", entry.request.n_variants)
-            wait = self.wait(known_task_id(entry), timeout, on_update, submitted.since, entry.request)
+            waiting = self.wait(known_task_id(entry), timeout, on_update, submitted.since, entry.request)
             del submitted, entry  # with a file as the store, nothing else holds them while this waits
-            return await wait
+            return await waiting
         finally:
             permit.release()
 
@@ -215,7 +219,13 @@ class Lifecycle:
     # -- submits whose response was lost -----------------------------------------------------------
 
     async def _submitted(
-        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
+        self,
+        request: ImageRequest,
+        key: str | None,
+        permit: Permit,
+        resubmit: Resubmit,
+        *,
+        wait: bool = True,
     ) -> Submitted:
         """Pay once. After an unknown outcome a callback may have named the task: that is checked first."""
         if not self.loopback:  # where an emulator opens them
@@ -225,7 +235,7 @@ class Lifecycle:
             if stored is not None and stored.state is EntryState.UNKNOWN:
                 await self.delivery.named_task(stored.ref)
         try:
-            return await self.submissions.submit(request, key, permit, resubmit)
+            return await self.submissions.submit(request, key, permit, resubmit, wait=wait)
         except SubmissionUnknownError as error:
             return await self._named_by_callback(error)
 

@@ -86,6 +86,8 @@ class Completion:
         result: The images.
         error: What went wrong.
         replayed: Whether the store knew the outcome, so that nothing was submitted.
+        submitted: Whether this run has submitted it, so that it was charged or may have been; not an earlier
+            run, or another process on the same store.
     """
 
     key: str = attrs.field(kw_only=False)
@@ -95,6 +97,7 @@ class Completion:
     result: ImageResult | None = None
     error: KieError | None = None
     replayed: bool = False
+    submitted: bool = False
 
     @property
     def ok(self) -> bool:

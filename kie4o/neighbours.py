@@ -2,6 +2,9 @@
 
 What they write is heard as news, which only saves time: a process that follows a task also asks for its end
 once a second, and one that is dead or away is replaced. While the store is away all of them poll.
+
+Nothing is written per poll, so a follower learns of the end and not of the progress before it. It polls by
+itself, in turn, once before a deadline and when a callback arrives.
 """
 
 from __future__ import annotations

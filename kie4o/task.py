@@ -75,7 +75,7 @@ class ImageTask:
         return await self._client._lifecycle().details(self.id)
 
     async def updates(self, *, timeout: Timeout = ...) -> AsyncGenerator[TaskDetails]:
-        """The details of every poll until the task has ended; the last shows the outcome.
+        """The details of every poll of this process until the task has ended; the last shows the outcome.
 
         Args:
             timeout: As for `wait`.

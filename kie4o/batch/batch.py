@@ -31,12 +31,13 @@ from ..events import BatchStopped, Completed
 from ..events.reporter import LOG, Reporter
 from ..image_request import ImageRequest
 from ..models import Completion, ImageResult
-from ..stores.store import Entry, EntryState, Store
+from ..stores.store import Entry, EntryState, KeyInUseError, Store
 from ..submission.pending import Observer, Submitted
 from ..submission.resending import NO_RESUBMIT, Resubmit
 from ..wire.words import cause_of
 from .budget import Budget, Reservation, Stopped
 from .completions import completed_event, completion_of, replayed_completion
+from .elsewhere import Elsewhere
 from .items import Item, Items, KeptItem, Requests
 from .tasks import Tasks
 
@@ -47,10 +48,11 @@ _KEYS_AT_ONCE = 100  # looked up at once when a list is searched for finished it
 
 
 class Generate(Protocol):
-    """The client's generate."""
+    """The client's generate. With `wait=False` it raises `KeyInUseError` if another process has the key in
+    hand."""
 
     def __call__(
-        self, request: ImageRequest, key: str, resubmit: Resubmit, *, observer: Observer
+        self, request: ImageRequest, key: str, resubmit: Resubmit, *, wait: bool, observer: Observer
     ) -> Coroutine[Any, Any, ImageResult]: ...
 
 
@@ -88,10 +90,14 @@ class Batch:
         self._searching = isinstance(requests, (list, tuple, Mapping))  # it has finished items, perhaps
         self._finished: deque[Completion] = deque()  # found there
         self._kept: deque[KeptItem | Item] = deque()  # the others found there
+        self._elsewhere = Elsewhere(store)
+        self._released: deque[Item] = deque()  # of those
+        self._asking: asyncio.Task[list[Item]] | None = None  # for the next of these
         self._tasks = Tasks()
         self._in_flight = 0  # items that are not handed out
         self._submitting: set[str] = set()  # keys whose submit has no outcome yet
         self._submitted: set[str] = set()  # keys in flight whose submit has one, which the store did not have
+        self._paid: set[str] = set()  # keys in flight that this run has submitted
         self._pull: asyncio.Task[Item | None] | None = None
         self._exhausted = False
         self._unknown = 0  # outcomes in a row
@@ -118,7 +124,8 @@ class Batch:
             return self._finished.popleft()
         while True:
             await self._ask_source()
-            if self._pull is None and not self._in_flight:
+            await self._ask_about_others()
+            if self._pull is None and self._asking is None and not self._in_flight:
                 break
             task = await self._tasks.next()
             if task is None:
@@ -127,6 +134,8 @@ class Batch:
                 continue  # it has halted the batch, so that nothing more is asked for
             if task is self._pull:
                 self._pulled(task)
+            elif task is self._asking:
+                self._answered(task)
             elif (completion := self._completed(task.result())) is not None:
                 return completion
         error = self._stop or self._budget.error() or self._source_error
@@ -149,7 +158,7 @@ class Batch:
         for item, entry in zip(chunk, entries, strict=True):
             if item.request is None:
                 self._kept.append(item)
-            elif entry is not None and entry.state.ended and self._is_outcome(entry):
+            elif entry is not None and entry.state.ended and _is_outcome(entry, self._resubmit):
                 self._finished.append(replayed_completion(item, entry))
             else:  # a callback may have arrived for an unknown one; confirming it takes a poll
                 self._kept.append(KeptItem(item.index, item.key, item.given, new=entry is None))
@@ -161,10 +170,14 @@ class Batch:
             await self._tasks.cancel(self._pull)
             self._pull = None
         while self._has_room:
-            if self._items.arrive:
+            if self._released:
+                # What another process made of it is its outcome: its failure is not paid for again.
+                self._start(self._released.popleft(), resubmit=NO_RESUBMIT)
+            elif self._items.arrive:
                 self._pull = self._tasks.start(self._items.arrived(), "kie4o batch source")
                 return
-            self._take()
+            else:
+                self._take()
             if self._tasks.ready or not self._has_room:
                 return
             await asyncio.sleep(0)  # each has a turn to begin, in which it may stop the batch
@@ -172,8 +185,8 @@ class Batch:
     @property
     def _has_room(self) -> bool:
         """Whether the next item may be taken."""
-        asking = self._pull is not None or self._exhausted or self._stopping or self._budget.waiting
-        return self._in_flight < self._max_in_flight and not asking
+        closed = self._in_flight >= self._max_in_flight or self._stopping or self._budget.waiting
+        return not closed and (bool(self._released) or (self._pull is None and not self._exhausted))
 
     def _take(self) -> None:
         """Start the next item. If the source raises, the batch ends after the completions in flight."""
@@ -197,30 +210,54 @@ class Batch:
         if item is not None and not self._stopping:
             self._start(item)
 
-    def _start(self, item: Item, *, new: bool = False) -> None:
-        self._tasks.start(self._one(item, new), "kie4o batch item")
+    def _start(self, item: Item, *, new: bool = False, resubmit: Resubmit | None = None) -> None:
+        resubmit = self._resubmit if resubmit is None else resubmit
+        self._tasks.start(self._one(item, new, resubmit), "kie4o batch item")
         self._in_flight += 1
+
+    # -- items that others have in hand --------------------------------------------------------------
+
+    async def _ask_about_others(self) -> None:
+        """Have the task that asks about them, while there are any and the batch goes on."""
+        if self._stopping and self._asking is not None:
+            await self._tasks.cancel(self._asking)
+            self._asking = None
+        elif self._asking is None and self._elsewhere and not self._stopping:
+            self._asking = self._tasks.start(self._elsewhere.released(), "kie4o batch elsewhere")
+
+    def _answered(self, asking: asyncio.Task[list[Item]]) -> None:
+        self._asking = None
+        error = None if asking.cancelled() else asking.exception()
+        if isinstance(error, Exception):
+            self._halt(error)
+        elif not asking.cancelled():
+            self._released.extend(asking.result())
 
     # -- one item --------------------------------------------------------------------------------
 
-    async def _one(self, item: Item, new: bool) -> Completion | None:
+    async def _one(self, item: Item, new: bool, resubmit: Resubmit) -> Completion | None:
         """Raises nothing: a failed item does not affect the others, unless it stops the batch.
 
-        A foreign exception is not the outcome of its item. It stops the batch as one of the source does.
+        None for one that is passed over. A foreign exception is not the outcome of its item. It stops the
+        batch as one of the source does.
         """
         try:
-            completion = await self._outcome(item, new)
+            completion = await self._outcome(item, new, resubmit)
+        except KeyInUseError:
+            self._elsewhere.add(item)
+            return None
         except Exception as error:  # of the caller's `on_update`
             self._halt(error)
             return None
         finally:
             self._submitting.discard(item.key)
             self._submitted.discard(item.key)
+            self._paid.discard(item.key)
         if completion.error is not None and _stops(completion.error):
             self._halt(copy.copy(completion.error))
         return completion
 
-    async def _outcome(self, item: Item, new: bool) -> Completion:
+    async def _outcome(self, item: Item, new: bool, resubmit: Resubmit) -> Completion:
         """A `new` key is not looked up, unless its price has to be reserved: the submit finds out if it is
         known by now, because another item or caller has submitted it."""
         request = item.request
@@ -228,23 +265,28 @@ class Batch:
             return completion_of(item, error=item.error)
         new = new and not self._budget.limited
         try:
-            entry = None if new else await self._known(item.key)
-            if entry is not None and self._is_outcome(entry):
+            entry = None if new else await self._known(item.key, resubmit)
+            if entry is not None and _is_outcome(entry, resubmit):
                 return replayed_completion(item, entry)
             paid = entry is not None and entry.state is EntryState.SUBMITTED
-            resubmit = NO_RESUBMIT if paid else self._resubmit  # its task may fail before it is waited for
+            resubmit = NO_RESUBMIT if paid else resubmit  # its task may fail before it is waited for
             with self._budget.nothing() if paid else await self._budget.reserve(request) as reservation:
                 observer = _Observer(self, item.key, reservation)
-                result = await self._generate(request, item.key, resubmit, observer=observer)
+                result = await self._generate(request, item.key, resubmit, wait=False, observer=observer)
+        except KeyInUseError:
+            raise
         except KieError as error:
-            return completion_of(item, error=error, replayed=new and await self._had_ended(item.key))
-        return completion_of(item, result=result, replayed=result.source == "store")
+            replayed = new and await self._had_ended(item.key)
+            return completion_of(item, error=error, replayed=replayed, submitted=item.key in self._paid)
+        submitted = item.key in self._paid
+        replayed = result.source == "store" and not submitted  # another process may have polled it
+        return completion_of(item, result=result, replayed=replayed, submitted=submitted)
 
-    async def _known(self, key: str) -> Entry | None:
+    async def _known(self, key: str, resubmit: Resubmit) -> Entry | None:
         """What is stored under the key, with the task that a callback may have named meanwhile. A resubmit
         checks that itself."""
         entry = await self._store.find(key=key)
-        if entry is not None and entry.state is EntryState.UNKNOWN and not self._resubmit.after_unknown:
+        if entry is not None and entry.state is EntryState.UNKNOWN and not resubmit.after_unknown:
             return await self._named_task(entry.ref) or entry
         return entry
 
@@ -254,13 +296,8 @@ class Batch:
             return False
         with contextlib.suppress(StoreError):
             entry = await self._store.find(key=key)
-            return entry is not None and self._is_outcome(entry)
+            return entry is not None and _is_outcome(entry, self._resubmit)
         return False
-
-    def _is_outcome(self, entry: Entry) -> bool:
-        """Whether the entry is the outcome: there is nothing to send and nothing to wait for."""
-        final = entry.state.ended or entry.state is EntryState.UNKNOWN
-        return final and not self._resubmit.allows(entry.state)
 
     def _completed(self, completion: Completion | None) -> Completion | None:
         """The completion to hand out, unless a stop called the item off."""
@@ -301,6 +338,8 @@ class Batch:
             self._submitted.add(key)
         earlier = submitted.entry.task_id is not None and submitted.since is None
         reservation.settle(charged=not earlier)
+        if not earlier:
+            self._paid.add(key)
         if submitted.entry.task_id is None:
             self._unknown += 1
         elif not earlier:
@@ -337,6 +376,12 @@ class _Observer(Observer):
 
     def submitted(self, submitted: Submitted) -> None:
         self.batch.on_submitted(self.key, self.reservation, submitted)
+
+
+def _is_outcome(entry: Entry, resubmit: Resubmit) -> bool:
+    """Whether the entry is the outcome: there is nothing to send and nothing to wait for."""
+    final = entry.state.ended or entry.state is EntryState.UNKNOWN
+    return final and not resubmit.allows(entry.state)
 
 
 def _stops(error: KieError) -> bool:

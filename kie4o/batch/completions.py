@@ -41,7 +41,12 @@ def completed_event(completion: Completion) -> Completed:
 
 
 def completion_of(
-    item: Item, *, result: ImageResult | None = None, error: KieError | None = None, replayed: bool = False
+    item: Item,
+    *,
+    result: ImageResult | None = None,
+    error: KieError | None = None,
+    replayed: bool = False,
+    submitted: bool = False,
 ) -> Completion:
     if error is not None and error.key is None:
         error.key = item.key
@@ -53,4 +58,5 @@ def completion_of(
         result=result,
         error=error,
         replayed=replayed,
+        submitted=submitted,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
 from ..settings import KEY_VARIABLES
+from ..stores.choosing import is_shared
 from .inputs import expanded
 from .terminal import Terminal, UsageError
 
@@ -23,12 +24,12 @@ _PATIENCE = 0.5  # seconds until it is said that the end takes a while
 def new_client(*, offline: bool = False, **settings: Any) -> AsyncKieClient:
     """A client with the key of the environment, which is the only way to pass one here.
 
-    `offline` is for what only reads the store: it needs no key.
+    `offline` is for what only reads the store: it needs no key, unless several accounts are in the store.
     """
     from ..client import AsyncKieClient
 
     if not any(os.environ.get(name, "").strip() for name in KEY_VARIABLES):
-        if not offline:
+        if not offline or is_shared(settings.get("store")):
             raise ConfigurationError("no API key; create one at kie.ai/api-key and set KIE_API_KEY")
         settings["api_key"] = "offline"
     return AsyncKieClient(**settings)
@@ -51,8 +52,8 @@ async def opened(
                 raise
 
 
-def existing_store(path: Path) -> Path:
-    """The file of a store that must be there: a command that only reads it would create an empty one."""
-    if not expanded(path, "--store").is_file():
-        raise UsageError(f"invalid --store '{path}': expected the file of an earlier run")
-    return path
+def existing_store(store: str) -> str:
+    """A store whose file must be there: a command that only reads it would create an empty one."""
+    if not is_shared(store) and not expanded(Path(store), "--store").is_file():
+        raise UsageError(f"invalid --store '{store}': expected the file of an earlier run")
+    return store

@@ -148,7 +148,7 @@ def _is_kept(item: _Prompt, folder: Folder, terminal: Terminal, *, resumed: bool
 
 @contextlib.asynccontextmanager
 async def _accounted(
-    items: Sequence[_Prompt], terminal: Terminal, store: Path | None, timeout: float
+    items: Sequence[_Prompt], terminal: Terminal, store: str | None, timeout: float
 ) -> AsyncIterator[AsyncKieClient]:
     """A client. If Ctrl-C ends its use, the items learn what became of the requests that were sent."""
     from ..stores.memory import MemoryStore

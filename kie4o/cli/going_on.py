@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -38,7 +37,7 @@ class GoingOn:
 
     terminal: Terminal
     folder: Folder
-    store: Path | None = None
+    store: str | None = None
     timeout: float = TIMEOUT
     again: bool = False
 

@@ -69,10 +69,9 @@ Timeout: TypeAlias = Annotated[
         help="Seconds to wait for a task, which keeps running after that.",
     ),
 ]
-Store: TypeAlias = Annotated[Path, Parameter(help="File that remembers what was paid, such as run.db.")]
-OptionalStore: TypeAlias = Annotated[
-    Path | None, Parameter(name="--store", help="File that remembers what was paid, such as run.db.")
-]
+_REMEMBERS = "File that remembers what was paid, such as run.db, or postgresql://user@host/database."
+Store: TypeAlias = Annotated[str, Parameter(help=_REMEMBERS)]
+OptionalStore: TypeAlias = Annotated[str | None, Parameter(name="--store", help=_REMEMBERS)]
 
 
 def _request_options() -> Any:

@@ -12,6 +12,7 @@ import enum
 import errno
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Protocol, TextIO
 import attrs
 
 STDIN = "/dev/stdin"  # what a `-` among the arguments becomes, which cyclopts would take for an option
+_PASSWORD = re.compile(r"(postgres(?:ql)?://(?:[^/@:]*:|[^?]*\?(?:.*&)?password=))[^/@&]*")
 _GONE = (errno.EPIPE, errno.EINVAL)  # the second is how Windows says that a reader has gone
 
 
@@ -165,7 +167,8 @@ def _is_on_path(started: str) -> bool:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """Words as they are typed in a shell of this system."""
+    """Words as they are typed in a shell of this system, without the password of a database."""
+    words = [_PASSWORD.sub(r"\1***", word) for word in words]
     if sys.platform == "win32":
         import subprocess
 

@@ -47,6 +47,7 @@ def _postgres(address: str, api_key: Secret | None) -> Store:
 SCHEMES: Mapping[str, Callable[[str, Secret | None], Store]] = MappingProxyType(
     {_SQLITE: _sqlite, "postgresql://": _postgres, "postgres://": _postgres}
 )
+_SHARED = ("postgresql://", "postgres://")
 _MEMBERS = sorted(name for name in {*vars(Store), *Store.__annotations__} if not name.startswith("_"))
 
 
@@ -69,6 +70,11 @@ def store_of(store: Store | str | os.PathLike[str] | None, api_key: Secret | Non
     if found := _DATABASE.match(address):
         raise invalid_setting("store", f"{found[0]}...", _EXPECTED)
     return _sqlite(address, api_key)
+
+
+def is_shared(store: object) -> bool:
+    """Whether this is the address of a database that several processes may use at a time."""
+    return isinstance(store, str) and store.startswith(_SHARED)
 
 
 def _checked(store: Store) -> Store:

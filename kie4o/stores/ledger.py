@@ -20,7 +20,7 @@ from ..errors import StoreError
 from ..events import Misattributed, Named, NeverSaved, NotReleased, NotSaved, OutcomeNotSaved, Saved
 from ..events.reporter import LOG, Reporter
 from .guard import time_limit
-from .store import DuplicateTaskError, Entry, EntryState, Store, duplicate_task
+from .store import DuplicateTaskError, Entry, EntryState, KeyInUseError, Store, duplicate_task
 
 _FIRST_DELAY = 1.0  # seconds before a failed write is repeated; doubled each time
 _LONGEST_DELAY = 30.0
@@ -44,8 +44,11 @@ class Ledger:
 
     # -- a submit --------------------------------------------------------------------------------
 
-    async def claim(self, entry: Entry, takes: tuple[EntryState, ...]) -> Entry:
-        """Store the entry if its key is new; return what is stored under the key."""
+    async def claim(self, entry: Entry, takes: tuple[EntryState, ...], *, wait: bool = True) -> Entry:
+        """Store the entry if its key is new; return what is stored under the key.
+
+        Raises `KeyInUseError` instead of waiting for another process if `wait` is False.
+        """
         settling = self._settling.get(entry.key)
         if settling is not None:
             async with _held(settling):
@@ -53,9 +56,9 @@ class Ledger:
         unsaved = self._unsaved.get(entry.key)
         if unsaved is not None:
             return unsaved
-        stored = await self._store.claim(entry, takes=takes)
+        stored = await self._store.claim(entry, takes=takes, wait=wait)
         if stored is None:
-            raise StoreError(f"key {entry.key!r} is in use by another process", key=entry.key)
+            raise KeyInUseError(f"key {entry.key!r} is in use by another process", key=entry.key)
         return stored
 
     async def begin(self, entry: Entry, previous: Entry | None = None) -> None:

@@ -17,7 +17,7 @@ from ..models import RateLimit
 class Slot(Protocol):
     """The permission to submit one new task. Every slot is released exactly once."""
 
-    good_until: float  # loop time after which the request must not be sent any more
+    good_until: float  # `clock.uptime`, which also counts while suspended; the request is not sent later
 
     def release(self, *, counted: bool) -> None:
         """`counted` unless the request was provably not sent."""
@@ -62,6 +62,10 @@ class Shared(Protocol):
 
         It may say too much, and it may say nothing at all.
         """
+        ...
+
+    async def held(self, keys: Collection[str]) -> Collection[str]:
+        """Those of these keys that another live process has in hand: it submits them or polls their tasks."""
         ...
 
     async def lead(self, task_ids: Collection[str]) -> Mapping[str, TaskDetails | None]:

@@ -202,6 +202,11 @@ class DuplicateTaskError(StoreError):
     """A task id cannot be saved, because another entry has it. `key` is that entry's, if it has one."""
 
 
+class KeyInUseError(StoreError):
+    """A key is in the hands of another process: the caller does not want to wait for it, or it has passed
+    into them since the claim."""
+
+
 class Store(Protocol):
     """What every store can do. Its methods raise `StoreError` and nothing else.
 
@@ -219,7 +224,8 @@ class Store(Protocol):
         """Store `entry` if its key is new, and return what is stored under the key.
 
         The claim also holds the key for this process if the stored state is one of `takes`. While another
-        process holds it: wait, or return None if `wait` is False.
+        process holds it, this waits. With `wait=False` it returns None instead, and also while another
+        process polls the task of the key.
         """
         ...
 
@@ -227,7 +233,7 @@ class Store(Protocol):
         """Save what is now under a key, such as an INTENT, and with it the submit that was under the key
         before, if there was one: both or neither.
 
-        Raises `StoreError` if this process does not hold the key.
+        Raises `KeyInUseError` if this process does not hold the key.
         """
 
     async def save(self, entry: Entry) -> None:

@@ -58,6 +58,7 @@ class PendingSubmit:
 
     entry: Entry
     permit: Permit | None  # held until the submit is over
+    waits: bool = True  # for another process that has the key in hand
     previous: Entry | None = None  # the earlier submit of the key, which is submitted again
     claimed: bool = False  # the store holds the key
     callers: list[asyncio.Future[Submitted]] = attrs.field(factory=list)

@@ -27,7 +27,7 @@ from ..image_request import ImageRequest, images_asked
 from ..pricing import PUBLISHED, PriceList
 from ..stores.ledger import Ledger
 from ..stores.shared import Limiter, Slot
-from ..stores.store import DuplicateTaskError, Entry, EntryState, fingerprint
+from ..stores.store import DuplicateTaskError, Entry, EntryState, KeyInUseError, fingerprint
 from ..transport.paid_body import PaidAttempt
 from ..transport.transport import Transport
 from ..wire.decoding import shown
@@ -84,22 +84,45 @@ class Submissions:
         return key in self._live
 
     async def submit(
-        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit = NO_RESUBMIT
+        self,
+        request: ImageRequest,
+        key: str | None,
+        permit: Permit,
+        resubmit: Resubmit = NO_RESUBMIT,
+        *,
+        wait: bool = True,
     ) -> Submitted:
         """Pay for the request once.
 
         Returns its entry with a task id, or what the store knows under the key, or an entry without a task
         id if the response to this very submit was lost. Raises the refusal, `KeyConflictError`, or
-        `SubmissionUnknownError` for an earlier submit.
+        `SubmissionUnknownError` for an earlier submit. While another process has the key in hand it waits, or
+        raises `KeyInUseError` if `wait` is False.
         """
+        while True:
+            submit = await self._joined(request, key, permit, resubmit, wait)
+            try:
+                return await self._outcome_of(submit)
+            except KeyInUseError:
+                if submit.waits or not wait:
+                    raise  # otherwise the submit was that of another caller, who does not wait
+
+    async def _joined(
+        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit, wait: bool
+    ) -> PendingSubmit:
+        """The submit that is under way under the key, or a new one."""
         submit = self._live.get(key) if key is not None else None
         while submit is not None and submit.called_off and key is not None:
             await asyncio.wait([submit.task])  # until its INTENT is undone
             submit = self._live.get(key)
         if submit is None:
-            submit = self._start(request, key, permit, resubmit)
+            submit = self._start(request, key, permit, resubmit, wait)
         elif submit.entry.fingerprint != fingerprint(request):
             raise key_conflict(submit.entry.key)
+        return submit
+
+    async def _outcome_of(self, submit: PendingSubmit) -> Submitted:
+        """Its outcome. A submit for which no caller waits any more is called off."""
         outcome: asyncio.Future[Submitted] = submit.task.get_loop().create_future()
         submit.callers.append(outcome)
         submit.resendable = not self._closing
@@ -135,12 +158,12 @@ class Submissions:
     # -- ownership -------------------------------------------------------------------------------
 
     def _start(
-        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit
+        self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit, wait: bool
     ) -> PendingSubmit:
         if self._closing:
             raise client_closed()
         entry = planned_entry(request, key, self._prices.find(images_asked(request)))
-        submit = PendingSubmit(entry, permit.hold())
+        submit = PendingSubmit(entry, permit.hold(), waits=wait)
         submit.task = asyncio.create_task(self._run(submit, resubmit), name="kie4o submit")
         submit.task.add_done_callback(functools.partial(self._on_done, submit))
         self._live[submit.entry.key] = submit
@@ -213,7 +236,7 @@ class Submissions:
     async def _claim(self, submit: PendingSubmit, resubmit: Resubmit) -> Entry:
         """What is stored under the caller's key. Raises `KeyConflictError` if it is for another request."""
         submit.claimed = True  # perhaps, also if this is cancelled
-        stored = await self._ledger.claim(submit.entry, resubmit.states)
+        stored = await self._ledger.claim(submit.entry, resubmit.states, wait=submit.waits)
         submit.claimed = resubmit.allows(stored.state)
         if stored.state is not EntryState.PLANNED:
             if stored.fingerprint != submit.entry.fingerprint:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import aiohttp
 import attrs
 
+from .. import clock
+
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
@@ -30,7 +32,7 @@ class PaidAttempt:
     arrived of the answer, even if `fault` says that it broke off.
     """
 
-    good_until: float = float("inf")  # loop time after which the body must not be written
+    good_until: float = float("inf")  # `clock.uptime` after which the body must not be written
     sent: bool = False
     sent_at: float = float("inf")  # loop time
     withdrawn: bool = False  # the body will not be written any more
@@ -92,7 +94,7 @@ class PaidBody(aiohttp.Payload):
         if protocol.should_close or not protocol.is_connected():
             # The connection just broke, or holds a stale response that would be mistaken for ours.
             raise aiohttp.ClientConnectionResetError("the connection cannot be reused")
-        if asyncio.get_running_loop().time() > self._attempt.good_until:
+        if clock.uptime() > self._attempt.good_until:
             raise aiohttp.ClientConnectionResetError("the slot of the account's limit has expired")
         if not self._keep_connection:
             protocol.force_close()  # after the response, whatever the server says about it

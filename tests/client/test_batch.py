@@ -704,7 +704,7 @@ def resident():
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize() / 2**20
 
-async def generate(request, key, resubmit, *, observer):
+async def generate(request, key, resubmit, *, wait, observer):
     observer.admitted()
     await asyncio.sleep(0)
     details = TaskDetails(key, state=TaskState.SUCCEEDED, urls=("https://images.example/1.png",))

@@ -405,6 +405,35 @@ async def test_a_store_closes_while_its_database_is_away(
         await store.aclose()
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
+async def test_an_outage_longer_than_the_lease(kept: bool) -> None:
+    """All leases have run out when the database is back, and each process has another one to come back. So
+    the intent of a live process stays one. Control: the first that is back takes all others for dead."""
+    with postgres.own_server() as server:
+        slow, first = (PostgresStore(server.url, Secret(CANARY_KEY)) for _ in range(2))
+        await slow.open()
+        await first.open()
+        if not kept:
+            await sql(
+                first,
+                "CREATE OR REPLACE FUNCTION kie4o.alive(which bigint) RETURNS boolean LANGUAGE sql AS "
+                "$$ SELECT expires_at > clock_timestamp() FROM kie4o.process WHERE id = which $$",
+            )
+        await slow.claim(entry_of())
+        await slow.begin(intent())
+        await sql(first, "UPDATE kie4o.process SET expires_at = clock_timestamp() - interval '1 s'")
+        await asyncio.to_thread(server.restart)
+        await first._process.renew()
+        stored = await first.claim(entry_of(ref="another"), wait=False)
+        assert (stored is None) is kept
+        assert stored is None or stored.state is EntryState.UNKNOWN
+        await slow._process.renew()
+        await slow.save(submitted("k"))  # it is not lost in either case
+        assert await stored_state(first) == (EntryState.SUBMITTED, "ref of k")
+        for store in (slow, first):
+            await store.aclose()
+
+
 # -- saving ------------------------------------------------------------------------------------------
 
 

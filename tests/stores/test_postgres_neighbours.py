@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import postgres
 import pytest
@@ -185,6 +186,36 @@ async def test_many_processes_poll_a_task_no_more_often_than_one(kie: Emulator, 
     assert together <= 1.2 * one
     assert late < 7
     assert each > 3 * one
+
+
+async def test_followers_hear_of_the_end_only(kie: Emulator, start: Start, url: str) -> None:
+    """`on_update` and `updates` say what their own process polls, and the outcome. Control: in the process
+    that polls they say more."""
+    kie.duration = 7.0
+    leader, follower, deaf = await start(), await start(), await start(deaf=True)
+    async with postgres.opened(url) as database:
+        [task_id] = await submitted(follower, "updates", 1)
+        leader.tell("updates", task_id, 60)
+        await until(database, "SELECT count(*) FROM kie4o.watch", 1)
+        for child in (follower, deaf):
+            child.tell("updates", task_id, 60)
+        for child in (follower, deaf):
+            assert await child.next() == ([["succeeded"], ["succeeded"], "succeeded"], ANY)
+        (heard, seen, _), _ = await leader.next()
+        assert heard == seen == ["running"] * (len(heard) - 1) + ["succeeded"]
+        assert len(heard) > 2
+
+
+async def test_a_follower_polls_once_before_its_deadline(kie: Emulator, start: Start, url: str) -> None:
+    """So that no wait times out without a look."""
+    kie.duration = 60.0
+    leader, follower = await start(), await start()
+    async with postgres.opened(url) as database:
+        [task_id] = await submitted(leader, "deadline", 1)
+        leader.tell("wait", [task_id])
+        await until(database, "SELECT count(*) FROM kie4o.watch", 1)
+        (heard, _, ended) = await follower.do("updates", task_id, 3)
+        assert (heard, ended) == (["running"], "TaskTimeoutError")
 
 
 async def test_a_process_that_polls_and_dies_is_replaced(kie: Emulator, start: Start, url: str) -> None:

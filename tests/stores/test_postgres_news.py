@@ -25,6 +25,10 @@ from kie4o.stores.postgres.entries import hash_of_key
 from kie4o.stores.postgres.news import about_key
 from kie4o.stores.store import Entry, EntryState
 
+CUT = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE query LIKE 'LISTEN%%' AND query LIKE %s ORDER BY backend_start
+"""
 OpenStore = Callable[..., Awaitable[PostgresStore]]
 
 
@@ -101,6 +105,22 @@ async def test_a_claim_that_waits_hears_when_the_key_is_free(open_store: OpenSto
     assert sorted(heard)[2] < sorted(polled)[2]
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
+async def test_who_waits_for_a_key_says_so(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Its holder tells of it then. Control: without that the claim asks again, a second later at worst."""
+    holder, other = await open_store(), await open_store()
+
+    async def want(*_: object) -> bool:
+        return True
+
+    if not kept:
+        monkeypatch.setattr(other._entries, "want", want)
+    waits = [await wait_for_key(holder, other, f"key {number}") for number in range(5)]
+    assert (sorted(waits)[2] < 0.25) is kept
+
+
 async def test_only_wanted_keys_are_told_of(open_store: OpenStore) -> None:
     """A notification in every commit would cost most of the commits per second."""
     holder, other = await open_store(), await open_store()
@@ -150,18 +170,40 @@ async def test_silence_is_noticed_and_said_once(
     assert CANARY_KEY not in caplog.text
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
+async def test_after_a_cut_what_was_told_meanwhile_is_not_lost(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Everything is checked once after each connection. Control: a listener that only listens again."""
+    monkeypatch.setattr(news, "_POLL", 3600.0)
+    teller, other = await open_store(), await open_store()
+    begin, tell, connected = other._news._begin, other._news._tell, asyncio.Event()
+
+    async def begin_after_the_news(connection: Any) -> None:
+        await teller._database.rows("SELECT kie4o.tell('task t')")
+        if not kept:
+            monkeypatch.setattr(other._news, "_tell", lambda what: None if what is None else tell(what))
+        await begin(connection)
+        connected.set()
+
+    monkeypatch.setattr(other._news, "_begin", begin_after_the_news)
+    async with hearing(other) as heard:
+        schema = teller.address.schema if teller.address is not None else ""
+        await teller._database.rows(CUT, f"%{schema}%")
+        await asyncio.wait_for(connected.wait(), 20)
+        await until(lambda: other._news.works)
+        await asyncio.sleep(0.2)
+        assert heard == ([None] if kept else [])
+
+
 async def test_after_a_cut_everything_is_checked_once(open_store: OpenStore) -> None:
     """What was told while nobody listened is lost."""
     holder, other = await open_store(), await open_store()
-    cut = """
-        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE query LIKE 'LISTEN%%' AND query LIKE %s ORDER BY backend_start
-    """
     schema = holder.address.schema if holder.address is not None else ""
     async with hearing(other) as heard:
         for _ in range(3):
             heard.clear()
-            await holder._database.rows(cut, f"%{schema}%")
+            await holder._database.rows(CUT, f"%{schema}%")
             await until(lambda: heard and other._news.works)
             assert None in heard
         await until(lambda: holder._news.works)

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from importlib.resources import files
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -24,7 +25,7 @@ from canary import CANARY_KEY
 from counting import Child, CountingServer, ReplyCutter
 from window_child import Run
 
-from kie4o import AsyncKieClient
+from kie4o import AsyncKieClient, clock
 from kie4o.emulator import Emulator
 from kie4o.errors import StoreError
 from kie4o.models import RateLimit
@@ -245,6 +246,23 @@ async def test_hold_all_holds_everybody(url: str, caplog: pytest.LogCaptureFixtu
     assert all(line.endswith("s: Kie refused one for too many calls") for line in paused)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
+async def test_a_refusal_holds_the_other_processes(url: str, database: Database, kept: bool) -> None:
+    """The pause is that of the account. Control: only the process that was refused knows of it."""
+    if not kept:
+        await without(database, r"IF t \+ make_interval\(secs => new_pause\).*?END IF;")
+    async with limiters(url, 2, RateLimit(20, per=2.0)) as (refused, other):
+        for limiter in (refused, other):
+            (await limiter.acquire()).release(counted=True)
+        refused.hold_all()
+        async with asyncio.timeout(PATIENCE):
+            while refused._pause is not None:
+                await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(other.acquire())
+        assert await is_granted(waiting, 0.8) is not kept
+        waiting.cancel()
+
+
 async def test_a_pause_is_logged_once_in_a_window(url: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "kie4o")
     async with limiters(url, 1, RateLimit(3, per=1.5)) as (limiter,):
@@ -360,8 +378,12 @@ async def test_a_waiter_that_is_cancelled_while_the_reply_is_lost(url: str, data
         await until_rows(database, 0, 0, 0)
 
 
-async def test_a_question_that_arrives_late_changes_nothing(url: str, database: Database) -> None:
-    """Its connection was cut, and the server executes it after the next one."""
+@pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
+async def test_a_question_that_arrives_late_changes_nothing(url: str, database: Database, kept: bool) -> None:
+    """Its connection was cut, and the server executes it after the next one. Control: a slot that is in use
+    is taken for given back."""
+    if not kept:
+        await without(database, r"WHEN question <= \(.*?THEN 'late'\n")
     async with limiters(url, 1) as (limiter,):
         await limiter.acquire()
         late = (
@@ -369,8 +391,11 @@ async def test_a_question_that_arrives_late_changes_nothing(url: str, database: 
             "'{}', '{}', 20, 1, 5, NULL, NULL, NULL, NULL)"
         )
         rows = await database.rows(late, limiter._account, limiter._process.id)
-        assert rows == [("late", None)]
-        assert await rows_of(database) == (0, 1, 0)
+        [(used,)] = await database.rows(
+            "SELECT count(*) FROM kie4o.slot WHERE token = %s", next(iter(limiter._held))
+        )
+        assert (rows == [("late", None)]) is kept
+        assert (used == 1) is kept
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +418,7 @@ async def test_a_restart_is_only_a_delay(own_server: postgres.PostgresServer) ->
         await restarting
         async with asyncio.timeout(PATIENCE):
             granted = await asyncio.gather(*waiting)
-        assert all(slot.good_until > asyncio.get_running_loop().time() for slot in granted)
+        assert all(slot.good_until > clock.uptime() for slot in granted)
         assert (await rows_of(database))[:2] == (0, 2)
 
 
@@ -478,11 +503,14 @@ async def test_a_lost_lease_costs_no_slot(url: str, database: Database) -> None:
 
 
 @pytest.mark.posix("SIGKILL")
+@pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
 async def test_the_slots_of_a_killed_process_age_out(
-    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
     """Once its lease has run out they count from when the last of its requests can have arrived; those who
-    waited in it are passed over soon."""
+    waited in it are passed over soon. Control: the window is full for ever."""
+    if not kept:
+        await without(database, r"WHERE process <> me AND NOT kie4o.alive\(process\)", "WHERE false")
     await short_leases(database, 1.0)
     monkeypatch.setattr(window_module, "GOOD", 0.3)
     monkeypatch.setattr(process_module, "RENEWAL", 0.2)
@@ -494,6 +522,11 @@ async def test_the_slots_of_a_killed_process_age_out(
             child.process.kill()
             await child.process.wait()
         began = time.monotonic()
+        if not kept:
+            waiting = asyncio.create_task(limiter.acquire())
+            assert not await is_granted(waiting, 8)
+            waiting.cancel()
+            return
         slot = await asyncio.wait_for(limiter.acquire(), PATIENCE)
         assert 1.0 < time.monotonic() - began < 8
         slot.release(counted=True)
@@ -565,10 +598,37 @@ async def test_a_clock_that_is_set_forward(
     )
 
 
+FROM_THE_FUTURE = {
+    "rule": "",
+    "without that of slots": r"UPDATE kie4o.slot SET taken_at = least.*?interval '1 s';",
+    "without that of pauses": r"stored.paused_until := least.*?;",
+}
+
+
+@pytest.mark.parametrize("rule", FROM_THE_FUTURE.values(), ids=FROM_THE_FUTURE.keys())
 async def test_a_clock_that_is_set_back(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """What is in the future counts from now. Control: the window stands still until the clock caught up."""
+    monkeypatch.setattr(window_module, "GOOD", 0.5)
+    if rule:
+        await without(database, rule)
+    async with limiters(url, 2) as (limiter, other):
+        await take_all(other, counted=True)
+        other.hold_all()
+        async with asyncio.timeout(PATIENCE):
+            while other._pause is not None:
+                await asyncio.sleep(0.01)
+        await set_clock(database, -3600)
+        waiting = asyncio.create_task(limiter.acquire())
+        assert await is_granted(waiting, 5) is not bool(rule)
+        waiting.cancel()
+
+
+async def test_a_clock_that_is_set_back_again_and_again(
     url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in the future counts from now: the window does not stand still until the clock caught up."""
+    """With open slots, which are answered at an earlier time than they were taken."""
     monkeypatch.setattr(window_module, "GOOD", 0.5)
     async with limiters(url, 2) as (limiter, other):
         await take_all(other)  # and open
@@ -579,25 +639,62 @@ async def test_a_clock_that_is_set_back(
         for token in list(other._held):
             other.release(token, counted=True)
         await set_clock(database, -7200)
-        began = time.monotonic()
-        await asyncio.wait_for(waiting, PATIENCE)
-        assert time.monotonic() - began < 5
+        assert await is_granted(waiting, 5)
 
 
-async def test_a_replica_that_takes_over_holds_everybody(url: str, database: Database) -> None:
-    """It may lack the slots that were taken last."""
+@pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
+async def test_a_replica_that_takes_over_holds_everybody(url: str, database: Database, kept: bool) -> None:
+    """It may lack the slots that were taken last. Control: they are granted again."""
+    if not kept:
+        await without(database, r"IF promotion > stored.*?END IF;")
     async with limiters(url, 2, FEW) as (limiter, other):
         (await limiter.acquire()).release(counted=True)
         await database.rows("UPDATE kie4o.server SET identity = 'x', timeline = 'x'")
         waiting = [asyncio.create_task(each.acquire()) for each in (limiter, other)]
         await asyncio.sleep(FEW.per + 0.3)
-        assert not any(task.done() for task in waiting)
+        assert any(task.done() for task in waiting) is not kept
+        if not kept:
+            for task in waiting:
+                task.cancel()
+            return
         [(left,)] = await database.rows(
             "SELECT extract(epoch FROM paused_until - clock_timestamp()) FROM kie4o.account"
         )
         assert 0 < left <= FEW.per + 2 * window_module.GOOD
         for task in waiting:
             task.cancel()
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["rule", "control"])
+async def test_a_machine_that_was_suspended_sends_nothing_late(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch, counts: bool
+) -> None:
+    """Between the grant and the request, for a minute in which the clock of the loop stands still on Linux.
+    Another slot is taken. Control: the clock of the loop is asked, and the late slot is used."""
+    awake, suspended, begun = clock.real_uptime, 0.0, list[int]()
+    monkeypatch.setattr(clock, "real_uptime", lambda: awake() + suspended)
+    if not counts:
+        monkeypatch.setattr(clock, "uptime", lambda: asyncio.get_running_loop().time())
+    store = PostgresStore(url, Secret(CANARY_KEY))
+    begin = store.begin
+
+    async def begin_and_sleep(*words: Any) -> None:
+        nonlocal suspended
+        await begin(*words)
+        begun.append(len(kie.submits))
+        if len(begun) == 1:
+            suspended = 60.0
+            await set_clock(database, suspended)
+
+    monkeypatch.setattr(store, "begin", begin_and_sleep)
+    async with (
+        Emulator(clock="real") as kie,
+        AsyncKieClient(CANARY_KEY, base_url=kie.url, store=store) as client,
+    ):
+        await client.submit("x", key="k")
+        assert begun == ([0, 0] if counts else [0])
+        assert len(kie.submits) == 1
+    assert await rows_of(database) == (0, 0, 1)
 
 
 # -- all of it ---------------------------------------------------------------------------------------

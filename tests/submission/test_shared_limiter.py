@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 import pytest
 from alone import Alone
 
 import kie4o
-from kie4o import AsyncKieClient, RateLimit
+from kie4o import AsyncKieClient, RateLimit, clock
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 
@@ -32,7 +31,7 @@ class SharedLimiter:
         self._seconds = seconds
 
     async def acquire(self, *, front: bool = False) -> SharedSlot:
-        return SharedSlot(self, asyncio.get_running_loop().time() + self._seconds)
+        return SharedSlot(self, clock.uptime() + self._seconds)
 
     def hold_all(self) -> None:
         raise AssertionError("nothing is refused here")

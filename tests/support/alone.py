@@ -22,6 +22,9 @@ class Alone:
         await asyncio.Event().wait()
         yield None
 
+    async def held(self, keys: Collection[str]) -> Collection[str]:
+        return ()
+
     async def lead(self, task_ids: Collection[str]) -> Mapping[str, TaskDetails | None]:
         return dict.fromkeys(task_ids)
 

@@ -8,6 +8,7 @@ process knows nothing of the others. The callback URL of "generate" may lead to 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -80,6 +81,24 @@ async def perform(client: AsyncKieClient, verb: str, *words: Any) -> Any:
     if verb == "wait":
         results = await asyncio.gather(*(client.wait(task_id) for task_id in words[0]))
         return [[result.task_id, result.source] for result in results]
+    if verb == "updates":  # those of a wait, those of an iterator, and how the wait ended
+        task_id, timeout = words
+        heard: list[str] = []
+
+        async def wait() -> str:
+            try:
+                await client.wait(
+                    task_id, timeout=timeout, on_update=lambda details: heard.append(details.state.value)
+                )
+            except KieError as error:
+                return type(error).__name__
+            return "succeeded"
+
+        waiting = asyncio.create_task(wait())
+        seen = []
+        with contextlib.suppress(KieError):
+            seen = [details.state.value async for details in client.task(task_id).updates(timeout=timeout)]
+        return [heard, seen, await waiting]
     if verb == "details":
         found = await asyncio.gather(*(client.details(words[0]) for _ in range(words[1])))
         return [details.state.value for details in found]

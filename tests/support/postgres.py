@@ -72,7 +72,7 @@ class PostgresServer:
         self.data = self.folder / "data"
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._account: dict[str, Any] = _other_account() if os.geteuid() == 0 else {}
+        self._account: dict[str, Any] = other_account() if os.geteuid() == 0 else {}
         if self._account:
             shutil.chown(self.folder, self._account["user"])
         self.settings = {
@@ -239,7 +239,7 @@ def _free_port() -> int:
         return bound.getsockname()[1]
 
 
-def _other_account() -> dict[str, Any]:
+def other_account() -> dict[str, Any]:
     """A user who is not root, for `subprocess`."""
     import pwd
 

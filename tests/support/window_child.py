@@ -12,6 +12,7 @@ import attrs
 from canary import CANARY_KEY
 from clocks import new_loop
 
+from kie4o import clock
 from kie4o.errors import StoreError
 from kie4o.models import RateLimit
 from kie4o.settings import Secret
@@ -59,7 +60,7 @@ async def use_slots(run: Run, limiter: Limiter, may_send: asyncio.Event, took: l
                 print("granted", flush=True)
             first = False
             await may_send.wait()
-            if run.checks and loop.time() > slot.good_until:
+            if run.checks and clock.uptime() > slot.good_until:
                 print("too old", flush=True)
                 continue
             sent, began = True, loop.time()

@@ -18,6 +18,7 @@ from canary import CANARY_KEY
 from faults import GOOD_BODY, Connection, FaultServer, answer, http, silent, stall, unused_port
 from paths import TLS
 
+from kie4o import clock
 from kie4o.settings import resolve
 from kie4o.transport.paid_body import PaidAttempt, PaidBody
 from kie4o.transport.transport import Transport
@@ -49,7 +50,7 @@ async def written(attempt: PaidAttempt, paper: Paper) -> bytes:
 
 async def test_the_control_writes_the_body() -> None:
     """Without a reason against it the body is written, and counts as sent."""
-    attempt = PaidAttempt(good_until=asyncio.get_running_loop().time() + 1)
+    attempt = PaidAttempt(good_until=clock.uptime() + 1)
     assert await written(attempt, Paper()) == BODY
     assert attempt.sent
 
@@ -68,7 +69,7 @@ async def test_each_reason_alone_stops_the_body(
     paper: Paper, good_for: float, withdrawn: bool, kind: type[BaseException]
 ) -> None:
     """Nothing is written, and nothing counts as sent."""
-    attempt = PaidAttempt(good_until=asyncio.get_running_loop().time() + good_for)
+    attempt = PaidAttempt(good_until=clock.uptime() + good_for)
     if withdrawn:
         assert attempt.withdraw()
     with pytest.raises(kind):

@@ -26,7 +26,7 @@ class Options:
 
     file: Path
     out: Path
-    store: Path
+    store: Path | str  # a file, or the URL of a database that other processes use too
     kind: Format
     failed: Path | None
     limit: int | None
@@ -119,7 +119,7 @@ def check_paths(options: Options) -> None:
         "FILE": None if options.is_stdin else options.file.expanduser(),
         FILE_NAME: options.out / FILE_NAME,
         PAGE_NAME: options.out / PAGE_NAME,
-        "--store": options.store,
+        "--store": options.store if isinstance(options.store, Path) else None,
         "--failed": options.failed,
     }
     names: dict[Path, str] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 
 from ...gallery.records import FILE_NAME, read
+from ...stores.choosing import is_shared
 from ..clients import opened
 from ..going_on import TIMEOUT
 from ..inputs import expanded
@@ -44,8 +45,12 @@ File = Annotated[
 ]
 Out = Annotated[Path, Parameter(name="--out", help="Folder for the images; created if it is missing.")]
 Store = Annotated[
-    Path | None,
-    Parameter(name="--store", help=f"File that remembers what was paid; {STORE_NAME} in --out by default."),
+    str | None,
+    Parameter(
+        name="--store",
+        help=f"File that remembers what was paid; {STORE_NAME} in --out by default. With the URL of a "
+        "PostgreSQL database, several machines work through FILE together.",
+    ),
 ]
 FormatOption = Annotated[
     Format | None, Parameter(name="--format", help="Format of FILE, if its name does not tell it.")
@@ -112,7 +117,7 @@ async def batch(
     options = Options(
         file=file,
         out=folder,
-        store=folder / STORE_NAME if store is None else expanded(store, "--store"),
+        store=_store_of(store, folder),
         kind=kind,
         failed=None if failed is None else expanded(failed, "--failed"),
         limit=limit,
@@ -139,6 +144,13 @@ async def batch(
             return await _run(plan, table, client, results, options, terminal)
 
 
+def _store_of(given: str | None, folder: Path) -> Path | str:
+    """The default is a file beside the images."""
+    if given is None:
+        return folder / STORE_NAME
+    return given if is_shared(given) else expanded(Path(given), "--store")
+
+
 async def _dry_run(items: Sequence[Item], options: Options, terminal: Terminal) -> Status:
     """Tell what a run would do. The store is read if there is one, and nothing is written."""
     is_there = options.out.is_dir()
@@ -147,7 +159,7 @@ async def _dry_run(items: Sequence[Item], options: Options, terminal: Terminal) 
     names = await asyncio.to_thread(os.listdir, options.out) if is_there else []
     async with contextlib.AsyncExitStack() as stack:
         find: Any = _nothing
-        if options.store.is_file():
+        if isinstance(options.store, str) or options.store.is_file():
             client = await stack.enter_async_context(opened(terminal, offline=True, store=options.store))
             find = client.find
         records = read(options.out / FILE_NAME)
@@ -186,6 +198,7 @@ async def _run(
         out=options.out,
         max_credits=options.max_credits,
         retry_failed=options.retry_failed,
+        shared=isinstance(options.store, str),
         stop=asyncio.Event(),
         records={record.key: record for record in results.records},
     )

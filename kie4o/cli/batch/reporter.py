@@ -85,7 +85,7 @@ class Reporter:
             progress.unknown += 1
         else:
             progress.failed += 1
-        if not record.replayed:
+        if not record.replayed or item.state in ("to submit", "under way"):  # or it had ended before
             progress.ended(time.monotonic(), len(record.files))
         self.event("item", **facts_of(record))
         if record.error is not None:

@@ -22,6 +22,7 @@ from ...errors import (
     AuthenticationError,
     CreditLimitError,
     InsufficientCreditsError,
+    KeyConflictError,
     KeyLimitError,
     KieError,
     StoreError,
@@ -59,10 +60,12 @@ class Run:
         out: The folder.
         max_credits: What may be spent.
         retry_failed: Whether failed tasks are submitted again.
+        shared: Whether other processes use the store too, and may work on the same items.
         stop: Set to submit nothing more.
         records: What has been recorded, by key.
         error: What stopped it.
         unknown: How many requests have an outcome that nobody knows.
+        elsewhere: How many requests other processes have submitted meanwhile.
     """
 
     client: AsyncKieClient
@@ -71,10 +74,13 @@ class Run:
     out: Path
     max_credits: float | None
     retry_failed: bool
+    shared: bool
     stop: asyncio.Event
     records: dict[str, Record]
     error: KieError | OSError | None = None
     unknown: int = 0
+    elsewhere: int = 0
+    _here: Decimal = attrs.field(default=Decimal(0), init=False)  # what this run has paid, of what has ended
     _items: dict[str, Item] = attrs.field(factory=dict, init=False)  # by the key in the store
     _uploads: dict[str, asyncio.Task[str]] = attrs.field(factory=dict, init=False)
     _turns: asyncio.Semaphore = attrs.field(factory=lambda: asyncio.Semaphore(_SAVES), init=False)
@@ -115,8 +121,8 @@ class Run:
         return any(record is not None and _may_go_on(record) for record in map(self._known, items))
 
     def spent_in(self, spent: Spent) -> Decimal:
-        """What this run has spent."""
-        return spent.credits - self._before.credits
+        """What this run has spent. A shared store counts what others spend as well."""
+        return self._here if self.shared else spent.credits - self._before.credits
 
     def _known(self, item: Item) -> Record | None:
         return self.records.get(item.key)
@@ -191,11 +197,28 @@ class Run:
         progress = self.reporter.progress
         progress.saving += 1
         try:
+            if isinstance(completion.error, KeyConflictError) and self.shared and item.line.local:
+                completion = await self._as_submitted(item, completion)
             async with self._turns:
                 record = await self._record(item, completion)
         finally:
             progress.saving -= 1
+        if completion.submitted:
+            self._here += Decimal(str(record.credits or 0))
+        elif completion.task_id is not None and item.state == "to submit":
+            self.elsewhere += 1
         self._add(item, record)
+
+    async def _as_submitted(self, item: Item, conflict: Completion) -> Completion:
+        """The item once more, with the URLs of the files that another process has uploaded for it."""
+        item.entry = await self.client.find(item.stored_as)
+        request = conflict.request if item.entry is None else item.submitted_request()
+        if request is not None:
+            many = self.client.generate_many({item.stored_as: request}, stop=self.stop)
+            async with contextlib.aclosing(many):
+                async for completion in many:
+                    return completion
+        return conflict
 
     async def _record(self, item: Item, completion: Completion) -> Record:
         error, files = completion.error, list[Path]()

@@ -84,6 +84,8 @@ async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None
     lines = [", ".join(parts) + f"; {images:,} images in '{run.out}'"]
     left = "" if balance is None else f"; balance {balance:,f}"
     lines.append(f"spent {progress.credits:,f} credits in this run, {spent.credits:,f} in all{left}")
+    if run.elsewhere:
+        lines.append(f"{run.elsewhere:,} were submitted by other processes meanwhile")
     if isinstance(run.error, CreditLimitError):
         lines.append(limit_of(run.error))
     elif isinstance(run.error, KieError):
@@ -105,6 +107,7 @@ async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None
         "\n".join(lines),
         event="summary",
         **{state: states[state] for state in ("done", "failed", "unknown", "not_submitted")},
+        elsewhere=run.elsewhere,
         images=images,
         spent=float(progress.credits),
         spent_in_all=float(spent.credits),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -25,7 +24,7 @@ from ...pricing import Spent
 from ...settings import Secret
 from ..shared import Limiter, Shared
 from ..spending import spent_of
-from ..store import Entry, EntryState, duplicate_task
+from ..store import Entry, EntryState, KeyInUseError, duplicate_task
 from .address import Address, account_id, address_of
 from .database import Database
 from .entries import Claimed, Entries, Hold, hash_of_key
@@ -66,7 +65,7 @@ class PostgresStore:
         self._written: dict[str, _Written] = {}  # of the last moments by key, the oldest first
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller's key
         self._is_open = False
-        self._machines = _Machines(self._database, self._process, account, self._news)
+        self._machines = _Machines(self._database, self._process, account, self._entries, self._news)
         self.shared: Shared | None = self._machines
 
     def __repr__(self) -> str:
@@ -106,7 +105,8 @@ class PostgresStore:
             with self._news.expected(about_key(hash_of_key(entry.key))) as free:
                 claimed = await self._in_order(entry, lambda: self._claim(entry, tuple(takes)))
                 if claimed.outcome != "busy":
-                    return claimed.entry
+                    polled_elsewhere = not wait and await self._is_polled_elsewhere(claimed)
+                    return None if polled_elsewhere else claimed.entry
                 if not wait:
                     return None
                 if await self._entries.want(self._process.id, entry.key):
@@ -174,6 +174,10 @@ class PostgresStore:
             self.reporter(StoreWarned(what="lease kept", detail=reason))
         finally:
             await self._close()
+
+    async def _is_polled_elsewhere(self, claimed: Claimed) -> bool:
+        waited_for = claimed.outcome == "stored" and claimed.entry.state is EntryState.SUBMITTED
+        return waited_for and bool(await self._machines.held([claimed.entry.key]))
 
     # -- one after the other for each key ------------------------------------------------------------------
 
@@ -247,7 +251,7 @@ class PostgresStore:
 
     def _remember(self, entry: Entry, superseded: Entry | None = None) -> None:
         """Keep what was written for as long as a replica that takes over may lack it."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._written.pop(entry.key, None)
         self._written[entry.key] = _Written(now, entry, superseded)
         while (oldest := next(iter(self._written.values()))).at < now - _LAG:
@@ -301,7 +305,7 @@ class PostgresStore:
 class _Written:
     """An entry that was written, and with an intent what it supersedes."""
 
-    at: float  # monotonic time
+    at: float  # loop time
     entry: Entry
     superseded: Entry | None
 
@@ -309,10 +313,13 @@ class _Written:
 class _Machines:
     """What the processes on the database do together."""
 
-    def __init__(self, database: Database, process: Process, account: bytes, news: News) -> None:
+    def __init__(
+        self, database: Database, process: Process, account: bytes, entries: Entries, news: News
+    ) -> None:
         self._database = database
         self._process = process
         self._account = account
+        self._entries = entries
         watches = Watches(database, process, account)
         self.lead = watches.lead
         self.leave = watches.leave
@@ -340,6 +347,9 @@ class _Machines:
         self._limiters.add(limiter)
         return limiter
 
+    async def held(self, keys: Collection[str]) -> Collection[str]:
+        return await self._entries.held(self._process.id, keys)
+
     async def drain(self) -> None:
         for limiter in list(self._limiters):
             await limiter.drain()
@@ -349,9 +359,9 @@ class _Machines:
             await limiter.aclose()
 
 
-def _taken(entry: Entry) -> StoreError:
+def _taken(entry: Entry) -> KeyInUseError:
     """The error of a submit that this process must not begin."""
-    return StoreError(
+    return KeyInUseError(
         f"{entry.name} was not sent: its key is not in the hands of this process any more",
         key=entry.callers_key,
     )

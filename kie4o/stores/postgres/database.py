@@ -19,7 +19,6 @@ import asyncio
 import os
 import re
 import sys
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from types import MappingProxyType
@@ -160,8 +159,8 @@ class Database:
     # -- one attempt after the other --------------------------------------------------------------------
 
     async def _until_answered(self, statement: str, parameters: Sequence[object], durably: bool) -> Rows:
-        psycopg = _psycopg()
-        until, delay, resent = time.monotonic() + OUTAGE, _FIRST_DELAY, False
+        psycopg, loop = _psycopg(), asyncio.get_running_loop()
+        until, delay, resent = loop.time() + OUTAGE, _FIRST_DELAY, False
         while True:
             values = [resent if value is RESENT else value for value in parameters]
             try:
@@ -169,7 +168,7 @@ class Database:
                     return await self._execute(connection, statement, values, durably)
             except psycopg.Error as error:
                 failure, passes = failure_of(self.address, error), may_pass(error)
-            if not passes or time.monotonic() + delay > until:
+            if not passes or loop.time() + delay > until:
                 raise failure
             await asyncio.sleep(delay)
             delay, resent = min(2 * delay, _LONGEST_DELAY), True

@@ -160,6 +160,14 @@ class Entries:
         found = {key: _entry(row) for key, *row in rows}
         return [found.get(key) for key in hashes]
 
+    async def held(self, me: int, keys: Collection[str]) -> set[str]:
+        """Those of these keys that another live process submits, or whose tasks it polls."""
+        by_hash = {hash_of_key(key): key for key in keys}
+        rows = await self._database.rows(
+            "SELECT * FROM kie4o.held(%s, %s, %s::bytea[])", me, self._account, list(by_hash)
+        )
+        return {by_hash[key] for (key,) in rows}
+
     async def unfinished(self, after: int) -> list[tuple[int, Entry]]:
         """A page of those that are charged, or may be, and not finished."""
         rows = await self._database.rows(_UNFINISHED, self._account, after, PAGE)

@@ -7,7 +7,7 @@ that asks next.
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Collection, Mapping
 
 from ...details import TaskDetails
@@ -46,8 +46,9 @@ class Watches:
         packed = [None if details is None else packed_details(details) for details in ends.values()]
         checksums = [None if body is None else checksum(body) for body in packed]
         await self._database.rows(_LEAVE, self._process.id, self._account, list(ends), packed, checksums)
-        if time.monotonic() > self._swept_at + _SWEEP:
-            self._swept_at = time.monotonic()
+        now = asyncio.get_running_loop().time()
+        if now > self._swept_at + _SWEEP:
+            self._swept_at = now
             await self._database.rows("SELECT kie4o.drop_watches()")
 
     async def turn(self, task_id: str, gap: float) -> float | TaskDetails:

@@ -9,15 +9,15 @@ question which was lost, or whose answer was, is simply asked again, and nothing
 that was cancelled. Then it sleeps until the next slot may be free. All clients know when that is, so no
 notifications are needed.
 
-A grant is good for `GOOD` seconds by the clock of this process, counted from before it was asked for: a
-process that stood still must not send into a window that others have filled by then. `slot.good_until` says
-so to the body of the request, and such a slot is released as not counted, which gives it back.
+A grant is good for `GOOD` seconds by the clock of this machine, counted from before it was asked for: a
+process that stood still, or whose machine was suspended, must not send into a window that others have filled
+by then. `slot.good_until` says so to the body of the request, and such a slot is released as not counted,
+which gives it back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -77,7 +77,7 @@ class SharedSlot:
 class _Waiter:
     granted: asyncio.Future[SharedSlot]
     front: bool
-    since: float  # `time.monotonic`
+    since: float  # loop time
 
 
 @attrs.frozen
@@ -146,7 +146,7 @@ class SharedLimiter:
         self._pause: _Pause | None = None
         self._held_until = float("-inf")  # loop time before which this process grants nothing
         self._offset: _Offset | None = None
-        self._away_since: float | None = None  # `time.monotonic`
+        self._away_since: float | None = None  # loop time
         self._hopeless = False  # the last question failed, and not because the database is away
         self._delay = 0.0
         self._connection: AsyncConnection[Any] | None = None
@@ -176,9 +176,10 @@ class SharedLimiter:
 
         Raises `StoreError` if the database is away for too long. Nothing was sent then.
         """
-        granted: asyncio.Future[SharedSlot] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[SharedSlot] = loop.create_future()
         token = uuid.uuid4()
-        self._waiting[token] = _Waiter(granted, front, time.monotonic())
+        self._waiting[token] = _Waiter(granted, front, loop.time())
         self._wake()
         try:
             return await granted
@@ -274,7 +275,7 @@ class SharedLimiter:
     async def _ask_once(self) -> float:
         connection = await self._connected()
         loop, me, asked = asyncio.get_running_loop(), self._process.id, clock.real_uptime()
-        good_until = loop.time() + GOOD
+        good_until = clock.uptime() + GOOD
         tokens, answered, pause = list(self._waiting), list(self._answered), self._pause
         slack = 0.0 if self._offset is None else self._offset.slack(asked)
         parameters = (
@@ -348,8 +349,8 @@ class SharedLimiter:
 
     def _grant(self, granted: Sequence[uuid.UUID], good_until: float) -> None:
         """Pass the slots on. What cannot be used is not: its waiter goes on asking, and gets it again."""
-        now = asyncio.get_running_loop().time()
-        if now >= good_until or now < self._held_until:
+        held = asyncio.get_running_loop().time() < self._held_until
+        if held or clock.uptime() >= good_until:
             granted = ()
             self._news.set()
         for token in granted:
@@ -375,7 +376,7 @@ class SharedLimiter:
 
     def _fail(self, failure: StoreError) -> None:
         """Tell those who have waited for the database for too long."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if self._away_since is None:
             self._away_since = now
         for token, waiter in list(self._waiting.items()):

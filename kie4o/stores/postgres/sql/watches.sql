@@ -95,6 +95,16 @@ CREATE FUNCTION kie4o.drop_watches() RETURNS void LANGUAGE sql VOLATILE AS $$
         AND (holder IS NULL OR details IS NOT NULL OR NOT kie4o.alive(holder))
 $$;
 
+-- Those of these keys that another live process has in hand: it submits them, or polls their tasks.
+CREATE FUNCTION kie4o.held(me bigint, of_account bytea, keys bytea[]) RETURNS SETOF bytea
+LANGUAGE sql VOLATILE AS $$
+    SELECT entry.key FROM kie4o.entry LEFT JOIN kie4o.watch
+        ON entry.state = 'submitted' AND watch.account = of_account AND watch.task_id = entry.task_id
+    WHERE entry.account = of_account AND entry.key = ANY (keys) AND (
+        (entry.holder <> me AND kie4o.alive(entry.holder)) OR (watch.holder <> me AND kie4o.alive(watch.holder))
+    )
+$$;
+
 -- Another process than the one that polls a task has saved its end, or others follow it.
 CREATE FUNCTION kie4o.tell_of_end() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
