@@ -109,7 +109,11 @@ async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(
 
 async def test_a_batch_over_a_database(tmp_path: Path) -> None:
     """The same over PostgreSQL, at a few of these steps."""
-    kills = [Kill("store", "during open", 1), Kill("store", "after claim", 4), Kill("store", "after intent", 7)]
+    kills = [
+        Kill("store", "during open", 1),
+        Kill("store", "after claim", 4),
+        Kill("store", "after intent", 7),
+    ]
     kills += [Kill("store", "during intent", at) for at in (3, 11)]
     kills += [Kill("store", "before submitted", 5), Kill("server", "half an answer", 6)]
 
@@ -202,7 +206,10 @@ async def test_control_a_naive_client_pays_twice(tmp_path: Path) -> None:
 
 async def test_control_without_intents_a_database_lets_it_pay_twice(tmp_path: Path) -> None:
     """Control: so the tests see double payments there too."""
-    async with Lane() as lane, Case(tmp_path / "case", CountingServer("post", 9), store=on_postgres()) as case:
+    async with (
+        Lane() as lane,
+        Case(tmp_path / "case", CountingServer("post", 9), store=on_postgres()) as case,
+    ):
         assert await case.run(lane, unprotected=True) == KILLED
         await case.run(lane)
         assert case.double_payments > 0

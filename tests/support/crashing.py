@@ -227,9 +227,9 @@ async def on_lanes(cases: Iterable[_T], act: Callable[[Lane, _T], Awaitable[list
 
 
 def on_postgres() -> str:
-    """The URL of tables that no other case has. Time-lapse is not for connecting."""
+    """The URL of tables that no other case has."""
     url = postgres.shared_url()
-    return f"{url}&application_name={address_of(url).schema}&connect_timeout=300"
+    return f"{url}&application_name={address_of(url).schema}"
 
 
 async def bury(store: str) -> None:
