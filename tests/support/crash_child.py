@@ -209,8 +209,8 @@ MISHAPS: dict[str, Callable[[SQLiteStore], Awaitable[None]]] = {
 
 
 def take_away_protection() -> None:
-    """Control: a store under SQLite's lock alone, which believes its path and its log; in PostgreSQL, one that
-    keeps no intents."""
+    """Control: a store under SQLite's lock alone, which believes its path and its log; or one in
+    PostgreSQL that keeps no intents."""
 
     async def begin(*_: object) -> None:
         pass
