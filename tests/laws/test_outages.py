@@ -11,11 +11,13 @@ from collections import Counter
 import postgres
 import pytest
 from canary import CANARY_KEY
-from postgres import PostgresServer
+from postgres import PostgresServer, opened
 
-from kie4o import AsyncKieClient, KieError, RateLimit
+from kie4o import AsyncKieClient, ImageTask, KieError, RateLimit
 from kie4o.emulator import Emulator
 from kie4o.stores.postgres import database as database_module
+from kie4o.stores.postgres import process as process_module
+from kie4o.stores.postgres.schema import migrate
 
 MODES = (signal.SIGINT, signal.SIGQUIT)  # a fast stop, and one that is a crash to the next start
 
@@ -91,3 +93,37 @@ async def test_control_an_outage_that_is_not_ridden_out_stops_a_batch(
             await restart_until_done(server, (0.3, 0.6), work)
             with pytest.raises((KieError, AssertionError)):
                 await work
+
+
+async def test_an_outage_that_is_longer_than_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers arrive while the database is away. When it is back their process still holds the keys, and
+    another gets the tasks that it saves then."""
+    monkeypatch.setattr(process_module, "RENEWAL", 0.3)
+    with postgres.own_server() as server:
+        async with opened(server.url) as database:
+            await migrate(database)
+            await database.rows(
+                "CREATE OR REPLACE FUNCTION kie4o.lease() RETURNS interval LANGUAGE sql IMMUTABLE "
+                "AS $$ SELECT interval '1.5 s' $$"
+            )
+        async with (
+            Emulator(clock="real", latency=1.0, limit=1000) as kie,
+            AsyncKieClient(CANARY_KEY, base_url=kie.url, store=server.url) as sender,
+            AsyncKieClient(CANARY_KEY, base_url=kie.url, store=server.url) as other,
+        ):
+            await other.spent()  # opens it
+
+            def submits(client: AsyncKieClient) -> asyncio.Future[list[ImageTask]]:
+                return asyncio.gather(*(client.submit(f"draw {n}", key=f"{n}") for n in range(10)))
+
+            sent = submits(sender)
+            async with asyncio.timeout(20):
+                while len(kie.submits) < 10:
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(server.stop)
+            await asyncio.sleep(2.5)
+            assert not sent.done()
+            await asyncio.to_thread(server.start)
+            theirs = await submits(other)
+            assert [task.id for task in await sent] == [task.id for task in theirs]
+            assert (len(kie.submits), kie.paid) == (10, 10)
