@@ -19,8 +19,6 @@ from kie4o.stores.postgres import database as database_module
 from kie4o.stores.postgres import process as process_module
 from kie4o.stores.postgres.schema import migrate
 
-MODES = (signal.SIGINT, signal.SIGQUIT)  # a fast stop, and one that is a crash to the next start
-
 
 async def work_through(url: str, kie: Emulator, prompts: dict[str, str], limit: RateLimit) -> dict[str, str]:
     """A batch, and the task of each item."""
@@ -36,12 +34,13 @@ async def restart_until_done(
     server: PostgresServer, gaps: tuple[float, float], work: asyncio.Task[object]
 ) -> int:
     """Restart it, each time after a pause of so many seconds, and return how often."""
+    modes = (signal.SIGINT, signal.SIGQUIT)  # a fast stop, and one that is a crash to the next start
     numbers, count = random.Random(1), 0
     while True:
         await asyncio.wait([work], timeout=numbers.uniform(*gaps))
         if work.done():
             return count
-        await asyncio.to_thread(server.restart, numbers.choice(MODES))
+        await asyncio.to_thread(server.restart, numbers.choice(modes))
         count += 1
 
 
