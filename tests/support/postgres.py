@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -34,7 +34,7 @@ _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{time.time_n
 _FOLDER = Path(tempfile.gettempdir()) / f"kie4o-postgres-{_RUN}"
 _READY = "url"  # the file that holds the URL once the server accepts connections
 _TEMPLATE = "template"  # the file that holds the path of a new server's folder
-_users: list[IO[str]] = []  # the lock of this process, held until it ends
+_users: list[int] = []  # the file whose lock this process holds until it ends
 
 
 def programs() -> Path | None:
@@ -204,13 +204,13 @@ def _shared_server() -> str:
 
     while not _users:
         _FOLDER.mkdir(exist_ok=True)
-        lock = (_FOLDER / "users").open("w")
+        lock = os.open(_FOLDER / "users", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_SH)
         with contextlib.suppress(FileNotFoundError):
-            if (_FOLDER / "users").stat().st_ino == os.fstat(lock.fileno()).st_ino:
+            if (_FOLDER / "users").stat().st_ino == os.fstat(lock).st_ino:
                 _users.append(lock)
                 break
-        lock.close()  # the last users have just gone, and the folder with them
+        os.close(lock)  # the last users have just gone, and the folder with them
     with (_FOLDER / "starting").open("w") as starting:
         fcntl.flock(starting, fcntl.LOCK_EX)
         ready = _FOLDER / _READY
