@@ -107,6 +107,7 @@ async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(
     assert await on_lanes(named_steps(new_store), act) == []
 
 
+@pytest.mark.once
 async def test_a_batch_over_a_database(tmp_path: Path) -> None:
     """The same over PostgreSQL, at a few of these steps."""
     kills = [
@@ -204,6 +205,7 @@ async def test_control_a_naive_client_pays_twice(tmp_path: Path) -> None:
     assert min(twice) > 0
 
 
+@pytest.mark.once
 async def test_control_without_intents_a_database_lets_it_pay_twice(tmp_path: Path) -> None:
     """Control: so the tests see double payments there too."""
     async with (

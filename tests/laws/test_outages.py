@@ -79,6 +79,7 @@ async def test_a_database_that_is_restarted_costs_nothing_but_time(
             assert [entry and entry.task_id for entry in found] == [first[key] for key in prompts]
 
 
+@pytest.mark.once
 async def test_control_an_outage_that_is_not_ridden_out_stops_a_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -94,6 +95,7 @@ async def test_control_an_outage_that_is_not_ridden_out_stops_a_batch(
                 await work
 
 
+@pytest.mark.once
 async def test_an_outage_that_is_longer_than_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers arrive while the database is away. When it is back their process still holds the keys, and
     another gets the tasks that it saves then."""
