@@ -1,8 +1,8 @@
 """Laws 1 and 2 under `kill -9`: a batch is killed, run again until it ends, and judged by what the server
-counted and by the files that it left.
+counted and by the store that it left, a file or the tables of a database.
 
-By default a batch is killed once at every named step and at 60 random moments; HYPOTHESIS_PROFILE=deep takes
-every step at every item, and 200 moments.
+By default a batch is killed once at every named step and at 60 random moments, fewer over PostgreSQL;
+HYPOTHESIS_PROFILE=deep takes every step at every item, and 200 moments.
 """
 
 from __future__ import annotations
@@ -13,22 +13,37 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 from canary import CANARY_KEY
-from crashing import CHILD, DEEP, ITEMS, KILLED, SERVER_STEPS, Case, CountingServer, Lane, on_lanes
+from crashing import (
+    CHILD,
+    DEEP,
+    ITEMS,
+    KILLED,
+    SERVER_STEPS,
+    Case,
+    CountingServer,
+    Lane,
+    on_lanes,
+    on_postgres,
+)
 
 from kie4o import AsyncKieClient, KieError, StoreLockedError
 
 pytestmark = pytest.mark.posix("fork, and signals that stop and kill")
 
-MOMENTS = 200 if DEEP else 60
 SAVED = ("claim", "intent", "submitted", "succeeded")
 ONCE = ("open", "recent", "find_many", "close")
+NewStore = Callable[[], str]
+STORES: dict[str, NewStore] = {"sqlite": lambda: "run.db", "postgres": on_postgres}
+every_store = pytest.mark.parametrize(
+    "new_store", [pytest.param(each, id=name, marks=pytest.mark.once) for name, each in STORES.items()]
+)
 
 CONNECTIONS = 6  # that every run opens; how many more (9 to 16) depends on which are free to be reused
 
@@ -45,11 +60,12 @@ class Kill:
         return f"killed by the {self.by} at {self.step} number {self.at}"
 
 
-def named_steps() -> list[Kill]:
+def named_steps(new_store: NewStore) -> list[Kill]:
     """Every step: at one item, or at each in the deep profile."""
     numbers = random.Random(3)
     kills = [Kill("store", f"{when} {what}", 1) for what in ONCE for when in ("before", "during", "after")]
-    for step in (f"{when} {what}" for what in SAVED for when in ("before", "during", "after")):
+    each = SAVED if new_store is not on_postgres else (*SAVED, "release")
+    for step in (f"{when} {what}" for what in each for when in ("before", "during", "after")):
         kills += [Kill("store", step, at) for at in _items(numbers)]
     for step in ("before find", "during find", "after find"):  # once a task has ended
         kills += [Kill("store", step, at) for at in ((1, 10, 20) if not DEEP else range(1, 21))]
@@ -63,20 +79,21 @@ def _items(numbers: random.Random, most: int = len(ITEMS)) -> list[int]:
     return list(range(1, most + 1)) if DEEP else [numbers.randint(2, most)]
 
 
-async def killed(
-    folder: Path, lane: Lane, kill: Kill, *, naive: bool = False, links: bool = True
-) -> tuple[Case, list[str]]:
+async def killed(folder: Path, lane: Lane, kill: Kill, **more: Any) -> tuple[Case, list[str]]:
     """Run a batch that is killed there, then to its end; return its faults too."""
     by_server = kill.by == "server"
     server = CountingServer(kill.step, kill.at) if by_server else CountingServer()
-    async with Case(folder, server, naive, links=links) as case:
+    async with Case(folder, server, **more) as case:
         code = await case.run(lane, *(() if by_server else (kill.step, kill.at)))
         faults = [] if code == KILLED else [f"the step was not reached: code {code}, {case.stderr}"]
         return case, faults + await case.finish(lane)
 
 
 @pytest.mark.sweep
-async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(tmp_path: Path) -> None:
+@every_store
+async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(
+    tmp_path: Path, new_store: NewStore
+) -> None:
     """Killed before, during or after any call of the store, or at any stage of an exchange, a batch still
     completes.
 
@@ -85,9 +102,26 @@ async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(tmp_
     """
 
     async def act(lane: Lane, kill: Kill) -> list[str]:
-        return (await killed(tmp_path / str(kill), lane, kill))[1]
+        return (await killed(tmp_path / str(kill), lane, kill, store=new_store()))[1]
 
-    assert await on_lanes(named_steps(), act) == []
+    assert await on_lanes(named_steps(new_store), act) == []
+
+
+@pytest.mark.once
+async def test_a_batch_over_a_database(tmp_path: Path) -> None:
+    """The same over PostgreSQL, at a few of these steps."""
+    kills = [
+        Kill("store", "during open", 1),
+        Kill("store", "after claim", 4),
+        Kill("store", "after intent", 7),
+    ]
+    kills += [Kill("store", "during intent", at) for at in (3, 11)]
+    kills += [Kill("store", "before submitted", 5), Kill("server", "half an answer", 6)]
+
+    async def act(lane: Lane, kill: Kill) -> list[str]:
+        return (await killed(tmp_path / str(kill), lane, kill, store=on_postgres()))[1]
+
+    assert await on_lanes(kills, act) == []
 
 
 async def test_a_batch_on_a_drive_without_hard_links(tmp_path: Path) -> None:
@@ -110,40 +144,44 @@ class Moments:
 
 
 @pytest.mark.sweep
-async def test_a_batch_killed_at_random_moments_pays_once_and_loses_nothing(tmp_path: Path) -> None:
-    """The same for `MOMENTS` batches killed at random moments.
+@every_store
+async def test_a_batch_killed_at_random_moments_pays_once_and_loses_nothing(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    """The same for many batches killed at random moments, fewer over PostgreSQL, where each takes longer.
 
     Every third is killed twice and every ninth three times, so some are killed while they resume. A kill
     after the end does not count.
     """
-    undisturbed = await _duration(tmp_path)
+    undisturbed = await _duration(tmp_path, new_store)
+    moments = (40 if new_store is on_postgres else 200) if DEEP else (12 if new_store is on_postgres else 60)
     hits = 0
 
     def cases() -> Iterator[Moments]:
         numbers = random.Random(200)
-        for number in range(3 * MOMENTS):
-            if hits < MOMENTS:
-                kills = 1 + (number % 3 == 0) + (number % 9 == 0)
-                yield Moments(number, tuple(numbers.random() for _ in range(kills)))
+        for number in range(3 * moments):
+            if hits < moments:
+                times = 1 + (number % 3 == 0) + (number % 9 == 0)
+                yield Moments(number, tuple(numbers.random() for _ in range(times)))
 
-    async def act(lane: Lane, moments: Moments) -> list[str]:
+    async def act(lane: Lane, kills: Moments) -> list[str]:
         nonlocal hits
-        async with Case(tmp_path / str(moments.number), CountingServer()) as case:
-            for share in moments.shares:
+        async with Case(tmp_path / str(kills.number), CountingServer(), store=new_store()) as case:
+            for share in kills.shares:
                 await case.run(lane, kill_after=share * undisturbed)
             hits += case.codes[0] == KILLED
             return await case.finish(lane)
 
     assert await on_lanes(cases(), act) == []
-    assert hits >= MOMENTS
+    assert hits >= moments
 
 
-async def _duration(folder: Path) -> float:
+async def _duration(folder: Path, new_store: NewStore) -> float:
     """The duration of a batch that is not killed."""
     async with Lane() as lane, Lane() as other:
 
         async def one(lane: Lane, name: str) -> float:
-            async with Case(folder / name, CountingServer()) as case:
+            async with Case(folder / name, CountingServer(), store=new_store()) as case:
                 start = time.perf_counter()
                 assert await case.run(lane) == 0
                 return time.perf_counter() - start
@@ -165,6 +203,18 @@ async def test_control_a_naive_client_pays_twice(tmp_path: Path) -> None:
 
     assert await on_lanes(kills, act) == []
     assert min(twice) > 0
+
+
+@pytest.mark.once
+async def test_control_without_intents_a_database_lets_it_pay_twice(tmp_path: Path) -> None:
+    """Control: so the tests see double payments there too."""
+    async with (
+        Lane() as lane,
+        Case(tmp_path / "case", CountingServer("post", 9), store=on_postgres()) as case,
+    ):
+        assert await case.run(lane, unprotected=True) == KILLED
+        await case.run(lane)
+        assert case.double_payments > 0
 
 
 async def test_control_a_lost_id_is_seen(tmp_path: Path) -> None:

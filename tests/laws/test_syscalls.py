@@ -1,5 +1,6 @@
 """Laws 1 and 2 when the system fails: `strace` makes the n-th write, sync, connect or send of a process kill
-it, or fail. The batch is then run again undisturbed and judged as after any crash.
+it, or fail. The batch is then run again undisturbed and judged as after any crash, over a file and over a
+database.
 
 By default a few positions are tried; HYPOTHESIS_PROFILE=deep tries at least 150.
 """
@@ -14,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 import pytest
-from crashing import CHILD, DEEP, ITEMS, KILLED, Case, CountingServer, Lane, on_lanes
+from crashing import CHILD, DEEP, ITEMS, KILLED, Case, CountingServer, Lane, on_lanes, on_postgres
 
 STRACE = shutil.which("strace")
 KILL = "signal=SIGKILL"
@@ -31,8 +32,10 @@ WAYS = {
     "sendto": (KILL, "error=EIO", "error=ECONNRESET"),
     "connect": (KILL, "error=EIO", "error=ECONNREFUSED", "error=ENETUNREACH+"),
 }
+# Over a database: what asyncio itself receives and sends to wake its loop never fails in a real system.
+NETWORK_WAYS = {"sendto": WAYS["sendto"], "recvfrom": (KILL,), "connect": WAYS["connect"]}
 POSITIONS = 16 if DEEP else 2  # for each call and way
-LEAST = 150 if DEEP else 15  # positions that have to be reached
+LEAST = (150, 100) if DEEP else (15, 10)  # positions that have to be reached, in a file and over a database
 
 
 def why_not() -> str:
@@ -86,14 +89,14 @@ async def traced(case: Case, *options: str, strings: bool = False) -> tuple[int,
             await process.wait()
             raise AssertionError("a traced run hung") from None
     case.codes.append(code)
-    await case.server.settled()
+    await case.settled()
     return code, log.read_text("utf-8", "replace")
 
 
-async def counted(folder: Path) -> Counter[str]:
+async def counted(folder: Path, calls: Iterable[str], store: str) -> Counter[str]:
     """The number of calls of each kind that the busiest thread of an undisturbed run makes."""
-    async with Lane() as lane, Case(folder / "undisturbed", CountingServer()) as case:
-        code, trace = await traced(case, f"trace={','.join(WAYS)}")
+    async with Lane() as lane, Case(folder / "undisturbed", CountingServer(), store=store) as case:
+        code, trace = await traced(case, f"trace={','.join(calls)}")
         assert code == 0
         assert await case.finish(lane) == []
     per_thread = Counter(re.findall(r"^(\d+) +(\w+)\(", trace, re.MULTILINE))
@@ -103,9 +106,9 @@ async def counted(folder: Path) -> Counter[str]:
     return counts
 
 
-def failures(counts: Counter[str]) -> Iterator[Failure]:
+def failures(counts: Counter[str], calls: Mapping[str, Sequence[str]]) -> Iterator[Failure]:
     """For each way, positions spread over the run, first and later ones."""
-    for syscall, ways in WAYS.items():
+    for syscall, ways in calls.items():
         most = counts[syscall]
         for number, way in enumerate(ways):
             step = max(1.0, most / POSITIONS)
@@ -115,29 +118,39 @@ def failures(counts: Counter[str]) -> Iterator[Failure]:
                     yield Failure(syscall, way, at)
 
 
+STORES = [
+    pytest.param(WAYS, lambda: "run.db", LEAST[0], id="sqlite"),
+    pytest.param(NETWORK_WAYS, on_postgres, LEAST[1], id="postgres"),
+]
+
+
 @pytest.mark.sweep
-async def test_any_system_call_may_fail(tmp_path: Path) -> None:
+@pytest.mark.once
+@pytest.mark.parametrize(("calls", "new_store", "least"), STORES)
+async def test_any_system_call_may_fail(
+    tmp_path: Path, calls: Mapping[str, Sequence[str]], new_store: Callable[[], str], least: int
+) -> None:
     """Wherever it fails, each item has at most one complete POST and one outcome.
 
     Only our errors are raised, no thread logs a traceback, and a task id that could not be saved is reported.
     """
     start = time.monotonic()
-    counts = await counted(tmp_path)
-    assert all(counts[syscall] for syscall in WAYS), counts
+    counts = await counted(tmp_path, calls, new_store())
+    assert all(counts[syscall] for syscall in calls), counts
     reached: Counter[str] = Counter()
 
     async def act(lane: Lane, failure: Failure) -> list[str]:
-        async with Case(tmp_path / str(failure), CountingServer()) as case:
+        async with Case(tmp_path / str(failure), CountingServer(), store=new_store()) as case:
             code, trace = await traced(case, f"trace={failure.syscall}", failure.option)
             reached[failure.syscall] += code == KILLED or "(INJECTED)" in trace
             expected = (0, KILLED) if failure.way == KILL else (0,)
             faults = [] if code in expected else [f"ended with code {code}: {case.stderr}"]
             return faults + await case.finish(lane)
 
-    faults = await on_lanes(failures(counts), act)
+    faults = await on_lanes(failures(counts, calls), act)
     print(f"{reached.total()} positions in {time.monotonic() - start:.0f} s: {dict(reached)}")
     assert faults == []
-    assert reached.total() >= LEAST
+    assert reached.total() >= least
 
 
 CREATING = {"unlink": 3, "rename": 1, "fsync": 1, "fdatasync": 3, "pwrite64": 4}  # how often at least

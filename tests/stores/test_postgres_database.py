@@ -115,6 +115,20 @@ async def test_what_is_wrong_is_not_repeated() -> None:
         assert await database.rows("SELECT 1") == [(1,)]
 
 
+async def test_a_server_that_stops_after_its_answer_is_asked_again() -> None:
+    """An immediate stop is told as a warning. Control: any other warning means that nothing may be saved."""
+    raising = "RAISE WARNING 'w' USING ERRCODE = '{}'"
+    warn = f"DO $$ BEGIN IF nextval('kie4o.calls') = 1 THEN {raising}; END IF; END $$"
+    async with opened(postgres.shared_url()) as database:
+        await migrate(database)
+        await database.rows("CREATE SEQUENCE kie4o.calls")
+        await database.rows(warn.format("57P02"), durably=True)
+        assert await database.rows("SELECT last_value FROM kie4o.calls") == [(2,)]
+        await database.rows("ALTER SEQUENCE kie4o.calls RESTART")
+        with pytest.raises(StoreError, match="may not have saved it: w"):
+            await database.rows(warn.format("01000"), durably=True)
+
+
 async def test_a_cancelled_statement_goes_on() -> None:
     """It takes effect, and `drain` waits for it. Control: psycopg itself cancels it in the server."""
     url = postgres.shared_url()

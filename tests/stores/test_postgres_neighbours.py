@@ -174,6 +174,8 @@ async def polls(kie: Emulator, waiters: list[Child], name: str) -> tuple[int, fl
     return sum(len(kie.looks(task_id)) for task_id in task_ids), late
 
 
+@pytest.mark.sweep
+@pytest.mark.once
 async def test_many_processes_poll_a_task_no_more_often_than_one(kie: Emulator, start: Start) -> None:
     """The others hear of its end, or ask for it. The control polls in each process."""
     kie.duration = 6.0
@@ -218,6 +220,7 @@ async def test_a_follower_polls_once_before_its_deadline(kie: Emulator, start: S
         assert (heard, ended) == (["running"], "TaskTimeoutError")
 
 
+@pytest.mark.once
 async def test_a_process_that_polls_and_dies_is_replaced(kie: Emulator, start: Start, url: str) -> None:
     """By one of those that wait for the same tasks, once its lease has run out."""
     kie.duration = 8.0

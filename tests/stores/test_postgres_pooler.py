@@ -1,107 +1,104 @@
-"""The store behind a pooler of transactions, where each statement may meet another session."""
+"""Behind pgbouncer in transaction mode: everything works, but for notifications.
+
+tests/stores/test_store_suite.py runs over it too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import socket
-import subprocess
+import logging
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator
 
+import pooler
 import postgres
 import pytest
 from canary import CANARY_KEY
 from entries import entry_of, submitted
 
-from kie4o.models import RateLimit
+from kie4o import AsyncKieClient, RateLimit
+from kie4o.emulator import Emulator
 from kie4o.settings import Secret
-from kie4o.stores.postgres import PostgresStore
+from kie4o.stores.postgres import PostgresStore, news
+from kie4o.stores.postgres import process as process_module
 from kie4o.stores.postgres.address import address_of
-from kie4o.stores.store import EntryState
+from kie4o.stores.store import Entry, EntryState
 
-pytestmark = pytest.mark.posix("pgbouncer")
-ROUNDS = 30
-
-
-@pytest.fixture
-def pooler(tmp_path: Path) -> Iterator[str]:
-    """The URL of a store behind pgbouncer, which is asked for few sessions."""
-    program = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
-    if program is None:
-        pytest.skip("no pgbouncer here: apt-get install pgbouncer")
-    url = postgres.shared_url()
-    server = urlsplit(address_of(url).conninfo)
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port = bound.getsockname()[1]
-    account = postgres.other_account()
-    folder = tmp_path
-    while account and folder != folder.parent and folder.stat().st_uid == 0 and folder.name != "tmp":
-        folder.chmod(0o755)  # another user reads the file
-        folder = folder.parent
-    settings = tmp_path / "pgbouncer.ini"
-    settings.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={server.port} user=kie4o\n[pgbouncer]\n"
-        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\npool_mode = transaction\n"
-        "default_pool_size = 3\nunix_socket_dir =\n"
-    )
-    running = subprocess.Popen([program, "-q", str(settings)], cwd="/", **account)
-    try:
-        until = time.monotonic() + postgres.PATIENCE
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            assert running.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        yield url.replace(f":{server.port}/", f":{port}/")
-    finally:
-        running.kill()
-        running.wait()
+pytestmark = [pytest.mark.once, pytest.mark.posix("pgbouncer")]
+DEAF = "delivers no notifications"
 
 
-async def test_everything_works_behind_a_pooler(pooler: str) -> None:
-    """Claims, submits, slots and leases of two processes, all at once."""
-    stores = [PostgresStore(pooler, Secret(CANARY_KEY)) for _ in range(2)]
-    for store in stores:
-        await store.open()
-    limiters = [store._machines.limiter(RateLimit(1000, per=1.0)) for store in stores]
-
-    async def submit(number: int) -> None:
-        store, key = stores[number % 2], f"key {number}"
-        await store.claim(entry_of(key))
-        slot = await limiters[number % 2].acquire()
-        await store.begin(entry_of(key, state=EntryState.INTENT, sent_at=1.0, submitted_at=1.0))
-        slot.release(counted=True)
-        await store.save(submitted(key))
-        assert await store.find(key=key) == submitted(key)
-
-    await asyncio.gather(*(submit(number) for number in range(ROUNDS)))
-    for store in stores:
-        await store._process.renew()
-        await store.aclose()
+@contextlib.asynccontextmanager
+async def stores(*urls: str) -> AsyncIterator[list[PostgresStore]]:
+    async with contextlib.AsyncExitStack() as stack:
+        opened = []
+        for url in urls:
+            store = PostgresStore(url, Secret(CANARY_KEY))
+            await store.open()
+            stack.push_async_callback(store.aclose)
+            opened.append(store)
+        yield opened
 
 
-async def test_control_prepared_statements_fail_behind_a_pooler(pooler: str) -> None:
+def intent(key: str) -> Entry:
+    return entry_of(key, state=EntryState.INTENT, sent_at=1.0, submitted_at=1.0)
+
+
+async def test_two_clients_share_their_keys_and_their_limit() -> None:
+    """Through three sessions of the server."""
+    url, limit = pooler.pooled_url(), RateLimit(10, per=1.0)
+    async with (
+        Emulator(clock="real", limit=1000, per=1.0) as kie,
+        AsyncKieClient(CANARY_KEY, base_url=kie.url, store=url, rate_limit=limit) as one,
+        AsyncKieClient(CANARY_KEY, base_url=kie.url, store=url, rate_limit=limit) as other,
+    ):
+        submits = [client.submit(f"draw {n}", key=f"{n}") for n in range(15) for client in (one, other)]
+        jobs = await asyncio.gather(*submits)
+        assert len({job.id for job in jobs}) == kie.paid == 15
+        assert kie.windows() <= 10
+
+
+@pytest.mark.parametrize("past", [False, True], ids=["pooler", "listen="])
+async def test_a_pooler_that_delivers_nothing_is_noticed_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, past: bool
+) -> None:
+    """Waiters ask every second then. With `?listen=` past the pooler they hear at once."""
+    caplog.set_level(logging.WARNING, "kie4o")
+    monkeypatch.setattr(process_module, "RENEWAL", 0.5)
+    monkeypatch.setattr(news, "HEARD_WITHIN", 0.5)
+    schema = address_of(direct := postgres.shared_url()).schema
+    url = pooler.pooled_url(schema) + (f"&listen={direct.partition('?')[0]}" if past else "")
+    async with stores(url, url) as (holder, other):
+        async with asyncio.timeout(20):
+            while not (other._news.works if past else caplog.text.count(DEAF) == 2):
+                await asyncio.sleep(0.01)
+        await holder.claim(entry_of())
+        waiting = asyncio.create_task(other.claim(entry_of(ref="another")))
+        await asyncio.sleep(1.5)  # renewals, each with another notification to itself
+        await holder.begin(intent("k"))
+        began = time.monotonic()
+        await holder.save(submitted("k"))
+        assert await waiting == submitted("k")
+        assert time.monotonic() - began < 3
+        assert (holder._news.works, other._news.works) == (past, past)
+    assert caplog.text.count(DEAF) == (0 if past else 2)  # each client says so once
+
+
+async def test_control_prepared_statements_fail_behind_a_pooler() -> None:
     """As psycopg prepares them by default, after some uses of the same one."""
     from psycopg import AsyncConnection, Error
 
-    conninfo, failed = address_of(pooler).conninfo, 0
+    conninfo, failed = address_of(pooler.pooled_url()).conninfo, 0
 
     async def ask() -> None:
         nonlocal failed
         async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
-            for number in range(ROUNDS):
+            for number in range(30):
                 try:
                     await connection.execute("SELECT %s::int", (number,))
                 except Error:
                     failed += 1
 
     await asyncio.gather(*(ask() for _ in range(8)))
-    print("failed", failed, "of", 8 * ROUNDS)
     assert failed > 0

@@ -41,7 +41,7 @@ from kie4o.stores.postgres.window import SharedLimiter, SharedSlot
 
 LIMIT = RateLimit(20, per=1.0)
 FEW = RateLimit(2, per=0.5)
-PATIENCE = 20.0
+PATIENCE = 60.0  # seconds, on a machine with much else to do
 
 
 @contextlib.asynccontextmanager
@@ -136,11 +136,14 @@ async def database(url: str) -> AsyncIterator[Database]:
 async def test_processes_share_one_window(url: str) -> None:
     """However many wait in each of them."""
     async with CountingServer() as server, contextlib.AsyncExitStack() as stack:
-        for waiters in (1, 8, 60):
-            await stack.enter_async_context(Child(Run(url=url, port=server.port, waiters=waiters)))
-        async with asyncio.timeout(PATIENCE):
-            while len(server.arrivals) < 70:
-                await asyncio.sleep(0.05)
+        runs = [Run(url=url, port=server.port, waiters=waiters) for waiters in (1, 8, 60)]
+        children = [await stack.enter_async_context(Child(run)) for run in runs]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while len(server.arrivals) < 70:
+                    await asyncio.sleep(0.05)
+        finally:
+            print(len(server.arrivals), "requests", [child.lines for child in children])
     assert server.most(LIMIT.per) == 20
 
 
@@ -711,7 +714,7 @@ async def run_for(
     cuts: float = 0.0,
 ) -> tuple[int, float, int]:
     """The most requests in a window, the share of the ideal, and how many connections were cut."""
-    rng, gone, cut = random.Random(1), 0, 0
+    rng, gone, unsent, cut = random.Random(1), 0, 0, 0
     loop = asyncio.get_running_loop()
     await short_leases(database, 8.0)  # shorter than an open slot of a killed process counts
     async with CountingServer() as server, contextlib.AsyncExitStack() as stack:
@@ -739,7 +742,13 @@ async def run_for(
                     "WHERE process = %s AND taken_at IS NOT NULL AND answered_at IS NULL",
                     ids[number],
                 )
+                recent = [
+                    sender
+                    for sender, at in zip(server.senders, server.arrivals, strict=True)
+                    if at > loop.time() - per / 2
+                ]
                 gone += open_
+                unsent += max(0, open_ - recent.count(ids[number]))
             if cuts:
                 [(pid,)] = await database.rows(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -751,8 +760,9 @@ async def run_for(
     used = [at for at in server.arrivals if began <= at <= ended]
     took = [float(line.split()[1]) for child in children for line in child.lines if line.startswith("took")]
     window = per + sum(took) / len(took)
-    ideal = LIMIT.limit * (1 + (ended - began) // window) - gone * (2 * window_module.GOOD + per) / window
-    print(f"{len(used)} requests, {ideal:.0f} ideally ({window:.3f} s), {gone} lost, {cut} connections cut")
+    ideal = LIMIT.limit * (1 + (ended - began) // window) - gone * 2 * window_module.GOOD / window - unsent
+    lost = f"{gone} lost, {unsent} of them not used"
+    print(f"{len(used)} requests, {ideal:.0f} ideally ({window:.3f} s), {lost}, {cut} connections cut")
     return server.most(per), len(used) / ideal, cut
 
 
@@ -772,7 +782,7 @@ async def test_eight_processes_for_a_minute(url: str, database: Database, per: f
     """Two are killed, and connections are cut at random. In a window of 1 s each cut and kill weighs ten
     times as much as in that of Kie."""
     waiters = [1, 2, 5, 10, 20, 40, 70, 100]
-    most, share, cut = await run_for(52, url, database, waiters=waiters, per=per, killed=2, cuts=6.0)
+    most, share, cut = await run_for(65, url, database, waiters=waiters, per=per, killed=2, cuts=6.0)
     assert most == 20
     assert share >= least
     assert cut > 100

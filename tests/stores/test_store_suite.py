@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pooler
 import postgres
 import pytest
 from canary import CANARY_KEY
@@ -46,6 +47,10 @@ def on_postgres(folder: Path) -> Store:
     return PostgresStore(postgres.shared_url("suite"), Secret(f"{CANARY_KEY} {folder}"))
 
 
+def behind_a_pooler(folder: Path) -> Store:
+    return PostgresStore(pooler.pooled_url("suite"), Secret(f"{CANARY_KEY} {folder}"))
+
+
 @attrs.frozen
 class Kind:
     """How to create a store in a directory; `durable` if another object finds its contents there."""
@@ -59,12 +64,18 @@ KINDS = {
     "sqlite": Kind(lambda folder: SQLiteStore(folder / "run.db"), durable=True),
     "postgres": Kind(on_postgres, durable=True),
 }
+EACH = [
+    *(pytest.param(kind, id=name) for name, kind in KINDS.items()),
+    pytest.param(
+        Kind(behind_a_pooler, durable=True), id="pooler", marks=[pytest.mark.sweep, pytest.mark.once]
+    ),
+]
 
-every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+every_kind = pytest.mark.parametrize("kind", EACH)
 UNFINISHED = (EntryState.SUBMITTED, EntryState.UNKNOWN)
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=EACH)
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 

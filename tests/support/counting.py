@@ -24,6 +24,7 @@ class CountingServer:
     def __init__(self, delay: float = 0.03) -> None:
         self.delay = delay
         self.arrivals: list[float] = []  # loop times
+        self.senders: list[int] = []  # of each, as the line says
         self._running: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> CountingServer:
@@ -52,7 +53,8 @@ class CountingServer:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         with contextlib.suppress(ConnectionError):
-            while await reader.readline():
+            while line := await reader.readline():
+                self.senders.append(int(line))
                 self.arrivals.append(asyncio.get_running_loop().time())
                 await asyncio.sleep(self.delay)
                 writer.write(b"y\n")

@@ -15,6 +15,7 @@ import asyncio
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -32,12 +33,16 @@ from clocks import TimelapseLoop
 
 from kie4o import AsyncKieClient, PollPolicy, RateLimit
 from kie4o.errors import KieError
+from kie4o.settings import Secret
 from kie4o.stores import file_lock, sqlite_file
+from kie4o.stores.choosing import store_of
+from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.sqlite_file import StoreConnection
-from kie4o.stores.store import Entry
+from kie4o.stores.store import Entry, Store
 
 SPEED = 20.0  # loop seconds per second: two looks are at least 17 ms apart
+SPEED_ON_POSTGRES = 5.0  # five seconds, in which a slot is good, are one
 IN_FLIGHT = 8
 UNEXPECTED = 70  # exit code of a run that raised anything but a `KieError`
 PATH = "/api/v1/gpt4o-image/generate"
@@ -55,9 +60,17 @@ class Run:
     step: str = ""
     at: int = 0
     mishap: str = "kill"
-    store: str = "run.db"
+    store: str = "run.db"  # in the folder, or the URL of a database
     links: bool = True
     unprotected: bool = False
+
+    @property
+    def on_postgres(self) -> bool:
+        return "://" in self.store
+
+    def new_store(self) -> Store:
+        address = self.store if self.on_postgres else Path(self.folder) / self.store
+        return store_of(address, Secret(CANARY_KEY))
 
 
 class Lines:
@@ -77,12 +90,14 @@ class DyingStore:
     """A `Store` around another: it logs the calls. At a named step it kills the process, or copies, deletes
     or renames the file.
 
-    A step is "before", "during" or "after" and a name: open, recent, find_many, find, claim, close, or the
-    state that is being saved.
+    A step is "before", "during" or "after" and a name: open, recent, find_many, find, claim, release, close,
+    or the state that is being saved.
     """
 
-    def __init__(self, inner: SQLiteStore, evidence: Lines, run: Run) -> None:
-        self._inner = inner
+    def __init__(self, evidence: Lines, run: Run) -> None:
+        self._inner: Any = run.new_store()
+        # Of the loop, until the statement is under way, executed, or answered.
+        self._turns = random.Random(f"{run.step} {run.at}").randrange(1, 30) if run.on_postgres else 1
         self._evidence = evidence
         self._step = run.step
         self._at = run.at
@@ -100,8 +115,9 @@ class DyingStore:
             await self._mishap(self._inner)
         if self._due(f"during {name}"):
             self._begun = asyncio.ensure_future(act())
-            await asyncio.sleep(0)
-            time.sleep(0.0002 * (self._at % 5))  # the store's thread is in the middle of it
+            for _ in range(self._turns):
+                await asyncio.sleep(0)
+            time.sleep(0.0002 * (self._at % 5))  # the store's thread, or the server, is in the middle of it
             die()
         value = await act()
         if self._due(f"after {name}"):
@@ -136,6 +152,9 @@ class DyingStore:
 
     async def save(self, entry: Entry) -> None:
         await self._write(entry.state.value, entry, lambda: self._inner.save(entry))
+
+    async def release(self, key: str) -> None:
+        await self._through("release", lambda: self._inner.release(key))
 
     async def find(
         self, *, key: str | None = None, task_id: str | None = None, ref: str | None = None
@@ -190,7 +209,13 @@ MISHAPS: dict[str, Callable[[SQLiteStore], Awaitable[None]]] = {
 
 
 def take_away_protection() -> None:
-    """Control: a store under SQLite's lock alone, which believes its path and its log."""
+    """Control: a store under SQLite's lock alone, which believes its path and its log; or one in
+    PostgreSQL that keeps no intents."""
+
+    async def begin(*_: object) -> None:
+        pass
+
+    PostgresStore.begin = begin  # type: ignore[method-assign]  # in this process only
     file_lock._lock = lambda descriptor: None
     StoreConnection.check_in_place = lambda self: None  # type: ignore[method-assign]  # in this process only
     sqlite_file.is_damaged = lambda log: False
@@ -210,7 +235,7 @@ async def batch(run: Run) -> None:
     folder = Path(run.folder)
     outcomes = Lines(folder / "outcomes")
     evidence = Lines(folder / "evidence")
-    store = DyingStore(SQLiteStore(folder / run.store), evidence, run)
+    store = DyingStore(evidence, run)
     me = os.getpid()
     try:
         async with AsyncKieClient(
@@ -268,7 +293,8 @@ def perform(run: Run) -> int:
     if run.unprotected:
         take_away_protection()
     try:
-        with asyncio.Runner(loop_factory=lambda: TimelapseLoop(SPEED)) as runner:
+        speed = SPEED_ON_POSTGRES if run.on_postgres else SPEED
+        with asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)) as runner:
             _beat(runner.get_loop())
             runner.run((naive_batch if run.naive else batch)(run))
     except BaseException:

@@ -2,7 +2,8 @@
 
 A `CountingServer` is Kie reduced to what costs money: it counts complete POSTs per item and remembers the
 task ids that it returned. A `Lane` runs `crash_child` processes one after the other. A `Case` is one store
-and everything that happened to it; `faults` lists the promises that it broke.
+and everything that happened to it; `faults` lists the promises that it broke. The store is a file in the
+folder of the case, or in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
+import postgres
 from crash_child import Run
 from paths import SUPPORT
 
-from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.postgres.address import address_of
 from kie4o.stores.store import Entry, EntryState
 
 _T = TypeVar("_T")
@@ -224,6 +226,23 @@ async def on_lanes(cases: Iterable[_T], act: Callable[[Lane, _T], Awaitable[list
 # -- one store and what happened to it -------------------------------------------------------------
 
 
+def on_postgres() -> str:
+    """The URL of tables that no other case has."""
+    url = postgres.shared_url()
+    return f"{url}&application_name={address_of(url).schema}"
+
+
+async def bury(store: str) -> None:
+    """Wait until the database has noticed that a process is gone, and end its lease at once."""
+    gone = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND pid <> pg_backend_pid()"
+    async with postgres.opened(store) as database, asyncio.timeout(PATIENCE):
+        while await database.rows(gone, address_of(store).schema):
+            await asyncio.sleep(0.005)
+        [(exists,)] = await database.rows("SELECT to_regclass('kie4o.process') IS NOT NULL")
+        if exists:
+            await database.rows("UPDATE kie4o.process SET expires_at = '-infinity'")
+
+
 @attrs.define(eq=False)
 class Case:
     """`async with Case(folder, CountingServer(...))`: one store and its runs."""
@@ -268,8 +287,14 @@ class Case:
         finally:
             if killer is not None:
                 killer.cancel()
-        await self.server.settled()
+        await self.settled()
         return self.codes[-1]
+
+    async def settled(self) -> None:
+        """After a run: all that it sent has arrived, and its lease is over."""
+        await self.server.settled()
+        if "://" in self.store:
+            await bury(self.store)
 
     async def finish(self, lane: Lane) -> list[str]:
         """Run the batch to its end and once more; return what was wrong with any of its runs."""
@@ -287,7 +312,7 @@ class Case:
 
     async def entries(self) -> dict[str, Entry]:
         """The entries in the store now."""
-        store = SQLiteStore(self.folder / self.store)
+        store = self.run_of().new_store()
         await store.open()
         try:
             found = await asyncio.gather(*(store.find(key=item) for item in ITEMS))

@@ -35,10 +35,10 @@ class Run:
     waits: bool = False  # for a line of standard input, between the slots and the requests
 
 
-async def send(port: int) -> None:
+async def send(port: int, sender: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(b"x\n")
+        writer.write(b"%d\n" % sender)
         await reader.readline()
     finally:
         writer.close()
@@ -46,7 +46,9 @@ async def send(port: int) -> None:
             await writer.wait_closed()
 
 
-async def use_slots(run: Run, limiter: Limiter, may_send: asyncio.Event, took: list[float]) -> None:
+async def use_slots(
+    run: Run, limiter: Limiter, may_send: asyncio.Event, sender: int, took: list[float]
+) -> None:
     loop, first = asyncio.get_running_loop(), True
     while True:
         try:
@@ -64,7 +66,7 @@ async def use_slots(run: Run, limiter: Limiter, may_send: asyncio.Event, took: l
                 print("too old", flush=True)
                 continue
             sent, began = True, loop.time()
-            await send(run.port)
+            await send(run.port, sender)
             took.append(loop.time() - began)
         finally:
             slot.release(counted=sent)
@@ -76,9 +78,9 @@ async def main(run: Run) -> None:
     await store.open()
     assert store.shared is not None
     limiter, may_send = store.shared.limiter(RateLimit(run.limit, per=run.per)), asyncio.Event()
-    print("process", store._process.id, flush=True)
-    took: list[float] = []
-    tasks = [asyncio.create_task(use_slots(run, limiter, may_send, took)) for _ in range(run.waiters)]
+    me, took = store._process.id, list[float]()
+    print("process", me, flush=True)
+    tasks = [asyncio.create_task(use_slots(run, limiter, may_send, me, took)) for _ in range(run.waiters)]
     if run.waits:
         await asyncio.to_thread(sys.stdin.readline)
     may_send.set()

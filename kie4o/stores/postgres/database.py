@@ -46,6 +46,7 @@ _SOCKET = {
     "tcp_user_timeout": 10_000,
 }
 _CLOSING = 1.0  # seconds for statements that are cut short
+_SHUTDOWN = "57P"  # how the codes of a server that stops begin
 RESENT = object()
 _NO_RIGHT = "42501"
 _READ_ONLY = "25006"
@@ -182,10 +183,13 @@ class Database:
     ) -> Rows:
         query: Any = in_schema(statement, self.address.schema)  # psycopg's types want it to be a literal
         warnings: list[str] = []
+        stops = False  # it goes down, and says so after the answer
 
         def note(diagnostic: Any) -> None:
+            nonlocal stops
             if diagnostic.severity_nonlocalized == "WARNING":
                 warnings.append(str(diagnostic.message_primary))
+                stops = stops or str(diagnostic.sqlstate).startswith(_SHUTDOWN)
 
         if durably:
             connection.add_notice_handler(note)
@@ -196,6 +200,8 @@ class Database:
         finally:
             if durably:
                 connection.remove_notice_handler(note)
+        if stops:
+            raise _psycopg().OperationalError(warnings[-1])
         if warnings:
             raise StoreError(f"the database {self.address} may not have saved it: {warnings[0]}")
         return rows
