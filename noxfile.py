@@ -151,7 +151,8 @@ def property_(session: nox.Session) -> None:
 def sweeps(session: nox.Session) -> None:
     """The long sweeps alone, whole: every kill, every system call, every damage to a store, every turn of the
     loop that a cancel can strike."""
-    names = ["laws/test_crash", "laws/test_syscalls", "laws/test_cancellation", "stores/test_store_damage"]
+    names = ["laws/test_crash", "laws/test_syscalls", "laws/test_cancellation", "laws/test_machines"]
+    names += ["stores/test_store_damage", "stores/test_postgres_lost_replies"]
     session.install(*dependencies("test"))
     run_tests(session, "pytest", *[f"tests/{name}.py" for name in names], profile="deep")
 

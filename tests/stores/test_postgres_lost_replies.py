@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import postgres
 import pytest
 from canary import CANARY_KEY
+from crashing import DEEP
 from entries import entry_of, submitted
 from postgres import opened
 
@@ -22,6 +23,7 @@ from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.store import Entry, EntryState
 
 RIVALS = 3
+ROUNDS = 50 if DEEP else 10
 Cut = Literal["before", "after"]
 
 
@@ -125,7 +127,7 @@ async def submit(store: PostgresStore, key: str, ref: str, posts: Counter[str]) 
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
-@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(ROUNDS, marks=pytest.mark.sweep)])
 async def test_a_sender_that_loses_the_reply_asks_again(cut: Cut, rounds: int) -> None:
     """It is told yes, and sends once; the rivals for the key wait for it."""
     url = postgres.shared_url()
@@ -144,7 +146,7 @@ async def test_a_sender_that_loses_the_reply_asks_again(cut: Cut, rounds: int) -
 
 
 @pytest.mark.parametrize(("cut", "count"), [("before", 1), ("after", 0)])
-@pytest.mark.parametrize("rounds", [3, pytest.param(25, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(ROUNDS // 2, marks=pytest.mark.sweep)])
 async def test_a_sender_that_dies_without_the_reply(cut: Cut, count: int, rounds: int) -> None:
     """If its intent did not arrive, one rival sends. If it did, the outcome is unknown: nobody can tell that
     nothing was sent."""
@@ -176,7 +178,7 @@ async def test_a_sender_that_dies_without_the_reply(cut: Cut, count: int, rounds
 
 
 @pytest.mark.parametrize(
-    ("crashes", "size"), [(2, 60), pytest.param(10, 50, marks=pytest.mark.sweep)], ids=["2", "10"]
+    ("crashes", "size"), [(2, 60), pytest.param(ROUNDS // 5, 50, marks=pytest.mark.sweep)], ids=["2", "many"]
 )
 async def test_what_was_saved_survives_a_crash(crashes: int, size: int) -> None:
     """Also where the server's default is not to wait for the disk. Control: a plain write then gets lost."""
