@@ -149,8 +149,9 @@ def property_(session: nox.Session) -> None:
 
 @nox.session
 def sweeps(session: nox.Session) -> None:
-    """The long sweeps alone, whole: every kill, every system call, every damage to a store."""
-    names = ["laws/test_crash", "laws/test_syscalls", "stores/test_store_damage"]
+    """The long sweeps alone, whole: every kill, every system call, every damage to a store, every turn of the
+    loop that a cancel can strike."""
+    names = ["laws/test_crash", "laws/test_syscalls", "laws/test_cancellation", "stores/test_store_damage"]
     session.install(*dependencies("test"))
     run_tests(session, "pytest", *[f"tests/{name}.py" for name in names], profile="deep")
 

@@ -7,7 +7,6 @@ client) that names the argument, its value and what is expected.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import sys
 from collections.abc import Mapping
@@ -85,6 +84,8 @@ def check_is_no_request(requests: Mapping[Any, Any]) -> None:
 
 def _suggestion(name: str) -> str:
     """The field that was meant, as far as one can tell."""
+    import difflib  # only for a mistake
+
     ours = our_name(name)
     near = [ours] if ours is not None else difflib.get_close_matches(name.lower(), _CURRENT_FIELDS, 1)
     if near:

@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from . import batch as batches
 from . import callbacks, clock
 from .arguments import (
     OnUnknown,
@@ -37,16 +38,11 @@ from .arguments import (
     speed_of,
     task_id_of,
 )
-from .batch.batch import Batch
-from .batch.budget import Budget
-from .batch.items import Requests
-from .batch.resumption import Resumption
 from .callbacks.delivery import Delivery
 from .callbacks.parsing import Headers
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
 from .errors import DownloadError, invalid_setting
-from .files.memory import Image
 from .files.transfers import age_of, keeps
 from .image_request import ImageRequest, RequestFields, UploadedFile
 from .lifecycle import Lifecycle, known_task_id
@@ -71,6 +67,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from .files.memory import Image
     from .files.uploads import UploadSource
 
 
@@ -253,6 +250,7 @@ class AsyncKieClient:
             StoreError: The store cannot be read or written, or the key was used for another request.
         """
         checked, checked_key = request_of(request, fields), key_of(key)
+        del fields  # 0.2 KiB less while it waits
         resubmit = resubmit_of(on_unknown, retry_failed)
         runtime = await self._runtime.ready()
         return await runtime.lifecycle.generate(
@@ -261,7 +259,7 @@ class AsyncKieClient:
 
     async def generate_many(
         self,
-        requests: Requests,
+        requests: batches.Requests,
         *,
         max_in_flight: int | None = None,
         batch: str | Enum = "",
@@ -303,7 +301,7 @@ class AsyncKieClient:
         runtime = await self._runtime.ready()
         resubmit = resubmit_of(on_unknown, retry_failed)
         limit = runtime.lifecycle.permits.limit
-        run = Batch(
+        run = batches.Batch(
             requests,
             runtime.store,
             functools.partial(runtime.lifecycle.generate, on_update=on_update),
@@ -312,7 +310,7 @@ class AsyncKieClient:
             max_in_flight=limit if max_in_flight is None else in_flight_of(max_in_flight),
             name=batch_of(batch),
             resubmit=resubmit,
-            budget=Budget(max_credits, self._options.prices),
+            budget=batches.Budget(max_credits, self._options.prices),
             stop=stop,
         )
         async with contextlib.aclosing(run) as completions:
@@ -360,7 +358,7 @@ class AsyncKieClient:
         on_update = on_update_of(on_update)
         runtime = await self._runtime.ready()
         end_of = functools.partial(runtime.lifecycle.resume, on_update=on_update)
-        async with contextlib.aclosing(Resumption(runtime.store, end_of)) as completions:
+        async with contextlib.aclosing(batches.Resumption(runtime.store, end_of)) as completions:
             async for completion in completions:
                 yield completion
 

@@ -25,6 +25,7 @@ real_uptime: Callable[[], float] = (  # `uptime`, also where the clock of the lo
     time.monotonic if _UPTIME is None else functools.partial(time.clock_gettime, _UPTIME)
 )
 _thread = threading.local()
+_UNCHANGED = contextlib.nullcontext()
 _T = TypeVar("_T")
 
 
@@ -47,7 +48,7 @@ def resolution() -> float:
 def working_thread(loop: asyncio.AbstractEventLoop) -> contextlib.AbstractContextManager[None]:
     """Around a wait of the loop for a thread of our own. A virtual clock stands still meanwhile."""
     virtual = getattr(loop, "kie4o_clock", None)
-    return contextlib.nullcontext() if virtual is None else virtual.working()
+    return _UNCHANGED if virtual is None else virtual.working()
 
 
 def follow(loop: asyncio.AbstractEventLoop) -> None:

@@ -27,7 +27,7 @@ from .polling.watches import Listener, OnUpdate, Waiter
 from .stores.guard import limited
 from .stores.ledger import Ledger
 from .stores.store import Entry, EntryState, Store
-from .submission.pending import NO_ANSWER, Submitted
+from .submission.pending import NO_ANSWER, NOBODY, Observer, Submitted
 from .submission.permit import Permit, Permits
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .submission.submissions import Submissions
@@ -65,20 +65,26 @@ class Lifecycle:
         *,
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
-        gate: Callable[[], None] = lambda: None,
-        on_submitted: Callable[[Submitted], None] = lambda submitted: None,
+        observer: Observer = NOBODY,
     ) -> ImageResult:
-        """Submit and wait; the permit is held until the result. `gate` may raise once there is a permit;
-        `on_submitted` is called with the outcome of the submit, before any wait."""
+        """Submit and wait; the permit is held until the result."""
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
-        with await self.permits.acquire() as permit:
-            gate()
+        permit = (await self.permits.acquire()).hold()
+        try:  # not `with`, which would hold a bound method while this waits
+            observer.admitted()
             with limited(self._seconds(timeout)):
                 submitted = await self._submitted(request, key, permit, resubmit)
-            on_submitted(submitted)
+            observer.submitted(submitted)
             if submitted.entry.task_id is None:
                 submitted, timeout = await self._named(submitted, timeout)
-            return await self.wait_for_result(submitted, timeout, on_update)
+            entry = submitted.entry
+            if entry.details is not None:
+                return result_of(entry.details, "store", entry.request.n_variants)
+            wait = self.wait(known_task_id(entry), timeout, on_update, submitted.since, entry.request)
+            del submitted, entry  # with a file as the store, nothing else holds them while this waits
+            return await wait
+        finally:
+            permit.release()
 
     async def resume(self, entry: Entry, on_update: OnUpdate | None = None) -> ImageResult:
         """Wait for what an earlier run submitted.
@@ -88,8 +94,9 @@ class Lifecycle:
         submitted = Submitted(entry, reason=NO_ANSWER)
         if entry.task_id is None:
             submitted = await self._named_by_callback(submitted.unknown_error())
+        entry = submitted.entry
         with await self.permits.acquire():
-            return await self.wait_for_result(submitted, ..., on_update)
+            return await self.wait(known_task_id(entry), ..., on_update, request=entry.request)
 
     async def details(self, task_id: str) -> TaskDetails:
         """Poll a task once. If it has ended, that is saved."""
@@ -119,22 +126,6 @@ class Lifecycle:
                 await self._fail_expired(task_id)
                 raise
 
-    async def wait_for_result(
-        self, submitted: Submitted, timeout: Timeout, on_update: OnUpdate | None
-    ) -> ImageResult:
-        """The result of what was submitted now, or long ago under the same key."""
-        entry = submitted.entry
-        if entry.details is not None:
-            return result_of(entry.details, "store", entry.request.n_variants)
-        try:
-            return await self.wait(known_task_id(entry), timeout, on_update, submitted.since, entry.request)
-        except BaseException as error:  # whatever interrupts the wait, the error names the paid task
-            if isinstance(error, KieError):
-                error.task_id = error.task_id or entry.task_id
-            else:
-                error.add_note(f"Task {entry.task_id} is paid; client.wait({entry.task_id!r}) resumes it.")
-            raise
-
     async def wait(
         self,
         task_id: str,
@@ -144,18 +135,26 @@ class Lifecycle:
         request: ImageRequest | None = None,
     ) -> ImageResult:
         """Until the task has ended, and its outcome is saved. `since` is the loop time of the submit."""
-        waiter = await self._join(task_id, timeout, on_update, since, request)
-        if isinstance(waiter, ImageResult):
-            return waiter
+        timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         try:
-            if isinstance(waiter, Listener):
-                await waiter.forward_updates()
-            await waiter
-        except TaskNotFoundError:
-            await self._fail_expired(task_id)
+            waiter = await self._join(task_id, timeout, on_update, since, request)
+            if isinstance(waiter, ImageResult):
+                return waiter
+            try:
+                if isinstance(waiter, Listener):
+                    await waiter.forward_updates()
+                await waiter
+            finally:
+                self.poller.leave(waiter)
+            return await self._finished(waiter, timeout, request)
+        except BaseException as error:  # whatever interrupts the wait, the error names the paid task
+            if isinstance(error, TaskNotFoundError):
+                await self._fail_expired(task_id)
+            name_task(error, task_id)
             raise
-        finally:
-            self.poller.leave(waiter)
+
+    async def _finished(self, waiter: Waiter, timeout: Timeout, request: ImageRequest | None) -> ImageResult:
+        """Save the outcome that a waiter has, and return its images."""
         with limited(self._seconds(timeout)):
             await self.ledger.finish(waiter.result())
         return result_of(waiter.result(), waiter.watch.source, variants_of(request))
@@ -192,7 +191,6 @@ class Lifecycle:
         request: ImageRequest | None,
     ) -> Waiter | ImageResult:
         """Start to wait, unless the store knows the outcome."""
-        timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         await self.ready()
         expecting = self.expects_callback(request)
         if expecting or since is None:
@@ -277,3 +275,11 @@ def known_task_id(entry: Entry) -> str:
     if entry.task_id is None:
         raise KieError(f"the store has no task id under key {entry.key!r}; check kie.ai/logs", key=entry.key)
     return entry.task_id
+
+
+def name_task(error: BaseException, task_id: str) -> None:
+    """Say on an error that interrupts a wait which paid task it is about."""
+    if isinstance(error, KieError):
+        error.task_id = error.task_id or task_id
+    else:
+        error.add_note(f"Task {task_id} is paid; client.wait({task_id!r}) resumes it.")

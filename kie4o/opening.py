@@ -15,7 +15,10 @@ MODULES = (
     "cattrs",  # to read details
     "concurrent.futures.thread",  # asyncio's threads
     "encodings.idna",  # to look up a host
+    "kie4o.batch.batch",
+    "kie4o.batch.resumption",
     "kie4o.files.downloads",
+    "kie4o.files.memory",
     "kie4o.files.saving",
     "kie4o.files.uploads",
     "kie4o.files.verification",

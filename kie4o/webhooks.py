@@ -49,9 +49,7 @@ def routes(
     async def handle(request: web.Request) -> web.Response:
         variable, query = request.match_info.get("ref"), request.rel_url.raw_query_string
         ref = receiver.ref_of(request.path, query, variable=variable)
-        # A body that was read, by a middleware, is kept by aiohttp; one that was not is read within limits.
-        body = await request.read() if request.content.at_eof() else request.content.iter_any()
-        status = await receiver.receive(request.headers, body, ref)
+        status = await receiver.receive(request.headers, await _content(request), ref)
         response = web.Response(status=status)
         if status is not HTTPStatus.OK:
             response.force_close()  # the rest of the body is not worth reading
@@ -102,6 +100,15 @@ def asgi_app(
         await send({"type": "http.response.body", "body": b""})
 
     return app
+
+
+async def _content(request: web.Request) -> bytes | AsyncIterator[bytes]:
+    """A body that a middleware has read is kept by aiohttp. One that has arrived as a whole is there already.
+    Another one is read within limits."""
+    content = request.content
+    if content.at_eof():
+        return await request.read()
+    return content.read_nowait() if content.is_eof() and content.exception() is None else content.iter_any()
 
 
 async def _body(receive: Receive) -> AsyncIterator[bytes]:

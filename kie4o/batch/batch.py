@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import functools
 import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
+
+import attrs
 
 from ..arguments import stop_of
 from ..errors import (
@@ -30,7 +31,7 @@ from ..errors import (
 from ..image_request import ImageRequest
 from ..models import Completion, ImageResult
 from ..stores.store import Entry, EntryState, Store
-from ..submission.pending import Submitted
+from ..submission.pending import Observer, Submitted
 from ..submission.resending import NO_RESUBMIT, Resubmit
 from ..wire.words import cause_of
 from .budget import Budget, Reservation, Stopped
@@ -47,20 +48,10 @@ _KEYS_AT_ONCE = 100  # looked up at once when a list is searched for finished it
 
 
 class Generate(Protocol):
-    """The client's generate.
-
-    `gate` is called once there is a permit, and may raise. `on_submitted` is called with the outcome of the
-    submit, before any wait.
-    """
+    """The client's generate."""
 
     def __call__(
-        self,
-        request: ImageRequest,
-        key: str,
-        resubmit: Resubmit,
-        *,
-        gate: Callable[[], None],
-        on_submitted: Callable[[Submitted], None],
+        self, request: ImageRequest, key: str, resubmit: Resubmit, *, observer: Observer
     ) -> Coroutine[Any, Any, ImageResult]: ...
 
 
@@ -233,20 +224,14 @@ class Batch:
             entry = None if new else await self._known(item.key)
             if entry is not None and self._is_outcome(entry):
                 return replayed_completion(item, entry)
-            result = await self._result(item.key, request, entry)
+            paid = entry is not None and entry.state is EntryState.SUBMITTED
+            resubmit = NO_RESUBMIT if paid else self._resubmit  # its task may fail before it is waited for
+            with self._budget.nothing() if paid else await self._budget.reserve(request) as reservation:
+                observer = _Observer(self, item.key, reservation)
+                result = await self._generate(request, item.key, resubmit, observer=observer)
         except KieError as error:
             return completion_of(item, error=error, replayed=new and await self._had_ended(item.key))
         return completion_of(item, result=result, replayed=result.source == "store")
-
-    async def _result(self, key: str, request: ImageRequest, entry: Entry | None) -> ImageResult:
-        """Submit the request and wait, or only wait if an earlier run has paid for it."""
-        paid = entry is not None and entry.state is EntryState.SUBMITTED
-        gate = functools.partial(self._gate, key)
-        resubmit = NO_RESUBMIT if paid else self._resubmit  # its task may fail before it is waited for
-        reservation = self._budget.nothing() if paid else await self._budget.reserve(request)
-        on_submitted = functools.partial(self._on_submitted, key, reservation)
-        with reservation:
-            return await self._generate(request, key, resubmit, gate=gate, on_submitted=on_submitted)
 
     async def _known(self, key: str) -> Entry | None:
         """What is stored under the key, with the task that a callback may have named meanwhile. A resubmit
@@ -295,12 +280,13 @@ class Batch:
                 lambda task: None if task.cancelled() else self._halt(Stopped("the caller stopped it"))
             )
 
-    def _gate(self, key: str) -> None:
+    def on_admitted(self, key: str) -> None:
+        """An item got its permit, and is submitted unless the batch has stopped."""
         if self._stop is not None:
             raise Stopped("the batch has stopped")
         self._submitting.add(key)
 
-    def _on_submitted(self, key: str, reservation: Reservation, submitted: Submitted) -> None:
+    def on_submitted(self, key: str, reservation: Reservation, submitted: Submitted) -> None:
         """Count what it costs, and unknown outcomes in a row, without waiting for the callbacks that may
         resolve them."""
         self._submitting.discard(key)
@@ -329,6 +315,21 @@ class Batch:
         logger.info("a batch submits nothing more: %s", cause_of(error))
         reason = "the batch stopped"
         self._called_off = frozenset(key for key in self._submitting if self._call_off(key, reason))
+
+
+@attrs.frozen(eq=False, weakref_slot=False)
+class _Observer(Observer):
+    """Tells the batch about one item."""
+
+    batch: Batch
+    key: str
+    reservation: Reservation
+
+    def admitted(self) -> None:
+        self.batch.on_admitted(self.key)
+
+    def submitted(self, submitted: Submitted) -> None:
+        self.batch.on_submitted(self.key, self.reservation, submitted)
 
 
 def _stops(error: KieError) -> bool:

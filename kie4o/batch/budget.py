@@ -121,6 +121,8 @@ class Reservation:
     it, the request may have been.
     """
 
+    __slots__ = ("_budget", "_price", "_settled")
+
     def __init__(self, budget: Budget, price: Decimal) -> None:
         self._budget = budget
         self._price = price

@@ -130,7 +130,7 @@ class Delivery:
         if self._closed:
             raise client_closed()
         self._notify(callback, entry)
-        if entry is not None:
+        if entry is not None and entry.details is None:  # or else it is a repetition: nothing to confirm
             self._start(callback, entry, since)
         return True
 

@@ -182,18 +182,25 @@ def _check_signature(
         )
 
 
-def header_pairs(headers: object) -> list[tuple[str, str]]:
-    """Names, in lower case and with hyphens, and values; an environ's names lose their `HTTP_`.
+class HeaderPairs(list[tuple[str, str]]):
+    """What `header_pairs` has read, and need not read again."""
+
+
+def header_pairs(headers: object, only: frozenset[str] | None = None) -> HeaderPairs:
+    """Names, in lower case and with hyphens, and values, of all headers or `only` of some; an environ's names
+    lose their `HTTP_`.
 
     Raises `InvalidSignatureError` for what cannot be the headers of a request.
     """
+    if isinstance(headers, HeaderPairs):
+        return headers
     try:
         items = getattr(headers, "items", None)
         given: Any = items() if callable(items) else headers
         found = [None] if isinstance(given, (str, bytes)) else list(given)
     except Exception:  # not iterable, or a class in place of its instance
         found = [None]
-    pairs: list[tuple[str, str]] = []
+    pairs = HeaderPairs()
     for pair in found:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise InvalidSignatureError(
@@ -201,6 +208,8 @@ def header_pairs(headers: object) -> list[tuple[str, str]]:
                 f"got {type(headers).__name__}"
             )
         name = _header_text(pair[0]).lower().replace("_", "-").removeprefix("http-")
+        if only is not None and name not in only:
+            continue
         if isinstance(pair[1], (list, tuple)):
             pairs += [(name, _header_text(value)) for value in pair[1]]
         else:

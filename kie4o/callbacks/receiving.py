@@ -27,7 +27,15 @@ from ..urls import REF_PARAMETER
 from ..wire.requests import is_ref, ref_in
 from .delivery import PENDING as PENDING  # re-exported for the client
 from .delivery import Delivery
-from .parsing import MAX_BODY, SIGNATURE_HEADER, TIMESTAMP_HEADER, TOLERANCE, Headers, header_pairs
+from .parsing import (
+    MAX_BODY,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    TOLERANCE,
+    HeaderPairs,
+    Headers,
+    header_pairs,
+)
 
 BODY_TIMEOUT = 5.0  # seconds for a whole body of well under one KiB
 _SEEN = 20_000  # signed callbacks remembered, so that a repetition costs nothing; 2 h at 2 tasks per second
@@ -94,8 +102,7 @@ class CallbackReceiver:
             415 compressed or not JSON · 503 too many pending, or the store fails.
         """
         try:
-            pairs = [pair for pair in header_pairs(headers) if pair[0] in _READ]
-            return await self._receive(pairs, body, ref)
+            return await self._receive(header_pairs(headers, _READ), body, ref)
         except KieError as error:
             status = next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
             return _refused(status, str(error))
@@ -120,23 +127,28 @@ class CallbackReceiver:
         found = own or variable or ref_in(path, query, template=self._template)
         return found or (plain if is_ref(plain) else None)
 
-    async def _receive(self, headers: list[tuple[str, str]], body: Body, ref: str | None) -> HTTPStatus:
+    async def _receive(self, headers: HeaderPairs, body: Body, ref: str | None) -> HTTPStatus:
         refused = _refused_by(dict(headers))
         if refused is not None:
             return refused
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                raw = await _read(body)
-        except TimeoutError:
-            reason = f"its body did not arrive within {BODY_TIMEOUT:g} s, or a middleware has read it"
-            return _refused(HTTPStatus.REQUEST_TIMEOUT, reason)
-        except Exception as error:  # each framework has its own for a sender that has hung up
-            return _refused(HTTPStatus.BAD_REQUEST, f"its body could not be read ({type(error).__name__})")
+        raw: bytes | None
+        if isinstance(body, (bytes, bytearray, memoryview)):
+            raw = bytes(body) if len(body) <= MAX_BODY else None
+        else:
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT):
+                    raw = await _read(body)
+            except TimeoutError:
+                reason = f"its body did not arrive within {BODY_TIMEOUT:g} s, or a middleware has read it"
+                return _refused(HTTPStatus.REQUEST_TIMEOUT, reason)
+            except Exception as error:  # each framework has its own for a sender that has hung up
+                reason = f"its body could not be read ({type(error).__name__})"
+                return _refused(HTTPStatus.BAD_REQUEST, reason)
         if raw is None:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         return await self._accept(headers, raw, ref)
 
-    async def _accept(self, headers: list[tuple[str, str]], raw: bytes, ref: str | None) -> HTTPStatus:
+    async def _accept(self, headers: HeaderPairs, raw: bytes, ref: str | None) -> HTTPStatus:
         callback = self._parse(raw, headers, ref)
         signed = (callback.task_id, dict(headers).get(TIMESTAMP_HEADER.lower(), ""))
         if callback.verified and self._was_seen(signed):
@@ -186,10 +198,8 @@ def _refused_by(headers: dict[str, str]) -> HTTPStatus | None:
     return None
 
 
-async def _read(body: Body) -> bytes | None:
+async def _read(body: AsyncIterable[bytes]) -> bytes | None:
     """The whole body, or None if it is larger than a callback can be."""
-    if isinstance(body, (bytes, bytearray, memoryview)):
-        return bytes(body) if len(body) <= MAX_BODY else None
     raw = b""
     async for piece in body:
         raw += piece

@@ -338,7 +338,8 @@ class TaskPoller:
         loop = asyncio.get_running_loop()
         self._schedule.loop = fast_loop(loop, self._speed)
         now = self._schedule.loop.time()
-        since = None if since is None else since * self._speed
+        if since is not None and self._speed != 1:  # otherwise a second float, which each wait would hold
+            since *= self._speed
         since = None if since is None or since > now else since  # later than now: of another loop
         seconds = self._timeout if timeout is ... else timeout
         deadline = NEVER if seconds is None else self._schedule.grouped(now + seconds * self._speed, now)

@@ -52,8 +52,7 @@ class Watch:
     expecting: bool = False  # a callback
     source: Source = "poll"
     look_task: asyncio.Task[None] | None = None
-    # A single waiter is held without a tuple, which saves 48 bytes: a waiting task takes 2.17 KiB instead
-    # of 2.22 (benchmarks/memory.py, `hold`).
+    # A single waiter is held without a tuple, which saves 48 bytes of 2.3 KiB (benchmarks/memory.py, `hold`).
     _waiters: Waiter | tuple[Waiter, ...] = attrs.field(default=(), init=False)
 
     @property

@@ -19,7 +19,7 @@ logger: logging.Logger = logging.getLogger("kie4o")
 
 KEPT = 10_000  # ended entries under a caller's key; older ones are dropped
 KEPT_UNKEYED = 1_000  # the same without a key, for repeated callbacks
-KEPT_SLOTS = 10_000  # submits that count against the account's limit, which admits 20 in 10 s
+KEPT_SLOTS = 1_000  # submits that count against the account's limit of 20 in 10 s, for the next client
 MOST = 100_000  # entries in all, at 1 to 1.8 KiB each; the account's limit admits as many in 14 hours
 
 _SWEEP = 1_000  # saves after which old entries are looked for

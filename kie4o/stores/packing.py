@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _CHECKSUM = 8  # bytes; it protects against accidents, not against people
 _decode = json.JSONDecoder().raw_decode
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def packed(entry: Entry) -> bytes:
@@ -60,7 +61,7 @@ def unpacked_details(body: object, check: object) -> TaskDetails | None:
 
 
 def _text(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, separators=(",", ":")).encode("ascii")
+    return _encode(fields).encode("ascii")
 
 
 def checksum(body: bytes) -> bytes:
@@ -114,12 +115,22 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _strings)
     converter.register_structure_hook_func(_is_raw, _only(dict))
     converter.register_unstructure_hook_func(_is_raw, dict)
-    # Every optional field defaults to None, which is never written: read it as its other type.
+    # Every optional field defaults to None, which is never written: it is of its other type.
     converter.register_structure_hook_factory(
-        lambda kind: NoneType in get_args(kind),
-        lambda kind: converter.get_structure_hook(next(t for t in get_args(kind) if t is not NoneType)),
+        _is_optional, lambda kind: converter.get_structure_hook(_other_type(kind))
+    )
+    converter.register_unstructure_hook_factory(
+        _is_optional, lambda kind: converter.get_unstructure_hook(_other_type(kind))
     )
     return converter
+
+
+def _is_optional(kind: object) -> bool:
+    return NoneType in get_args(kind)
+
+
+def _other_type(kind: object) -> Any:
+    return next(each for each in get_args(kind) if each is not NoneType)
 
 
 def _only(kind: type) -> Callable[[object, object], Any]:

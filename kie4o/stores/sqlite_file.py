@@ -23,15 +23,17 @@ from .sqlite_log import is_damaged
 from .store import Entry, EntryState, hash_of_ref
 
 _SLOT_RETENTION = 86_400.0  # seconds for which past submits are kept, or longer if the limit's window is
-SAVE = """
+CLAIM = """
 INSERT INTO entry (key, ref_hash, task_id, state, submitted_at, price, body, checksum)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (key) DO UPDATE SET ref_hash = excluded.ref_hash, task_id = excluded.task_id,
+VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING
+"""
+SAVE = CLAIM.replace(
+    "NOTHING",
+    """UPDATE SET ref_hash = excluded.ref_hash, task_id = excluded.task_id,
     state = excluded.state, submitted_at = excluded.submitted_at, price = excluded.price,
     body = excluded.body, checksum = excluded.checksum
-"""
-
-
+""",
+)
 _SLOT = """
 INSERT INTO slot (ref_hash, at, uptime) VALUES (?, ?, ?)
 ON CONFLICT (ref_hash) DO UPDATE SET at = excluded.at, uptime = excluded.uptime WHERE at <> excluded.at
@@ -135,17 +137,20 @@ def failure_of(path: Path, error: Exception) -> StoreError:
 
 
 def row_of(entry: Entry) -> tuple[Any, ...]:
-    """The columns of an entry, in the order of `SAVE`."""
+    """The columns of an entry, in the order of `CLAIM` and `SAVE`.
+
+    For bytes `sqlite3` looks for an adapter, 0.7 us each; a bytearray it takes as it is.
+    """
     body = packed(entry)
     return (
         entry.key,
-        hash_of_ref(entry.ref),
+        bytearray(hash_of_ref(entry.ref)),
         entry.task_id,
         entry.state.value,
         entry.submitted_at,
         None if entry.price is None else str(entry.price),
-        body,
-        checksum(body),
+        bytearray(body),
+        bytearray(checksum(body)),
     )
 
 
@@ -197,18 +202,18 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         upgrade(connection, version)
     for intent in check_rows(connection, path):
         entry = intent.become(EntryState.UNKNOWN, submitted_at=clock.unix_time())
-        connection.execute(SAVE, row_of(entry))
-        count_slot(connection, entry, clock.uptime())
+        row = row_of(entry)
+        connection.execute(SAVE, row)
+        count_slot(connection, entry, row[1], clock.uptime())
     connection.execute("COMMIT")
 
 
-def count_slot(connection: sqlite3.Connection, entry: Entry, uptime: float) -> None:
+def count_slot(connection: sqlite3.Connection, entry: Entry, ref_hash: bytearray, uptime: float) -> None:
     """Count the submit of an entry against the account's limit from now, its `uptime`.
 
     It does not count if it was not paid for. Saving what is already counted changes nothing: the entry of a
     task that ends later keeps its slot.
     """
-    ref_hash = hash_of_ref(entry.ref)
     if entry.state is EntryState.PLANNED:
         connection.execute("DELETE FROM slot WHERE ref_hash = ?", (ref_hash,))
     elif entry.submitted_at is not None and not entry.state.ended:

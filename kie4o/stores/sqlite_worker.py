@@ -1,8 +1,9 @@
 """Where the SQL of a SQLite store runs: on one thread, which owns the connection.
 
-Calls queue up for the thread, and all that wait at the same time share one transaction: durability costs
-one fsync per group instead of one per call. `Worker` is the seam at which a simulation puts a worker of its
-own, with time and faults under its control; `run_group` is what both do with a group.
+The calls of one turn of the loop are handed over together, and all that wait at the same time share one
+transaction: durability costs one fsync per group instead of one per call. `Worker` is the seam at which a
+simulation puts a worker of its own, with time and faults under its control; `run_group` is what both do with
+a group.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Work = Callable[[StoreConnection], _T]
 Result = tuple[Any, StoreError | None]
 _Outcome = tuple[asyncio.Future[Any], Any, StoreError | None]
 
-_GROUP = 1000  # calls that may share one transaction
+_GROUP = 1000  # calls after which a transaction takes no more
 
 
 class Worker(Protocol):
@@ -55,6 +56,10 @@ class _Job(NamedTuple):
     alone: bool
 
 
+_Queue = queue.SimpleQueue[list[_Job]]
+_STOP: list[_Job] = []
+
+
 class ThreadWorker:
     """The worker of a real store.
 
@@ -64,7 +69,8 @@ class ThreadWorker:
 
     def __init__(self) -> None:
         self._path = Path()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._arrived: list[_Job] = []  # in this turn of the loop
+        self._jobs: _Queue = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None  # in which it is open
         self._ended: Future[None] | None = None  # of the latest thread, which may still have the file open
         self._pid = os.getpid()
@@ -75,7 +81,7 @@ class ThreadWorker:
         if self._loop is not None:
             raise StoreLockedError(f"the store {path} is already open; give each client its own store")
         loop = asyncio.get_running_loop()
-        jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        jobs: _Queue = queue.SimpleQueue()
         ended: Future[None] = Future()
         ended.set_running_or_notify_cancel()  # a waiter that is cancelled cannot cancel it
         opened: asyncio.Future[None] = loop.create_future()
@@ -95,7 +101,9 @@ class ThreadWorker:
         if self._pid != os.getpid():
             raise StoreError(f"the store {self._path} was opened before a fork; open it in the child process")
         done: asyncio.Future[_T] = loop.create_future()
-        self._jobs.put(_Job(work, done, alone))
+        if not self._arrived:
+            loop.call_soon(self._hand_over)
+        self._arrived.append(_Job(work, done, alone))
         with clock.working_thread(loop):
             return await done
 
@@ -104,8 +112,16 @@ class ThreadWorker:
             self._request_stop()
         await self._end()
 
+    def _hand_over(self) -> None:
+        """Handed over one by one, the first call of a turn would wake the thread for a transaction of its
+        own: a batch would have a third more transactions, each of which takes 0.3 ms."""
+        if self._arrived:
+            self._jobs.put(self._arrived)
+            self._arrived = []
+
     def _request_stop(self) -> None:
-        self._jobs.put(None)
+        self._hand_over()
+        self._jobs.put(_STOP)
         self._loop = None
 
     async def _end(self) -> None:
@@ -149,7 +165,7 @@ def run_alone(connection: StoreConnection, group: Sequence[Work[Any]]) -> list[R
 def _start_thread(
     path: Path,
     loop: asyncio.AbstractEventLoop,
-    jobs: queue.SimpleQueue[_Job | None],
+    jobs: _Queue,
     opened: asyncio.Future[None],
     ended: Future[None],
 ) -> None:
@@ -161,7 +177,7 @@ def _start_thread(
     except (RuntimeError, MemoryError) as error:
         reason = reason_of(error)
     except BaseException:
-        jobs.put(None)  # interrupted; it may have started
+        jobs.put(_STOP)  # interrupted; it may have started
         raise
     raise StoreError(
         f"the store {path} cannot be used: {reason}. It needs a thread of its own; raise the limit on "
@@ -172,7 +188,7 @@ def _start_thread(
 def _serve(
     path: Path,
     loop: asyncio.AbstractEventLoop,
-    jobs: queue.SimpleQueue[_Job | None],
+    jobs: _Queue,
     opened: asyncio.Future[None],
     ended: Future[None],
 ) -> None:
@@ -188,9 +204,7 @@ def _serve(
         ended.set_result(None)
 
 
-def _work(
-    connection: StoreConnection, loop: asyncio.AbstractEventLoop, jobs: queue.SimpleQueue[_Job | None]
-) -> None:
+def _work(connection: StoreConnection, loop: asyncio.AbstractEventLoop, jobs: _Queue) -> None:
     """What the thread does until it is stopped."""
     groups, checkpoint_at = 0, 1
     group, more = _next_group(jobs)
@@ -209,15 +223,13 @@ def _work(
         group, more = _next_group(jobs) if more else ([], False)
 
 
-def _next_group(jobs: queue.SimpleQueue[_Job | None]) -> tuple[list[_Job], bool]:
+def _next_group(jobs: _Queue) -> tuple[list[_Job], bool]:
     """All calls that wait now, at least one; and whether more may follow."""
     group: list[_Job] = []
-    job = jobs.get()
-    while job is not None:
-        group.append(job)
-        if len(group) == _GROUP or jobs.empty():
+    while arrived := jobs.get():
+        group += arrived
+        if len(group) >= _GROUP or jobs.empty():
             return group, True
-        job = jobs.get()
     return group, False
 
 

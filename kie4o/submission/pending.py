@@ -1,4 +1,4 @@
-"""One submit: its entry, its attempt, and the callers that wait for it."""
+"""One submit: its entry, its attempt, the callers that wait for it, and who is told of its outcome."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ class Submitted:
     def unknown_error(self) -> SubmissionUnknownError:
         """What to raise if there is no task id."""
         return unknown_error(self.entry, self.reason)
+
+
+class Observer:
+    """Is told how a `generate` goes on. One object with two methods, since it is held until the result."""
+
+    __slots__ = ()
+
+    def admitted(self) -> None:
+        """There is a permit. What this raises ends the call."""
+
+    def submitted(self, submitted: Submitted) -> None:
+        """The submit has an outcome, and the wait begins."""
+
+
+NOBODY = Observer()
 
 
 @attrs.define(eq=False)

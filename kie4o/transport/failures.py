@@ -54,11 +54,11 @@ _BAD_HEADER = (
     f"or {MAX_HEADER_FIELDS} fields"
 )
 _TEMPORARY = frozenset({408, 425, 429})  # and every 5xx
-_SECRETS = (
-    (re.compile(r"(?<=//)[^/\s@]*@"), ""),  # the user and password of a URL
-    (re.compile(r"\?[^\s'\"<>)]*"), ""),  # a query, which may hold a signature
-    (re.compile(r"<?(?:CI)?MultiDict(?:Proxy)?\(.*", re.DOTALL), "(headers)"),
-    (re.compile(r"(?i)\b(bearer|basic|authorization|cookie)\b.*", re.DOTALL), r"\1 ***"),
+_SECRETS = (  # compiled by the first failure, as the patterns of `wire.words` are
+    (r"(?<=//)[^/\s@]*@", ""),  # the user and password of a URL
+    (r"\?[^\s'\"<>)]*", ""),  # a query, which may hold a signature
+    (r"(?s)<?(?:CI)?MultiDict(?:Proxy)?\(.*", "(headers)"),
+    (r"(?is)\b(bearer|basic|authorization|cookie)\b.*", r"\1 ***"),
 )
 
 
@@ -140,5 +140,5 @@ def _words_of(error: Exception) -> str:
 
 def _scrubbed(text: str) -> str:
     for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text)
     return shown(text)

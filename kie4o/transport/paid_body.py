@@ -68,7 +68,8 @@ class PaidBody(aiohttp.Payload):
 
     What has arrived before the write is no answer, and is seen here too. What arrives after it and answers
     an earlier request cannot be told from an answer to this one, except by its task id: see
-    `Submissions._record`.
+    `Submissions._record`. A refusal has none, and counts. The one answer that servers send unasked, a 408,
+    refuses nothing.
     """
 
     def __init__(self, body: bytes, attempt: PaidAttempt, *, keep_connection: bool = True) -> None:

@@ -137,7 +137,9 @@ class Transport:
         url = URL(self._urls[endpoint] + query, encoded=True)
         session, _ = self._open()
         try:
-            answer = await self._answer(session, endpoint.method, url, body, timeout)
+            # Not a closure, which would be eight more objects for the garbage collector.
+            request = functools.partial(self._requested, session, endpoint.method, url, body, timeout)
+            answer = await self._answer(request)
         except Exception as error:  # nothing of aiohttp may leave
             kind = APITimeoutError if isinstance(error, TimeoutError) else APIConnectionError
             why = failure_of(error, self._redacted)
@@ -278,24 +280,16 @@ class Transport:
 
     # -- parts of a call -------------------------------------------------------------------------
 
-    async def _answer(
-        self,
-        session: aiohttp.ClientSession,
-        method: str,
-        url: URL,
-        body: _Body | None,
-        timeout: float | EllipsisType | None,
-    ) -> Answer:
+    async def _answer(self, request: Callable[[], Awaitable[aiohttp.ClientResponse]]) -> Answer:
         """The answer, which is whole if it has an envelope, even if its framing is broken.
 
         Apart from `exchange`, whose frame is in tracebacks, since what arrives may echo the key.
         """
         try:
-            response = await self._requested(session, method, url, body, timeout)
+            response = await request()
         except OSError as error:
             if not no_file_left(error):
                 raise
-            request = functools.partial(self._requested, session, method, url, body, timeout)
             response = await when_free(request, seconds=self._timeout)
         received: list[bytes] = []
         try:
@@ -317,7 +311,7 @@ class Transport:
         body: _Body | None,
         timeout: float | EllipsisType | None,
     ) -> Awaitable[aiohttp.ClientResponse]:
-        """Start the request. Not a closure, which would be eight more objects for the garbage collector."""
+        """Start the request of a call that costs nothing."""
         return session.request(
             method,
             url,

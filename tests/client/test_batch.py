@@ -704,8 +704,8 @@ def resident():
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize() / 2**20
 
-async def generate(request, key, resubmit, *, gate, on_submitted):
-    gate()
+async def generate(request, key, resubmit, *, observer):
+    observer.admitted()
     await asyncio.sleep(0)
     details = TaskDetails(key, state=TaskState.SUCCEEDED, urls=("https://images.example/1.png",))
     return ImageResult(key, urls=details.urls, details=details)

@@ -163,6 +163,23 @@ async def test_any_exception_of_generate_names_the_paid_task() -> None:
         assert list(kie.tasks)[-1] in cancelled.value.__notes__[0]
 
 
+async def test_any_exception_of_a_wait_names_the_paid_task() -> None:
+    """The same for a wait by the id, and for a handle that is awaited; once, however deep it came from."""
+    async with Emulator(duration=60.0) as kie, client_of(kie) as client:
+        task = await client.submit("x")
+        for wait in (lambda: client.wait(task.id), task.wait, lambda: task):
+            running = asyncio.ensure_future(wait())
+            await until(lambda: client._runtime.poller.waiting)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await running
+            assert [task.id in note for note in cancelled.value.__notes__] == [True]
+        await client.aclose()
+        with pytest.raises(kie4o.KieError) as closed:
+            await client.wait(task.id)
+        assert closed.value.task_id == task.id
+
+
 async def test_the_timeout_applies_to_looks() -> None:
     """`timeout` ends a look that is not answered."""
     async with FaultServer(stall) as server, client_of(server, timeout=0.2) as client:

@@ -19,6 +19,7 @@ from keeping import (
     accepted,
     held,
     id_for,
+    kept,
     look,
     opened,
     pay,
@@ -329,6 +330,40 @@ async def test_control_without_the_rule_the_id_is_wrong(how: str, monkeypatch: p
     """Control: the submit has the task of another request."""
     monkeypatch.setattr(TaskPoller, "knew", lambda *_: False)
     assert (await submitted_among_confusion(how)).id == "e" * 32
+
+
+class Unasked(Keeping):
+    """Sends an answer that nobody asked for as the submit of "x" arrives, and then that to the submit."""
+
+    unasked = b""
+
+    def answer(self, head: bytes, body: bytes) -> bytes:
+        is_x = head.startswith(b"POST ") and json.loads(body)["prompt"] == "x"
+        return (self.unasked if is_x else b"") + super().answer(head, body)
+
+
+async def paid_among_refusals(kind: Kind, status: str, body: bytes) -> tuple[Verdict, int]:
+    """What a submit came to if a refusal arrives after its write, and how often it was received."""
+    async with Unasked() as server:
+        server.unasked = kept(body, status)
+        transport = transport_to(server.url)
+        await prepared(transport, kind)
+        _, judgement = await pay(transport, "x")
+        await transport.aclose()
+        return judgement.verdict, server.prompts.count("x")
+
+
+@pytest.mark.parametrize("body", [b"", b'{"code":408,"msg":"timeout"}'], ids=["no body", "Kie's JSON"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_refusal_that_servers_send_unasked_refuses_nothing(kind: Kind, body: bytes) -> None:
+    """A 408, which a server may send before it closes an idle connection (RFC 9110, 15.5.9)."""
+    assert await paid_among_refusals(kind, "408 Request Timeout", body) == (Verdict.UNKNOWN, 1)
+
+
+async def test_control_any_other_refusal_counts() -> None:
+    """Control, and the limit of what can be known: HTTP/1.1 does not say which request an answer is to."""
+    body = b'{"code":429,"msg":"too many"}'
+    assert await paid_among_refusals("kept", "429 Too Many Requests", body) == (Verdict.REFUSED, 1)
 
 
 async def test_a_look_at_the_task_before_its_own_answer_makes_it_no_other() -> None:

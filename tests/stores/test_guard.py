@@ -1,0 +1,145 @@
+"""The guard of a store: each call has a limit of its own, however many are under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from entries import PATIENCE, submitted
+
+from kie4o import StoreError
+from kie4o.stores.guard import Guard
+from kie4o.stores.memory import MemoryStore
+from kie4o.stores.store import Entry
+
+FAR = 10 * PATIENCE
+
+
+class Stuck(MemoryStore):
+    """A store that finds nothing before it is told to, and may take its time when it is cancelled.
+
+    Its `save` succeeds then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.cancelled = 0
+        self.dallies: asyncio.Event | None = None  # set when it does
+
+    async def find(self, **names: Any) -> Entry | None:
+        try:
+            await self.answers.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            if self.dallies is not None:
+                self.dallies.set()
+                await self.answers.wait()
+            raise
+        return await super().find(**names)
+
+    async def save(self, entry: Entry) -> None:
+        try:
+            await self.answers.wait()
+        except asyncio.CancelledError:
+            await super().save(entry)
+
+
+@pytest.fixture
+async def store() -> Stuck:
+    return Stuck()
+
+
+@pytest.fixture
+def guard(store: Stuck) -> Guard:
+    return Guard(store)
+
+
+@pytest.fixture
+def start(guard: Guard) -> Callable[..., asyncio.Task[Any]]:
+    def start(limit: float, call: Coroutine[Any, Any, Any] | None = None) -> asyncio.Task[Any]:
+        """Begin a call that has so many seconds."""
+        guard.limit = limit
+        return asyncio.create_task(call or _found(guard))
+
+    return start
+
+
+async def _found(guard: Guard) -> object:
+    return await guard.find(key="a")
+
+
+async def _begun() -> None:
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def test_calls_end_at_their_own_limits(start: Callable[..., asyncio.Task[Any]], store: Stuck) -> None:
+    """In whatever order they began; what has more time is not affected, and returns."""
+    calls = {}
+    for limit in (0.2, FAR, 0.05, 0.3, 0.1):
+        calls[limit] = start(limit)
+        await _begun()
+    for limit in (0.05, 0.1, 0.2, 0.3):
+        done, _ = await asyncio.wait(calls.values(), timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        assert done == {calls[limit]}
+        with pytest.raises(StoreError, match=rf"did not respond within {limit:g} s"):
+            calls.pop(limit).result()
+    store.answers.set()
+    assert await asyncio.wait_for(calls[FAR], PATIENCE) is None
+    assert store.cancelled == 4
+
+
+async def test_a_limit_counts_after_others_have_ended(
+    start: Callable[..., asyncio.Task[Any]], store: Stuck
+) -> None:
+    """A call that ends takes no other's limit with it, and the next one has one again."""
+    first, second = start(0.1), start(0.1)
+    await _begun()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    for call in (second, start(0.1)):
+        with pytest.raises(StoreError, match=r"did not respond"):
+            await asyncio.wait_for(call, PATIENCE)
+    assert store.cancelled == 3
+
+
+async def test_a_caller_that_is_cancelled_after_the_limit_is_cancelled(
+    start: Callable[..., asyncio.Task[Any]], guard: Guard, store: Stuck
+) -> None:
+    """The store has not returned yet: the caller's cancel is not swallowed, that of the limit is undone."""
+    left: list[int] = []
+
+    async def call() -> None:
+        try:
+            await guard.find(key="a")
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            left.append(task.cancelling())
+
+    task = start(0.05, call())
+    store.dallies = asyncio.Event()
+    await asyncio.wait_for(store.dallies.wait(), PATIENCE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, PATIENCE)
+    assert left == [1]
+
+
+async def test_a_store_that_returns_in_spite_of_the_limit_has_returned(
+    start: Callable[..., asyncio.Task[Any]], guard: Guard
+) -> None:
+    """Its task is as it was before: a later wait is not cancelled."""
+    task: asyncio.Task[None] = start(0.05, _save(guard))
+    await asyncio.wait_for(task, PATIENCE)
+    assert task.cancelling() == 0
+
+
+async def _save(guard: Guard) -> None:
+    await guard.save(submitted("a"))
+    await asyncio.sleep(0)
+    assert await guard.inner.find_many(["a"]) != [None]
