@@ -1,8 +1,8 @@
 """Laws 1 and 2 under `kill -9`: a batch is killed, run again until it ends, and judged by what the server
 counted and by the store that it left, a file or the tables of a database.
 
-By default a batch is killed once at every named step and at 60 random moments, fewer over PostgreSQL;
-HYPOTHESIS_PROFILE=deep takes every step at every item, and 200 moments.
+By default a batch is killed once at every named step and at 60 random moments; HYPOTHESIS_PROFILE=deep takes
+every step at every item, and 200 moments. Over PostgreSQL there are a third of the moments.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from kie4o import AsyncKieClient, KieError, StoreLockedError
 
 pytestmark = pytest.mark.posix("fork, and signals that stop and kill")
 
+MOMENTS = 200 if DEEP else 60
 SAVED = ("claim", "intent", "submitted", "succeeded")
 ONCE = ("open", "recent", "find_many", "close")
 NewStore = Callable[[], str]
@@ -148,13 +149,13 @@ class Moments:
 async def test_a_batch_killed_at_random_moments_pays_once_and_loses_nothing(
     tmp_path: Path, new_store: NewStore
 ) -> None:
-    """The same for many batches killed at random moments, fewer over PostgreSQL, where each takes longer.
+    """The same for `MOMENTS` batches killed at random moments, fewer over PostgreSQL: each takes longer.
 
     Every third is killed twice and every ninth three times, so some are killed while they resume. A kill
     after the end does not count.
     """
     undisturbed = await _duration(tmp_path, new_store)
-    moments = (40 if new_store is on_postgres else 200) if DEEP else (12 if new_store is on_postgres else 60)
+    moments = MOMENTS // 3 if new_store is on_postgres else MOMENTS
     hits = 0
 
     def cases() -> Iterator[Moments]:

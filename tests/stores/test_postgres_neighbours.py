@@ -25,6 +25,7 @@ from portable import environment
 from kie4o.emulator import Emulator
 from kie4o.stores.postgres.database import Database
 
+pytestmark = pytest.mark.once
 WEBHOOK_KEY = "a webhook key"
 PATIENCE = 60.0
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -115,6 +116,7 @@ async def delays(kie: Emulator, waiter: Child, receiver: Child, name: str, count
 # -- callbacks and ends ------------------------------------------------------------------------------
 
 
+@pytest.mark.paced
 async def test_a_callback_at_one_process_wakes_the_waiter_in_another(kie: Emulator, start: Start) -> None:
     """At once; within a second or two where no notifications arrive. The control only polls, and rarely since
     it expects a callback."""
@@ -175,7 +177,6 @@ async def polls(kie: Emulator, waiters: list[Child], name: str) -> tuple[int, fl
 
 
 @pytest.mark.sweep
-@pytest.mark.once
 async def test_many_processes_poll_a_task_no_more_often_than_one(kie: Emulator, start: Start) -> None:
     """The others hear of its end, or ask for it. The control polls in each process."""
     kie.duration = 6.0
@@ -220,7 +221,6 @@ async def test_a_follower_polls_once_before_its_deadline(kie: Emulator, start: S
         assert (heard, ended) == (["running"], "TaskTimeoutError")
 
 
-@pytest.mark.once
 async def test_a_process_that_polls_and_dies_is_replaced(kie: Emulator, start: Start, url: str) -> None:
     """By one of those that wait for the same tasks, once its lease has run out."""
     kie.duration = 8.0
