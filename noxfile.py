@@ -27,7 +27,7 @@ NEWEST = max(
     key=lambda version: tuple(map(int, version.split("."))),
 )
 # Most tests wait most of the time: with as many workers as cores these are idle for half of it.
-PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal"]
+PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal", "--durations", "12"]
 # What drives programs does not depend on the loop of the tests, and little on the version of Python.
 PROGRAMS = ["--ignore=tests/cli", "--ignore=tests/gallery"]
 # The rooms through which money goes, and those that depend most on how a version runs its tasks.

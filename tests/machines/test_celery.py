@@ -25,7 +25,7 @@ from machines import (
 from kie4o import AsyncKieClient
 from kie4o.emulator import Emulator
 
-pytestmark = [pytest.mark.once, pytest.mark.posix("Celery's processes")]
+pytestmark = [pytest.mark.once, pytest.mark.paced, pytest.mark.posix("Celery's processes")]
 
 # Celery would wait 10 s for what a dead process may still have said.
 BROKER = """

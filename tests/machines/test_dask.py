@@ -22,7 +22,7 @@ from machines import (
 
 from kie4o.emulator import Emulator
 
-pytestmark = [pytest.mark.once, pytest.mark.posix("PostgreSQL's programs")]
+pytestmark = [pytest.mark.once, pytest.mark.paced, pytest.mark.posix("PostgreSQL's programs")]
 
 
 def written(url: str, items: int, *, short: bool) -> str:
@@ -93,10 +93,16 @@ async def test_a_killed_worker_costs_no_payment(items: int, tmp_path: Path) -> N
 
 
 async def test_without_keys_finished_prompts_are_paid_again(tmp_path: Path) -> None:
-    """The control."""
+    """The control, in one of four runs, since a killed worker may have had no result to lose."""
     require("distributed")
-    url = await url_with_short_leases()
-    code = written(url, 100, short=True).replace("prompt, key=key)", "prompt)")
-    async with Emulator(clock="real", duration=0.2, per=1.0, credits=10_000) as kie:
-        await run_and_kill(kie, tmp_path, url, code, 40)
-        assert kie.paid > 100
+    paid = 0
+    for number in range(4):
+        url, folder = await url_with_short_leases(), tmp_path / f"{number}"
+        folder.mkdir()
+        code = written(url, 100, short=True).replace("prompt, key=key)", "prompt)")
+        async with Emulator(clock="real", duration=0.2, per=1.0, credits=10_000) as kie:
+            await run_and_kill(kie, folder, url, code, 40)
+            paid = kie.paid
+        if paid > 100:
+            break
+    assert paid > 100

@@ -20,7 +20,7 @@ from kie4o import sign_callback
 from kie4o.emulator import Emulator
 from kie4o.emulator.tasks import Task
 
-pytestmark = [pytest.mark.once, pytest.mark.posix("PostgreSQL's programs")]
+pytestmark = [pytest.mark.once, pytest.mark.paced, pytest.mark.posix("PostgreSQL's programs")]
 
 WEBHOOK_KEY = "a webhook key"
 UVICORN = ["-m", "uvicorn", "--workers=4", "--timeout-keep-alive=60", "--timeout-graceful-shutdown=1"]

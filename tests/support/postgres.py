@@ -10,7 +10,6 @@ fail.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import shutil
@@ -210,7 +209,6 @@ def _shared_server() -> str:
         with contextlib.suppress(FileNotFoundError):
             if (_FOLDER / "users").stat().st_ino == os.fstat(lock).st_ino:
                 _users.append(lock)
-                atexit.register(lock.close)
                 break
         os.close(lock)  # the last users have just gone, and the folder with them
     with (_FOLDER / "starting").open("w") as starting:
