@@ -32,13 +32,13 @@ _PAGE = 500  # entries fetched at once
 # has, or with a new one that no other entry has. `SAVE` writes the entry into each index again, and two other
 # statements have to look before it; that would be a third of the instructions of the thread.
 _REPLACE = """
-UPDATE entry SET state = ?4, submitted_at = ?5, price = ?6, body = ?7, checksum = ?8
-WHERE key = ?1 AND ref_hash = ?2 AND task_id IS ?3
+UPDATE entry SET state = ?, submitted_at = ?, price = ?, body = ?, checksum = ?
+WHERE key = ? AND ref_hash = ? AND task_id IS ?
 """
 _REPLACE_WITH_TASK = """
-UPDATE entry SET task_id = ?3, state = ?4, submitted_at = ?5, price = ?6, body = ?7, checksum = ?8
-WHERE key = ?1 AND ref_hash = ?2
-    AND NOT EXISTS (SELECT * FROM entry AS other WHERE other.task_id = ?3 AND other.ref_hash <> ?2)
+UPDATE entry SET task_id = ?, state = ?, submitted_at = ?, price = ?, body = ?, checksum = ?
+WHERE key = ? AND ref_hash = ?
+    AND NOT EXISTS (SELECT * FROM entry AS other WHERE other.task_id = ? AND other.ref_hash <> ?)
 """
 # A new submit of a key that is replaced by what was stored before it was not paid for.
 _GIVE_UP_SLOT = """
@@ -193,9 +193,13 @@ class _Write:
 
     def __call__(self, connection: StoreConnection) -> None:
         entry, ref_hash = self._entry, self._ref_hash
-        has_new_task = entry.state is EntryState.SUBMITTED
-        replace = _REPLACE_WITH_TASK if has_new_task else _REPLACE
-        if not connection.execute(replace, self._row).rowcount:
+        key, _, task_id, *values = self._row
+        if entry.state is EntryState.SUBMITTED:
+            words: list[Any] = [task_id, *values, key, ref_hash, task_id, ref_hash]
+            replaced = connection.execute(_REPLACE_WITH_TASK, words)
+        else:
+            replaced = connection.execute(_REPLACE, [*values, key, ref_hash, task_id])
+        if not replaced.rowcount:
             self._move(connection)
         count_slot(connection, entry, ref_hash, self._uptime)
         if entry.state.ended:

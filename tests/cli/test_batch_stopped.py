@@ -228,6 +228,7 @@ async def test_killed_at_three_moments_it_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
+@pytest.mark.proof
 async def test_two_thousand_lines_killed_at_three_moments(tmp_path: Path) -> None:
     """The same with 2,000 prompts."""
     await killed_and_run_again(tmp_path, 2000, 100.0)

@@ -120,7 +120,7 @@ def failures(counts: Counter[str], calls: Mapping[str, Sequence[str]]) -> Iterat
 
 STORES = [
     pytest.param(WAYS, lambda: "run.db", LEAST[0], id="sqlite"),
-    pytest.param(NETWORK_WAYS, on_postgres, LEAST[1], id="postgres"),
+    pytest.param(NETWORK_WAYS, on_postgres, LEAST[1], id="postgres", marks=pytest.mark.proof),
 ]
 
 

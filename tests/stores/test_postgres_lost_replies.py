@@ -134,7 +134,7 @@ async def test_a_sender_that_loses_the_reply_asks_again(cut: Cut, rounds: int) -
     posts: Counter[str] = Counter()
     async with CuttingProxy(url) as proxy, stores(proxy.url, *[url] * RIVALS) as (sender, *rivals):
         for number in range(rounds):
-            key = f"{cut} {number}"
+            key = f"{cut} {number} of {rounds}"
             await sender.claim(entry_of(key, ref=f"{key} 0"))
             proxy.cut = cut
             tries = [submit(rival, key, f"{key} {n}", posts) for n, rival in enumerate(rivals, 1)]
@@ -153,7 +153,7 @@ async def test_a_sender_that_dies_without_the_reply(cut: Cut, count: int, rounds
     posts: Counter[str] = Counter()
     for number in range(rounds):
         url = postgres.shared_url("lost_replies")
-        key = f"{cut} {number} {url}"
+        key = f"{cut} {number} of {rounds} {url}"
         async with CuttingProxy(url) as proxy, stores(*[url] * RIVALS) as rivals:
             sender = PostgresStore(proxy.url, Secret(CANARY_KEY))
             await sender.open()
