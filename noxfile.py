@@ -32,7 +32,7 @@ PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal", "--dura
 PROGRAMS = ["--ignore=tests/cli", "--ignore=tests/gallery"]
 # The rooms through which money goes, and those that depend most on how a version runs its tasks.
 MONEY = [f"tests/{room}" for room in ("laws", "submission", "transport", "stores", "polling", "callbacks")]
-# Those that depend on the event loop. Nearly all of it is real time on uvloop, which has no virtual clock here.
+# Those that depend on the event loop. On uvloop, which has no virtual clock here, they take real time.
 LOOPING = [*MONEY, "tests/client", "tests/files", "tests/events"]
 NO_DATABASE = ["--ignore-glob=*/test_postgres_*", "--ignore=tests/laws/test_machines.py"]
 PAID = ["submission", "wire", "transport"]  # rooms through which money goes
