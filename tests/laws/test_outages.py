@@ -44,7 +44,8 @@ async def restart_until_done(
         count += 1
 
 
-FULL = [pytest.mark.sweep, pytest.mark.paced]
+pytestmark = pytest.mark.paced  # servers are stopped and started
+FULL = pytest.mark.sweep
 
 
 @pytest.mark.parametrize(

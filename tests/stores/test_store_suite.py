@@ -397,7 +397,9 @@ async def after_cancel(
         await store.aclose()
         store = kind.make(folder)
         await store.open()
-        assert await store.find(key=key) == stored
+        # A database may carry out what was cancelled after the others, but before the store is closed.
+        late = store.shared is not None and how == "cancelled"
+        assert await store.find(key=key) in ((stored, new) if late else (stored,))
     found = await asyncio.gather(*(store.find(key=f"other {n}") for n in range(20)))
     assert found == [submitted(f"other {n}") for n in range(20)]
     await store.aclose()

@@ -79,6 +79,7 @@ class Database:
         self._running: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # in which it is open
         self._pid = os.getpid()
+        self._away_since: float | None = None  # loop time; what is asked later waits for the same outage
 
     async def open(self) -> None:
         """Connect once. That a database cannot be reached at all is said at once, not after an outage."""
@@ -161,15 +162,21 @@ class Database:
 
     async def _until_answered(self, statement: str, parameters: Sequence[object], durably: bool) -> Rows:
         psycopg, loop = _psycopg(), asyncio.get_running_loop()
-        until, delay, resent = loop.time() + OUTAGE, _FIRST_DELAY, False
+        delay, resent = _FIRST_DELAY, False
         while True:
             values = [resent if value is RESENT else value for value in parameters]
             try:
                 async with self._connection() as connection:
-                    return await self._execute(connection, statement, values, durably)
+                    rows = await self._execute(connection, statement, values, durably)
+                self._away_since = None
+                return rows
             except psycopg.Error as error:
                 failure, passes = failure_of(self.address, error), may_pass(error)
-            if not passes or loop.time() + delay > until:
+            if not passes:
+                raise failure
+            if self._away_since is None:
+                self._away_since = loop.time()
+            if loop.time() + delay > self._away_since + OUTAGE:
                 raise failure
             await asyncio.sleep(delay)
             delay, resent = min(2 * delay, _LONGEST_DELAY), True
