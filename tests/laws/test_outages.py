@@ -20,10 +20,12 @@ from kie4o.stores.postgres import process as process_module
 from kie4o.stores.postgres.schema import migrate
 
 
-async def work_through(url: str, kie: Emulator, prompts: dict[str, str], limit: RateLimit) -> dict[str, str]:
+async def work_through(
+    url: str, kie: Emulator, prompts: dict[str, str], limit: RateLimit, **more: int
+) -> dict[str, str]:
     """A batch, and the task of each item."""
     tasks: dict[str, str] = {}
-    async with AsyncKieClient(CANARY_KEY, base_url=kie.url, store=url, rate_limit=limit) as client:
+    async with AsyncKieClient(CANARY_KEY, base_url=kie.url, store=url, rate_limit=limit, **more) as client:
         async for completion in client.generate_many(prompts):
             assert completion.error is None, completion.error
             tasks[completion.key] = completion.task_id
@@ -90,7 +92,8 @@ async def test_control_an_outage_that_is_not_ridden_out_stops_a_batch(
     limit = RateLimit(20, per=1.0)
     with postgres.own_server() as server:
         async with Emulator(clock="real", duration=0.3, credits=1_000_000, limit=1_000_000) as kie:
-            work = asyncio.ensure_future(work_through(server.url, kie, prompts, limit))
+            # With few in flight a key is claimed at every moment, also while the database is away.
+            work = asyncio.ensure_future(work_through(server.url, kie, prompts, limit, max_in_flight=4))
             await restart_until_done(server, (0.3, 0.6), work)
             with pytest.raises((KieError, AssertionError)):
                 await work
