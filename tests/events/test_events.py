@@ -144,6 +144,7 @@ def test_a_hook_that_is_no_function_is_refused(hook: object) -> None:
 
 async def test_several_hooks_are_told_the_same(kie: Emulator) -> None:
     """In the same order, and what is in the log is the line of an event."""
+    kie.duration = 0.4
     first: list[Event] = []
     second: list[Event] = []
     async with client_of(kie.url, on_event=[first.append, second.append]) as client:
@@ -154,6 +155,7 @@ async def test_several_hooks_are_told_the_same(kie: Emulator) -> None:
 
 async def test_a_hook_that_raises_harms_nothing(kie: Emulator, caplog: pytest.LogCaptureFixture) -> None:
     """It is called again, the others are called too, and only its first failure is logged."""
+    kie.duration = 0.4
     called: list[Event] = []
     heard: list[Event] = []
 
@@ -207,7 +209,7 @@ def test_the_events_of_a_run_have_no_prompt_url_or_key(caplog: pytest.LogCapture
             kie.plan(prompts[2], outcome="policy")
             kie.plan(prompts[3], answer=Fault("submit", cut=0, charged=False))
             kie.plan(prompts[4], answer=LOST)
-            limit = RateLimit(20, per=1.0)
+            limit = RateLimit(20, per=3.0)
             async with client_of(kie.url, rate_limit=limit, on_event=heard.append) as client:
                 async for _ in client.generate_many(prompts):
                     pass
@@ -227,6 +229,7 @@ def test_the_events_of_a_run_have_no_prompt_url_or_key(caplog: pytest.LogCapture
 
 async def test_a_batch_can_be_summed_up_from_its_events(kie: Emulator, tmp_path: Path) -> None:
     """What was done, failed, found finished, and what it cost; in two runs on one store."""
+    kie.duration = 0.4
     for number in range(10):
         kie.plan(f"{number}", **({"outcome": "policy"} if number % 5 == 0 else {}))
     store = tmp_path / "run.db"
