@@ -29,7 +29,11 @@ class Event:
     """The names of its attributes, each with its default or `...`."""
 
     def __init_subclass__(cls) -> None:
-        own = {name: vars(cls).get(name, ...) for name in inspect.get_annotations(cls)}
+        own = {
+            name: vars(cls).get(name, ...)
+            for name, kind in inspect.get_annotations(cls).items()
+            if not kind.startswith("ClassVar")
+        }
         cls.fields = MappingProxyType({**cls.fields, **own})
 
     def __init__(self, **values: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .base import Event, OfSubmit
 
@@ -50,8 +50,8 @@ class NotSaved(OfSubmit):
     """The store could not save what is known of a submit, in a `state` as those of `Saved`. It is kept in
     memory and saved again."""
 
-    level = logging.ERROR
-    texts = tuple(_NOT_SAVED.values())
+    level: ClassVar[int] = logging.ERROR
+    texts: ClassVar[tuple[str, ...]] = tuple(_NOT_SAVED.values())
     state: str
     task_id: str | None
     cause: str
@@ -63,8 +63,8 @@ class NotSaved(OfSubmit):
 class OutcomeNotSaved(Event):
     """The store could not save how a task ended. It is saved again, or the next run polls it again."""
 
-    level = logging.ERROR
-    texts = ("the outcome of task %(task_id)s could not be saved: %(cause)s",)
+    level: ClassVar[int] = logging.ERROR
+    texts: ClassVar[tuple[str, ...]] = ("the outcome of task %(task_id)s could not be saved: %(cause)s",)
     task_id: str
     state: str
     cause: str
@@ -73,8 +73,8 @@ class OutcomeNotSaved(Event):
 class NeverSaved(OfSubmit):
     """The client was closed before the store could save what is known of a submit."""
 
-    level = logging.ERROR
-    texts = tuple(_NEVER_SAVED.values())
+    level: ClassVar[int] = logging.ERROR
+    texts: ClassVar[tuple[str, ...]] = tuple(_NEVER_SAVED.values())
     state: str
     task_id: str | None
 
@@ -85,24 +85,24 @@ class NeverSaved(OfSubmit):
 class Misattributed(OfSubmit):
     """The task id that a submit had belongs to another: its outcome is unknown."""
 
-    level = logging.ERROR
-    texts = ("the outcome of a submit is unknown after all: %(cause)s",)
+    level: ClassVar[int] = logging.ERROR
+    texts: ClassVar[tuple[str, ...]] = ("the outcome of a submit is unknown after all: %(cause)s",)
     cause: str
 
 
 class NotReleased(OfSubmit):
     """A key could not be released, so that other processes have to wait for it for a while."""
 
-    level = logging.ERROR
-    texts = ("a key could not be released: %(cause)s",)
+    level: ClassVar[int] = logging.ERROR
+    texts: ClassVar[tuple[str, ...]] = ("a key could not be released: %(cause)s",)
     cause: str
 
 
 class Unfinished(OfSubmit):
     """The client was closed, and its store with it, while a submit is paid, or may be, and not finished."""
 
-    level = logging.WARNING
-    texts = (
+    level: ClassVar[int] = logging.WARNING
+    texts: ClassVar[tuple[str, ...]] = (
         "%(subject)s may be paid; check kie.ai/logs",
         "%(subject)s is paid and not finished: `await client.wait(%(task_id)r)` resumes it, with any client",
     )
@@ -115,7 +115,7 @@ class Unfinished(OfSubmit):
 class StoreAwaited(Event):
     """Another client or process has the store open; this one waits for `seconds` at most."""
 
-    texts = ("%(cause)s. Waiting up to %(seconds)g s",)
+    texts: ClassVar[tuple[str, ...]] = ("%(cause)s. Waiting up to %(seconds)g s",)
     cause: str
     seconds: float
 
@@ -123,7 +123,7 @@ class StoreAwaited(Event):
 class StoreChecked(Event):
     """A large store is being opened: so many of its entries are checked."""
 
-    texts = ("the store %(path)s is being checked: %(done)s of %(total)s entries",)
+    texts: ClassVar[tuple[str, ...]] = ("the store %(path)s is being checked: %(done)s of %(total)s entries",)
     path: str
     done: int
     total: int
@@ -135,8 +135,8 @@ class StoreChecked(Event):
 class StoreWarned(Event):
     """Something is wrong with the store, or with the database of several processes."""
 
-    level = logging.WARNING
-    texts = tuple(_STORE.values())
+    level: ClassVar[int] = logging.WARNING
+    texts: ClassVar[tuple[str, ...]] = tuple(_STORE.values())
     what: StoreTrouble
     detail: str = ""
 
@@ -147,14 +147,16 @@ class StoreWarned(Event):
 class ClosedLate(Event):
     """A part of the client did not end in time when it was closed."""
 
-    level = logging.ERROR
-    texts = ("the client was closed, but %(part)s did not end in time",)
+    level: ClassVar[int] = logging.ERROR
+    texts: ClassVar[tuple[str, ...]] = ("the client was closed, but %(part)s did not end in time",)
     part: str
 
 
 class TransferLeft(Event):
     """A transfer could not be stopped, since the disk did not answer for `seconds`."""
 
-    level = logging.WARNING
-    texts = ("a transfer is left behind: the disk did not answer for %(seconds)g s",)
+    level: ClassVar[int] = logging.WARNING
+    texts: ClassVar[tuple[str, ...]] = (
+        "a transfer is left behind: the disk did not answer for %(seconds)g s",
+    )
     seconds: float

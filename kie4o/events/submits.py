@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from decimal import Decimal
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .base import Event, OfSubmit
 
@@ -12,8 +12,8 @@ from .base import Event, OfSubmit
 class Submitted(OfSubmit):
     """Kie has accepted a request: it is paid. `seconds` from the first byte to the answer."""
 
-    level = logging.DEBUG
-    texts = ("a submit was accepted in %(seconds).1f s: task %(task_id)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("a submit was accepted in %(seconds).1f s: task %(task_id)s",)
     task_id: str
     seconds: float
     credits: Decimal | None
@@ -22,8 +22,8 @@ class Submitted(OfSubmit):
 class Refused(OfSubmit):
     """Kie has refused a request. Nothing was charged."""
 
-    level = logging.DEBUG
-    texts = ("a submit was refused in %(seconds).1f s: %(cause)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("a submit was refused in %(seconds).1f s: %(cause)s",)
     code: int
     cause: str
     seconds: float
@@ -32,23 +32,25 @@ class Refused(OfSubmit):
 class NotSent(OfSubmit):
     """A request could not be sent. Nothing was charged."""
 
-    level = logging.DEBUG
-    texts = ("a submit was not sent: %(cause)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("a submit was not sent: %(cause)s",)
     cause: str
 
 
 class CalledOff(OfSubmit):
     """Nobody waits any more for a request that was not sent yet. Nothing was charged."""
 
-    level = logging.DEBUG
-    texts = ("a submit was called off: %(cause)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("a submit was called off: %(cause)s",)
     cause: str
 
 
 class Resent(OfSubmit):
     """A request that was refused or not sent will be sent again after `seconds`."""
 
-    texts = ("a submit is sent again in %(seconds).1f s (%(attempt)s of %(most)s): %(cause)s",)
+    texts: ClassVar[tuple[str, ...]] = (
+        "a submit is sent again in %(seconds).1f s (%(attempt)s of %(most)s): %(cause)s",
+    )
     seconds: float
     attempt: int
     """Which of the attempts for this cause it will be, from 1."""
@@ -60,15 +62,15 @@ class Resent(OfSubmit):
 class Unknown(OfSubmit):
     """A request was sent and its outcome is unknown: it may have been charged, and is not sent again."""
 
-    level = logging.DEBUG
-    texts = ("%(subject)s has an unknown outcome: %(cause)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("%(subject)s has an unknown outcome: %(cause)s",)
     cause: str
 
 
 class AnswerAwaited(OfSubmit):
     """A submit has an unknown outcome, and its callback is awaited; `seconds` at most, or without limit."""
 
-    texts = (
+    texts: ClassVar[tuple[str, ...]] = (
         "the answer to a submit was lost; its callback is awaited without limit",
         "the answer to a submit was lost; its callback is awaited for up to %(seconds).1f s",
     )
@@ -81,14 +83,16 @@ class AnswerAwaited(OfSubmit):
 class Named(OfSubmit):
     """A callback has named the task of a submit whose outcome was unknown."""
 
-    texts = ("%(subject)s, whose submit response was lost, was found by its callback",)
+    texts: ClassVar[tuple[str, ...]] = (
+        "%(subject)s, whose submit response was lost, was found by its callback",
+    )
     task_id: str
 
 
 class Settled(OfSubmit):
     """`client.settle` has saved which task a submit has, or with None that it was not charged."""
 
-    texts = (
+    texts: ClassVar[tuple[str, ...]] = (
         "settled: %(subject)s was not charged",
         "settled: %(subject)s was found",
     )
@@ -101,16 +105,16 @@ class Settled(OfSubmit):
 class Orphaned(OfSubmit):
     """A submit has failed whose callers were cancelled, so that nobody sees its error."""
 
-    level = logging.WARNING
-    texts = ("a submit whose callers were cancelled failed: %(cause)s",)
+    level: ClassVar[int] = logging.WARNING
+    texts: ClassVar[tuple[str, ...]] = ("a submit whose callers were cancelled failed: %(cause)s",)
     cause: str
 
 
 class Waited(Event):
     """A request has waited `seconds` for a slot of the account's limit, or for one of `max_in_flight`."""
 
-    level = logging.DEBUG
-    texts = ("waited %(seconds).1f s for a %(what)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("waited %(seconds).1f s for a %(what)s",)
     what: Literal["slot", "place"]
     seconds: float
 
@@ -118,7 +122,7 @@ class Waited(Event):
 class Paused(Event):
     """All submits pause for `seconds`: the limit is used up, or Kie has refused one for too many calls."""
 
-    texts = ("submits pause for %(seconds).1f s: %(cause)s",)
+    texts: ClassVar[tuple[str, ...]] = ("submits pause for %(seconds).1f s: %(cause)s",)
     cause: str
     seconds: float
 
@@ -126,7 +130,7 @@ class Paused(Event):
 class Retried(Event):
     """A call that costs nothing has failed and is made again after `seconds`."""
 
-    texts = ("a free call is made again in %(seconds).1f s: %(cause)s",)
+    texts: ClassVar[tuple[str, ...]] = ("a free call is made again in %(seconds).1f s: %(cause)s",)
     cause: str
     seconds: float
 
@@ -134,8 +138,8 @@ class Retried(Event):
 class Exchanged(Event):
     """One HTTP exchange: `where` is its path, or the host of an image."""
 
-    level = logging.DEBUG
-    texts = ("%(method)s %(where)s: %(outcome)s in %(milliseconds).0f ms",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("%(method)s %(where)s: %(outcome)s in %(milliseconds).0f ms",)
     method: str
     where: str
     outcome: int | str

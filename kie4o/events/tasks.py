@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from decimal import Decimal
+from typing import ClassVar
 
 from .base import Event, OfSubmit
 
@@ -11,8 +12,8 @@ from .base import Event, OfSubmit
 class Polled(Event):
     """A poll has shown that a task is in a state; `progress` is from 0 to 1, or None."""
 
-    level = logging.DEBUG
-    texts = ("task %(task_id)s is %(state)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("task %(task_id)s is %(state)s",)
     task_id: str
     state: str
     progress: float | None
@@ -21,7 +22,7 @@ class Polled(Event):
 class PollFailed(Event):
     """A poll has failed; the next one is in `seconds`. `others` have failed too since the last such event."""
 
-    texts = (
+    texts: ClassVar[tuple[str, ...]] = (
         "task %(task_id)s is polled again in %(seconds).1f s: %(cause)s",
         "task %(task_id)s is polled again in %(seconds).1f s: %(cause)s (and %(others)s failed polls before "
         "it)",
@@ -44,7 +45,7 @@ class Finished(Event):
         seconds: Since the submit; None if that is not known.
     """
 
-    texts = (
+    texts: ClassVar[tuple[str, ...]] = (
         "task %(task_id)s %(state)s, found by %(source)s",
         "task %(task_id)s %(state)s after %(seconds).1f s, found by %(source)s",
     )
@@ -61,8 +62,8 @@ class Saved(OfSubmit):
     """The store has what is known of a submit: its `state` is one of "submitted", "unknown", "succeeded",
     "failed", or "planned" if it was not charged."""
 
-    level = logging.DEBUG
-    texts = ("%(subject)s is saved as %(state)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("%(subject)s is saved as %(state)s",)
     state: str
     task_id: str | None
     credits: Decimal | None
@@ -71,8 +72,8 @@ class Saved(OfSubmit):
 class CallbackReceived(Event):
     """A callback has arrived and is kept. What it says is believed once Kie's record says the same."""
 
-    level = logging.DEBUG
-    texts = ("a callback says that task %(task_id)s is %(state)s",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("a callback says that task %(task_id)s is %(state)s",)
     task_id: str
     state: str
     verified: bool
@@ -82,7 +83,7 @@ class CallbackReceived(Event):
 class CallbackRefused(Event):
     """A receiver has answered with this HTTP status. At INFO, since anyone can post."""
 
-    texts = ("a callback was answered with %(status)s: %(cause)s",)
+    texts: ClassVar[tuple[str, ...]] = ("a callback was answered with %(status)s: %(cause)s",)
     status: int
     cause: str
 
@@ -90,8 +91,8 @@ class CallbackRefused(Event):
 class CallbackUnconfirmed(Event):
     """What a callback says could not be confirmed: for an hour, or for this cause."""
 
-    level = logging.WARNING
-    texts = (
+    level: ClassVar[int] = logging.WARNING
+    texts: ClassVar[tuple[str, ...]] = (
         "the callback for task %(task_id)s could not be confirmed in an hour; client.wait(%(task_id)r) polls "
         "the task",
         "the callback for task %(task_id)s could not be confirmed: %(cause)s",
@@ -107,8 +108,8 @@ class CallbacksMissing(Event):
     """A task has ended without the callback that was expected, or one for a task submitted elsewhere has
     arrived (`stray`): polls return to their usual pace until callbacks arrive."""
 
-    level = logging.WARNING
-    texts = (
+    level: ClassVar[int] = logging.WARNING
+    texts: ClassVar[tuple[str, ...]] = (
         "task %(task_id)s finished without a callback; polling at the usual pace until callbacks arrive. "
         "Check that callback_url reaches this process",
         "the callback of task %(task_id)s, submitted elsewhere, arrived here; polling at the usual pace "
@@ -131,8 +132,8 @@ class Completed(Event):
         earlier: Whether an earlier run had submitted it.
     """
 
-    level = logging.DEBUG
-    texts = ("item %(index)s of a batch %(outcome)s (task %(task_id)s)",)
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("item %(index)s of a batch %(outcome)s (task %(task_id)s)",)
     index: int
     key: str | None
     task_id: str | None
@@ -144,5 +145,5 @@ class Completed(Event):
 class BatchStopped(Event):
     """A batch submits nothing more."""
 
-    texts = ("a batch submits nothing more: %(cause)s",)
+    texts: ClassVar[tuple[str, ...]] = ("a batch submits nothing more: %(cause)s",)
     cause: str
