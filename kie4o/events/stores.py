@@ -121,7 +121,7 @@ class StoreAwaited(Event):
 
 
 class StoreChecked(Event):
-    """A large store is being opened: so many of its entries are checked."""
+    """A large store is being opened: `done` of its `total` entries are checked."""
 
     texts: ClassVar[tuple[str, ...]] = ("the store %(path)s is being checked: %(done)s of %(total)s entries",)
     path: str

@@ -103,11 +103,16 @@ class Settled(OfSubmit):
 
 
 class Orphaned(OfSubmit):
-    """A submit has failed whose callers were cancelled, so that nobody sees its error."""
+    """A submit has failed after its callers were cancelled, so no caller sees its error."""
 
     level: ClassVar[int] = logging.WARNING
-    texts: ClassVar[tuple[str, ...]] = ("a submit whose callers were cancelled failed: %(cause)s",)
+    texts: ClassVar[tuple[str, ...]] = ("a submit whose callers were cancelled failed: %(subject)s",)
     cause: str
+
+    @property
+    def name(self) -> str:
+        """Why it has failed; the log says more."""
+        return self.cause
 
 
 class Waited(Event):

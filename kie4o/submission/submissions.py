@@ -33,7 +33,7 @@ from ..transport.transport import Transport
 from ..wire.decoding import shown
 from ..wire.envelope import retry_after_of, status_error
 from ..wire.requests import body_of, with_ref
-from ..wire.words import in_brief
+from ..wire.words import cause_of, in_brief
 from .pending import PendingSubmit, Submitted, planned_entry, unknown_error
 from .permit import Permit
 from .resending import NO_RESUBMIT, WINDOW_CODES, Resend, Resubmit, resend_after
@@ -174,7 +174,9 @@ class Submissions:
         self._settle(submit, task)
         if error is not None and not submit.callers and not submit.called_off:
             entry = submit.entry
-            self._reporter(events.Orphaned(ref_hash=entry.ref_hash, key=entry.callers_key, cause=str(error)))
+            cause = cause_of(error) if isinstance(error, Exception) else type(error).__name__
+            orphaned = events.Orphaned(ref_hash=entry.ref_hash, key=entry.callers_key, cause=cause)
+            self._reporter(orphaned, str(error))
 
     def _settle(self, submit: PendingSubmit, outcome: Submitted | asyncio.Task[Submitted]) -> None:
         """The submit is over. It is called once with the outcome and once when the task is done:

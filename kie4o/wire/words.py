@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from ..errors import APIStatusError, UnexpectedResponseError
+from ..errors import APIStatusError, SubmissionUnknownError, UnexpectedResponseError
 from .decoding import shown
 
 _BRIEF = 120  # characters
@@ -63,6 +63,8 @@ def cause_of(error: Exception) -> str:
     """Why a call failed, for a log line."""
     if isinstance(error, APIStatusError):
         return in_brief(error.code, error.message)
+    if isinstance(error, SubmissionUnknownError) and error.ref:  # its message goes on with ref and prompt
+        return in_brief(None, str(error).partition(error.ref)[0] + "...")
     if isinstance(error, UnexpectedResponseError):  # its message has an excerpt
         return f"unreadable answer with HTTP status {error.http_status}"
     return in_brief(None, str(error)) or type(error).__name__

@@ -312,6 +312,33 @@ async def test_a_submit_that_is_called_off_says_so(kie: Emulator) -> None:
     assert len(kie.submits) == 1
 
 
+async def test_what_names_a_submit_in_the_log_is_in_no_event(
+    kie: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ref and the start of the prompt: of a submit that nobody waits for, and of a batch that stops."""
+    kie.duration = 0.4
+    heard: list[Event] = []
+    prompts = [f"{SECRET} {number}" for number in range(6)]
+    for prompt in prompts:
+        kie.plan(prompt, answer=LOST)
+    async with client_of(kie.url, on_event=heard.append) as client:
+        with pytest.raises(kie4o.SubmissionUnknownError) as caught:
+            await client.submit(prompts[0], key="order-1")
+        call = asyncio.create_task(client.submit(prompts[0], key="order-1"))
+        await asyncio.sleep(0)
+        call.cancel()
+        await until(lambda: any(isinstance(event, events.Orphaned) for event in heard))
+        with pytest.raises(kie4o.SubmissionUnknownError) as stopped:
+            async for _ in client.generate_many(prompts):
+                pass
+    assert caught.value.ref in caplog.text
+    assert any(isinstance(event, events.BatchStopped) for event in heard)
+    everything = "\n".join(map(repr, heard))
+    assert SECRET[:20] not in everything
+    assert caught.value.ref not in everything
+    assert stopped.value.ref not in everything
+
+
 async def test_a_request_that_cannot_be_sent_says_so(kie: Emulator) -> None:
     """And why, each time that it is tried."""
     heard: list[Event] = []

@@ -1,4 +1,4 @@
--- Notifications. They save time, never correctness: whoever misses one finds out by asking.
+-- Notifications. They save time, never correctness: a process that misses one finds out by asking.
 --
 -- A notification takes a lock of the whole database when it commits, so one is sent only about what somebody
 -- waits for. Its payload is a word and a hash or a task id: never data. The channel is named after the schema.
