@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -259,33 +260,36 @@ def certified(folder: Path) -> ssl.SSLContext | None:
     return context
 
 
-def port_of(server: asyncio.Server) -> int:
-    port: int = server.sockets[0].getsockname()[1]
-    return port
-
-
 async def serve(folder: Path) -> None:
     """Print where it listens: `http`, `tls`, `far`, and the file `authority`; only the first without TLS."""
+    async with contextlib.AsyncExitStack() as stack:
+        print(json.dumps(await listen(folder, stack)), flush=True)
+        await asyncio.to_thread(
+            sys.stdin.buffer.read
+        )  # until it is closed, at the latest by the parent's end
+
+
+async def listen(folder: Path, stack: contextlib.AsyncExitStack) -> dict[str, str]:
     loop = asyncio.get_running_loop()
     desk: list[Desk] = []
 
-    async def listen(context: ssl.SSLContext | None = None) -> int:
-        return port_of(
-            await loop.create_server(lambda: Connection(desk[0]), "127.0.0.1", 0, backlog=4096, ssl=context)
+    async def listening(context: ssl.SSLContext | None = None) -> int:
+        server = await loop.create_server(
+            lambda: Connection(desk[0]), "127.0.0.1", 0, backlog=4096, ssl=context
         )
+        port: int = server.sockets[0].getsockname()[1]
+        return port
 
-    port = await listen()
+    port = await listening()
     desk.append(Desk(b"http://127.0.0.1:%d" % port))
     found = {"http": f"http://127.0.0.1:{port}"}
     context = certified(folder)
     if context is not None:
-        secure = await listen(context)
-        far = port_of(await relay(secure, ROUND_TRIP))
+        secure = await listening(context)
+        far = await stack.enter_async_context(relay(secure, ROUND_TRIP))
         found |= {"tls": f"https://127.0.0.1:{secure}", "far": f"https://127.0.0.1:{far}"}
         found["authority"] = str(folder / "authority.pem")
-    print(json.dumps(found), flush=True)
-
-    await asyncio.to_thread(sys.stdin.buffer.read)  # until it is closed, at the latest by the parent's end
+    return found
 
 
 def main() -> None:

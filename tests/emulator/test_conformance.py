@@ -11,12 +11,14 @@ import base64
 import http.client
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import attrs
 import pytest
 import witness
 from routes import routes_of
+from serving import Serving
 from witness import CALLBACK, Sent
 
 from kie4o.emulator import Emulator, Fault
@@ -76,10 +78,14 @@ NOT_GIVEN = {
 
 
 class Client:
-    """Plain requests to one emulator, each on a connection of its own."""
+    """Plain requests to one emulator, each on a connection of its own.
 
-    def __init__(self, kie: Emulator) -> None:
+    What is entered into `stack` outlives the emulator, which may send more callbacks until it is closed.
+    """
+
+    def __init__(self, kie: Emulator, stack: AsyncExitStack | None = None) -> None:
         self.kie = kie
+        self.stack = stack or AsyncExitStack()
 
     async def __call__(
         self, endpoint: str, body: Any = None, *, key: str | None = "k-123", query: str = "", **headers: str
@@ -344,11 +350,10 @@ def called(content: str, outcome: str = "success") -> Ask:
                 assert head.startswith("post ")
                 caught.set_result(Sent(200, fields["content-type"], body))
 
-        async with await asyncio.start_server(catch, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            call.kie.next(outcome=outcome, callback=content)
-            await call.submit(callBackUrl=f"http://127.0.0.1:{port}/")
-            return await asyncio.wait_for(caught, 60)
+        server = await call.stack.enter_async_context(Serving(catch))
+        call.kie.next(outcome=outcome, callback=content)
+        await call.submit(callBackUrl=server.url)
+        return await asyncio.wait_for(caught, 60)
 
     return ask
 
@@ -371,8 +376,8 @@ def verdict(endpoint: str, sent: Sent) -> str:
 
 async def answer_of(case: Case) -> Sent:
     settings = {"duration": 0.0, "pictures": False} | case.settings
-    async with Emulator(**settings) as kie:
-        return await case.ask(Client(kie))
+    async with AsyncExitStack() as stack, Emulator(**settings) as kie:
+        return await case.ask(Client(kie, stack))
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import ClientSession, ClientTimeout, ServerDisconnectedError, web
 from paths import FIXTURES
 from portable import running_tasks
+from serving import LoopbackServer
 
 from kie4o.callbacks import parse_callback
 from kie4o.emulator import Call, CallRecord, Emulator, Fault
@@ -282,21 +283,20 @@ async def test_a_late_answer_does_not_count(session: ClientSession, hook: Receiv
     assert taken.at - late.at >= 15.0 + REPEAT_DELAYS[0] - 2 * 50.0 * EARLY
 
 
-async def serve_bytes(*pieces: bytes, forever: bytes = b"") -> asyncio.Server:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.writelines(pieces)
-            while forever:
-                writer.write(forever)
-                await writer.drain()
-                await asyncio.sleep(0.001)
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
+class Odd(LoopbackServer):
+    """A receiver that sends these bytes, and the last ones again and again."""
 
-    return await asyncio.start_server(answer, "127.0.0.1", 0)
+    def __init__(self, *pieces: bytes, forever: bytes = b"") -> None:
+        self.pieces = pieces
+        self.forever = forever
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.writelines(self.pieces)
+        while self.forever:
+            writer.write(self.forever)
+            await writer.drain()
+            await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize(
@@ -313,9 +313,9 @@ async def test_odd_receivers(
     session: ClientSession, pieces: tuple[bytes, ...], forever: bytes, status: int | None, error: str | None
 ) -> None:
     """Receivers that close the connection, send garbage or never finish are recorded, in bounded time."""
-    server = await serve_bytes(*pieces, forever=forever)
-    async with server, emulator(callback_timeout=100.0, callback=Call(repeats=0)) as kie:
-        await task(kie, session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    odd = Odd(*pieces, forever=forever)
+    async with odd, emulator(callback_timeout=100.0, callback=Call(repeats=0)) as kie:
+        await task(kie, session, odd.url)
         (record,) = await calls(kie, 1)
     assert record.status == status
     assert record.error == error or any(str(record.error).startswith(one) for one in str(error).split("|"))
@@ -323,12 +323,10 @@ async def test_odd_receivers(
 
 async def test_a_refused_connection(session: ClientSession) -> None:
     """A refused connection is recorded and repeated like any failed attempt."""
-    server = await serve_bytes()
-    port = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
+    async with Odd() as closed:
+        pass
     async with emulator(callback=Call(repeats=1)) as kie:
-        await task(kie, session, f"http://127.0.0.1:{port}/")
+        await task(kie, session, closed.url)
         records = await calls(kie, 2)
     assert [record.status for record in records] == [None, None]
     assert all("ClientConnectorError" in str(record.error) for record in records)

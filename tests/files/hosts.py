@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from canary import CANARY_KEY
 from PIL import Image
+from serving import LoopbackServer
 
 from kie4o import settings
 from kie4o.errors import DownloadError
@@ -45,51 +46,24 @@ class Request:
         self.text = head.decode("latin-1")
 
 
-class Host:
+class Host(LoopbackServer):
     """A file host that sends raw bytes: one reply per request, and the last one again after that."""
 
     def __init__(self, *replies: bytes | Reply) -> None:
         self.replies = list(replies)
         self.requests: list[Request] = []
         self.connections = 0
-        self._workers: set[asyncio.Task[Any]] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def __aenter__(self) -> "Host":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._workers.add(task)
-        try:
-            request = Request(await reader.readuntil(b"\r\n\r\n"))
-            self.requests.append(request)
-            reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-            if isinstance(reply, bytes):
-                writer.write(reply)
-                await writer.drain()
-            else:
-                await reply(request, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except asyncio.CancelledError:
-            pass  # the end of the test
-        finally:
-            self._workers.discard(task)
-            writer.close()
+        request = Request(await reader.readuntil(b"\r\n\r\n"))
+        self.requests.append(request)
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, bytes):
+            writer.write(reply)
+            await writer.drain()
+        else:
+            await reply(request, writer)
 
 
 def answer(body: bytes = b"", status: str = "200 OK", *headers: str) -> bytes:

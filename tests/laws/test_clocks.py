@@ -5,6 +5,7 @@ import time
 
 import pytest
 from clocks import KIND, run_scaled, run_timelapse, run_virtual, timelapse_loop
+from serving import Serving
 
 
 def test_a_virtual_day_passes_at_once() -> None:
@@ -98,8 +99,8 @@ def test_sockets_work_in_scaled_time() -> None:
             await reader.read()
             writer.close()
 
-        async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        async with Serving(echo) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(b"hello\n")
             line = await reader.readline()
             wall = time.monotonic()

@@ -16,6 +16,7 @@ import pytest
 from canary import CANARY_KEY
 from paths import REPOSITORY
 from PIL import Image
+from serving import Serving
 
 from kie4o import AsyncKieClient, PollPolicy
 
@@ -26,7 +27,7 @@ from benchmarks.clients import PROMPT
 from benchmarks.plan import Plan
 from benchmarks.processes import Server, ask, call, counts, set_server
 from benchmarks.relay import relay
-from benchmarks.server import ROUND_TRIP, png, port_of
+from benchmarks.server import ROUND_TRIP, png
 from benchmarks.turns import FEW, MANY, figures, spread
 
 pytestmark = pytest.mark.once
@@ -229,15 +230,14 @@ async def test_the_picture_is_a_whole_image() -> None:
 
 async def test_the_relay_adds_a_round_trip(server: Server) -> None:
     """The first request over plain http takes two, since a connection is opened first; the next takes one."""
-    near = await relay(int(server.http.rpartition(":")[2]), ROUND_TRIP)
     loop, times = asyncio.get_running_loop(), []
-    async with near, aiohttp.ClientSession() as session:
+    there = relay(int(server.http.rpartition(":")[2]), ROUND_TRIP)
+    async with there as near, aiohttp.ClientSession() as session:
         for _ in range(2):
             began = loop.time()
-            async with session.get(f"http://127.0.0.1:{port_of(near)}/__counts") as response:
+            async with session.get(f"http://127.0.0.1:{near}/__counts") as response:
                 assert (await response.json())["unknown"] >= 0
             times.append(loop.time() - began)
-    await asyncio.sleep(2 * ROUND_TRIP)  # until the relay has closed the far end
     assert times[0] >= 1.98 * ROUND_TRIP
     assert 0.98 * ROUND_TRIP <= times[1] < times[0]
 
@@ -249,14 +249,11 @@ async def test_the_relay_passes_a_close_on() -> None:
         writer.write(b"last words")
         writer.close()
 
-    far = await asyncio.start_server(serve, "127.0.0.1", 0)
-    near = await relay(port_of(far), 0.02)
-    async with far, near:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(near))
+    async with Serving(serve) as far, relay(far.port, 0.02) as near:
+        reader, writer = await asyncio.open_connection("127.0.0.1", near)
         assert await reader.read() == b"last words"
         writer.close()
         await writer.wait_closed()
-        await asyncio.sleep(0.05)
 
 
 def test_tls_is_measured_where_a_certificate_can_be_made(server: Server) -> None:

@@ -16,6 +16,7 @@ from canary import CANARY_KEY
 from crashing import DEEP
 from entries import entry_of, submitted
 from postgres import opened
+from serving import LoopbackServer
 
 from kie4o import StoreError
 from kie4o.settings import Secret
@@ -27,46 +28,32 @@ ROUNDS = 50 if DEEP else 10
 Cut = Literal["before", "after"]
 
 
-class CuttingProxy:
+class CuttingProxy(LoopbackServer):
     """Passes a connection on to the server, and cuts it at a statement: before it arrives, or after it was
     executed and before the reply."""
 
     def __init__(self, url: str) -> None:
         self._there = urlsplit(url)
-        self._running: set[asyncio.Task[None]] = set()
         self.cut: Cut | None = None  # at the next statement of this kind
         self.dies = False  # the sender never comes back after the cut
         self._refuses = False
 
-    async def __aenter__(self) -> CuttingProxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
+    @property
+    def url(self) -> str:
         user, _, _ = self._there.netloc.partition("@")
-        self.url = self._there._replace(netloc=f"{user}@127.0.0.1:{port}").geturl()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        return self._there._replace(netloc=f"{user}@127.0.0.1:{self.port}").geturl()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
-            if self._refuses:
-                return
-            there = await asyncio.open_connection(self._there.hostname, self._there.port)
-            with contextlib.closing(there[1]):
-                replies = asyncio.create_task(_copy(there[0], writer))
-                with contextlib.suppress(ConnectionError):
-                    if await self._pass_on(reader, there[1], replies) == "after":
-                        await there[0].read(1)
-                        self.cut = None
-                replies.cancel()
-        self._running.discard(task)
+        if self._refuses:
+            return
+        there = await asyncio.open_connection(self._there.hostname, self._there.port)
+        with contextlib.closing(there[1]):
+            replies = asyncio.create_task(_copy(there[0], writer))
+            with contextlib.suppress(ConnectionError):
+                if await self._pass_on(reader, there[1], replies) == "after":
+                    await there[0].read(1)
+                    self.cut = None
+            replies.cancel()
 
     async def _pass_on(
         self, reader: asyncio.StreamReader, there: asyncio.StreamWriter, replies: asyncio.Task[None]

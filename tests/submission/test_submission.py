@@ -30,6 +30,7 @@ from faults import (
     stall,
     unused_port,
 )
+from serving import LoopbackServer
 
 import kie4o
 from kie4o import AsyncKieClient, KieError, RateLimit
@@ -585,7 +586,7 @@ async def test_closing_calls_off_what_has_not_left() -> None:
 # -- connections that are used again ----------------------------------------------------------------
 
 
-class Keeping:
+class Keeping(LoopbackServer):
     """A server that keeps connections open, for `idle` seconds at most after each answer. Then it closes
     them, or, with `deaf`, reads what comes and drops it: the moment at which both sides decide, made long.
     """
@@ -594,30 +595,14 @@ class Keeping:
         self.idle = idle
         self.deaf = deaf
         self.connections = self.tasks = self.swallowed = 0
-        self._running: set[asyncio.Task[None]] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     @property
     def posts(self) -> int:
         return self.tasks + self.swallowed
 
-    async def __aenter__(self) -> Keeping:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._running.add(asyncio.current_task())
         self.connections += 1
-        with contextlib.suppress(TimeoutError, ConnectionError, EOFError, asyncio.CancelledError):
+        with contextlib.suppress(TimeoutError):
             await self._read(reader)
             while True:
                 self.tasks += 1
@@ -628,7 +613,6 @@ class Keeping:
                 if asyncio.get_running_loop().time() - answered > self.idle:
                     self.swallowed += 1
                     break
-        writer.close()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -12,12 +12,13 @@ from types import TracebackType
 
 import attrs
 from paths import IMPORT_ROOT
+from serving import LoopbackServer
 from window_child import Run
 
 _CHILD = Path(__file__).with_name("window_child.py")
 
 
-class CountingServer:
+class CountingServer(LoopbackServer):
     """Answers every line `delay` seconds after it has arrived. Whoever is granted a slot because another was
     answered comes later than that one was noted, however late it was."""
 
@@ -25,18 +26,6 @@ class CountingServer:
         self.delay = delay
         self.arrivals: list[float] = []  # loop times
         self.senders: list[int] = []  # of each, as the line says
-        self._running: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> CountingServer:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
 
     def most(self, per: float) -> int:
         """The most requests in any window. One that opens with a request and ends with another is shorter."""
@@ -48,10 +37,6 @@ class CountingServer:
         return most
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
         with contextlib.suppress(ConnectionError):
             while line := await reader.readline():
                 self.senders.append(int(line))
@@ -115,7 +100,7 @@ class Child:
         self._news.set()
 
 
-class ReplyCutter:
+class ReplyCutter(LoopbackServer):
     """A proxy before a database. While `cuts` is above 0, it swallows what the server answers and breaks that
     connection, which the server notices after its commit."""
 
@@ -123,24 +108,8 @@ class ReplyCutter:
         self._target = port
         self.cuts = 0
         self.done = asyncio.Event()  # after each cut
-        self._running: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> ReplyCutter:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
         theirs, to_them = await asyncio.open_connection("127.0.0.1", self._target)
         there = asyncio.create_task(self._copy(reader, to_them))
         try:

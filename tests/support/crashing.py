@@ -9,7 +9,6 @@ folder of the case, or in PostgreSQL.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ import attrs
 import postgres
 from crash_child import Run
 from paths import SUPPORT
+from serving import LoopbackServer
 
 from kie4o.stores.postgres.address import address_of
 from kie4o.stores.store import Entry, EntryState
@@ -49,7 +49,7 @@ SERVER_STEPS = (
 
 
 @attrs.define(eq=False)
-class CountingServer:
+class CountingServer(LoopbackServer):
     """`async with CountingServer()`. At the `at`-th occurrence of `step`, one of `SERVER_STEPS`, it calls
     `kill`."""
 
@@ -61,30 +61,6 @@ class CountingServer:
     given: set[str] = attrs.field(factory=set, init=False)  # ids whose answer was sent in full
     looks: Counter[str] = attrs.field(factory=Counter, init=False)
     _seen: Counter[str] = attrs.field(factory=Counter, init=False)
-    _server: asyncio.Server | None = attrs.field(default=None, init=False)
-    _serving: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
-
-    @property
-    def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def __aenter__(self) -> CountingServer:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=100)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
-
-    async def settled(self) -> None:
-        """Wait until every connection is served. Those of a killed process are closed, so all it sent is
-        counted."""
-        while self._serving:
-            await asyncio.wait(self._serving)
 
     def _reach(self, step: str) -> None:
         self._seen[step] += 1
@@ -92,17 +68,9 @@ class CountingServer:
             self.kill()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
         self._reach("connect")
-        try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                while True:
-                    await self._exchange(reader, writer)
-        finally:
-            self._serving.discard(task)
-            writer.close()
+        while True:
+            await self._exchange(reader, writer)
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from paths import TLS
+from serving import LoopbackServer
 
 TASK_ID = "5fd1000000000000000000000000a1ea"
 GOOD_BODY = b'{"code":200,"msg":"success","data":{"taskId":"%s"}}' % TASK_ID.encode()
@@ -57,15 +58,13 @@ class Connection:
         self.writer.transport.abort()
 
 
-class FaultServer:
+class FaultServer(LoopbackServer):
     """`async with FaultServer(script, ...)`: the n-th connection gets the n-th script, later ones the
     last. With `tls` it presents the fixture of that name, or the one that is valid."""
 
     def __init__(self, *scripts: Script, tls: bool | str = False) -> None:
         self._scripts = scripts
         self._tls = tls
-        self._server: asyncio.Server | None = None
-        self._running: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.open = 0
         self.heads: list[bytes] = []
@@ -78,44 +77,24 @@ class FaultServer:
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
-    async def __aenter__(self) -> FaultServer:
-        context = None
-        if self._tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            name = self._tls if isinstance(self._tls, str) else "certificate.pem"
-            context.load_cert_chain(TLS / name, TLS / "key.pem")
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+    def _context(self) -> ssl.SSLContext | None:
+        if not self._tls:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        name = self._tls if isinstance(self._tls, str) else "certificate.pem"
+        context.load_cert_chain(TLS / name, TLS / "key.pem")
+        return context
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
         script = self._scripts[min(self.connections, len(self._scripts) - 1)]
         self.connections += 1
         self.open += 1
         try:
-            # An SSLError is data that arrives after the server has closed its side.
-            with contextlib.suppress(
-                ConnectionError, ssl.SSLError, asyncio.IncompleteReadError, asyncio.CancelledError
-            ):
-                await script(Connection(self, reader, writer))
+            await script(Connection(self, reader, writer))
         finally:
             self.open -= 1
-            self._running.discard(task)
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                writer.close()
 
 
 def answer(body: bytes = GOOD_BODY, status: str = "200 OK", *headers: str) -> Script:

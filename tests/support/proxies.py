@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from serving import LoopbackServer
+
 _REASONS = {
     403: "Forbidden",
     405: "Method Not Allowed",
@@ -18,43 +20,32 @@ REFUSALS = {
 }
 
 
-class Proxy:
+class Proxy(LoopbackServer):
     """`async with Proxy(refusal)`: without a refusal it connects to the address that CONNECT names."""
 
     def __init__(self, refusal: bytes = b"") -> None:
         self._refusal = refusal
-        self._running: set[asyncio.Task[None]] = set()
         self.heads: list[bytes] = []
 
-    async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        self.url = f"http://me:hunter2@{self.address}"
-        return self
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+    @property
+    def url(self) -> str:
+        return f"http://me:hunter2@{self.address}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            self.heads.append(head)
-            if self._refusal:
-                writer.write(self._refusal)
-                await writer.drain()
-            else:
-                host, port = head.split()[1].decode().split(":")
-                there = await asyncio.open_connection(host, int(port))
-                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                await asyncio.gather(_copied(reader, there[1]), _copied(there[0], writer))
-        writer.close()
-        self._running.discard(task)
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head)
+        if self._refusal:
+            writer.write(self._refusal)
+            await writer.drain()
+        else:
+            host, port = head.split()[1].decode().split(":")
+            there = await asyncio.open_connection(host, int(port))
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await asyncio.gather(_copied(reader, there[1]), _copied(there[0], writer))
 
 
 async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
