@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 
     from .files.memory import Image
     from .files.uploads import UploadSource
+    from .state import ClientState
 
 
 class AsyncKieClient:
@@ -686,6 +687,16 @@ class AsyncKieClient:
             pending=pending,
         )
 
+    # -- operating -------------------------------------------------------------------------------
+
+    async def state(self) -> ClientState:
+        """What the client does at this moment, for a health endpoint. No network call.
+
+        It opens nothing. The store is asked for a second at most; if it fails, the state says so, and nothing
+        is raised.
+        """
+        return await self._runtime.state_and_store()
+
     # -- opening and closing ---------------------------------------------------------------------
 
     async def aclose(self) -> None:
@@ -716,7 +727,7 @@ class AsyncKieClient:
 
     def __repr__(self) -> str:
         runtime = getattr(self, "_runtime", None)
-        return f"<AsyncKieClient {'closed' if runtime is not None and runtime.closed else 'open'}>"
+        return "<AsyncKieClient>" if runtime is None else f"<AsyncKieClient: {runtime.state().gist}>"
 
     # -- the current parts, for what outlives a closing --------------------------------------------
 

@@ -25,6 +25,9 @@ class Event:
     texts: ClassVar[tuple[str, ...]] = ()
     """The lines that it may have, as formats of `logging`."""
 
+    failed: ClassVar[str] = ""
+    """The kind of call whose failure it tells of, if any. `client.state()` has the last one of each kind."""
+
     fields: ClassVar[Mapping[str, object]] = MappingProxyType({})
     """The names of its attributes, each with its default or `...`."""
 
