@@ -33,6 +33,10 @@ class Reporter:
         """Whether events of this kind are needed: anyone is told of them, or they tell of a failure."""
         return bool(self._hooks or kind.failed) or logger.isEnabledFor(kind.level)
 
+    def logs(self, kind: type[Event]) -> bool:
+        """Whether events of this kind are logged, so that they need a subject."""
+        return logger.isEnabledFor(kind.level)
+
     def failures(self) -> list[tuple[str, str, float]]:
         """The last failure of each kind of call, the latest first: the kind, the cause, how long ago."""
         now, found = self._time(), list(self._failures.items())
