@@ -95,6 +95,16 @@ class SlidingWindow:
         expired = self._expired_by(time)
         return self._answered[expired] + self._limit.per if expired < len(self._answered) else float("inf")
 
+    def used(self, now: float) -> int:
+        """How many slots are taken, or were answered less than a window ago."""
+        return self._open + len(self._answered) - self._expired_by(now)
+
+    def copy(self) -> SlidingWindow:
+        """A copy, for another thread."""
+        copied = SlidingWindow(self._limit, list(self._answered))
+        copied._open, copied._held_until = self._open, self._held_until
+        return copied
+
     def _expired_by(self, time: float) -> int:
         """How many of those that are answered will not count any more at this time."""
         return bisect_right(self._answered, time, key=lambda stamp: stamp + self._limit.per)
@@ -112,7 +122,7 @@ class LocalSlot:
         self._limiter.release(counted=counted)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class RateLimiter:
     """A queue for slots: first come, first served. A waiter that is cancelled leaves no trace.
 
@@ -145,17 +155,34 @@ class RateLimiter:
     @property
     def waiting(self) -> int:
         """How many requests wait for a slot."""
-        return sum(1 for waiter in self._waiters if not waiter.done())
+        return sum(1 for waiter in list(self._waiters) if not waiter.done())
 
     @property
     def open(self) -> int:
         """How many slots are taken and not answered yet."""
         return self._window.open
 
+    def used(self, now: float) -> int:
+        """How many slots of the window are in use at this loop time."""
+        return self._window.copy().used(now)
+
+    def next_slot(self, now: float) -> float | None:
+        """Seconds until a slot is free; None if a response must arrive first."""
+        free_at = self._window.copy().free_at(now)
+        return None if free_at == float("inf") else max(0.0, free_at - now)
+
+    def __repr__(self) -> str:
+        loop = getattr(self, "_loop", None)  # none before the first slot
+        used = 0 if loop is None else self.used(loop.time())
+        return (
+            f"<RateLimiter: {used} of {self.limit.limit} slots in use per {self.limit.per:g} s, "
+            f"{self.waiting} waiting>"
+        )
+
     def remember(self, ages: Iterable[float]) -> None:
         """Count the slots of an earlier run, given how many seconds ago each was answered."""
-        loop, per = asyncio.get_running_loop(), self.limit.per
-        tick = _tick(loop)
+        self._loop = loop = asyncio.get_running_loop()
+        per, tick = self.limit.per, _tick(loop)
         now = loop.time() + tick
         # An age is the difference of two times, each of which may be a tick behind.
         self._window = SlidingWindow(self.limit, [now - min(per, max(0.0, age - tick)) for age in ages])
