@@ -14,7 +14,8 @@ _TURNS = 3  # of the loop, until a server knows a connection that was made befor
 
 
 class LoopbackServer:
-    """`async with` a subclass: what `_serve` does for a connection is over when it is left."""
+    """`async with` a subclass: what `_serve` does for a connection is over when it is left. Its tasks have
+    "_serve" in their names, so that a test can tell them from others."""
 
     port = 0
 
@@ -25,7 +26,7 @@ class LoopbackServer:
     async def __aenter__(self) -> Self:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._context())
+        self._server = await asyncio.start_server(self._serve_connection, "127.0.0.1", 0, ssl=self._context())
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -50,7 +51,7 @@ class LoopbackServer:
     def _context(self) -> ssl.SSLContext | None:
         return None
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
