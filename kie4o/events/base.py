@@ -33,7 +33,7 @@ class Event:
     fields: ClassVar[Mapping[str, object]] = MappingProxyType({})
     """The names of its attributes, each with its default or `...`."""
 
-    _defaults: ClassVar[dict[str, object]] = {}
+    _count: ClassVar[int] = 0  # of them
 
     def __init_subclass__(cls) -> None:
         own = {
@@ -41,15 +41,15 @@ class Event:
             for name, kind in inspect.get_annotations(cls).items()
             if not kind.startswith("ClassVar")
         }
-        cls._defaults = {**cls.fields, **own}
-        cls.fields = MappingProxyType(cls._defaults)
+        cls.fields = MappingProxyType({**cls.fields, **own})
+        cls._count = len(cls.fields)
 
     def __init__(self, **values: object) -> None:
-        # For a hook two are made for each poll: merging `fields` and the values took three times as long.
-        defaults = self._defaults
-        if values.keys() != defaults.keys():
-            values = {**defaults, **values}
-            if len(values) != len(defaults) or ... in values.values():
+        # For a hook two are made for each poll. Whoever gives all values is not checked for misspelled names,
+        # which type checkers see: 0.7 us instead of 1.3.
+        if len(values) != self._count:
+            values = {**self.fields, **values}
+            if len(values) != self._count or ... in values.values():
                 raise TypeError(f"{type(self).__name__} has the attributes {', '.join(self.fields)}")
         _set(self, "__dict__", values)
 
