@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from .errors import InvalidRequestError, invalid, invalid_setting
-from .events.reporter import LOG, Hook, Reporter
+from .events.reporter import Hook, Reporter
 from .image_request import ImageRequest, notices, our_name, remembering, warn_caller
 from .models import HasTaskId, RateLimit
 from .plain import SecretText, expanded, plain, revealed
@@ -276,7 +276,7 @@ def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
 def reporter_of(on_event: Hook | Iterable[Hook] | None) -> Reporter:
     """For one hook, several or none."""
     if on_event is None:
-        return LOG
+        return Reporter()
     hooks: list[Any] = [on_event] if callable(on_event) else []
     if not hooks and isinstance(on_event, Iterable):
         hooks = list(on_event)

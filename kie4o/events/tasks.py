@@ -78,6 +78,7 @@ class CallbackReceived(Event):
     state: str
     verified: bool
     """Whether its signature was checked."""
+    trace: str | None = None
 
 
 class CallbackRefused(Event):

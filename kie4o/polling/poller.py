@@ -15,6 +15,7 @@ import functools
 import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextvars import Context
 from types import EllipsisType
 from typing import TypeVar
 
@@ -494,7 +495,8 @@ class TaskPoller:
     # -- looking ---------------------------------------------------------------------------------
 
     def _start_look(self, watch: Watch) -> None:
-        task = self._schedule.loop.create_task(self._look_at(watch), name="kie4o look")
+        # Not in the context of whichever call has set the timer: its trace is not that of this task.
+        task = self._schedule.loop.create_task(self._look_at(watch), name="kie4o look", context=Context())
         watch.look_task = None if task.done() else task  # a loop with eager tasks may have finished it
 
     async def _look_at(self, watch: Watch) -> None:

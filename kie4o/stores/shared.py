@@ -28,6 +28,10 @@ class Limiter(Protocol):
 
     limit: RateLimit
 
+    def used(self, now: float) -> int | None:
+        """How many slots are in use at this loop time; None if only the store knows. Any thread may ask."""
+        ...
+
     async def acquire(self, *, front: bool = False) -> Slot:
         """Wait for a slot. With `front`, a request that was refused goes before those that wait."""
         ...

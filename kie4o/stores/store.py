@@ -76,6 +76,7 @@ class Entry:
         details: The final `TaskDetails`, once the task has ended.
         earlier: The refs of earlier submits under the same key, oldest first. Each is an entry of its own.
         superseded_key: The caller's key of such an earlier submit, whose `key` is its ref.
+        trace: The W3C traceparent of the call that has submitted it, if there was one (`kie4o.otel`).
     """
 
     key: str = attrs.field(kw_only=False)
@@ -90,6 +91,7 @@ class Entry:
     details: TaskDetails | None = None
     earlier: tuple[str, ...] = ()
     superseded_key: str | None = None
+    trace: str | None = None
 
     @property
     def ref_hash(self) -> str:
@@ -174,6 +176,7 @@ class Entry:
             details=self.details if details is None else details,
             earlier=self.earlier if earlier is None else earlier,
             superseded_key=self.superseded_key,
+            trace=self.trace,
         )
 
     def superseded(self) -> Entry:

@@ -95,6 +95,16 @@ class SlidingWindow:
         expired = self._expired_by(time)
         return self._answered[expired] + self._limit.per if expired < len(self._answered) else float("inf")
 
+    def used(self, now: float) -> int:
+        """How many slots are taken, or were answered less than a window ago."""
+        return self._open + len(self._answered) - self._expired_by(now)
+
+    def copy(self) -> SlidingWindow:
+        """A copy, for another thread."""
+        copied = SlidingWindow(self._limit, list(self._answered))
+        copied._open, copied._held_until = self._open, self._held_until
+        return copied
+
     def _expired_by(self, time: float) -> int:
         """How many of those that are answered will not count any more at this time."""
         return bisect_right(self._answered, time, key=lambda stamp: stamp + self._limit.per)
@@ -151,6 +161,10 @@ class RateLimiter:
     def open(self) -> int:
         """How many slots are taken and not answered yet."""
         return self._window.open
+
+    def used(self, now: float) -> int:
+        """How many slots of the window are in use at this loop time."""
+        return self._window.copy().used(now)
 
     def remember(self, ages: Iterable[float]) -> None:
         """Count the slots of an earlier run, given how many seconds ago each was answered."""

@@ -116,4 +116,5 @@ ENTRIES = st.builds(
     submitted_at=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     price=st.none() | st.decimals(0, 10**9, allow_nan=False, allow_infinity=False),
     details=st.none() | DETAILS,
+    trace=st.none() | SENDABLE,
 )

@@ -168,6 +168,9 @@ class SharedLimiter:
         """How many slots this process has that are not answered yet."""
         return len(self._held)
 
+    def used(self, now: float) -> int | None:
+        """Only the database knows."""
+
     def remember(self, ages: Iterable[float]) -> None:
         """There is nothing to do: the slots of an earlier run are still rows of the database."""
 
