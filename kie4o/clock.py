@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
 from typing import Any, TypeVar
 
 # The clock that also counts while the machine is suspended. Linux has CLOCK_BOOTTIME for it; there,
@@ -73,10 +72,8 @@ class FastLoop:
     def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
         return self._loop.call_at(when / self._speed, callback)
 
-    def create_task(
-        self, coroutine: Coroutine[Any, Any, _T], *, name: str, context: Context
-    ) -> asyncio.Task[_T]:
-        return self._loop.create_task(coroutine, name=name, context=context)
+    def create_task(self, coroutine: Coroutine[Any, Any, _T], *, name: str) -> asyncio.Task[_T]:
+        return self._loop.create_task(coroutine, name=name)
 
 
 def fast_loop(loop: asyncio.AbstractEventLoop, speed: float) -> asyncio.AbstractEventLoop | FastLoop:

@@ -64,6 +64,7 @@ from .tasks import (
     Finished,
     Polled,
     PollFailed,
+    PollStarted,
     Saved,
 )
 
@@ -93,6 +94,7 @@ __all__ = [
     "OutcomeNotSaved",
     "Paused",
     "PollFailed",
+    "PollStarted",
     "Polled",
     "Recalled",
     "Refused",

@@ -89,6 +89,7 @@ class Spans:
             events.Recalled: self._recalled,
             events.AnswerAwaited: self._add_to_calls,
             events.Named: self._named,
+            events.PollStarted: self._poll_started,
             events.Polled: self._add_to_calls,
             events.PollFailed: self._add_to_calls,
             events.CallbackReceived: self._callback_received,
@@ -246,6 +247,12 @@ class Spans:
             _end(submit.span, cause, why)
 
     # -- tasks -----------------------------------------------------------------------------------
+
+    def _poll_started(self, event: events.PollStarted) -> None:
+        """Its HTTP request belongs to the first call, and not to the one whose timer has started the poll."""
+        for call in self._waiting.get(event.task_id, ())[:1]:
+            if call.span is not None:
+                context.attach(trace.set_span_in_context(call.span))  # in the task of the poll, which ends
 
     def _named(self, event: events.Named) -> None:
         for call in self._calls_of(event):

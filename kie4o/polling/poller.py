@@ -15,14 +15,13 @@ import functools
 import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextvars import Context
 from types import EllipsisType
 from typing import TypeVar
 
 from ..clock import fast_loop
 from ..details import TaskDetails
 from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
-from ..events import CallbacksMissing, Finished, Polled
+from ..events import CallbacksMissing, Finished, Polled, PollStarted
 from ..events.reporter import LOG, Reporter
 from ..models import ImageResult
 from .findings import teach, weigh
@@ -495,12 +494,13 @@ class TaskPoller:
     # -- looking ---------------------------------------------------------------------------------
 
     def _start_look(self, watch: Watch) -> None:
-        # Not in the context of whichever call has set the timer: its trace is not that of this task.
-        task = self._schedule.loop.create_task(self._look_at(watch), name="kie4o look", context=Context())
+        task = self._schedule.loop.create_task(self._look_at(watch), name="kie4o look")
         watch.look_task = None if task.done() else task  # a loop with eager tasks may have finished it
 
     async def _look_at(self, watch: Watch) -> None:
         outcome: Outcome
+        if self._reporter.wants(PollStarted):
+            self._reporter(PollStarted(task_id=watch.task_id))
         try:
             outcome = await self._leadership.turn(watch.task_id) or await self._fetch(watch.task_id)
         except asyncio.CancelledError:

@@ -104,10 +104,27 @@ async def test_http_requests_are_below_the_calls_that_make_them(
             await client.credits()
     assert current == {
         "generate": "kie4o.submit",
-        "record-info": "",
+        "record-info": "kie4o.generate",
         "127.0.0.1": "kie4o.download",
         "credit": "GET /draw",
     }
+
+
+async def test_the_request_of_a_poll_is_below_the_call_that_waits(kie: Emulator, recorder: Recorder) -> None:
+    """Though one timer starts the polls of all."""
+    below: dict[str, set[int]] = {}
+
+    def look(event: events.Event) -> None:
+        if isinstance(event, events.Polled):
+            current = trace.get_current_span().get_span_context().span_id
+            below.setdefault(event.task_id, set()).add(current)
+
+    kie.duration = 3.0
+    async with client_with(recorder, kie, on_event=look) as client:
+        await asyncio.gather(*(client.generate(f"{number}") for number in range(5)))
+    spans = recorder.spans("kie4o.generate")
+    assert below == {span.attributes["gen_ai.response.id"]: {span.id} for span in spans}
+    assert len(below) == 5
 
 
 async def test_a_bare_submit_and_its_wait_are_one_tree(kie: Emulator, recorder: Recorder) -> None:
