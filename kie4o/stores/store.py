@@ -76,7 +76,6 @@ class Entry:
         details: The final `TaskDetails`, once the task has ended.
         earlier: The refs of earlier submits under the same key, oldest first. Each is an entry of its own.
         superseded_key: The caller's key of such an earlier submit, whose `key` is its ref.
-        trace: The W3C traceparent of the call that has submitted it, if there was one (`kie4o.otel`).
     """
 
     key: str = attrs.field(kw_only=False)
@@ -91,7 +90,16 @@ class Entry:
     details: TaskDetails | None = None
     earlier: tuple[str, ...] = ()
     superseded_key: str | None = None
-    trace: str | None = None
+
+    @property
+    def trace(self) -> str | None:
+        """The W3C traceparent of the call that has submitted it, if there was one (`kie4o.otel`)."""
+        return None
+
+    def traced(self, trace: str) -> Entry:
+        """The same with such a trace."""
+        values = {name: getattr(self, name) for name in attrs.fields_dict(Entry)}
+        return TracedEntry(**values, trace=trace)
 
     @property
     def ref_hash(self) -> str:
@@ -163,7 +171,7 @@ class Entry:
         earlier: tuple[str, ...] | None = None,
     ) -> Entry:
         """The same request in another state; arguments that are None keep their value."""
-        return Entry(
+        entry = Entry(
             self.key,
             request=self.request,
             ref=self.ref,
@@ -176,12 +184,19 @@ class Entry:
             details=self.details if details is None else details,
             earlier=self.earlier if earlier is None else earlier,
             superseded_key=self.superseded_key,
-            trace=self.trace,
         )
+        return entry if self.trace is None else entry.traced(self.trace)
 
     def superseded(self) -> Entry:
         """The entry once its key is submitted again: under its ref."""
         return attrs.evolve(self, key=self.ref, keyed=False, superseded_key=self.key)
+
+
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class TracedEntry(Entry):
+    """One with a trace. Without one, each would take 16 bytes more while its task is waited for."""
+
+    trace: str
 
 
 def duplicate_task(task_id: str, owner: Entry) -> DuplicateTaskError:

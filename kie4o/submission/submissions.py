@@ -221,7 +221,7 @@ class Submissions:
         if self._reporter.wants(events.SubmitStarted):
             self._reporter(reports.started(submit.entry))
             trace = self._reporter.trace()
-            submit.entry = submit.entry if trace is None else attrs.evolve(submit.entry, trace=trace)
+            submit.entry = submit.entry if trace is None else submit.entry.traced(trace)
         try:
             stored = await self._claim(submit, resubmit) if submit.entry.keyed else submit.entry
             if not resubmit.allows(stored.state):

@@ -480,7 +480,7 @@ async def test_a_trace_that_is_none_is_ignored(kept: str, kie: Emulator, recorde
         task = await client.submit("x")
         entry = await store.find(task_id=task.id)
         assert entry is not None
-        await store.save(attrs.evolve(entry, trace=kept))
+        await store.save(entry.traced(kept))
         await client.wait(task.id)
         assert [done.ok async for done in client.resume()] == []
     assert len(recorder.spans()) == 2
@@ -503,7 +503,7 @@ async def test_other_clients_are_not_instrumented(kie: Emulator, recorder: Recor
 
 def test_an_entry_keeps_its_trace() -> None:
     """In each state that it becomes, and when its key is submitted again."""
-    entry = Entry("k", request=ImageRequest("x"), ref="r", trace="a trace")
+    entry = Entry("k", request=ImageRequest("x"), ref="r").traced("a trace")
     assert entry.become(EntryState.INTENT).superseded().trace == "a trace"
 
 

@@ -105,7 +105,7 @@ DETAILS = st.builds(
     completed_at=TIMES,
     raw=st.dictionaries(ANY_TEXT, JSON, max_size=4).map(lambda raw: json.loads(json.dumps(raw))),
 )
-ENTRIES = st.builds(
+_UNTRACED = st.builds(
     Entry,
     SENDABLE,
     request=REQUESTS,
@@ -116,5 +116,5 @@ ENTRIES = st.builds(
     submitted_at=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     price=st.none() | st.decimals(0, 10**9, allow_nan=False, allow_infinity=False),
     details=st.none() | DETAILS,
-    trace=st.none() | SENDABLE,
 )
+ENTRIES = _UNTRACED | st.builds(Entry.traced, _UNTRACED, SENDABLE)

@@ -38,8 +38,7 @@ FULL = Entry(
     submitted_at=1767323045.25,
     price=Decimal("24.50"),
     details=DETAILS,
-    trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-)
+).traced("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
 
 def read(fields: Any) -> Entry:

@@ -438,7 +438,7 @@ async def test_cancelling_a_write_after_any_tick(kind: Kind, tmp_path: Path, wri
 async def test_the_trace_of_a_submit_is_kept(store: Store) -> None:
     """In each state, and when its key is submitted again."""
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    planned = entry_of("k", trace=trace)
+    planned = entry_of("k").traced(trace)
     await store.claim(planned)
     first = planned.become(EntryState.INTENT, submitted_at=A_DAY_AGO)
     await store.begin(first)
