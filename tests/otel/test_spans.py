@@ -321,7 +321,7 @@ async def test_closing_ends_all_spans(kie: Emulator, recorder: Recorder) -> None
     limit = RateLimit(2, per=60.0)
     async with client_with(recorder, kie, rate_limit=limit, max_in_flight=3) as client:
         calls = [asyncio.create_task(client.generate(f"{number}")) for number in range(5)]
-        await until(lambda: len(kie.submits) == 2 and client._runtime.limiter.waiting)
+        await until(lambda: client._runtime.poller.waiting == 2 and client._runtime.limiter.waiting)
         assert recorder.open == 5 + 1  # the calls, and the submit that waits for a slot
     assert all(
         isinstance(each, kie4o.KieError) for each in await asyncio.gather(*calls, return_exceptions=True)
