@@ -62,12 +62,14 @@ if TYPE_CHECKING:
     from .polling.poller import TaskPoller
     from .polling.watches import OnUpdate
     from .pricing import Prices, Spent
+    from .state import ClientState
     from .stores.store import Entry, EntryState, Store
     from .task import ImageTask
 
 _HOMES = {
     "AsyncKieClient": "client",
     "CallbackReceiver": "callbacks.receiving",
+    "ClientState": "state",
     "Entry": "stores.store",
     "EntryState": "stores.store",
     "Store": "stores.store",
@@ -101,6 +103,7 @@ __all__ = [
     "Callback",
     "CallbackError",
     "CallbackReceiver",
+    "ClientState",
     "Completion",
     "ConfigurationError",
     "ContentPolicyError",

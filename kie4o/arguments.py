@@ -276,7 +276,7 @@ def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
 def reporter_of(on_event: Hook | Iterable[Hook] | None) -> Reporter:
     """For one hook, several or none."""
     if on_event is None:
-        return Reporter()
+        return Reporter()  # its own, since it remembers failures
     hooks: list[Any] = [on_event] if callable(on_event) else []
     if not hooks and isinstance(on_event, Iterable):
         hooks = list(on_event)

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 
     from .files.memory import Image
     from .files.uploads import UploadSource
+    from .state import ClientState
 
 
 class AsyncKieClient:
@@ -439,6 +440,14 @@ class AsyncKieClient:
         runtime = await self._runtime.ready()
         return await runtime.ledger.prune(clock.unix_time() - age)
 
+    async def state(self) -> ClientState:
+        """What the client does at this moment, for a health endpoint. No network call.
+
+        It opens nothing. The store is asked for a second at most; if it fails, the state says so, and nothing
+        is raised.
+        """
+        return await self._runtime.state_and_store()
+
     def task(self, task_id: HasTaskId | str) -> ImageTask:
         """A handle to an existing task; no network call.
 
@@ -550,7 +559,7 @@ class AsyncKieClient:
         keep = keeps(exists, name)
         runtime = await self._runtime.ready()
         try:
-            images = await self._images_of(result)
+            images = await runtime.lifecycle.images_of(result)
         except DownloadError as error:  # Kie has deleted the task, or its record lists no images
             if not keep or name is not None or error.task_id is None:
                 raise
@@ -583,7 +592,7 @@ class AsyncKieClient:
             DownloadError: An image could not be downloaded. The task is paid; fetch it again.
         """
         runtime = await self._runtime.ready()
-        images = await self._images_of(result)
+        images = await runtime.lifecycle.images_of(result)
         return await runtime.files.fetch(
             images.urls,
             task_id=images.task_id,
@@ -591,11 +600,6 @@ class AsyncKieClient:
             renew=functools.partial(runtime.free_calls.download_url, images.task_id),
             age=age_of(images.details),
         )
-
-    async def _images_of(self, result: HasTaskId | str) -> ImageResult:
-        if isinstance(result, ImageResult):
-            return result
-        return await self._runtime.lifecycle.images_of(task_id_of(result))
 
     async def download_url(self, task_id: HasTaskId | str, url: URLObject | str) -> str:
         """A signed link to one image that anyone can open for 20 minutes (Kie's download-url page). Free.
@@ -716,7 +720,7 @@ class AsyncKieClient:
 
     def __repr__(self) -> str:
         runtime = getattr(self, "_runtime", None)
-        return f"<AsyncKieClient {'closed' if runtime is not None and runtime.closed else 'open'}>"
+        return "<AsyncKieClient>" if runtime is None else f"<AsyncKieClient: {runtime.state().gist}>"
 
     # -- the current parts, for what outlives a closing --------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from . import clock
-from .arguments import on_update_of, private_urls, timeout_of, warn_private
+from .arguments import on_update_of, private_urls, task_id_of, timeout_of, warn_private
 from .callbacks.delivery import Delivery
 from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
@@ -23,7 +23,7 @@ from .events import AnswerAwaited, Recalled
 from .events.calling import told
 from .events.reporter import Reporter
 from .image_request import ImageRequest
-from .models import ImageResult
+from .models import HasTaskId, ImageResult
 from .polling.outcome import images_of, is_final, result_of
 from .polling.poller import TaskPoller, Timeout
 from .polling.watches import Listener, OnUpdate, Waiter
@@ -138,8 +138,12 @@ class Lifecycle:
         await self.ready()
         return await self._saved(await self.poller.look(task_id))
 
-    async def images_of(self, task_id: str) -> ImageResult:
-        """What one poll shows of a finished task. What Kie has deleted may be in the store."""
+    async def images_of(self, result: HasTaskId | str) -> ImageResult:
+        """The result itself, or what one poll shows of a finished task. What Kie has deleted may be in the
+        store."""
+        if isinstance(result, ImageResult):
+            return result
+        task_id = task_id_of(result)
         details = await self.details(task_id)
         if details.state is TaskState.MISSING:
             with contextlib.suppress(StoreError):

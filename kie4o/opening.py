@@ -22,6 +22,7 @@ MODULES = (
     "kie4o.files.saving",
     "kie4o.files.uploads",
     "kie4o.files.verification",
+    "kie4o.state",
 )
 
 

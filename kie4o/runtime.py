@@ -41,6 +41,8 @@ from .waiting import wait_uncancelled
 if TYPE_CHECKING:
     import aiohttp
 
+    from .state import ClientState
+
 _RETRY = 0.1  # seconds between two attempts to open a store that is open elsewhere
 
 
@@ -186,6 +188,39 @@ class Runtime:
                 if not self._opened:
                     await self._open(until)
         return self
+
+    def state(self) -> ClientState:
+        """What it does now, without what only the store knows. Any thread may ask."""
+        from .state import ClientState, LastFailure
+
+        now = 0.0 if self._loop is None else self._loop.time()
+        permits, heard_at = self.lifecycle.permits, self.delivery.heard_at
+        return ClientState(
+            open=self.in_use,
+            in_flight=permits.in_use,
+            max_in_flight=permits.limit,
+            waiting_for_place=permits.waiting,
+            waiting_for_slot=self.limiter.waiting,
+            submits=self.submissions.live,
+            tasks=self.poller.waiting,
+            window_used=self.limiter.used(now),
+            window_limit=self.limiter.limit.limit,
+            next_slot=self.limiter.next_slot(now),
+            failures=tuple(
+                LastFailure(call, cause=cause, ago=ago) for call, cause, ago in self.reporter.failures()
+            ),
+            callback_ago=None if heard_at is None else now - heard_at,
+            callbacks_missing=self.poller.callbacks_missing,
+        )
+
+    async def state_and_store(self) -> ClientState:
+        """What it does now. It opens nothing, and raises nothing if the store fails."""
+        from .state import with_store
+
+        if not self.in_use:
+            return self.state()
+        await self.ready()  # which refuses another event loop
+        return await with_store(self.state(), self.store, self.limiter.limit.per)
 
     async def aclose(self) -> None:
         """Close everything, also while the caller is being cancelled. A second call waits for the first."""

@@ -55,7 +55,10 @@ OURS = ("kie4o", "bare")
 LEANEST = ("runware", "google-genai")  # of the other clients
 TUNED = "tuned"
 OPPONENTS = (TUNED, *LEANEST)  # kie4o takes turns with each of them
-HIDDEN = {"twice": Entry("aiohttp, each look twice", "aiohttp")}  # the control, for the tests
+HIDDEN = {
+    "twice": Entry("aiohttp, each look twice", "aiohttp"),  # the control, for the tests
+    "kie4o-hook": Entry("kie4o with a hook", "kie4o", "", "kie4o", "client_with_hook"),
+}
 
 
 def load(name: str) -> Client:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
 
-from kie4o import AsyncKieClient, PollPolicy, RateLimit
+from kie4o import AsyncKieClient, PollPolicy, RateLimit, events
 from kie4o.polling import policy as pacing
 from kie4o.polling import poller as polling
 
@@ -33,14 +34,29 @@ def unpaced(interval: float) -> PollPolicy:
     return PollPolicy(**settings)
 
 
+def client(base: str, interval: float) -> AbstractAsyncContextManager[Run]:
+    return _client(base, interval)
+
+
+def client_with_hook(base: str, interval: float) -> AbstractAsyncContextManager[Run]:
+    """With a hook that counts each kind of event, as one for metrics does."""
+    counts: Counter[type[events.Event]] = Counter()
+
+    def count(event: events.Event) -> None:
+        counts[type(event)] += 1
+
+    return _client(base, interval, on_event=count)
+
+
 @asynccontextmanager
-async def client(base: str, interval: float) -> AsyncIterator[Run]:
+async def _client(base: str, interval: float, **more: Any) -> AsyncIterator[Run]:
     async with AsyncKieClient(
         "key",
         base_url=base,
         rate_limit=RateLimit(ENOUGH, per=0.001),
         poll=unpaced(interval),
         max_in_flight=ENOUGH,
+        **more,
     ) as kie:
 
         async def run(submitted: Callable[[], object]) -> str:

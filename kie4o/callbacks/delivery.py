@@ -71,6 +71,7 @@ class Delivery:
         self._keeping = 0  # callbacks that are being stored, to be confirmed then
         self._repeating: set[tuple[str, str]] = set()  # refs and task ids whose confirmation is repeated
         self._closed = False
+        self.heard_at: float | None = None  # loop time of the last callback
 
     @property
     def pending(self) -> int:
@@ -207,6 +208,7 @@ class Delivery:
 
     def _notify(self, callback: Callback, entry: Entry | None) -> None:
         """Nudge the poller, unless the callback is a repetition."""
+        self.heard_at = asyncio.get_running_loop().time()
         if self._reporter.wants(CallbackReceived):
             state = callback.details.state.value
             received = CallbackReceived(

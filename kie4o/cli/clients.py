@@ -17,6 +17,7 @@ from .terminal import Terminal, UsageError
 
 if TYPE_CHECKING:
     from ..client import AsyncKieClient
+    from ..events import Event
 
 _PATIENCE = 0.5  # seconds until it is said that the end takes a while
 
@@ -39,8 +40,16 @@ def new_client(*, offline: bool = False, **settings: Any) -> AsyncKieClient:
 async def opened(
     terminal: Terminal, *, offline: bool = False, **settings: Any
 ) -> AsyncIterator[AsyncKieClient]:
-    """A client that is open inside of the block. If closing it after Ctrl-C takes a while, that is said."""
-    client = new_client(offline=offline, speed=terminal.speed, **settings)
+    """A client that is open inside of the block. While nothing happens, it is said why; also if closing it
+    after Ctrl-C takes a while."""
+    from .pauses import pause_of
+
+    def show(event: Event) -> None:
+        pause = pause_of(event)
+        if pause is not None:
+            terminal.pause(*pause)
+
+    client = new_client(offline=offline, speed=terminal.speed, on_event=show, **settings)
     said = "stopping: waiting for the answers to what was sent; Ctrl-C again stops at once"
     with contextlib.ExitStack() as closed:
         async with client:

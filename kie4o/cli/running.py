@@ -1,4 +1,4 @@
-"""Runs one command: its errors become a line and an exit status, and its log lines notes.
+"""Runs one command: its errors become a line and an exit status.
 
 Ctrl-C and SIGTERM cancel it once, so that what was sent is still answered; a second one stops at once. Either
 way the commands are named that go on with what is paid.
@@ -53,9 +53,10 @@ async def _awaited(command: Command) -> int | None:
 def _listen(terminal: Terminal) -> None:
     """Show the log and the warnings of kie4o; let SIGTERM stop the command as Ctrl-C does."""
     log = logging.getLogger("kie4o")
-    log.setLevel(logging.DEBUG if terminal.verbose else logging.INFO)
-    log.addHandler(LogLines(terminal))
+    log.addHandler(LogLines(terminal) if terminal.verbose else logging.NullHandler())
     log.propagate = False
+    if terminal.verbose:
+        log.setLevel(logging.DEBUG)
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_, **__: terminal.note(in_our_words(str(message)))
     signal.signal(signal.SIGTERM, _terminated)

@@ -10,6 +10,8 @@ from typing import ClassVar, dataclass_transform
 
 from attrs.exceptions import FrozenInstanceError
 
+_set = object.__setattr__
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Event:
@@ -25,8 +27,13 @@ class Event:
     texts: ClassVar[tuple[str, ...]] = ()
     """The lines that it may have, as formats of `logging`."""
 
+    failed: ClassVar[str] = ""
+    """The kind of call whose failure it tells of, if any. `client.state()` has the last one of each kind."""
+
     fields: ClassVar[Mapping[str, object]] = MappingProxyType({})
     """The names of its attributes, each with its default or `...`."""
+
+    _defaults: ClassVar[dict[str, object]] = {}
 
     def __init_subclass__(cls) -> None:
         own = {
@@ -34,13 +41,17 @@ class Event:
             for name, kind in inspect.get_annotations(cls).items()
             if not kind.startswith("ClassVar")
         }
-        cls.fields = MappingProxyType({**cls.fields, **own})
+        cls._defaults = {**cls.fields, **own}
+        cls.fields = MappingProxyType(cls._defaults)
 
     def __init__(self, **values: object) -> None:
-        values = {**self.fields, **values}
-        if ... in values.values() or len(values) != len(self.fields):
-            raise TypeError(f"{type(self).__name__} has the attributes {', '.join(self.fields)}")
-        vars(self).update(values)
+        # For a hook two are made for each poll: merging `fields` and the values took three times as long.
+        defaults = self._defaults
+        if values.keys() != defaults.keys():
+            values = {**defaults, **values}
+            if len(values) != len(defaults) or ... in values.values():
+                raise TypeError(f"{type(self).__name__} has the attributes {', '.join(self.fields)}")
+        _set(self, "__dict__", values)
 
     def line(self, subject: str = "") -> tuple[str, dict[str, object]]:
         """The line of the log, as a format of `logging` and its values by name.
@@ -67,14 +78,14 @@ class Event:
         return text % values
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields)
         return f"{type(self).__name__}({values})"
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
-        return hash((type(self), *vars(self).values()))
+        return hash((type(self), *(getattr(self, name) for name in self.fields)))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise FrozenInstanceError

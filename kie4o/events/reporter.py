@@ -29,13 +29,25 @@ class Reporter:
         self._hooks = [_Hook(hook, time) for hook in hooks]
         self._time = time
         self._tracing: Callable[[], str | None] | None = None
+        self._failures: dict[str, tuple[float, str]] = {}  # the last of each kind of call: when, and why
 
     def wants(self, kind: type[Event]) -> bool:
-        """Whether anyone is told of events of this kind, which need not be made otherwise."""
-        return bool(self._hooks) or logger.isEnabledFor(kind.level)
+        """Whether events of this kind are needed: anyone is told of them, or they tell of a failure."""
+        return bool(self._hooks or kind.failed) or logger.isEnabledFor(kind.level)
+
+    def logs(self, kind: type[Event]) -> bool:
+        """Whether events of this kind are logged, so that they need a subject."""
+        return logger.isEnabledFor(kind.level)
+
+    def failures(self) -> list[tuple[str, str, float]]:
+        """The last failure of each kind of call, the latest first: the kind, the cause, how long ago."""
+        now, found = self._time(), list(self._failures.items())
+        return sorted(((call, cause, now - at) for call, (at, cause) in found), key=lambda each: each[2])
 
     def __call__(self, event: Event, subject: str = "") -> None:
         """Tell of an event. `subject` is for `Event.line`."""
+        if event.failed:
+            self._failures[event.failed] = self._time(), vars(event)["cause"] or str(event)
         if logger.isEnabledFor(event.level):
             logger.log(event.level, *event.line(subject), stacklevel=2)
         for hook in self._hooks:

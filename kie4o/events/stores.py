@@ -51,6 +51,7 @@ class NotSaved(OfSubmit):
     memory and saved again."""
 
     level: ClassVar[int] = logging.ERROR
+    failed: ClassVar[str] = "store"
     texts: ClassVar[tuple[str, ...]] = tuple(_NOT_SAVED.values())
     state: str
     task_id: str | None
@@ -64,6 +65,7 @@ class OutcomeNotSaved(Event):
     """The store could not save how a task ended. It is saved again, or the next run polls it again."""
 
     level: ClassVar[int] = logging.ERROR
+    failed: ClassVar[str] = "store"
     texts: ClassVar[tuple[str, ...]] = ("the outcome of task %(task_id)s could not be saved: %(cause)s",)
     task_id: str
     state: str
@@ -86,6 +88,7 @@ class Misattributed(OfSubmit):
     """The task id that a submit had belongs to another: its outcome is unknown."""
 
     level: ClassVar[int] = logging.ERROR
+    failed: ClassVar[str] = "submit"
     texts: ClassVar[tuple[str, ...]] = ("the outcome of a submit is unknown after all: %(cause)s",)
     cause: str
 
@@ -94,6 +97,7 @@ class NotReleased(OfSubmit):
     """A key could not be released, so that other processes have to wait for it for a while."""
 
     level: ClassVar[int] = logging.ERROR
+    failed: ClassVar[str] = "store"
     texts: ClassVar[tuple[str, ...]] = ("a key could not be released: %(cause)s",)
     cause: str
 

@@ -62,6 +62,7 @@ class Refused(OfSubmit):
     """Kie has refused a request. Nothing was charged."""
 
     level: ClassVar[int] = logging.DEBUG
+    failed: ClassVar[str] = "submit"
     texts: ClassVar[tuple[str, ...]] = ("a submit was refused in %(seconds).1f s: %(cause)s",)
     code: int
     cause: str
@@ -72,6 +73,7 @@ class NotSent(OfSubmit):
     """A request could not be sent. Nothing was charged."""
 
     level: ClassVar[int] = logging.DEBUG
+    failed: ClassVar[str] = "submit"
     texts: ClassVar[tuple[str, ...]] = ("a submit was not sent: %(cause)s",)
     cause: str
 
@@ -102,6 +104,7 @@ class Unknown(OfSubmit):
     """A request was sent and its outcome is unknown: it may have been charged, and is not sent again."""
 
     level: ClassVar[int] = logging.DEBUG
+    failed: ClassVar[str] = "submit"
     texts: ClassVar[tuple[str, ...]] = ("%(subject)s has an unknown outcome: %(cause)s",)
     cause: str
 
@@ -174,6 +177,7 @@ class Paused(Event):
 class Retried(Event):
     """A call that costs nothing has failed and is made again after `seconds`."""
 
+    failed: ClassVar[str] = "free call"
     texts: ClassVar[tuple[str, ...]] = ("a free call is made again in %(seconds).1f s: %(cause)s",)
     cause: str
     seconds: float

@@ -30,6 +30,7 @@ class Polled(Event):
 class PollFailed(Event):
     """A poll has failed; the next one is in `seconds`. `others` have failed too since the last such event."""
 
+    failed: ClassVar[str] = "poll"
     texts: ClassVar[tuple[str, ...]] = (
         "task %(task_id)s is polled again in %(seconds).1f s: %(cause)s",
         "task %(task_id)s is polled again in %(seconds).1f s: %(cause)s (and %(others)s failed polls before "
@@ -92,6 +93,7 @@ class CallbackReceived(Event):
 class CallbackRefused(Event):
     """A receiver has answered with this HTTP status. At INFO, since anyone can post."""
 
+    failed: ClassVar[str] = "callback"
     texts: ClassVar[tuple[str, ...]] = ("a callback was answered with %(status)s: %(cause)s",)
     status: int
     cause: str
@@ -101,6 +103,7 @@ class CallbackUnconfirmed(Event):
     """What a callback says could not be confirmed: for an hour, or for this cause."""
 
     level: ClassVar[int] = logging.WARNING
+    failed: ClassVar[str] = "callback"
     texts: ClassVar[tuple[str, ...]] = (
         "the callback for task %(task_id)s could not be confirmed in an hour; client.wait(%(task_id)r) polls "
         "the task",

@@ -122,12 +122,11 @@ class Meters:
 
 
 def _use_of_window(client: AsyncKieClient) -> float | None:
-    """From 0 to 1, or None if it is not open, or only the store knows."""
-    limiter, loop = client._runtime.limiter, client._runtime._loop
-    used = None if loop is None else limiter.used(loop.time())
-    return None if used is None else used / limiter.limit.limit
+    """From 0 to 1, or None if only the store knows."""
+    state = client._runtime.state()
+    return None if state.window_used is None else state.window_used / state.window_limit
 
 
 def _use_of_places(client: AsyncKieClient) -> float | None:
-    permits = client._runtime.lifecycle.permits
-    return permits.in_use / permits.limit
+    state = client._runtime.state()
+    return state.in_flight / state.max_in_flight

@@ -288,6 +288,14 @@ class TaskPoller:
         """The number of tasks that are waited for."""
         return len(self._watches)
 
+    @property
+    def callbacks_missing(self) -> bool:
+        """Whether callbacks cannot be relied on, so that tasks are polled at the usual pace."""
+        return not self._trust.relied_on
+
+    def __repr__(self) -> str:
+        return f"<TaskPoller: {self.waiting} tasks waited for>"
+
     async def aclose(self) -> None:
         """End all waits with a `KieError` that has the task's id, and cancel the looks that are running."""
         self._closed = True

@@ -22,8 +22,6 @@ class Failures:
 
     def log(self, watch: Watch, error: Exception, now: float) -> None:
         """The next look of the watch is planned already."""
-        if not self._reporter.wants(PollFailed):
-            return
         if watch.due not in (NOW, NEVER) and watch.due > watch.deadline:
             return  # the wait ends before
         if all(waiter.done() for waiter in watch.waiters):

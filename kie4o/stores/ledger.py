@@ -314,7 +314,7 @@ class Ledger:
                 task_id=entry.task_id,
                 credits=entry.price,
             )
-            self._reporter(saved, entry.name)
+            self._reporter(saved, entry.name if self._reporter.logs(Saved) else "")
 
     def _report_unsaved(self, entry: Entry, error: StoreError) -> None:
         unsaved = NotSaved(

@@ -28,8 +28,17 @@ class Limiter(Protocol):
 
     limit: RateLimit
 
+    @property
+    def waiting(self) -> int:
+        """How many requests of this process wait for a slot."""
+        ...
+
     def used(self, now: float) -> int | None:
         """How many slots are in use at this loop time; None if only the store knows. Any thread may ask."""
+        ...
+
+    def next_slot(self, now: float) -> float | None:
+        """Seconds until a slot is free, as far as that is known. Any thread may ask."""
         ...
 
     async def acquire(self, *, front: bool = False) -> Slot:
@@ -49,6 +58,15 @@ class Limiter(Protocol):
 
 class Shared(Protocol):
     """What the processes on one store do together."""
+
+    @property
+    def heard(self) -> bool:
+        """Whether `news` is told at once."""
+        ...
+
+    async def slots_used(self, per: float) -> int:
+        """How many slots all of them have in use, in a window of `per` seconds."""
+        ...
 
     def limiter(
         self,

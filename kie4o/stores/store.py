@@ -19,6 +19,7 @@ not charged after all, which makes its key free.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import os
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -104,7 +105,7 @@ class Entry:
     @property
     def ref_hash(self) -> str:
         """What events name the entry by."""
-        return hash_of_ref(self.ref).hex()
+        return _hex_of_ref(self.ref)
 
     @property
     def callers_key(self) -> str | None:
@@ -210,6 +211,11 @@ def duplicate_task(task_id: str, owner: Entry) -> DuplicateTaskError:
 def hash_of_ref(ref: str) -> bytes:
     """The hash by which a ref is looked up, so that the time of a comparison tells nothing about the ref."""
     return hashlib.sha256(ref.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+@functools.lru_cache(maxsize=1_000)  # several events in a row are of one submit
+def _hex_of_ref(ref: str) -> str:
+    return hash_of_ref(ref).hex()
 
 
 def fingerprint(request: ImageRequest) -> str:

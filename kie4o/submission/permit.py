@@ -43,18 +43,23 @@ class Permits:
     def __init__(self, limit: int, reporter: Reporter = LOG) -> None:
         self.limit: int = limit
         self.in_use: int = 0
+        self.waiting: int = 0
         self._semaphore = asyncio.Semaphore(limit)
         self._reporter = reporter
 
     async def acquire(self) -> Permit:
         """Wait for a permit, in order. The caller must `hold` it before anything else."""
-        if self._reporter.wants(Waited) and self._semaphore.locked():
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            await self._semaphore.acquire()
-            self._reporter(Waited(what="place", seconds=loop.time() - began))
+        if self._semaphore.locked():
+            began = asyncio.get_running_loop().time()
+            self.waiting += 1
+            try:
+                await self._semaphore.acquire()
+            finally:
+                self.waiting -= 1
+            if self._reporter.wants(Waited):
+                self._reporter(Waited(what="place", seconds=asyncio.get_running_loop().time() - began))
         else:
-            await self._semaphore.acquire()
+            await self._semaphore.acquire()  # at once
         self.in_use += 1
         return Permit(self)
 

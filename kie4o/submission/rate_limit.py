@@ -122,7 +122,7 @@ class LocalSlot:
         self._limiter.release(counted=counted)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class RateLimiter:
     """A queue for slots: first come, first served. A waiter that is cancelled leaves no trace.
 
@@ -155,7 +155,7 @@ class RateLimiter:
     @property
     def waiting(self) -> int:
         """How many requests wait for a slot."""
-        return sum(1 for waiter in self._waiters if not waiter.done())
+        return sum(1 for waiter in list(self._waiters) if not waiter.done())
 
     @property
     def open(self) -> int:
@@ -166,10 +166,23 @@ class RateLimiter:
         """How many slots of the window are in use at this loop time."""
         return self._window.copy().used(now)
 
+    def next_slot(self, now: float) -> float | None:
+        """Seconds until a slot is free; None if a response must arrive first."""
+        free_at = self._window.copy().free_at(now)
+        return None if free_at == float("inf") else max(0.0, free_at - now)
+
+    def __repr__(self) -> str:
+        loop = getattr(self, "_loop", None)  # none before the first slot
+        used = 0 if loop is None else self.used(loop.time())
+        return (
+            f"<RateLimiter: {used} of {self.limit.limit} slots in use per {self.limit.per:g} s, "
+            f"{self.waiting} waiting>"
+        )
+
     def remember(self, ages: Iterable[float]) -> None:
         """Count the slots of an earlier run, given how many seconds ago each was answered."""
-        loop, per = asyncio.get_running_loop(), self.limit.per
-        tick = _tick(loop)
+        self._loop = loop = asyncio.get_running_loop()
+        per, tick = self.limit.per, _tick(loop)
         now = loop.time() + tick
         # An age is the difference of two times, each of which may be a tick behind.
         self._window = SlidingWindow(self.limit, [now - min(per, max(0.0, age - tick)) for age in ages])

@@ -46,7 +46,6 @@ async def repeated(
                 raise
             retry_after = getattr(error, "retry_after", None) or 0.0
             delay = min(retry_after, _LONGEST_RETRY_AFTER) + jitter(next(delays))
-            if reporter.wants(Retried):
-                reporter(Retried(cause=cause_of(error), seconds=delay))
+            reporter(Retried(cause=cause_of(error), seconds=delay))
         await sleep(delay)
     return await call()

@@ -8,8 +8,8 @@ import attrs
 import pytest
 
 from kie4o import events
-from kie4o.cli.logs import pause_of
 from kie4o.cli.messages import in_our_words, message_of, status_of
+from kie4o.cli.pauses import pause_of
 from kie4o.cli.terminal import Status, UsageError, command_line, program
 from kie4o.errors import (
     DownloadError,
@@ -104,29 +104,37 @@ def test_the_exit_status_of_an_error(error: Exception, status: Status) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("event", "expected"),
     [
         (
-            "a submit is sent again in 60.0 s (1 of 3): 455 maintenance",
+            events.Resent(ref_hash="abc", seconds=60.0, attempt=1, most=3, cause="455 maintenance"),
             ("Kie is under maintenance (455)", 60.0),
         ),
         (
-            "submits pause for 8.2 s: the limit of 20 in 10 s is used up",
+            events.Paused(seconds=8.2, cause="the limit of 20 in 10 s is used up"),
             ("the limit of 20 in 10 s is used up", 8.2),
         ),
         (
-            "submits pause for 10.0 s: Kie refused one for too many calls",
+            events.Paused(seconds=10.0, cause="Kie refused one for too many calls"),
             ("Kie refused a request for too many calls", 10.0),
         ),
-        ("a free call is made again in 2.0 s: 500 wrong", ("500 wrong", 2.0)),
-        ("task abc is polled again in 5.0 s: 455 maintenance", ("Kie is under maintenance (455)", 5.0)),
-        ("a submit is sent again in 0.5 s (1 of 2): refused", None),
-        ("task abc succeeded after 42.7 s, found by poll", None),
+        (events.Retried(seconds=2.0, cause="500 wrong"), ("500 wrong", 2.0)),
+        (
+            events.PollFailed(task_id="abc", seconds=5.0, cause="455 maintenance", others=3),
+            ("Kie is under maintenance (455)", 5.0),
+        ),
+        (
+            events.StoreAwaited(seconds=10.0, cause="a client has the store run.db open; close it first"),
+            ("a client has the store run.db open", 10.0),
+        ),
+        (events.Resent(ref_hash="abc", seconds=0.5, attempt=1, most=2, cause="refused"), None),
+        (events.Finished(task_id="abc", state="succeeded", seconds=42.7, source="poll"), None),
     ],
+    ids=str,
 )
-def test_a_pause_is_found_in_a_line_of_the_log(line: str, expected: tuple[str, float] | None) -> None:
+def test_a_pause_is_found_among_the_events(event: events.Event, expected: tuple[str, float] | None) -> None:
     """Its reason and its seconds; one below a second is not worth a line."""
-    assert pause_of(line) == expected
+    assert pause_of(event) == expected
 
 
 def test_a_command_is_quoted_for_the_shell_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,21 +163,6 @@ def test_a_hint_calls_the_program_as_it_was_called(
     monkeypatch.setattr("sys.orig_argv", ["python3", "-m", "kie4o"])
     monkeypatch.setenv("PATH", path)
     assert program() == expected
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        events.Resent(ref_hash="abc", seconds=2.0, attempt=1, most=5, cause="no"),
-        events.Paused(seconds=2.0, cause="no"),
-        events.PollFailed(task_id="abc", seconds=2.0, cause="no"),
-        events.Retried(seconds=2.0, cause="no"),
-    ],
-    ids=lambda event: type(event).__name__,
-)
-def test_the_lines_of_the_log_are_as_expected(event: events.Event) -> None:
-    """The control: these are the lines of the events that the patterns know."""
-    assert pause_of(str(event)) == ("no", 2.0)
 
 
 @pytest.mark.posix("bash")

@@ -1,20 +1,22 @@
-"""docs/operating.md: its table of events is that of the code, and its recipe for Prometheus works."""
+"""docs/operating.md: its tables are those of the code, and its recipe for Prometheus works."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 
+import attrs
 import pytest
 from faults import unused_port
 from pages import section, table
 from paths import IMPORT_ROOT
 from portable import environment
 
-from kie4o import events
+from kie4o import ClientState, events
 from kie4o.emulator import Emulator
 from kie4o.events import Event
 
@@ -37,6 +39,15 @@ def test_the_table_of_events_is_that_of_the_code() -> None:
     documented = table("event", "what has happened", "its values", "level").rows
     expected = list(rows_of_events())
     assert documented == expected, "\n".join(f"| {' | '.join(row)} |" for row in expected)
+
+
+def test_the_table_of_the_state_is_that_of_the_code() -> None:
+    """Each value, in the words of its docstring."""
+    text = inspect.cleandoc(ClientState.__doc__ or "").partition("Attributes:\n")[2]
+    described = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text, re.MULTILINE)
+    expected = [[f"`{name}`", " ".join(words.split())] for name, words in described]
+    assert [name for name, _ in described] == [field.name for field in attrs.fields(ClientState)]
+    assert table("value", "meaning").rows == expected
 
 
 SERVED = """

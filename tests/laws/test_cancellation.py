@@ -117,6 +117,7 @@ FREE: dict[str, Case] = {
     ),
     "AsyncKieClient.find": lambda world: world.client.find("k"),
     "AsyncKieClient.spent": lambda world: world.client.spent(),
+    "AsyncKieClient.state": lambda world: world.client.state(),
     "AsyncKieClient.unfinished": lambda world: every(world.client.unfinished()),
     "AsyncKieClient.resume": lambda world: every(world.client.resume()),
     SETTLE: lambda world: world.client.settle(world.ref, task_id=world.task.id),

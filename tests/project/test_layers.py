@@ -22,7 +22,7 @@ FLOORS = [
     {"gallery", "otel", "webhooks"},
     {"client"},
     {"task", "runtime"},
-    {"batch", "lifecycle", "settling", "neighbours", "opening", "closing"},
+    {"batch", "lifecycle", "settling", "state", "neighbours", "opening", "closing"},
     {"arguments"},
     {"submission", "callbacks", "files"},
     {"stores", "polling", "transport"},

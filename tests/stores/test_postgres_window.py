@@ -786,3 +786,37 @@ async def test_eight_processes_for_a_minute(url: str, database: Database, per: f
     assert most == 20
     assert share >= least
     assert cut > 100
+
+
+# -- what a client says of it ------------------------------------------------------------------------------
+
+
+@pytest.mark.posix("PostgreSQL")
+async def test_the_state_of_a_client_counts_the_slots_of_all(url: str) -> None:
+    """Those of another process too, until the window has passed, and when the next one may be free."""
+    limit = RateLimit(2, per=3.0)
+    async with Emulator(clock="real", limit=1000) as kie, contextlib.AsyncExitStack() as stack:
+        one, other = [
+            await stack.enter_async_context(
+                AsyncKieClient(CANARY_KEY, base_url=kie.url, store=url, rate_limit=limit)
+            )
+            for _ in range(2)
+        ]
+        state = await other.state()
+        assert (state.window_used, state.next_slot, state.unfinished) == (0, 0.0, 0)
+        await asyncio.gather(one.submit("x"), one.submit("y"))
+        state = await other.state()
+        assert (state.window_used, state.window_limit, state.in_flight) == (2, 2, 0)
+        assert (state.unfinished, state.store_failure) == (2, None)
+        waiting = asyncio.create_task(other.submit("z"))
+        async with asyncio.timeout(PATIENCE):
+            while not ((state := await other.state()).waiting_for_slot and state.next_slot):
+                await asyncio.sleep(0.02)
+        assert 0 < state.next_slot < 3.5
+        assert repr(other._runtime.limiter) == "<SharedLimiter: 0 of 2 slots per 3 s open here, 1 waiting>"
+        assert "? of 2 slots in use" in repr(other)
+        await waiting
+        async with asyncio.timeout(PATIENCE):
+            while not state.database_heard or state.window_used:
+                await asyncio.sleep(0.05)
+                state = await one.state()

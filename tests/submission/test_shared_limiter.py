@@ -25,6 +25,8 @@ class SharedSlot:
 class SharedLimiter:
     """Grants every slot at once, good for `seconds`."""
 
+    waiting = 0
+
     def __init__(self, limit: RateLimit, seconds: float) -> None:
         self.limit = limit
         self.released: list[bool] = []
@@ -32,6 +34,12 @@ class SharedLimiter:
 
     async def acquire(self, *, front: bool = False) -> SharedSlot:
         return SharedSlot(self, clock.uptime() + self._seconds)
+
+    def used(self, now: float) -> None:
+        pass
+
+    def next_slot(self, now: float) -> None:
+        pass
 
     def hold_all(self) -> None:
         raise AssertionError("nothing is refused here")

@@ -15,6 +15,11 @@ from kie4o.submission.rate_limit import RateLimiter
 class Alone:
     """A `Shared` whose clients know nothing of each other."""
 
+    heard = True
+
+    async def slots_used(self, per: float) -> int:
+        return 0
+
     def limiter(self, limit: RateLimit, **_: Any) -> Limiter:
         return RateLimiter(limit)
 

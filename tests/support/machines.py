@@ -38,7 +38,8 @@ def recipe(title: str) -> str:
 
 def adapted(code: str, url: str) -> str:
     """A recipe with the URL of a database; dask serves its dashboard at any port that is free."""
-    return code.replace(STORE, url).replace("LocalCluster(", "LocalCluster(dashboard_address=':0', ")
+    code = code.replace(f"{STORE}?", f"{url}{'&' if '?' in url else '?'}").replace(STORE, url)
+    return code.replace("LocalCluster(", "LocalCluster(dashboard_address=':0', ")
 
 
 def require(*engines: str) -> None:

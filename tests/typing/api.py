@@ -26,6 +26,7 @@ from kie4o import (
     Callback,
     CallbackError,
     CallbackReceiver,
+    ClientState,
     Completion,
     ConfigurationError,
     ContentPolicyError,
@@ -373,6 +374,10 @@ async def many(client: AsyncKieClient, prompts: list[str], own: Store) -> None:
     assert_type(spent, Spent)
     assert_type((spent.credits, spent.failed.credits), tuple[Decimal, Decimal])
     assert_type((spent.tasks, spent.unknown.tasks, spent.unpriced), tuple[int, int, int])
+    state = await client.state()
+    assert_type(state, ClientState)
+    assert_type((state.in_flight, state.window_used, state.store_failure), tuple[int, int | None, str | None])
+    assert_type([(each.call, each.cause, each.ago) for each in state.failures], list[tuple[str, str, float]])
     per_image: Prices = 6.5
     by_variants: Prices = {1: 6, 2: 11.5, 4: Decimal(20)}
     for prices in (per_image, by_variants, None):

@@ -32,7 +32,7 @@ from .news import News, about_key
 from .process import Process
 from .schema import migrate
 from .watches import Watches
-from .window import SharedLimiter
+from .window import SharedLimiter, slots_used
 
 _FIRST_DELAY = 0.02  # seconds before a key that another process holds is claimed again
 _FACTOR = 1.5
@@ -325,6 +325,7 @@ class _Machines:
         self.leave = watches.leave
         self.turn = watches.turn
         self.news = news.read
+        self._news = news
         self._limiters: WeakSet[SharedLimiter] = WeakSet()  # one for each runtime of the client
 
     def limiter(
@@ -346,6 +347,13 @@ class _Machines:
         )
         self._limiters.add(limiter)
         return limiter
+
+    @property
+    def heard(self) -> bool:
+        return self._news.works
+
+    async def slots_used(self, per: float) -> int:
+        return await slots_used(self._database, self._account, per)
 
     async def held(self, keys: Collection[str]) -> Collection[str]:
         return await self._entries.held(self._process.id, keys)

@@ -52,12 +52,25 @@ SELECT outcome, server_time, granted, chances, again, pause, cause FROM kie4o.ta
     %s, %s, %s, %s::uuid[], %s::boolean[], %s::uuid[], %s::uuid[], %s, %s, %s, %s, %s, %s, %s
 )
 """
+_USED = """
+SELECT count(*) FROM kie4o.slot
+WHERE account = %s AND CASE
+    WHEN answered_at IS NULL THEN taken_at IS NOT NULL
+    ELSE answered_at > kie4o.clock() - make_interval(secs => %s)
+END
+"""
 _REFUSED, _CLOCK, _REPLICA = "refused", "clock", "replica"  # why all are held, in the table
 _HOLDS = {
     _REFUSED: REFUSED,
     _CLOCK: "the clock of the database was set",
     _REPLICA: "a replica has taken over as the database",
 }
+
+
+async def slots_used(database: Database, account: bytes, per: float) -> int:
+    """How many slots all processes have in use; also those of one that is gone, until another one asks."""
+    [(count,)] = await database.rows(_USED, account, per)
+    return int(count)
 
 
 class SharedSlot:
@@ -169,7 +182,18 @@ class SharedLimiter:
         return len(self._held)
 
     def used(self, now: float) -> int | None:
-        """Only the database knows."""
+        """Only the database knows: see `slots_used`."""
+
+    def next_slot(self, now: float) -> float | None:
+        """Seconds until a slot is free for one who waits here, or until a pause ends."""
+        chances = self._chances
+        if chances and self._waiting:
+            return max(0.0, chances[0] - now)
+        return self._held_until - now if self._held_until > now else None
+
+    def __repr__(self) -> str:
+        limit = f"{self.limit.limit} slots per {self.limit.per:g} s"
+        return f"<SharedLimiter: {self.open} of {limit} open here, {self.waiting} waiting>"
 
     def remember(self, ages: Iterable[float]) -> None:
         """There is nothing to do: the slots of an earlier run are still rows of the database."""
