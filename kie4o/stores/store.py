@@ -197,7 +197,7 @@ class Entry:
 class TracedEntry(Entry):
     """One with a trace. Without one, each would take 16 bytes more while its task is waited for."""
 
-    trace: str
+    trace: str  # pyright: ignore[reportIncompatibleMethodOverride]  # it is frozen, as the property is
 
 
 def duplicate_task(task_id: str, owner: Entry) -> DuplicateTaskError:
