@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any
 
 import attrs
 
@@ -18,7 +19,8 @@ from .arguments import on_update_of, private_urls, task_id_of, timeout_of, warn_
 from .callbacks.delivery import Delivery
 from .details import EXPIRY, TaskDetails, TaskState
 from .errors import KieError, StoreError, SubmissionUnknownError, TaskNotFoundError
-from .events import AnswerAwaited
+from .events import AnswerAwaited, Recalled
+from .events.calling import told
 from .events.reporter import Reporter
 from .image_request import ImageRequest
 from .models import HasTaskId, ImageResult
@@ -30,6 +32,7 @@ from .stores.ledger import Ledger
 from .stores.store import Entry, EntryState, Store
 from .submission.pending import NO_ANSWER, NOBODY, Observer, Submitted
 from .submission.permit import Permit, Permits
+from .submission.reports import recalled
 from .submission.resending import NO_RESUBMIT, Resubmit
 from .submission.submissions import Submissions
 
@@ -49,15 +52,21 @@ class Lifecycle:
     permits: Permits
     reporter: Reporter
 
-    async def submit(self, request: ImageRequest, key: str | None, resubmit: Resubmit) -> Submitted:
+    def submit(
+        self, request: ImageRequest, key: str | None, resubmit: Resubmit
+    ) -> Coroutine[Any, Any, Submitted]:
         """Submit only; the permit is held until the response."""
+        submit = functools.partial(self._submit, request, key, resubmit)
+        return told(self.reporter, "submit", submit, key=key)
+
+    async def _submit(self, request: ImageRequest, key: str | None, resubmit: Resubmit) -> Submitted:
         with await self.permits.acquire() as permit:
             submitted = await self._submitted(request, key, permit, resubmit)
         if submitted.entry.task_id is None:
             raise submitted.unknown_error()
         return submitted
 
-    async def generate(
+    def generate(
         self,
         request: ImageRequest,
         key: str | None,
@@ -67,11 +76,26 @@ class Lifecycle:
         on_update: OnUpdate | None = None,
         wait: bool = True,
         observer: Observer = NOBODY,
-    ) -> ImageResult:
+    ) -> Coroutine[Any, Any, ImageResult]:
         """Submit and wait; the permit is held until the result.
 
         With `wait=False` it raises `KeyInUseError` if another process has the key in hand.
         """
+        generate = functools.partial(
+            self._generate, request, key, resubmit, timeout, on_update, wait, observer
+        )
+        return told(self.reporter, "generate", generate, key=key)
+
+    async def _generate(
+        self,
+        request: ImageRequest,
+        key: str | None,
+        resubmit: Resubmit,
+        timeout: Timeout,
+        on_update: OnUpdate | None,
+        wait: bool,
+        observer: Observer,
+    ) -> ImageResult:
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         permit = (await self.permits.acquire()).hold()
         try:  # not `with`, which would hold a bound method while this waits
@@ -84,23 +108,30 @@ class Lifecycle:
             entry = submitted.entry
             if entry.details is not None:
                 return result_of(entry.details, "store", entry.request.n_variants)
-            waiting = self.wait(known_task_id(entry), timeout, on_update, submitted.since, entry.request)
+            waiting = self._wait(known_task_id(entry), timeout, on_update, submitted.since, entry.request)
             del submitted, entry  # with a file as the store, nothing else holds them while this waits
             return await waiting
         finally:
             permit.release()
 
-    async def resume(self, entry: Entry, on_update: OnUpdate | None = None) -> ImageResult:
+    def resume(self, entry: Entry, on_update: OnUpdate | None = None) -> Coroutine[Any, Any, ImageResult]:
         """Wait for what an earlier run submitted.
 
         If its response was lost, a callback may have named the task.
         """
+        resume = functools.partial(self._resume, entry, on_update)
+        return told(
+            self.reporter, "wait", resume, key=entry.callers_key, task_id=entry.task_id, trace=entry.trace
+        )
+
+    async def _resume(self, entry: Entry, on_update: OnUpdate | None) -> ImageResult:
+        self._report_recalled(entry)
         submitted = Submitted(entry, reason=NO_ANSWER)
         if entry.task_id is None:
             submitted = await self._named_by_callback(submitted.unknown_error())
         entry = submitted.entry
         with await self.permits.acquire():
-            return await self.wait(known_task_id(entry), ..., on_update, request=entry.request)
+            return await self._wait(known_task_id(entry), ..., on_update, request=entry.request)
 
     async def details(self, task_id: str) -> TaskDetails:
         """Poll a task once. If it has ended, that is saved."""
@@ -134,15 +165,26 @@ class Lifecycle:
                 await self._fail_expired(task_id)
                 raise
 
-    async def wait(
+    def wait(
         self,
         task_id: str,
         timeout: Timeout = ...,
         on_update: OnUpdate | None = None,
         since: float | None = None,
         request: ImageRequest | None = None,
-    ) -> ImageResult:
+    ) -> Coroutine[Any, Any, ImageResult]:
         """Until the task has ended, and its outcome is saved. `since` is the loop time of the submit."""
+        wait = functools.partial(self._wait, task_id, timeout, on_update, since, request)
+        return told(self.reporter, "wait", wait, task_id=task_id)
+
+    async def _wait(
+        self,
+        task_id: str,
+        timeout: Timeout,
+        on_update: OnUpdate | None,
+        since: float | None = None,
+        request: ImageRequest | None = None,
+    ) -> ImageResult:
         timeout, on_update = timeout_of(timeout), on_update_of(on_update)
         try:
             waiter = await self._join(task_id, timeout, on_update, since, request)
@@ -204,10 +246,16 @@ class Lifecycle:
         if expecting or since is None:
             with limited(self._seconds(timeout)):
                 entry = await self.store.find(task_id=task_id)
+            if entry is not None and since is None and request is None:  # the caller knows only the task
+                self._report_recalled(entry)
             if entry is not None and entry.details is not None:
                 return result_of(entry.details, "store", variants_of(request))
         report = None if on_update is None else functools.partial(self._report, on_update)
         return self.poller.join(task_id, timeout=timeout, on_update=report, since=since, expecting=expecting)
+
+    def _report_recalled(self, entry: Entry) -> None:
+        if self.reporter.wants(Recalled):
+            self.reporter(recalled(entry), entry.name)
 
     async def _fail_expired(self, task_id: str) -> None:
         """A task that Kie has forgotten after its 14 days has failed: nothing should wait for it again."""
@@ -272,6 +320,7 @@ class Lifecycle:
                 entry = await self.delivery.wait_for_name(submitted.entry)
         except (TimeoutError, KieError) as error:
             raise submitted.unknown_error() from error
+        self._report_recalled(entry)
         until = deadline.when()
         if until is None:
             return Submitted(entry), None

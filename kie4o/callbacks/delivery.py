@@ -211,7 +211,12 @@ class Delivery:
         self.heard_at = asyncio.get_running_loop().time()
         if self._reporter.wants(CallbackReceived):
             state = callback.details.state.value
-            received = CallbackReceived(task_id=callback.task_id, state=state, verified=callback.verified)
+            received = CallbackReceived(
+                task_id=callback.task_id,
+                state=state,
+                verified=callback.verified,
+                trace=None if entry is None else entry.trace,
+            )
             self._reporter(received)
         if entry is None or entry.details is None:
             details = callback.details if self._trusts(callback, entry) else None

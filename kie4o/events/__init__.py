@@ -13,11 +13,13 @@ Attributes that several events have:
     seconds   How long it took, or will take.
     credits   What it is priced at, or None if that is not known. Kie does not say what it charges.
     cause     The reason, in brief words.
+    trace     The W3C traceparent of the call that has submitted it, if there was one; see `kie4o.otel`.
 """
 
 from __future__ import annotations
 
 from .base import Event, OfSubmit
+from .calls import CallEnded, CallStarted
 from .stores import (
     ClosedLate,
     Misattributed,
@@ -40,10 +42,14 @@ from .submits import (
     NotSent,
     Orphaned,
     Paused,
+    Recalled,
     Refused,
     Resent,
     Retried,
     Settled,
+    SubmitEnded,
+    SubmitJoined,
+    SubmitStarted,
     Submitted,
     Unknown,
     Waited,
@@ -58,12 +64,15 @@ from .tasks import (
     Finished,
     Polled,
     PollFailed,
+    PollStarted,
     Saved,
 )
 
 __all__ = [
     "AnswerAwaited",
     "BatchStopped",
+    "CallEnded",
+    "CallStarted",
     "CallbackReceived",
     "CallbackRefused",
     "CallbackUnconfirmed",
@@ -85,7 +94,9 @@ __all__ = [
     "OutcomeNotSaved",
     "Paused",
     "PollFailed",
+    "PollStarted",
     "Polled",
+    "Recalled",
     "Refused",
     "Resent",
     "Retried",
@@ -95,6 +106,9 @@ __all__ = [
     "StoreChecked",
     "StoreTrouble",
     "StoreWarned",
+    "SubmitEnded",
+    "SubmitJoined",
+    "SubmitStarted",
     "Submitted",
     "TransferLeft",
     "Unfinished",

@@ -7,6 +7,7 @@ logged once, and one that blocks the event loop too often is not called any more
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ class Reporter:
     def __init__(self, hooks: Iterable[Hook] = (), *, time: Callable[[], float] = time.monotonic) -> None:
         self._hooks = [_Hook(hook, time) for hook in hooks]
         self._time = time
+        self._tracing: Callable[[], str | None] | None = None
         self._failures: dict[str, tuple[float, str]] = {}  # the last of each kind of call: when, and why
 
     def wants(self, kind: type[Event]) -> bool:
@@ -50,6 +52,22 @@ class Reporter:
             logger.log(event.level, *event.line(subject), stacklevel=2)
         for hook in self._hooks:
             hook.call(event)
+
+    def add(self, *hooks: Hook, tracing: Callable[[], str | None]) -> bool:
+        """Add hooks, and who knows the trace context of a caller. False, and nothing is added, if another
+        knows it already."""
+        if self._tracing is not None:
+            return False
+        self._tracing = tracing
+        self._hooks += [_Hook(hook, self._time) for hook in hooks]
+        return True
+
+    def trace(self) -> str | None:
+        """The trace context of the caller as a W3C traceparent, if anyone knows one."""
+        if self._tracing is not None:
+            with contextlib.suppress(Exception):  # the hook that comes with it says why
+                return self._tracing()
+        return None
 
 
 class _Hook:

@@ -9,6 +9,45 @@ from typing import ClassVar, Literal
 from .base import Event, OfSubmit
 
 
+class SubmitStarted(OfSubmit):
+    """A submit has begun, in a task of its own: it claims its key, then it waits for a slot."""
+
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("a submit has begun",)
+
+
+class SubmitJoined(OfSubmit):
+    """A call waits for a submit that another call under the same key has begun."""
+
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("a call has joined a submit of its key",)
+
+
+class SubmitEnded(OfSubmit):
+    """A submit is over: it has a task, or `cause` is the class of the error that its callers get."""
+
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = (
+        "a submit is over: task %(task_id)s",
+        "a submit is over without a task: %(cause)s",
+    )
+    task_id: str | None
+    cause: str | None
+
+    def _text(self) -> str:
+        return self.texts[self.cause is not None]
+
+
+class Recalled(OfSubmit):
+    """A call takes up what was submitted before: by another call or process, or by itself if its answer was
+    lost."""
+
+    level: ClassVar[int] = logging.DEBUG
+    texts: ClassVar[tuple[str, ...]] = ("%(subject)s was submitted before, and is taken up",)
+    task_id: str | None
+    trace: str | None
+
+
 class Submitted(OfSubmit):
     """Kie has accepted a request: it is paid. `seconds` from the first byte to the answer."""
 

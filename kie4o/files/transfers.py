@@ -20,6 +20,8 @@ from .. import clock
 from ..details import TaskDetails
 from ..errors import APIConnectionError, DownloadError, KieError, client_closed, invalid
 from ..events import TransferLeft
+from ..events.calling import told
+from ..events.calls import CallName
 from ..image_request import UploadedFile, is_local
 from ..models import Exists
 from ..settings import Settings
@@ -124,7 +126,7 @@ class Files:
                     await in_thread_or_here(content.close)
             raise cannot_read(source, content.failure)
 
-        return await self._run(send(), client_closed)
+        return await self._told("upload", send, client_closed)
 
     async def upload_from_url(
         self, url: str, *, name: str | None = None, path: str = "kie4o"
@@ -135,7 +137,7 @@ class Files:
         if not is_web_url(url):
             raise invalid("url", url, WEB_URL + ("; for a local file use upload" if is_local(url) else ""))
         body = json_body({"fileUrl": url, **Target(path, name).fields()})
-        return await self._run(self._store(UPLOAD_FROM_URL, body), client_closed)
+        return await self._told("upload", partial(self._store, UPLOAD_FROM_URL, body), client_closed)
 
     async def download(
         self,
@@ -182,7 +184,7 @@ class Files:
 
             return await _all(image, links)
 
-        return await self._run(save(), lambda: DownloadError(str(client_closed()), task_id=task_id))
+        return await self._told("download", save, partial(_closed, task_id), task_id)
 
     async def fetch(
         self,
@@ -212,7 +214,7 @@ class Files:
 
             return Images(await _all(image, links))
 
-        return await self._run(load(), lambda: DownloadError(str(client_closed()), task_id=task_id))
+        return await self._told("fetch", load, partial(_closed, task_id), task_id)
 
     async def saved(
         self, directory: str | os.PathLike[str], *, task_id: str, verify: bool = False
@@ -233,6 +235,17 @@ class Files:
         finally:
             if "_downloader" in vars(self):
                 await self._downloader.aclose()
+
+    async def _told(
+        self,
+        call: CallName,
+        work: Callable[[], Coroutine[Any, Any, _T]],
+        closed: Callable[[], KieError],
+        task_id: str | None = None,
+    ) -> _T:
+        """`_run` as a call of the client, of which hooks are told."""
+        transfer = told(self._transport.reporter, call, lambda: self._run(work(), closed), task_id=task_id)
+        return await transfer
 
     async def _run(self, work: Coroutine[Any, Any, _T], closed: Callable[[], KieError]) -> _T:
         """The result of a transfer; `closed` makes the error that is raised if the client is closed."""
@@ -285,6 +298,10 @@ def age_of(details: TaskDetails) -> float | None:
     """How many seconds ago the task ended, or None if that is not known."""
     ended = details.completed_at
     return None if ended is None else clock.unix_time() - ended.timestamp()
+
+
+def _closed(task_id: str) -> DownloadError:
+    return DownloadError(str(client_closed()), task_id=task_id)
 
 
 def _check_verify(verify: bool) -> None:

@@ -21,14 +21,14 @@ from typing import TypeVar
 from ..clock import fast_loop
 from ..details import TaskDetails
 from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
-from ..events import CallbacksMissing, Finished, Polled
+from ..events import CallbacksMissing, Finished, Polled, PollStarted
 from ..events.reporter import LOG, Reporter
 from ..models import ImageResult
 from .findings import teach, weigh
 from .learning import Pace, Sighting
 from .outcome import is_final, result_of
 from .policy import GAP, PollPolicy
-from .reports import Failures, report_end, report_end_of
+from .reports import Failures, polled, report_end, report_end_of
 from .schedule import Schedule
 from .sharing import Leadership, Sharing
 from .trust import CallbackTrust
@@ -507,6 +507,8 @@ class TaskPoller:
 
     async def _look_at(self, watch: Watch) -> None:
         outcome: Outcome
+        if self._reporter.wants(PollStarted):
+            self._reporter(PollStarted(task_id=watch.task_id))
         try:
             outcome = await self._leadership.turn(watch.task_id) or await self._fetch(watch.task_id)
         except asyncio.CancelledError:
@@ -526,9 +528,7 @@ class TaskPoller:
     def _process(self, watch: Watch, outcome: Outcome, now: float) -> None:
         """Finish the watch with the outcome of a look, or plan the next look."""
         if isinstance(outcome, TaskDetails) and self._reporter.wants(Polled):
-            self._reporter(
-                Polled(task_id=watch.task_id, state=outcome.state.value, progress=outcome.progress)
-            )
+            self._reporter(polled(watch, outcome))
         ended = weigh(watch, outcome, now)
         if ended is not None:
             teach(self._pace, watch, ended, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..details import TaskDetails
-from ..events import Finished, PollFailed
+from ..events import Finished, Polled, PollFailed
 from ..events.reporter import Reporter
 from ..models import Source
 from ..wire.words import cause_of
@@ -32,6 +32,11 @@ class Failures:
         others, self._unlogged, self._logged_at = self._unlogged, 0, now
         delay = watch.due - now if NOW < watch.due < NEVER else 0.0
         self._reporter(PollFailed(task_id=watch.task_id, cause=cause_of(error), seconds=delay, others=others))
+
+
+def polled(watch: Watch, details: TaskDetails) -> Polled:
+    """For a poll that has shown this."""
+    return Polled(task_id=watch.task_id, state=details.state.value, progress=details.progress)
 
 
 def report_end_of(reporter: Reporter, watch: Watch, details: TaskDetails, now: float) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from ..details import TaskDetails
 from ..errors import StoreError
 from ..image_request import ImageRequest, remembering
-from .store import Entry
+from .store import Entry, TracedEntry
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -73,7 +73,7 @@ def unpacked(body: object, check: object) -> Entry:
     """The entry in a packed text and its checksum. Raises `StoreError` if either is damaged."""
     fields = fields_in(body, check)
     try:
-        return _converter().structure(fields, Entry)
+        return _converter().structure(fields, TracedEntry if "trace" in fields else Entry)
     except Exception:  # noqa: S110  # whatever hooks and constructors raise, the text is no entry
         pass
     raise _damaged()

@@ -24,12 +24,12 @@ from ..errors import StoreError
 from ..events import Event, StoreChecked
 from .packing import fields_in, unpacked
 from .sqlite_pruning import checksum_of_count
-from .store import Entry, EntryState, hash_of_ref
+from .store import Entry, EntryState, TracedEntry, hash_of_ref
 
 PROGRESS = 100_000  # entries: after each so many, a line says how far the check of a larger store is
 _PAGE = 1000  # rows fetched at once
 _ROWS = "SELECT id, key, ref_hash, task_id, state, submitted_at, price, body, checksum FROM entry"
-_NAMES = attrs.fields_dict(Entry).keys()
+_NAMES = attrs.fields_dict(TracedEntry).keys()
 _REQUIRED = {"key", "request", "ref"}
 _INTENT, _OPEN_STATES = EntryState.INTENT.value, (EntryState.SUBMITTED.value, EntryState.UNKNOWN.value)
 

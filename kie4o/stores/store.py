@@ -93,6 +93,16 @@ class Entry:
     superseded_key: str | None = None
 
     @property
+    def trace(self) -> str | None:
+        """The W3C traceparent of the call that has submitted it, if there was one (`kie4o.otel`)."""
+        return None
+
+    def traced(self, trace: str) -> Entry:
+        """The same with such a trace."""
+        values = {name: getattr(self, name) for name in attrs.fields_dict(Entry)}
+        return TracedEntry(**values, trace=trace)
+
+    @property
     def ref_hash(self) -> str:
         """What events name the entry by."""
         return _hex_of_ref(self.ref)
@@ -162,7 +172,7 @@ class Entry:
         earlier: tuple[str, ...] | None = None,
     ) -> Entry:
         """The same request in another state; arguments that are None keep their value."""
-        return Entry(
+        entry = Entry(
             self.key,
             request=self.request,
             ref=self.ref,
@@ -176,10 +186,18 @@ class Entry:
             earlier=self.earlier if earlier is None else earlier,
             superseded_key=self.superseded_key,
         )
+        return entry if self.trace is None else entry.traced(self.trace)
 
     def superseded(self) -> Entry:
         """The entry once its key is submitted again: under its ref."""
         return attrs.evolve(self, key=self.ref, keyed=False, superseded_key=self.key)
+
+
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class TracedEntry(Entry):
+    """One with a trace. Without one, each would take 16 bytes more while its task is waited for."""
+
+    trace: str  # pyright: ignore[reportIncompatibleMethodOverride]  # it is frozen, as the property is
 
 
 def duplicate_task(task_id: str, owner: Entry) -> DuplicateTaskError:

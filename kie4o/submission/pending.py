@@ -32,6 +32,11 @@ class Submitted:
     since: float | None = None
     reason: str = ""
 
+    @property
+    def task_id(self) -> str | None:
+        """The id of the task, if it is known."""
+        return self.entry.task_id
+
     def unknown_error(self) -> SubmissionUnknownError:
         """What to raise if there is no task id."""
         return unknown_error(self.entry, self.reason)

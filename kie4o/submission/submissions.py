@@ -30,18 +30,18 @@ from ..stores.shared import Limiter, Slot
 from ..stores.store import DuplicateTaskError, Entry, EntryState, KeyInUseError, fingerprint
 from ..transport.paid_body import PaidAttempt
 from ..transport.transport import Transport
-from ..wire.decoding import shown
 from ..wire.envelope import retry_after_of, status_error
 from ..wire.requests import body_of, with_ref
-from ..wire.words import cause_of, in_brief
+from ..wire.words import cause_of
+from . import reports
 from .pending import PendingSubmit, Submitted, planned_entry, unknown_error
 from .permit import Permit
+from .reports import cause_in, report_accepted, report_resend, report_unpaid
 from .resending import NO_RESUBMIT, WINDOW_CODES, Resend, Resubmit, resend_after
 from .verdict import Judgement, Verdict, judge
 
 DRAIN = 25.0  # seconds that closing waits for the responses to requests that were sent
 _LONGEST_RETRY_AFTER = 30.0  # seconds by which a Retry-After may lengthen our own delay
-_QUOTED = 20  # characters of the prompt that no event may repeat
 _SHORTEST_WAIT = 0.001  # seconds; a shorter one for a slot is not reported
 
 
@@ -119,6 +119,8 @@ class Submissions:
             submit = self._start(request, key, permit, resubmit, wait)
         elif submit.entry.fingerprint != fingerprint(request):
             raise key_conflict(submit.entry.key)
+        elif self._reporter.wants(events.SubmitJoined):
+            self._reporter(events.SubmitJoined(ref_hash=submit.entry.ref_hash, key=submit.key))
         return submit
 
     async def _outcome_of(self, submit: PendingSubmit) -> Submitted:
@@ -171,6 +173,8 @@ class Submissions:
 
     def _on_done(self, submit: PendingSubmit, task: asyncio.Task[Submitted]) -> None:
         error = None if task.cancelled() else task.exception()
+        if self._reporter.wants(events.SubmitEnded):
+            self._reporter(reports.ended(submit.entry, task))
         self._settle(submit, task)
         if error is not None and not submit.callers and not submit.called_off:
             entry = submit.entry
@@ -214,9 +218,15 @@ class Submissions:
         3. The task is cancelled: called off before the request was sent, or cut short by the end of `DRAIN`
            or of the loop. What is known by then is recorded.
         """
+        if self._reporter.wants(events.SubmitStarted):
+            self._reporter(reports.started(submit.entry))
+            trace = self._reporter.trace()
+            submit.entry = submit.entry if trace is None else submit.entry.traced(trace)
         try:
             stored = await self._claim(submit, resubmit) if submit.entry.keyed else submit.entry
             if not resubmit.allows(stored.state):
+                if self._reporter.wants(events.Recalled):
+                    self._reporter(reports.recalled(stored), stored.name)
                 if stored.task_id is None:
                     raise unknown_error(stored, "an earlier submit under this key")
                 return Submitted(stored)
@@ -285,7 +295,7 @@ class Submissions:
             resent[cause] = count + 1
             retry_after, submit.attempt = submit.attempt.retry_after, PaidAttempt()
             delay = self._delay_before_resend(resend, count, retry_after)
-            self._report_resend(submit, judgement, delay, count + 1, resend.times)
+            report_resend(self._reporter, submit, judgement, delay, count + 1, resend.times)
             await self._sleep(delay)
         raise asyncio.CancelledError
 
@@ -310,12 +320,12 @@ class Submissions:
                 reason = f"the answer was not its own: {error}"
         elif judgement.verdict is not Verdict.UNKNOWN:  # and nothing was charged
             if submit.is_news():
-                self._report_unpaid(submit, judgement)
+                report_unpaid(self._reporter, submit, judgement)
             submit.entry = await self._ledger.unpaid(submit.entry, submit.previous)
             return None
         entry = submit.give_up()
         if submit.is_news():
-            cause = _cause(attrs.evolve(judgement, message=reason), entry)
+            cause = cause_in(attrs.evolve(judgement, message=reason), entry)
             unknown = events.Unknown(ref_hash=entry.ref_hash, key=entry.callers_key, cause=cause)
             self._reporter(unknown, entry.name)
         await self._ledger.unknown(entry)
@@ -323,26 +333,15 @@ class Submissions:
 
     async def _accepted(self, submit: PendingSubmit, task_id: str, now: float) -> None:
         """Save the task id that arrived, and report it unless it is another submit's."""
+        seconds = now - submit.attempt.sent_at
         try:
             await self._ledger.submitted(submit.accept(task_id))
         except DuplicateTaskError:
             raise
         except StoreError:  # it is paid all the same
-            self._report_accepted(submit, now)
+            report_accepted(self._reporter, submit.entry, seconds)
             raise
-        self._report_accepted(submit, now)
-
-    def _report_accepted(self, submit: PendingSubmit, now: float) -> None:
-        if self._reporter.wants(events.Submitted):
-            entry = submit.entry
-            accepted = events.Submitted(
-                ref_hash=entry.ref_hash,
-                key=entry.callers_key,
-                task_id=entry.task_id or "",
-                seconds=now - submit.attempt.sent_at,
-                credits=entry.price,
-            )
-            self._reporter(accepted)
+        report_accepted(self._reporter, submit.entry, seconds)
 
     async def _slot(self, *, front: bool) -> Slot:
         """A slot of the account's limit."""
@@ -383,47 +382,6 @@ class Submissions:
         """With `resend.window` only what Kie asks for: acquiring the next slot waits for the window."""
         own = 0.0 if resend.window else resend.delay(count, self._chance())
         return min(max(own, retry_after_of(retry_after) or 0.0), own + _LONGEST_RETRY_AFTER)
-
-    def _report_unpaid(self, submit: PendingSubmit, judgement: Judgement) -> None:
-        """One attempt has cost nothing."""
-        entry = submit.entry
-        if judgement.verdict is Verdict.REFUSED:
-            refused = events.Refused(
-                ref_hash=entry.ref_hash,
-                key=entry.callers_key,
-                code=judgement.code or 0,
-                cause=_cause(judgement, entry),
-                seconds=asyncio.get_running_loop().time() - submit.attempt.sent_at,
-            )
-            self._reporter(refused)
-        elif not submit.called_off:
-            not_sent = events.NotSent(
-                ref_hash=entry.ref_hash, key=entry.callers_key, cause=_cause(judgement, entry)
-            )
-            self._reporter(not_sent)
-
-    def _report_resend(
-        self, submit: PendingSubmit, judgement: Judgement, delay: float, attempt: int, most: int
-    ) -> None:
-        """When it is sent again: after the delay and the hold of the limiter."""
-        entry, held = submit.entry, submit.held_until - asyncio.get_running_loop().time()
-        resent = events.Resent(
-            ref_hash=entry.ref_hash,
-            key=entry.callers_key,
-            seconds=max(delay, held),
-            attempt=attempt,
-            most=most,
-            cause=_cause(judgement, entry),
-        )
-        self._reporter(resent)
-
-
-def _cause(judgement: Judgement, entry: Entry) -> str:
-    """The reason for a verdict in brief words, without those that quote the prompt."""
-    prompt, words = shown(entry.request.prompt or ""), judgement.message
-    if prompt and prompt[:_QUOTED] in words:
-        words = ""
-    return in_brief(judgement.code, words) or judgement.verdict.value
 
 
 def _judged(attempt: PaidAttempt, request: ImageRequest) -> Judgement:

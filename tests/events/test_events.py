@@ -122,7 +122,7 @@ def test_every_kind_is_reported_somewhere() -> None:
     assert {kind.__name__ for kind in KINDS} | {"Event", "OfSubmit"} <= set(events.__all__)
     used: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
-        if "events" not in path.relative_to(PACKAGE).parts:
+        if "events" not in path.relative_to(PACKAGE).parts or path.name == "calling.py":
             tree = ast.parse(path.read_text("utf-8"))
             calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
             used |= {ast.unparse(each).rpartition(".")[2] for each in calls}
@@ -264,6 +264,7 @@ def of_submit(heard: list[Event]) -> list[tuple[str, str]]:
 
 
 INTENT, SAVED = ("Saved", "intent"), "Saved"
+STARTED, ENDED = ("SubmitStarted", ""), ("SubmitEnded", "")
 TRANSITIONS = {
     "accepted": (None, [INTENT, (SAVED, "submitted"), ("Submitted", "")]),
     "refused": (422, [INTENT, ("Refused", ""), (SAVED, "planned")]),
@@ -294,7 +295,7 @@ async def test_each_verdict_has_its_events(
         with contextlib.suppress(kie4o.KieError):
             await client.submit("x", key="order-1")
     told = [each for each in of_submit(heard) if each[0] not in ("Unfinished", "NeverSaved")]
-    assert told == expected
+    assert told == [STARTED, *expected, ENDED]
     assert len({event.ref_hash for event in heard if isinstance(event, events.OfSubmit)}) == 1
 
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.once
 
 def rows_of_events() -> Iterator[list[str]]:
     """A row for each kind of event, in the order of the source: its first sentence is what has happened."""
-    modules = (events.submits, events.tasks, events.stores)
+    modules = (events.calls, events.submits, events.tasks, events.stores)
     members = [(module.__name__, *member) for module in modules for member in vars(module).items()]
     for where, name, kind in members:
         if isinstance(kind, type) and issubclass(kind, Event) and kind.__module__ == where:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.once
 FLOORS = [
     {"__main__"},
     {"cli", "pytest_plugin"},  # rims
-    {"gallery", "webhooks"},
+    {"gallery", "otel", "webhooks"},
     {"client"},
     {"task", "runtime"},
     {"batch", "lifecycle", "settling", "state", "neighbours", "opening", "closing"},
@@ -50,6 +50,7 @@ FOREIGN = {
     "multidict": NETWORK,
     "backoff": {"submission", "polling", "transport"},
     "cattrs": {"wire", "stores"},
+    "opentelemetry": {"otel"},
     "psycopg": {"stores"},
     "cyclopts": {"cli"},
     "rich": {"cli", EMULATOR},

@@ -105,7 +105,7 @@ DETAILS = st.builds(
     completed_at=TIMES,
     raw=st.dictionaries(ANY_TEXT, JSON, max_size=4).map(lambda raw: json.loads(json.dumps(raw))),
 )
-ENTRIES = st.builds(
+_UNTRACED = st.builds(
     Entry,
     SENDABLE,
     request=REQUESTS,
@@ -117,3 +117,4 @@ ENTRIES = st.builds(
     price=st.none() | st.decimals(0, 10**9, allow_nan=False, allow_infinity=False),
     details=st.none() | DETAILS,
 )
+ENTRIES = _UNTRACED | st.builds(Entry.traced, _UNTRACED, SENDABLE)

@@ -38,7 +38,7 @@ FULL = Entry(
     submitted_at=1767323045.25,
     price=Decimal("24.50"),
     details=DETAILS,
-)
+).traced("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
 
 def read(fields: Any) -> Entry:
@@ -120,6 +120,7 @@ def of_type(*kinds: type) -> list[Any]:
         ("state", WRONG),
         ("task_id", of_type(str)),
         ("submitted_at", of_type(int, float)),
+        ("trace", of_type(str)),
         ("price", [*WRONG, "NaN", "sNaN", "Infinity", "-1", "-Infinity"]),
         ("request", WRONG),
         ("request.prompt", [True, 5, "", [], {}]),

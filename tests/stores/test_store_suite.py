@@ -435,6 +435,26 @@ async def test_cancelling_a_write_after_any_tick(kind: Kind, tmp_path: Path, wri
             return
 
 
+async def test_the_trace_of_a_submit_is_kept(store: Store) -> None:
+    """In each state, and when its key is submitted again."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    planned = entry_of("k").traced(trace)
+    await store.claim(planned)
+    first = planned.become(EntryState.INTENT, submitted_at=A_DAY_AGO)
+    await store.begin(first)
+    failed = ended(first.become(EntryState.SUBMITTED, task_id="task-1"), EntryState.FAILED)
+    for entry in (first.become(EntryState.SUBMITTED, task_id="task-1"), failed):
+        await store.save(entry)
+        assert await store.find(task_id="task-1") == entry
+    again = entry_of("k", ref="another", state=EntryState.INTENT, submitted_at=A_DAY_AGO)
+    await store.claim(again, takes=(EntryState.FAILED,))
+    await store.begin(again, failed.superseded())
+    found = await store.find(task_id="task-1")
+    assert found is not None
+    assert found.trace == trace
+    assert (await store.find(key="k")) == again
+
+
 # -- what was spent ----------------------------------------------------------------------------------
 
 
