@@ -64,7 +64,6 @@ from .tasks import (
     Finished,
     Polled,
     PollFailed,
-    PollStarted,
     Saved,
 )
 
@@ -94,7 +93,6 @@ __all__ = [
     "OutcomeNotSaved",
     "Paused",
     "PollFailed",
-    "PollStarted",
     "Polled",
     "Recalled",
     "Refused",

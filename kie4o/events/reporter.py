@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from .base import Event
 
@@ -22,13 +23,24 @@ _BLOCKING = 0.25  # seconds that a call of a hook must not take
 _MOST = 3  # such calls; one may be due to the machine
 
 
+class Tracing(Protocol):
+    """Knows the trace contexts of calls."""
+
+    def current(self) -> str | None:
+        """That of the caller, as a W3C traceparent."""
+        ...
+
+    def enter(self, task_id: str) -> None:
+        """Make that of a call which waits for this task current, in the task of a poll."""
+
+
 class Reporter:
     """Tells the log, and the hooks if there are any."""
 
     def __init__(self, hooks: Iterable[Hook] = (), *, time: Callable[[], float] = time.monotonic) -> None:
         self._hooks = [_Hook(hook, time) for hook in hooks]
         self._time = time
-        self._tracing: Callable[[], str | None] | None = None
+        self._tracing: Tracing | None = None
         self._failures: dict[str, tuple[float, str]] = {}  # the last of each kind of call: when, and why
 
     def wants(self, kind: type[Event]) -> bool:
@@ -53,9 +65,9 @@ class Reporter:
         for hook in self._hooks:
             hook.call(event)
 
-    def add(self, *hooks: Hook, tracing: Callable[[], str | None]) -> bool:
-        """Add hooks, and who knows the trace context of a caller. False, and nothing is added, if another
-        knows it already."""
+    def add(self, *hooks: Hook, tracing: Tracing) -> bool:
+        """Add hooks, and who knows the trace contexts. False, and nothing is added, if another knows them
+        already."""
         if self._tracing is not None:
             return False
         self._tracing = tracing
@@ -66,8 +78,14 @@ class Reporter:
         """The trace context of the caller as a W3C traceparent, if anyone knows one."""
         if self._tracing is not None:
             with contextlib.suppress(Exception):  # the hook that comes with it says why
-                return self._tracing()
+                return self._tracing.current()
         return None
+
+    def enter(self, task_id: str) -> None:
+        """A poll of this task begins, in a task of its own."""
+        if self._tracing is not None:
+            with contextlib.suppress(Exception):
+                self._tracing.enter(task_id)
 
 
 class _Hook:

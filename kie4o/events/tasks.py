@@ -9,14 +9,6 @@ from typing import ClassVar
 from .base import Event, OfSubmit
 
 
-class PollStarted(Event):
-    """A poll of a task begins, in a task of its own, for all calls that wait for it."""
-
-    level: ClassVar[int] = logging.DEBUG
-    texts: ClassVar[tuple[str, ...]] = ("task %(task_id)s is being polled",)
-    task_id: str
-
-
 class Polled(Event):
     """A poll has shown that a task is in a state; `progress` is from 0 to 1, or None."""
 

@@ -89,7 +89,6 @@ class Spans:
             events.Recalled: self._recalled,
             events.AnswerAwaited: self._add_to_calls,
             events.Named: self._named,
-            events.PollStarted: self._poll_started,
             events.Polled: self._add_to_calls,
             events.PollFailed: self._add_to_calls,
             events.CallbackReceived: self._callback_received,
@@ -248,9 +247,10 @@ class Spans:
 
     # -- tasks -----------------------------------------------------------------------------------
 
-    def _poll_started(self, event: events.PollStarted) -> None:
-        """Its HTTP request belongs to the first call, and not to the one whose timer has started the poll."""
-        for call in self._waiting.get(event.task_id, ())[:1]:
+    def enter(self, task_id: str) -> None:
+        """Make the span of the first call that waits for a task current, in the task of a poll, whose HTTP
+        request belongs there and not to the call whose timer has started the poll."""
+        for call in self._waiting.get(task_id, ())[:1]:
             if call.span is not None:
                 context.attach(trace.set_span_in_context(call.span))  # in the task of the poll, which ends
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 from ..clock import fast_loop
 from ..details import TaskDetails
 from ..errors import APIConnectionError, APITimeoutError, KieError, TaskTimeoutError
-from ..events import CallbacksMissing, Finished, Polled, PollStarted
+from ..events import CallbacksMissing, Finished, Polled
 from ..events.reporter import LOG, Reporter
 from ..models import ImageResult
 from .findings import teach, weigh
@@ -507,8 +507,7 @@ class TaskPoller:
 
     async def _look_at(self, watch: Watch) -> None:
         outcome: Outcome
-        if self._reporter.wants(PollStarted):
-            self._reporter(PollStarted(task_id=watch.task_id))
+        self._reporter.enter(watch.task_id)
         try:
             outcome = await self._leadership.turn(watch.task_id) or await self._fetch(watch.task_id)
         except asyncio.CancelledError:
