@@ -59,6 +59,7 @@ class Task:
     hidden_until: float = 0.0  # nobody finds its record before
     lag: float = 0.0  # by which the record is late
     empty: int = 0  # how often its record has no URLs yet
+    denied: bool = False  # a poll was answered with 404
     looks: list[tuple[float, int]] = attrs.field(factory=list)  # when, and by which life
 
     @property
@@ -358,6 +359,7 @@ class Kie:
             later(connection.write, answer[: len(answer) // 2])
             later(connection.close)
         elif unlikely < 0.27:
+            task.denied = True
             later(connection.write, http({"code": 404, "msg": "?"}, 404))
         elif unlikely > 0.30:
             later(connection.write, answer)
@@ -425,7 +427,9 @@ class Kie:
         await asyncio.sleep(delay)
         letter, about, ref, urls, good = task.prompt[0], task, task.ref, task.urls, task.good
         if how == "sibling":
-            others = [each for each in self.tasks.values() if each.prompt[0] == letter and self._is_settled(each)]
+            others = [
+                each for each in self.tasks.values() if each.prompt[0] == letter and self._is_settled(each)
+            ]
             others = [each for each in others if each is not task]
             about = others[-1] if others else task
             good = about.good

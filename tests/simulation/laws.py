@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from kie4o.errors import (
@@ -235,7 +236,7 @@ def know_what_can_be_known(world: World) -> Iterator[object]:
         ):
             continue
         if not posts:
-            if not world.disconnected and not world.crashed:
+            if not world.disconnected and not world.crashed and not world.plan.failing:
                 yield f"{prompt} is unknown, and no submit arrived"
             continue
         last = posts[-1]
@@ -250,7 +251,7 @@ def know_what_can_be_known(world: World) -> Iterator[object]:
 
 def keep_callbacks(world: World) -> Iterator[object]:
     """What a callback that was answered 200 says is not lost."""
-    plan, books = world.plan, Books(world)
+    plan = world.plan
     quiet = all(life.end == "quiet" for life in plan.lives)
     for entry in world.entries:
         for callback in world.kie.callbacks:
@@ -268,15 +269,19 @@ def keep_callbacks(world: World) -> Iterator[object]:
                 and plan.store != "memory"
             ):
                 yield f"{task.prompt} is unknown, and its callback of {callback.at:.3f} is kept nowhere"
-            post = next((post for post in books.posts[task.prompt] if post.task is task), None)
-            known = (
-                post is not None
-                and post.answered_at is not None
-                and callback.at > post.answered_at + 4 * plan.slow
-            )
-            certain = quiet and not plan.faults and not plan.failing and known
+            certain = quiet and not plan.failing and not task.denied
             if entry.state is EntryState.SUBMITTED and entry.task_id == task.id and certain:
                 yield f"{task.prompt} is submitted, though its callback of {callback.at:.3f} was answered 200"
+
+
+def cancel_cleanly(world: World) -> Iterator[object]:
+    """Nothing is sent for a call that was cancelled before."""
+    calls = Counter(name for call in world.plan.calls for name in (call.prompt, *call.items))
+    for outcome in world.outcomes:
+        if outcome.cancelled_at is not None and calls[outcome.call.prompt] == 1:
+            for post in world.kie.posts:
+                if post.prompt == outcome.call.prompt and post.at > outcome.cancelled_at + 0.001:
+                    yield f"{outcome}: cancelled at {outcome.cancelled_at:.3f}, and {post} at {post.at:.3f}"
 
 
 def go_on(world: World) -> Iterator[object]:
@@ -323,6 +328,7 @@ LAWS: dict[str, Law] = {
     "deadlines": keep_deadlines,
     "unknown": know_what_can_be_known,
     "callbacks": keep_callbacks,
+    "cancel": cancel_cleanly,
     "liveness": go_on,
 }
 
