@@ -201,8 +201,8 @@ class _Drawing:
         call = Call(verb=verb, letter=letter, at=at)
         if verb in ("generate", "submit", "submit only"):
             self.prompts += 1
-            keyed = self.sometimes(0.4)
-            name = f"{letter}-key{self.random.randint(1, 3)}" if keyed else f"{letter}{self.prompts}"
+            keyed = self.sometimes(0.5)
+            name = f"{letter}-key{self.random.randint(1, 2)}" if keyed else f"{letter}{self.prompts}"
             call = attrs.evolve(call, prompt=name)
             if keyed:
                 call = attrs.evolve(call, key=name, **self.resubmits())
