@@ -8,6 +8,8 @@ virtual time, over real sockets of loopback. Nothing is random but what is drawn
     kie     the emulated Kie: answers, faults, callbacks true and forged, and books of all that
     store   the SQLite store with a worker on the loop instead of its thread
     plan    what happens in a world, drawn from its seed; data
+    calls   the calls of the program, and what becomes of them
+    run     one life of the program, and how it ends
     play    a plan, played
     laws    what must hold in a world that was played
     shrink  the smallest plan that still breaks a law

@@ -22,8 +22,9 @@ from kie4o.errors import (
 )
 from kie4o.models import ImageResult
 from kie4o.stores.store import Entry, EntryState
+from simulation.calls import Outcome
 from simulation.kie import Post
-from simulation.play import Outcome, World
+from simulation.play import World
 
 EPSILON = 1e-6  # seconds by which a timer may come early
 TURNS = 6  # of the loop, in which what has arrived is read

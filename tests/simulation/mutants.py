@@ -373,20 +373,22 @@ OF_NAME = {mutant.name: mutant for mutant in MUTANTS}
 def put_back(mutant: Mutant) -> Iterator[None]:
     """While this lasts, kie4o has the fault."""
     path, _, names = mutant.function.partition(":")
-    module, *owners = importlib.import_module(path), *names.split(".")[:-1]
-    owner: Any = functools.reduce(getattr, owners, module)
-    name = names.rpartition(".")[2]
-    original = vars(owner)[name]
-    function = original.fget if isinstance(original, property) else original
-    source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+    module = importlib.import_module(path)
+    found: Any = functools.reduce(getattr, names.split(".")[:-1], module)
+    found = vars(found)[names.rpartition(".")[2]]
+    function = inspect.unwrap(found.fget if isinstance(found, property) else found)
+    source = textwrap.dedent(inspect.getsource(function))
     pattern = r"\s+".join(map(re.escape, mutant.find.split()))
     changed, count = re.subn(pattern, lambda _: mutant.replacement, source)
     if count != 1:
         raise LookupError(f"{mutant.name}: {mutant.find!r} is {count} times in {mutant.function}")
     made: dict[str, Any] = {}
     exec(compile(changed, path, "exec", flags=__future__.annotations.compiler_flag), vars(module), made)
-    setattr(owner, name, made[name])
+    replaced = made[function.__name__]
+    replaced = inspect.unwrap(replaced.fget if isinstance(replaced, property) else replaced)
+    original = function.__code__
+    function.__code__ = replaced.__code__  # wherever the function was imported to
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        function.__code__ = original
