@@ -47,9 +47,10 @@ def smaller(plan: Plan) -> Iterator[Plan]:
         for less in _smaller_life(life):
             yield attrs.evolve(plan, lives=(*rest[0], less, *rest[1]))
     for changes in SIMPLE:
-        if any(getattr(plan, name) != value for name, value in changes.items()) and (
-            "faults" not in changes or changes["faults"] < plan.faults
-        ):
+        [(name, value)] = changes.items()
+        crashes = any(life.end in ("kill", "interrupt") for life in plan.lives)
+        possible = (name != "store" or not crashes) and (name != "faults" or value < plan.faults)
+        if possible and getattr(plan, name) != value:
             yield attrs.evolve(plan, **changes)
 
 

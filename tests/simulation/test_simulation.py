@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 WORLDS, CHUNK = 1000, 50
-FEW = 100  # seeds, after which a mutant is seen in the fast tests
+FEW = 30  # seeds, after which a mutant is seen in the fast tests
 
 
 @pytest.fixture(autouse=True)
