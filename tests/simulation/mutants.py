@@ -166,6 +166,13 @@ MUTANTS = [
         "finding.task_id({'data': self.data}, anywhere=True)",
         1,
     ),
+    Mutant(
+        "what was sent is called off",
+        SUBMISSIONS + "_call_off",
+        "not submit.attempt.withdraw()",
+        "False",
+        167,
+    ),
 ]
 OF_NAME = {mutant.name: mutant for mutant in MUTANTS}
 
