@@ -211,6 +211,17 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Whole worlds in virtual time, in which every law must hold: `nox -s simulate -- --seeds 100000`.
+
+    It prints the seed of one that breaks a law, its smallest plan, and the command that shows it step by
+    step. `--mutants` says after how many worlds each fault that is put back is seen.
+    """
+    session.install(*dependencies("test"))
+    session.run("python", "-m", "simulation", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Every fault at once for 15 minutes: `nox -s soak`, or with `-- --minutes 1 --loop uvloop`."""
     session.install(".[emulator]", *(one for one in dependencies("bench") if one.startswith("uvloop")))
