@@ -389,6 +389,7 @@ KINDS = {
 }
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_order(kind: str) -> None:
     examples = settings.default.max_examples // 6

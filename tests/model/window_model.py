@@ -191,16 +191,16 @@ class WindowModel:
                 heard = heard._replace(at="waiting" if process.at == "returned" else "nothing")
         outcome = "granted" if granted else "done"
         yield Step((f"p{who}", f"is answered: {outcome}"), False, with_process(after, who, heard))
-        if state.faults:
-            left = after._replace(faults=state.faults - 1)
-            lost = told._replace(question=None)
-            if self.without == "release" and question.says == "answered":
-                return
-            yield Step((f"p{who}", f"loses the reply: {outcome}"), True, with_process(left, who, lost))
-        if state.faults and self.without == "release" and question.says == "answered":
+        if not state.faults:
+            return
+        if self.without == "release" and question.says == "answered":
             forgets = process._replace(question=None, at="nothing", row=None, lost=min(9, process.lost + 1))
             left = state._replace(faults=state.faults - 1)
             yield Step((f"p{who}", "cannot say that it was answered"), True, with_process(left, who, forgets))
+        else:
+            left = after._replace(faults=state.faults - 1)
+            lost = told._replace(question=None)
+            yield Step((f"p{who}", f"loses the reply: {outcome}"), True, with_process(left, who, lost))
 
     # -- the database: `kie4o.take` ---------------------------------------------------------------------
 
