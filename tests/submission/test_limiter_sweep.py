@@ -272,7 +272,7 @@ async def together(sweep: Sweep, users: int) -> WindowServer:
 )
 def test_eight_processes(network: str, slots: int, limit: RateLimit) -> None:
     sweep = Sweep(NETWORKS[network], slots, limit)
-    run(together(sweep, users=limit.limit // 4))
+    run(together(sweep, users=5 if limit is LIMIT else 10))
     sweep.check(0.5)
 
 
