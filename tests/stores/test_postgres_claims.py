@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import attrs
@@ -454,30 +454,101 @@ async def test_one_of_two_entries_gets_a_task(open_store: OpenStore) -> None:
 
 
 async def test_a_save_that_is_repeated_does_not_undo_what_followed(open_store: OpenStore) -> None:
-    """Its reply was lost, and another process got further meanwhile. Control: a save that is not repeated
-    writes what it is told to."""
+    """Its reply was lost, or it is executed late, and another process got further meanwhile."""
     store, other = await open_store(), await open_store()
     unknown = entry_of(state=EntryState.UNKNOWN)
     await store.save(unknown)
     await other.save(submitted("k"))
-
-    async def resave(entry: Entry, *, resent: bool) -> None:
-        rows = store._database.rows
-
-        async def again(statement: str, *parameters: object, **more: Any) -> Any:
-            return await rows(statement, *(resent if type(p) is object else p for p in parameters), **more)
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(store._database, "rows", again)
-            await store.save(entry)
-
-    await resave(unknown, resent=True)
+    await store.save(unknown)
     assert await stored_state(store) == (EntryState.SUBMITTED, "ref of k")
     await other.save(ended(submitted("k")))
-    await resave(submitted("k"), resent=True)
-    assert await stored_state(store) == (EntryState.SUCCEEDED, "ref of k")
-    await resave(unknown, resent=False)
-    assert await stored_state(store) == (EntryState.UNKNOWN, "ref of k")
+    for entry in (submitted("k"), unknown):
+        await store.save(entry)
+        assert await stored_state(store) == (EntryState.SUCCEEDED, "ref of k")
+
+
+@contextlib.contextmanager
+def noted(store: PostgresStore) -> Iterator[list[tuple[Any, ...]]]:
+    """The statements that the store sends, with their parameters."""
+    sent: list[tuple[Any, ...]] = []
+    rows = store._database.rows
+
+    async def noting(*words: object, **more: Any) -> Any:
+        sent.append(words)
+        return await rows(*words, **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store._database, "rows", noting)
+        yield sent
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
+@pytest.mark.parametrize("resubmits", [False, True], ids=["first", "resubmit"])
+async def test_an_undoing_that_is_executed_late_spares_the_next_intent(
+    open_store: OpenStore, kept: bool, resubmits: bool
+) -> None:
+    """The first attempt is refused, and the statement that says so is sent again after a lost connection. The
+    server executes it once more, when the second attempt has begun. Control: it looks as if that was not
+    sent, and another process would send it."""
+    store, other = await open_store(), await open_store()
+    previous = entry_of(ref="earlier", state=EntryState.FAILED)
+    takes = (EntryState.PLANNED, EntryState.FAILED) if resubmits else (EntryState.PLANNED,)
+    if resubmits:
+        await store.save(previous)
+    if not kept:
+        [(definition,)] = await sql(store, "SELECT pg_get_functiondef('kie4o.save'::regproc)")
+        rule = "stored.submitted_at > intent_at"
+        assert rule in definition
+        await sql(store, definition.replace("%", "%%").replace(rule, "false"))
+    superseded = previous.superseded() if resubmits else None
+    await store.claim(entry_of(), takes=takes)
+    await store.begin(intent(), superseded)
+    with noted(store) as sent:
+        await store.save(previous if resubmits else entry_of())
+    await store.begin(attrs.evolve(intent(), submitted_at=2.0), superseded)
+    await sql(store, *sent[0])
+    state = (EntryState.INTENT, "ref of k") if kept else ((previous.state, "earlier") if resubmits else None)
+    assert await stored_state(other) == (state or (EntryState.PLANNED, "ref of k"))
+    if kept:  # and the second one is undone all the same
+        await store.save(previous if resubmits else entry_of())
+        assert (await stored_state(other) or (None,))[0] is (
+            previous.state if resubmits else EntryState.PLANNED
+        )
+
+
+async def test_what_was_refused_stays_so_after_a_lost_lease(open_store: OpenStore) -> None:
+    """The lease was lost while the request was out. It was not sent for all that others know, and they may
+    send."""
+    silent, other = await open_store(), await open_store()
+    await silent.claim(entry_of())
+    await silent.begin(intent())
+    await expire(silent)
+    await silent._process.renew()
+    await silent.save(entry_of())
+    assert await other.claim(entry_of(ref="another"), wait=False) == entry_of()
+
+
+async def test_a_release_that_failed_is_repeated(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the lease: nothing else frees the key while this process lives. What was claimed again stays."""
+    store, other = await open_store(), await open_store()
+    release = store._entries.release
+
+    async def away(me: int, key: str) -> None:
+        raise StoreError("the database is away")
+
+    for key in ("k", "claimed again"):
+        await store.claim(entry_of(key))
+        monkeypatch.setattr(store._entries, "release", away)
+        with pytest.raises(StoreError, match="away"):
+            await store.release(key)
+        monkeypatch.setattr(store._entries, "release", release)
+    await store.claim(entry_of("claimed again"))
+    assert await other.claim(entry_of(ref="another"), wait=False) is None
+    await store._process.renew()
+    assert await other.claim(entry_of(ref="another"), wait=False) == entry_of(ref="another")
+    assert await other.claim(entry_of("claimed again", ref="another"), wait=False) is None
 
 
 async def test_a_write_that_was_given_up_does_not_follow_one_that_undoes_it(open_store: OpenStore) -> None:

@@ -194,11 +194,13 @@ async def test_a_task_id_never_finds_the_entry_of_another_task(store: Store) -> 
     Otherwise news of the old task would replace the new one.
     """
     failed = ended(submitted("k", task_id="first"), EntryState.FAILED)
-    again = submitted("k", task_id="second")
-    for entry in (failed, entry_of(state=EntryState.INTENT), again):
-        await store.save(entry)
+    again = submitted("k", ref="second", task_id="second")
+    await store.save(failed)
+    await store.claim(entry_of(ref="second"), takes=(EntryState.FAILED,))
+    await store.begin(entry_of(ref="second", state=EntryState.INTENT), failed.superseded())
+    await store.save(again)
     assert await store.find(task_id="second") == again
-    assert await store.find(task_id="first") is None
+    assert await store.find(task_id="first") == failed.superseded()
 
 
 async def test_a_forgotten_key_is_gone(store: Store) -> None:
@@ -589,6 +591,7 @@ async def test_thousands_are_removed_while_others_are_written(store: Store) -> N
 
 # -- a model ---------------------------------------------------------------------------------------
 
+UNPAID = (EntryState.PLANNED, EntryState.INTENT)
 MODEL_KEYS = st.sampled_from(["a", "b", "c", "d"])
 
 
@@ -619,7 +622,9 @@ class Model(RuleBasedStateMachine):
     def save(self, key: str, state: EntryState, new_task: bool) -> None:
         before = self.entries.get(key) or entry_of(key, price=Decimal(1 + ord(key)))
         task_id = before.task_id
-        if state in (EntryState.PLANNED, EntryState.INTENT):
+        if task_id is not None and (state in UNPAID or (before.state.ended and not state.ended)):
+            return  # no submit forgets its task, or that it has ended
+        if state in UNPAID:
             task_id = None
         elif task_id is None or new_task:
             self.tasks += 1

@@ -60,9 +60,12 @@ class PostgresStore:
         account = account_id(self.address, api_key)
         self._entries = Entries(self._database, account)
         self._process.on_promotion(self._write_again)
+        self._process.on_renewal(self._release_again)
         self._news = News(self._database)
         self._held: dict[str, Hold] = {}  # by key; perhaps, if the reply to a claim was lost
+        self._unreleased: set[str] = set()  # of these, keys whose release has no answer yet
         self._written: dict[str, _Written] = {}  # of the last moments by key, the oldest first
+        self._begun: dict[str, _Begun] = {}  # of the last moments by key, the oldest first
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller's key
         self._is_open = False
         self._machines = _Machines(self._database, self._process, account, self._entries, self._news)
@@ -184,6 +187,7 @@ class PostgresStore:
     async def _claim(self, entry: Entry, takes: tuple[EntryState, ...]) -> Claimed:
         """Try once to hold the key; again if the lease of this process had been lost."""
         before = self._held.get(entry.key)
+        self._unreleased.discard(entry.key)
         while True:
             me = self._process.id
             self._held[entry.key] = Hold(me, takes, b"")  # its release must be asked for, should this fail
@@ -203,6 +207,7 @@ class PostgresStore:
         while True:
             me = self._process.id
             hold = await self._still_held(entry, me) if entry.keyed else None
+            self._note_begin(entry)
             outcome = await self._entries.begin([me], hold, entry, superseded)
             if outcome != "lost":
                 break
@@ -217,17 +222,19 @@ class PostgresStore:
         if hold is None:
             raise _taken(entry)
         if hold.process != me:
+            hold = self._held[entry.key] = attrs.evolve(hold, process=me)  # perhaps, if the reply is lost
             claimed = await self._entries.claim(me, entry, hold.takes)
             if claimed.outcome != "held" or claimed.mark != hold.mark:
                 raise _taken(entry)
-            hold = self._held[entry.key] = attrs.evolve(hold, process=me)
         return hold
 
     async def _save(self, entry: Entry) -> None:
         """If another submit has the key by now, this one is saved as the earlier one that it is."""
         for each in (entry, entry.superseded()):
             keeps = each.key in self._held
-            outcome, held, owner = await self._entries.save(self._process.id, each, keeps=keeps)
+            outcome, held, owner = await self._entries.save(
+                self._process.id, each, keeps=keeps, intent_at=self._undone_by(each)
+            )
             if owner is not None:
                 raise duplicate_task(owner.task_id or "", owner)
             if outcome == "saved":
@@ -241,13 +248,40 @@ class PostgresStore:
     async def _release(self, key: str) -> None:
         hold = self._held.get(key)
         if hold is not None:
+            self._unreleased.add(key)
             await self._entries.release(hold.process, key)
             self._held.pop(key, None)
+        self._unreleased.discard(key)
+
+    async def _release_again(self) -> None:
+        """Let go of what could not be released while the database was away: while this process lives, nothing
+        else frees it for the others."""
+        for key in list(self._unreleased):
+            await self._in_order(key, functools.partial(self._still_release, key))
+
+    async def _still_release(self, key: str) -> None:
+        if key in self._unreleased:  # it was not claimed again meanwhile
+            await self._release(key)
 
     async def _forget(self, key: str) -> None:
         self._held.pop(key, None)
         self._written.pop(key, None)
         await self._entries.forget(key)
+
+    def _note_begin(self, entry: Entry) -> None:
+        """Keep when it was begun, for what may have to undo it."""
+        now = asyncio.get_running_loop().time()
+        self._begun.pop(entry.key, None)
+        if entry.submitted_at is not None:
+            self._begun[entry.key] = _Begun(now, entry.ref, entry.submitted_at)
+        while self._begun and next(iter(self._begun.values())).at < now - _LAG:
+            del self._begun[next(iter(self._begun))]
+
+    def _undone_by(self, entry: Entry) -> float | None:
+        """When the intent was begun that is undone by saving this entry, if it is an undoing."""
+        begun = self._begun.get(entry.key)
+        undoes = begun is not None and (entry.state is EntryState.PLANNED or entry.ref != begun.ref)
+        return begun.submitted_at if begun is not None and undoes else None
 
     def _remember(self, entry: Entry, superseded: Entry | None = None) -> None:
         """Keep what was written for as long as a replica that takes over may lack it."""
@@ -268,7 +302,7 @@ class PostgresStore:
             return  # something newer was written since
         hold = self._held.get(entry.key)
         if entry.state is not EntryState.INTENT:
-            await self._entries.save(self._process.id, entry, keeps=hold is not None, resent=True)
+            await self._entries.save(self._process.id, entry, keeps=hold is not None)
             return
         mine = [self._process.id] if hold is None else [self._process.id, hold.process]
         if await self._entries.begin(mine, hold, entry, written.superseded) == "taken" and hold is not None:
@@ -293,7 +327,9 @@ class PostgresStore:
 
     async def _close(self) -> None:
         self._held.clear()
+        self._unreleased.clear()
         self._written.clear()
+        self._begun.clear()
         await self._machines.aclose()
         await self._news.aclose()
         await self._process.stop()
@@ -308,6 +344,15 @@ class _Written:
     at: float  # loop time
     entry: Entry
     superseded: Entry | None
+
+
+@attrs.frozen
+class _Begun:
+    """An intent of this process."""
+
+    at: float  # loop time
+    ref: str
+    submitted_at: float
 
 
 class _Machines:

@@ -47,7 +47,6 @@ _SOCKET = {
 }
 _CLOSING = 1.0  # seconds for statements that are cut short
 _SHUTDOWN = "57P"  # how the codes of a server that stops begin
-RESENT = object()
 _NO_RIGHT = "42501"
 _READ_ONLY = "25006"
 _PREAMBLE = re.compile(
@@ -96,9 +95,8 @@ class Database:
     async def rows(self, statement: str, *parameters: object, durably: bool = False) -> Rows:
         """What a statement returns. It is repeated until it is answered, for up to `OUTAGE` seconds.
 
-        Cancelling does not undo it. A parameter `RESENT` tells the statement whether it was sent before. With
-        `durably` a warning of the server is a failure: that is how a commit ends which gave up waiting for a
-        replica.
+        Cancelling does not undo it. With `durably` a warning of the server is a failure: that is how a commit
+        ends which gave up waiting for a replica.
         """
         return await self.run(lambda: self._until_answered(statement, parameters, durably))
 
@@ -162,12 +160,11 @@ class Database:
 
     async def _until_answered(self, statement: str, parameters: Sequence[object], durably: bool) -> Rows:
         psycopg, loop = _psycopg(), asyncio.get_running_loop()
-        delay, resent = _FIRST_DELAY, False
+        delay = _FIRST_DELAY
         while True:
-            values = [resent if value is RESENT else value for value in parameters]
             try:
                 async with self._connection() as connection:
-                    rows = await self._execute(connection, statement, values, durably)
+                    rows = await self._execute(connection, statement, parameters, durably)
                 self._away_since = None
                 return rows
             except psycopg.Error as error:
@@ -179,7 +176,7 @@ class Database:
             if loop.time() + delay > self._away_since + OUTAGE:
                 raise failure
             await asyncio.sleep(delay)
-            delay, resent = min(2 * delay, _LONGEST_DELAY), True
+            delay = min(2 * delay, _LONGEST_DELAY)
 
     async def _execute(
         self,

@@ -17,7 +17,7 @@ from ...wire.decoding import TASK_ID
 from ..packing import checksum, packed, unpacked
 from ..spending import Count
 from ..store import CALLBACKS_PER_REF, Entry, EntryState, hash_of_ref
-from .database import RESENT, Database, Row
+from .database import Database, Row
 
 PAGE = 500  # entries fetched at once
 _CLAIM, _BEGIN, _SAVE = (
@@ -109,15 +109,15 @@ class Entries:
         return str(outcome)
 
     async def save(
-        self, me: int, entry: Entry, *, keeps: bool, resent: bool = False
+        self, me: int, entry: Entry, *, keeps: bool, intent_at: float | None = None
     ) -> tuple[str, bool, Entry | None]:
         """The outcome, whether the key is still held, and the owner of a task that another entry has.
 
-        What is `resent` undoes nothing that followed it.
+        `intent_at` is when the intent was begun that this undoes; a later one is not undone.
         """
         row = _row(entry)
         [(outcome, held, *owner)] = await self._database.rows(
-            _SAVE, me, keeps, resent or RESENT, self._account, *row
+            _SAVE, me, keeps, intent_at, self._account, *row
         )
         return outcome, held, unpacked(*owner) if outcome == "duplicate" else None
 

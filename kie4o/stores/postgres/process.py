@@ -35,6 +35,7 @@ class Process:
         self._renewing: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._on_promotion: list[Callable[[], Awaitable[None]]] = []
+        self._on_renewal: list[Callable[[], Awaitable[None]]] = []
 
     async def enter(self) -> None:
         """Begin the lease, and renew it from now on."""
@@ -62,6 +63,10 @@ class Process:
         """Have something called after a replica has taken over, which may lack what was written last."""
         self._on_promotion.append(call)
 
+    def on_renewal(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Have something called whenever the lease was renewed."""
+        self._on_renewal.append(call)
+
     async def lost(self, which: int) -> None:
         """Something was refused because the lease of this id had been lost: begin another, once."""
         async with self._lock:
@@ -81,6 +86,8 @@ class Process:
             for call in self._on_promotion:
                 await call()
             self.timeline = timeline
+        for call in self._on_renewal:
+            await call()
 
     async def _begin(self) -> None:
         me = secrets.randbits(63)

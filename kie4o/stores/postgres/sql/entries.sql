@@ -147,11 +147,12 @@ BEGIN
 END $$;
 
 -- Save an entry. What another process holds under the key stays in its hands; what this one holds does, if it
--- keeps the key and was not paid for.
+-- keeps the key and was not paid for. A statement whose connection was lost is sent again, and may be executed
+-- after what followed it: it undoes nothing of that. `intent_at` is the time of the intent that it undoes.
 -- Outcomes: saved, and whether the key is still held; taken (another ref has the key, which is not held);
 -- duplicate (another entry has the task).
 CREATE FUNCTION kie4o.save(
-    me bigint, keeps boolean, resent boolean, of_account bytea, new_key bytea, new_mark bytea,
+    me bigint, keeps boolean, intent_at double precision, of_account bytea, new_key bytea, new_mark bytea,
     new_fingerprint bytea, new_state text, new_task_id text, new_submitted_at double precision, new_price text,
     new_body bytea, new_checksum bytea
 ) RETURNS TABLE (outcome text, held boolean, owner_body bytea, owner_checksum bytea)
@@ -178,16 +179,18 @@ BEGIN
         RETURN QUERY SELECT 'taken', false, NULL::bytea, NULL::bytea;
         RETURN;
     END IF;
-    IF FOUND AND resent AND stored.mark = new_mark AND (
-        (stored.task_id IS NOT NULL AND new_task_id IS NULL)
-        OR (stored.state = ANY (ended) AND new_state <> ALL (ended))
-    ) THEN  -- it was saved, and then another process got further
-        RETURN QUERY SELECT 'saved', false, NULL::bytea, NULL::bytea;
+    IF FOUND AND (
+        (stored.submitted_at > intent_at AND (new_state = 'planned' OR stored.mark <> new_mark))
+        OR (stored.mark = new_mark AND stored.task_id IS NOT NULL AND (
+            new_task_id IS NULL OR (stored.state = ANY (ended) AND new_state <> ALL (ended))
+        ))
+    ) THEN  -- it was saved, and then this process or another got further
+        RETURN QUERY SELECT 'saved', coalesce(stored.holder = me, false), NULL::bytea, NULL::bytea;
         RETURN;
     END IF;
     new_holder := CASE
         WHEN new_state = 'intent' THEN me
-        WHEN stored.holder <> me THEN stored.holder
+        WHEN stored.holder <> me AND kie4o.alive(stored.holder) THEN stored.holder
         WHEN keeps AND stored.holder = me AND (new_state = 'planned' OR stored.mark <> new_mark) THEN me
     END;
     PERFORM kie4o.put(
