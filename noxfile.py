@@ -28,8 +28,6 @@ NEWEST = max(
 )
 # Most tests wait most of the time: with as many workers as cores these are idle for half of it.
 PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal", "--durations", "12"]
-# What drives programs does not depend on the loop of the tests, and little on the version of Python.
-PROGRAMS = ["--ignore=tests/cli", "--ignore=tests/gallery"]
 # The rooms through which money goes, and those that depend most on how a version runs its tasks.
 MONEY = [f"tests/{room}" for room in ("laws", "submission", "transport", "stores", "polling", "callbacks")]
 # Those that depend on the event loop. On uvloop, which has no virtual clock here, they take real time.
@@ -61,9 +59,9 @@ def tests(session: nox.Session) -> None:
     """The tests, under every supported Python that is found, and on uvloop.
 
     The Python that runs nox alone runs the sweeps, what is marked `once` and what drives programs, and
-    everything else on uvloop too. The newest runs the sweep of cancellation, since what a cancel strikes
-    differs between versions; those between the two run what is in `MONEY`. What is `paced` runs after the
-    rest: tests one by one, and sweeps, which mostly wait, beside each other.
+    the rooms of `LOOPING` on uvloop too. The newest runs these, and the sweep of cancellation, since what a
+    cancel strikes differs between versions; those between the two run what is in `MONEY`. What is `paced`
+    runs after the rest: tests one by one, and sweeps, which mostly wait, beside each other.
     """
     session.install(*dependencies("test"))
     if session.posargs:
@@ -72,7 +70,7 @@ def tests(session: nox.Session) -> None:
     parallel, fast = ["pytest", *PARALLEL, "-m"], "not paced and not sweep and not once"
     if session.python != RUNNING:
         newest = session.python == NEWEST
-        rooms = ["tests", *PROGRAMS, "tests/cli/test_starting.py"] if newest else [*MONEY, *NO_DATABASE]
+        rooms = [*LOOPING, "tests/wire", "tests/cli/test_starting.py"] if newest else [*MONEY, *NO_DATABASE]
         run_tests(session, *parallel, fast, *rooms)
         if newest:
             run_tests(session, *parallel, "sweep", "tests/laws/test_cancellation.py")

@@ -130,7 +130,7 @@ async def shorten_leases(database: Database) -> None:
 
 
 @pytest.mark.posix("SIGKILL")
-@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=[pytest.mark.sweep, pytest.mark.once])])
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=[pytest.mark.sweep, pytest.mark.proof])])
 async def test_one_of_three_processes_is_killed(rounds: int) -> None:
     """In mid-run. The others yield every item; what it was sending when it died has an unknown outcome."""
     prompts = 60

@@ -37,7 +37,7 @@ from kie4o import AsyncKieClient, KieError, StoreLockedError
 
 pytestmark = pytest.mark.posix("fork, and signals that stop and kill")
 
-MOMENTS = 200 if DEEP else 60
+MOMENTS = 200 if DEEP else 40
 SAVED = ("claim", "intent", "submitted", "succeeded")
 ONCE = ("open", "recent", "find_many", "close")
 NewStore = Callable[[], str]

@@ -177,6 +177,7 @@ async def polls(kie: Emulator, waiters: list[Child], name: str) -> tuple[int, fl
 
 
 @pytest.mark.sweep
+@pytest.mark.proof
 async def test_many_processes_poll_a_task_no_more_often_than_one(kie: Emulator, start: Start) -> None:
     """The others hear of its end, or ask for it. The control polls in each process."""
     kie.duration = 6.0
