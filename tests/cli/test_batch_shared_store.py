@@ -38,7 +38,8 @@ def store(tmp_path: Path) -> str:
 
 
 async def test_two_processes_share_the_lines_of_a_file(tmp_path: Path, store: str) -> None:
-    """Each says what it has paid itself, and how many the other has submitted. Run again, neither pays."""
+    """Each says what it has paid itself, and how many the other has submitted since; one that begins late
+    finds lines that are done. Run again, neither pays."""
     async with kie_of() as kie:
         outcomes = await asyncio.gather(*(batch(kie, tmp_path, n, store, "--json").run() for n in range(2)))
         assert paid(kie) == LINES
@@ -47,9 +48,9 @@ async def test_two_processes_share_the_lines_of_a_file(tmp_path: Path, store: st
         for number, (outcome, summary) in enumerate(zip(outcomes, summaries, strict=True)):
             assert outcome.status == 0, outcome.err
             assert (summary["done"], summary["images"], summary["spent_in_all"]) == (LINES, LINES, LINES * 6)
-            assert summary["spent"] == 6 * (LINES - summary["elsewhere"])
+            assert 0 < summary["spent"] <= 6 * (LINES - summary["elsewhere"])
             assert len(Folder(tmp_path / f"images {number}").images) == LINES
-        assert sum(summary["elsewhere"] for summary in summaries) == LINES
+        assert sum(summary["spent"] for summary in summaries) == 6 * LINES
         assert min(summary["elsewhere"] for summary in summaries) > 0
         again = await batch(kie, tmp_path, 0, store).run()
         assert f"spent 0 credits in this run, {LINES * 6} in all" in again.out
