@@ -32,6 +32,7 @@ PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal", "--dura
 MONEY = [f"tests/{room}" for room in ("laws", "submission", "transport", "stores", "polling", "callbacks")]
 # Those that depend on the event loop. On uvloop, which has no virtual clock here, they take real time.
 LOOPING = [*MONEY, "tests/client", "tests/files", "tests/events", "tests/otel"]
+CANCELLATION = "tests/laws/test_cancellation.py"
 NO_DATABASE = ["--ignore-glob=*/test_postgres_*", "--ignore=tests/laws/test_machines.py"]
 PAID = ["submission", "wire", "transport"]  # rooms through which money goes
 # Per cent of branches and lines that the tests reach: raise them as they rise, never lower them.
@@ -59,8 +60,8 @@ def tests(session: nox.Session) -> None:
     """The tests, under every supported Python that is found, and on uvloop.
 
     The Python that runs nox alone runs the sweeps, what is marked `once` and what drives programs, and
-    the rooms of `LOOPING` on uvloop too. The newest runs these, and the sweep of cancellation, since what a
-    cancel strikes differs between versions; those between the two run what is in `MONEY`. What is `paced`
+    the rooms of `LOOPING` on uvloop too. The newest runs these, and in its place the sweep of cancellation,
+    which is the longest; those between the two run what is in `MONEY`. What is `paced`
     runs after the rest: tests one by one, and sweeps, which mostly wait, beside each other.
     """
     session.install(*dependencies("test"))
@@ -73,10 +74,11 @@ def tests(session: nox.Session) -> None:
         rooms = [*LOOPING, "tests/wire", "tests/cli/test_starting.py"] if newest else [*MONEY, *NO_DATABASE]
         run_tests(session, *parallel, fast, *rooms)
         if newest:
-            run_tests(session, *parallel, "sweep", "tests/laws/test_cancellation.py")
+            run_tests(session, *parallel, "sweep", CANCELLATION)
             run_tests(session, "pytest", "-m", "paced and not sweep", "tests/laws")
         return
-    run_tests(session, *parallel, "not paced and not proof")
+    elsewhere = [] if NEWEST == RUNNING else [f"--deselect={CANCELLATION}::test_cancel_after_every_tick"]
+    run_tests(session, *parallel, "not paced and not proof", *elsewhere)
     run_tests(session, "pytest", "-m", "paced and not sweep")
     run_tests(session, *parallel, "paced and sweep and not proof")
     if sys.platform == "win32":
