@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import proving
 import pytest
 from canary import CANARY_KEY, WATCH
 from clients import MakeStore
@@ -66,6 +67,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(DEEP_TIMEOUT))
         elif item.get_closest_marker("sweep"):
             item.add_marker(pytest.mark.timeout(SWEEP_TIMEOUT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Say how many positions the test has tried."""
+    proving.taken()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("positions", proving.taken()))
 
 
 def pytest_collection_finish() -> None:

@@ -24,6 +24,7 @@ from clients import QUICK, until
 from clocks import run_scaled
 from crashing import DEEP
 from faults import open_sockets
+from proving import tried
 
 from kie4o import AsyncKieClient, ImageResult, ImageTask, RateLimit
 from kie4o.callbacks.receiving import CallbackReceiver
@@ -178,6 +179,7 @@ async def world_of(case: str, kie: Emulator, store: Store, folder: Path) -> Worl
 
 async def one_cancel(case: str, cancel: Cancel, *, busy: bool = False, file: bool = False) -> str:
     """One client, one call, one cancel; check every promise, and return how the call ended."""
+    tried()
     before = open_sockets()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

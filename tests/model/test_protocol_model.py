@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from exploring import Outcome, explore
 from keys_model import ASYNCHRONOUS, SYNCHRONOUS, KeysModel
+from proving import tried
 from window_model import WindowModel
 
 WHOLE = (pytest.mark.proof, pytest.mark.timeout(3600))
@@ -54,6 +55,7 @@ WINDOW_CONTROLS = {
 
 def found(outcome: Outcome, what: str) -> str | None:
     print(f"\n{what}: {outcome}")
+    tried(outcome.states)
     return outcome.broken
 
 

@@ -10,6 +10,7 @@ from contextvars import Context
 import attrs
 import pytest
 from clocks import KIND
+from proving import tried
 
 from simulation.laws import broken
 from simulation.loop import Life, WorldLoop
@@ -39,6 +40,7 @@ def quiet() -> Iterator[None]:
 def test_every_law_holds(first: int) -> None:
     """In each of these worlds."""
     for seed in range(first, first + CHUNK):
+        tried()
         assert broken(play(plan_of(seed))) == [], f"nox -s simulate -- --show {seed}"
 
 

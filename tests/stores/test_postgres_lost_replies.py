@@ -16,6 +16,7 @@ from canary import CANARY_KEY
 from crashing import DEEP
 from entries import entry_of, submitted
 from postgres import opened
+from proving import tried
 from serving import LoopbackServer
 
 from kie4o import StoreError
@@ -123,6 +124,7 @@ async def test_a_sender_that_loses_the_reply_asks_again(cut: Cut, rounds: int) -
         for number in range(rounds):
             key = f"{cut} {number} of {rounds}"
             await sender.claim(entry_of(key, ref=f"{key} 0"))
+            tried()
             proxy.cut = cut
             tries = [submit(rival, key, f"{key} {n}", posts) for n, rival in enumerate(rivals, 1)]
             states = await asyncio.gather(submit(sender, key, f"{key} 0", posts), *tries)
@@ -145,6 +147,7 @@ async def test_a_sender_that_dies_without_the_reply(cut: Cut, count: int, rounds
             sender = PostgresStore(proxy.url, Secret(CANARY_KEY))
             await sender.open()
             await sender.claim(entry_of(key, ref=f"{key} 0"))
+            tried()
             proxy.cut, proxy.dies = cut, True
             dying = asyncio.create_task(sender.begin(intent(key, f"{key} 0")))
             async with asyncio.timeout(10):

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import pytest
 from clocks import VirtualLoop
+from proving import tried
 from window_server import ServerProcess, WindowServer
 
 from kie4o import RateLimit, StoreError, clock
@@ -127,6 +128,7 @@ class Sweep:
         books = self.books
         share = f"{self.rate():.3f} of what is ideal"
         print(f"\n{books.arrived:,} slots, {books.refused} refused, {share}")
+        tried(books.arrived)
         assert self.over()
         assert books.refused == 0
         assert self.most_open <= self.limit.limit

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from proving import tried
 
 from kie4o.submission.verdict import Judgement, Verdict, judge
 from kie4o.wire.envelope import envelope_of
@@ -19,6 +20,7 @@ def body(value: object) -> bytes:
 
 
 def judged(content: bytes, status: int | None = 200, fault: str = "") -> Judgement:
+    tried()
     return judge(sent=True, status=status, body=content, fault=fault)
 
 

@@ -22,6 +22,7 @@ import attrs
 import postgres
 from crash_child import Run
 from paths import SUPPORT
+from proving import tried
 from serving import LoopbackServer
 
 from kie4o.stores.postgres.address import address_of
@@ -183,6 +184,7 @@ async def on_lanes(cases: Iterable[_T], act: Callable[[Lane, _T], Awaitable[list
     async def work() -> None:
         async with Lane() as lane:
             for case in following:
+                tried()
                 faults.extend(f"{case}: {fault}" for fault in await act(lane, case))
 
     async with asyncio.TaskGroup() as lanes:

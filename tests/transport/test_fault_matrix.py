@@ -19,6 +19,7 @@ from clients import QUICK
 from clocks import run_scaled
 from faults import Connection, FaultServer, http, open_sockets
 from keeping import opened
+from proving import tried
 
 from kie4o import AsyncKieClient, KieError, RateLimit
 from kie4o.emulator import pictures
@@ -279,6 +280,7 @@ CALLS = {
 
 async def cell(call: Call, fault: str, kind: str, attempt: int) -> Outcome:
     """What the call came to, and how many complete requests arrived."""
+    tried()
     async with Kie(call, FAULTS[fault], [call.busy] * (attempt - 1), tls=kind == "TLS") as kie:
         how: dict[str, Any] = {"timeout": TIMEOUT, "rate_limit": RateLimit(20, per=0.3), "poll": QUICK}
         async with AsyncKieClient(CANARY_KEY, base_url=kie.url, **how) as client:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from faults import Connection
 from keeping import KINDS, Keeping, Kind, id_for, pay, prepared, transport_to
+from proving import tried
 
 from kie4o.submission.verdict import Verdict
 from kie4o.transport.paid_body import _TURNS, PaidBody
@@ -61,6 +62,7 @@ class Leaving(Keeping):
 
 async def trial(kind: Kind, turn: int, how: str, *, tls: bool) -> Verdict:
     """One POST while the server leaves at this turn, counted from the POST's first one."""
+    tried()
     prompt = f"{next(_numbers)}"
     async with Leaving(tls=tls) as server:
         transport = transport_to(server.url)

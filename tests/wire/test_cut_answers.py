@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from paths import FIXTURES
+from proving import tried
 
 from kie4o import KieError
 from kie4o.callbacks import parse_callback
@@ -103,6 +104,7 @@ def whole(body: bytes) -> bool:
 
 def said(read: Reader, status: int, body: bytes, fault: str = "") -> Outcome:
     """What an answer says; nothing if our error is raised. Any other error fails the test."""
+    tried()
     try:
         return read(status, body, fault)
     except KieError:

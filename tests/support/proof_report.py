@@ -1,0 +1,93 @@
+"""Makes the table of docs/reliability.md from what `nox -s proof` has run.
+
+    python tests/support/proof_report.py proof/*.xml [--write]
+
+Each argument is a report of pytest (`--junitxml`). A row is a file of tests: what it says of itself, how many
+positions its tests have tried (`proving.tried`), how many tests and controls passed, and how long they took.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import platform
+import sys
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import attrs
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "reliability.md"
+MARKS = ("<!-- proof -->", "<!-- /proof -->")
+
+
+@attrs.define
+class Row:
+    """The tests of one file."""
+
+    positions: int = 0
+    tests: int = 0
+    controls: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+def rows_of(paths: list[Path]) -> dict[str, Row]:
+    """What the reports say, by file. Tests that were skipped are not in it."""
+    rows: dict[str, Row] = defaultdict(Row)
+    for path in paths:
+        for case in ElementTree.parse(path).iter("testcase"):
+            if case.find("skipped") is not None:
+                continue
+            row = rows[case.get("classname", "").replace(".", "/") + ".py"]
+            row.tests += 1
+            row.controls += "control" in case.get("name", "")
+            row.failed += case.find("failure") is not None or case.find("error") is not None
+            row.seconds += float(case.get("time", 0))
+            found = case.findall("./properties/property[@name='positions']")
+            row.positions += sum(int(each.get("value", 0)) for each in found)
+    return {name: row for name, row in sorted(rows.items()) if row.positions}
+
+
+def sentence_of(name: str) -> str:
+    """The first sentence of the docstring of a file of tests."""
+    text = ast.get_docstring(ast.parse((REPOSITORY / name).read_text("utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split()).rstrip(".")
+
+
+def table(rows: dict[str, Row]) -> str:
+    """The part of the page between the marks."""
+    lines = [
+        f"Run on {datetime.datetime.now(datetime.UTC):%Y-%m-%d} with Python {platform.python_version()}.",
+        "",
+        "| tests | what they do | positions | tests, controls | failed | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        counts = f"{row.tests:,}, {row.controls:,}"
+        lines.append(
+            f"| `{name.removeprefix('tests/')}` | {sentence_of(name)} | {row.positions:,} | {counts} "
+            f"| {row.failed} | {row.seconds / 60:.1f} |"
+        )
+    positions, failed = sum(row.positions for row in rows.values()), sum(row.failed for row in rows.values())
+    lines += ["", f"Together {positions:,} positions, of which {failed or 'none'} failed."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table, and write it if asked to. The status is 1 if a test has failed."""
+    paths = [Path(each) for each in sys.argv[1:] if not each.startswith("-")]
+    rows = rows_of(paths)
+    made = table(rows)
+    print(made)
+    if "--write" in sys.argv:
+        before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
+        _, _, after = rest.partition(MARKS[1])
+        PAGE.write_text(f"{before}{MARKS[0]}\n\n{made}\n\n{MARKS[1]}{after}", "utf-8")
+    sys.exit(any(row.failed for row in rows.values()))
+
+
+if __name__ == "__main__":
+    main()
