@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 try:
     from opentelemetry import metrics, trace
-except ImportError as error:
-    message = "kie4o.otel needs opentelemetry-api; in a checkout of kie4o, run: pip install '.[otel]'"
-    raise ImportError(message) from error
+except ImportError as _error:
+    _message = "kie4o.otel needs opentelemetry-api; in a checkout of kie4o, run: pip install '.[otel]'"
+    raise ImportError(_message) from _error
 
 from ..version import __version__
 from .meters import Meters
