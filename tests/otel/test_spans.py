@@ -27,6 +27,7 @@ import kie4o
 import kie4o.otel
 from kie4o import AsyncKieClient, Entry, ImageRequest, RateLimit, events
 from kie4o.emulator import Emulator
+from kie4o.otel.spans import Spans
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import EntryState
 
@@ -445,6 +446,34 @@ async def test_a_broken_exporter_changes_nothing(
         assert trace.get_current_span() is trace.INVALID_SPAN
     said = [record for record in caplog.records if record.name == "kie4o" and record.levelno > logging.INFO]
     assert len(said) == (1 if isinstance(processor, _Broken) else 0)
+
+
+class _Slow(SpanProcessor):
+    """Takes too long, by a clock that only it moves."""
+
+    now = 0.0
+
+    def on_end(self, span: Any) -> None:
+        self.now += 1.0
+
+
+async def test_a_slow_exporter_leaves_no_span_current(kie: Emulator) -> None:
+    """It is not told of the end of the call in which it was slow for the third time."""
+    slow = _Slow()
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(slow)
+    async with client_of(kie.url) as client:
+        client._options.reporter._time = lambda: slow.now
+        kie4o.otel.instrument(client, tracer_provider=tracers)
+        await client.generate("x")
+        await client.generate("y")
+        assert slow.now == 3.0
+        assert trace.get_current_span() is trace.INVALID_SPAN
+        assert (await client.generate("z")).urls
+        assert slow.now == 3.0
+        spans = client._options.reporter._tracing
+        assert isinstance(spans, Spans)
+        assert (spans._calls, spans._spans, spans._waiting) == ({}, {}, {})
 
 
 async def test_without_the_sdk_nothing_happens(kie: Emulator) -> None:
