@@ -248,6 +248,9 @@ class Spans:
 
     def _submit_ended(self, event: events.SubmitEnded) -> None:
         submit = self._submits.pop(event.ref_hash, None)
+        if event.task_id is not None:
+            for call in self._calls_of(event):  # also those that have joined a submit of an earlier task
+                self._wait(call, event.task_id)
         if submit is None:
             return
         if event.task_id is not None and not submit.ended:  # that of an earlier submit

@@ -254,6 +254,19 @@ async def test_a_key_that_is_known_is_linked_to_what_was_submitted(
     assert second.links == third.links == [first.id]
 
 
+async def test_two_callers_of_a_key_that_is_known_see_the_polls(
+    kie: Emulator, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Of a task that an earlier client has submitted and that is still running."""
+    kie.duration = 3.0
+    async with client_with(recorder, kie, tmp_path / "run.db") as client:
+        await client.submit("x", key="order-1")
+    async with client_with(recorder, kie, tmp_path / "run.db") as later:
+        await asyncio.gather(*(later.generate("x", key="order-1") for _ in range(2)))
+    polls = [span.events.count("kie4o.polled") for span in recorder.spans("kie4o.generate")]
+    assert polls[0] == polls[1] > 0
+
+
 async def test_a_wait_by_id_in_a_later_client_is_linked(
     kie: Emulator, recorder: Recorder, tmp_path: Path
 ) -> None:
