@@ -280,8 +280,8 @@ class Spans:
         if calls:
             self._add(event, calls)
         else:
-            attributes = {names.TASK: event.task_id, **_attributes_of(event)}
-            links = _links_to(request.get_span_context())
+            attributes = _attributes_of(event)
+            links = [] if home is None else _links_to(request.get_span_context())
             parent = context.get_current() if home is None else _below(home)
             span = self._tracer.start_span("kie4o.callback", parent, SpanKind.CONSUMER, attributes, links)
             span.end()

@@ -374,6 +374,23 @@ async def test_a_callback_is_an_event_of_the_call_that_waits(kie: Emulator, reco
     assert callback.links == [recorder.the("second").id]
 
 
+async def test_a_callback_of_no_trace_is_below_the_request_that_brings_it(
+    kie: Emulator, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Its task was submitted without traces."""
+    kie.duration = 3.0
+    path, url = tmp_path / "run.db", "https://shop.example/kie/{ref}"
+    kie.next(callback="never")
+    async with client_of(kie.url, path, callback_url=url) as client:
+        task = await client.submit("x")
+    kie.end(task.id)
+    ref = str(kie.tasks[task.id].request["callBackUrl"]).rpartition("/")[2]
+    async with client_with(recorder, kie, path, callback_url=url) as later:
+        with recorder.span("POST"):
+            assert await later.receiver(allow_unsigned=True).receive(*callback_of(task.id), ref) == 200
+    assert tree(recorder.spans()) == "POST\n└─ kie4o.callback\n"
+
+
 # -- the next process on a file ----------------------------------------------------------------------------
 
 
