@@ -104,8 +104,10 @@ async def with_store(state: ClientState, store: Store, per: float) -> ClientStat
                     database_heard=store.shared.heard,
                 )
             unfinished, unknown = await _count(store)
-    except (StoreError, TimeoutError) as error:
-        return attrs.evolve(state, store_failure=str(error) or f"no answer within {_ANSWER:g} s")
+    except TimeoutError:
+        return attrs.evolve(state, store_failure=f"no answer within {_ANSWER:g} s")
+    except StoreError as error:
+        return attrs.evolve(state, store_failure=str(error) or type(error).__name__)
     return attrs.evolve(state, unfinished=unfinished, unknown=unknown)
 
 

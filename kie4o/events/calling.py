@@ -55,4 +55,5 @@ async def _told(
         seconds = loop.time() - began
         ended = CallEnded(call=call, number=number, key=key, task_id=task_id, seconds=seconds, cause=cause)
         reporter(ended)
+        reporter.leave(number)
     return result

@@ -33,6 +33,9 @@ class Tracing(Protocol):
     def enter(self, task_id: str) -> None:
         """Make that of a call which waits for this task current, in the task of a poll."""
 
+    def leave(self, number: int) -> None:
+        """Make that of this call current no more, in the task of its caller."""
+
 
 class Reporter:
     """Tells the log, and the hooks if there are any."""
@@ -86,6 +89,12 @@ class Reporter:
         if self._tracing is not None:
             with contextlib.suppress(Exception):
                 self._tracing.enter(task_id)
+
+    def leave(self, number: int) -> None:
+        """A call is over, also for a hook that is not called any more."""
+        if self._tracing is not None:
+            with contextlib.suppress(Exception):
+                self._tracing.leave(number)
 
 
 class _Hook:

@@ -111,6 +111,30 @@ class Spans:
         _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
         return carrier.get(_TRACEPARENT)
 
+    def enter(self, task_id: str) -> None:
+        """Make the span of the first call that waits for a task current, in the task of a poll, whose HTTP
+        request belongs there and not to the call whose timer has started the poll."""
+        for call in self._waiting.get(task_id, ())[:1]:
+            if call.span is not None:
+                context.attach(trace.set_span_in_context(call.span))  # in the task of the poll, which ends
+
+    def leave(self, number: int) -> None:
+        """Forget a call, and make current again what was so before it."""
+        call = self._calls.pop(number, None)
+        if call is None:
+            return
+        if _CURRENT.get() is call:
+            _CURRENT.set(call.outer)
+        for name in call.tasks:
+            self._waiting[name].remove(call)
+            if not self._waiting[name]:
+                del self._waiting[name]
+        if call.span is None:
+            return
+        self._spans.pop(call.span.get_span_context().span_id, None)
+        if call.before is not None and trace.get_current_span() is call.span:
+            context.attach(call.before)
+
     # -- calls -----------------------------------------------------------------------------------
 
     def _call_started(self, event: events.CallStarted) -> None:
@@ -135,20 +159,12 @@ class Spans:
             self._wait(call, event.task_id)
 
     def _call_ended(self, event: events.CallEnded) -> None:
-        call = self._calls.pop(event.number, None)
+        call = self._calls.get(event.number)
         if call is None:
             return
-        if _CURRENT.get() is call:
-            _CURRENT.set(call.outer)
-        for name in call.tasks:
-            self._waiting[name].remove(call)
-            if not self._waiting[name]:
-                del self._waiting[name]
+        self.leave(event.number)
         if call.span is None:
             return
-        self._spans.pop(call.span.get_span_context().span_id, None)
-        if call.before is not None and trace.get_current_span() is call.span:
-            context.attach(call.before)
         if event.task_id is not None:
             call.span.set_attribute(names.TASK, event.task_id)
             if call.name == "generate" and event.task_id not in self._homes:  # whose answer was lost
@@ -232,6 +248,9 @@ class Spans:
 
     def _submit_ended(self, event: events.SubmitEnded) -> None:
         submit = self._submits.pop(event.ref_hash, None)
+        if event.task_id is not None:
+            for call in self._calls_of(event):  # also those that have joined a submit of an earlier task
+                self._wait(call, event.task_id)
         if submit is None:
             return
         if event.task_id is not None and not submit.ended:  # that of an earlier submit
@@ -247,13 +266,6 @@ class Spans:
 
     # -- tasks -----------------------------------------------------------------------------------
 
-    def enter(self, task_id: str) -> None:
-        """Make the span of the first call that waits for a task current, in the task of a poll, whose HTTP
-        request belongs there and not to the call whose timer has started the poll."""
-        for call in self._waiting.get(task_id, ())[:1]:
-            if call.span is not None:
-                context.attach(trace.set_span_in_context(call.span))  # in the task of the poll, which ends
-
     def _named(self, event: events.Named) -> None:
         for call in self._calls_of(event):
             self._wait(call, event.task_id)
@@ -268,8 +280,8 @@ class Spans:
         if calls:
             self._add(event, calls)
         else:
-            attributes = {names.TASK: event.task_id, **_attributes_of(event)}
-            links = _links_to(request.get_span_context())
+            attributes = _attributes_of(event)
+            links = [] if home is None else _links_to(request.get_span_context())
             parent = context.get_current() if home is None else _below(home)
             span = self._tracer.start_span("kie4o.callback", parent, SpanKind.CONSUMER, attributes, links)
             span.end()

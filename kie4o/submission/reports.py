@@ -54,17 +54,17 @@ def report_accepted(reporter: Reporter, entry: Entry, seconds: float) -> None:
 def report_unpaid(reporter: Reporter, submit: pending.PendingSubmit, judgement: Judgement) -> None:
     """One attempt has cost nothing."""
     entry = submit.entry
+    cause = cause_in(judgement, entry)
     if judgement.verdict is Verdict.REFUSED:
         refused = Refused(
             ref_hash=entry.ref_hash,
             key=entry.callers_key,
             code=judgement.code or 0,
-            cause=cause_in(judgement, entry),
+            cause=cause,
             seconds=asyncio.get_running_loop().time() - submit.attempt.sent_at,
         )
         reporter(refused)
     elif not submit.called_off:
-        cause = cause_in(judgement, entry)
         reporter(NotSent(ref_hash=entry.ref_hash, key=entry.callers_key, cause=cause))
 
 

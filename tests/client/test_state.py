@@ -194,6 +194,8 @@ class Failing(MemoryStore):
     async def unfinished(self) -> AsyncIterator[Entry]:
         if self.how == "fails":
             raise StoreError("the disk is gone")
+        if self.how == "says nothing":
+            raise StoreError
         if self.how == "stalls":
             await asyncio.Event().wait()
         async for entry in super().unfinished():
@@ -206,7 +208,12 @@ class Failing(MemoryStore):
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"), [("fails", "the disk is gone"), ("stalls", "no answer within 1 s")]
+    ("how", "reason"),
+    [
+        ("fails", "the disk is gone"),
+        ("says nothing", "StoreError"),
+        ("stalls", "no answer within 1 s"),
+    ],
 )
 async def test_a_store_that_fails_is_a_value(how: str, reason: str, kie: Emulator) -> None:
     """Nothing is raised, within a second or so; and once it answers again the failure is gone."""

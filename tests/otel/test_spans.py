@@ -27,6 +27,7 @@ import kie4o
 import kie4o.otel
 from kie4o import AsyncKieClient, Entry, ImageRequest, RateLimit, events
 from kie4o.emulator import Emulator
+from kie4o.otel.spans import Spans
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import EntryState
 
@@ -253,6 +254,19 @@ async def test_a_key_that_is_known_is_linked_to_what_was_submitted(
     assert second.links == third.links == [first.id]
 
 
+async def test_two_callers_of_a_key_that_is_known_see_the_polls(
+    kie: Emulator, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Of a task that an earlier client has submitted and that is still running."""
+    kie.duration = 3.0
+    async with client_with(recorder, kie, tmp_path / "run.db") as client:
+        await client.submit("x", key="order-1")
+    async with client_with(recorder, kie, tmp_path / "run.db") as later:
+        await asyncio.gather(*(later.generate("x", key="order-1") for _ in range(2)))
+    polls = [span.events.count("kie4o.polled") for span in recorder.spans("kie4o.generate")]
+    assert polls[0] == polls[1] > 0
+
+
 async def test_a_wait_by_id_in_a_later_client_is_linked(
     kie: Emulator, recorder: Recorder, tmp_path: Path
 ) -> None:
@@ -360,6 +374,23 @@ async def test_a_callback_is_an_event_of_the_call_that_waits(kie: Emulator, reco
     assert callback.links == [recorder.the("second").id]
 
 
+async def test_a_callback_of_no_trace_is_below_the_request_that_brings_it(
+    kie: Emulator, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Its task was submitted without traces."""
+    kie.duration = 3.0
+    path, url = tmp_path / "run.db", "https://shop.example/kie/{ref}"
+    kie.next(callback="never")
+    async with client_of(kie.url, path, callback_url=url) as client:
+        task = await client.submit("x")
+    kie.end(task.id)
+    ref = str(kie.tasks[task.id].request["callBackUrl"]).rpartition("/")[2]
+    async with client_with(recorder, kie, path, callback_url=url) as later:
+        with recorder.span("POST"):
+            assert await later.receiver(allow_unsigned=True).receive(*callback_of(task.id), ref) == 200
+    assert tree(recorder.spans()) == "POST\n└─ kie4o.callback\n"
+
+
 # -- the next process on a file ----------------------------------------------------------------------------
 
 
@@ -445,6 +476,34 @@ async def test_a_broken_exporter_changes_nothing(
         assert trace.get_current_span() is trace.INVALID_SPAN
     said = [record for record in caplog.records if record.name == "kie4o" and record.levelno > logging.INFO]
     assert len(said) == (1 if isinstance(processor, _Broken) else 0)
+
+
+class _Slow(SpanProcessor):
+    """Takes too long, by a clock that only it moves."""
+
+    now = 0.0
+
+    def on_end(self, span: Any) -> None:
+        self.now += 1.0
+
+
+async def test_a_slow_exporter_leaves_no_span_current(kie: Emulator) -> None:
+    """It is not told of the end of the call in which it was slow for the third time."""
+    slow = _Slow()
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(slow)
+    async with client_of(kie.url) as client:
+        client._options.reporter._time = lambda: slow.now
+        kie4o.otel.instrument(client, tracer_provider=tracers)
+        await client.generate("x")
+        await client.generate("y")
+        assert slow.now == 3.0
+        assert trace.get_current_span() is trace.INVALID_SPAN
+        assert (await client.generate("z")).urls
+        assert slow.now == 3.0
+        spans = client._options.reporter._tracing
+        assert isinstance(spans, Spans)
+        assert (spans._calls, spans._spans, spans._waiting) == ({}, {}, {})
 
 
 async def test_without_the_sdk_nothing_happens(kie: Emulator) -> None:
