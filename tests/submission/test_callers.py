@@ -208,6 +208,36 @@ def test_a_batch_that_stops_calls_off_no_submit_of_another_caller(api_key: str) 
     run_scaled(run(), SPEED)
 
 
+@pytest.mark.parametrize("state", ["unknown", "waiting", "sent", "over"])
+async def test_what_a_batch_that_stops_can_call_off(state: str, api_key: str) -> None:
+    """A submit that waits for its slot is, and stays so when it is called off again; nothing else is."""
+    heard: list[Any] = []
+    async with HeldServer() as kie:
+        limit = RateLimit(1, per=600.0)
+        async with client_of(kie.url, api_key=api_key, rate_limit=limit, on_event=heard.append) as client:
+            submissions = client._runtime.submissions
+            first = asyncio.create_task(client.submit("first", key="sent"))
+            await until(lambda: kie.posts == 1)
+            waiting = asyncio.create_task(client.submit("second", key="waiting"))
+            await until(lambda: submissions.is_live("waiting"))
+            if state == "over":
+                kie.accept("first")
+                await ended(first)
+            key = "sent" if state == "over" else state
+            expected = state == "waiting"
+            assert [submissions.call_off(key, "the batch stopped") for _ in range(2)] == [expected] * 2
+            told = [each for each in heard if isinstance(each, kie4o.events.CalledOff)]
+            assert [(each.key, each.cause) for each in told] == [("waiting", "the batch stopped")] * expected
+            if expected:
+                error = await ended(waiting)
+                assert str(error).startswith("the batch stopped before the request was sent"), error
+                assert error.key == "waiting"
+            if not first.done():
+                kie.accept("first")
+                assert isinstance(await ended(first), kie4o.ImageTask)
+    assert kie.posts == 1
+
+
 # -- callers that are gone -------------------------------------------------------------------------
 
 
