@@ -55,8 +55,10 @@ def _stages(mutant: Mutant, record: Record, budget: float) -> Iterator[list[str]
     name = mutant.module.removeprefix("kie4o/")
     tests = record.running(name, mutant.lines)
     # What the import runs no test runs: neither a default argument nor a table.
-    tests = tests or record.running(name, mutant.body) or record.running(name, range(1))
-    room = f"tests/{name.split('/')[0]}/"
+    room, stem = f"tests/{name.split('/')[0]}/", Path(name).stem
+    if not tests:
+        own = {each for each in record.seconds if each.startswith(f"{room}test_{stem}.py")}
+        tests = own | (record.running(name, mutant.body) or record.running(name, range(1)))
     for stage in ([each for each in tests if each.startswith(room) is own] for own in (True, False)):
         taken = []
         for test in sorted(stage, key=lambda each: (record.seconds[each], each)):
