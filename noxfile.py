@@ -240,6 +240,18 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Small faults put into a copy of kie4o, each of which a test must see: `nox -s mutants -- wire`.
+
+    Without a module all through which money goes, for hours; `--sample 10` tries some of each module. What
+    survives is named, unless `tests/mutation/equivalent.toml` says why nobody can see it, and the score of a
+    module may not fall below that in `tests/mutation/score.json`.
+    """
+    session.install(*dependencies("test"))
+    session.run("python", "-m", "mutation", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Every fault at once for 15 minutes: `nox -s soak`, or with `-- --minutes 1 --loop uvloop`."""
     session.install(".[emulator]", *(one for one in dependencies("bench") if one.startswith("uvloop")))

@@ -208,6 +208,78 @@ def test_a_batch_that_stops_calls_off_no_submit_of_another_caller(api_key: str) 
     run_scaled(run(), SPEED)
 
 
+@pytest.mark.parametrize("state", ["unknown", "waiting", "sent", "over"])
+async def test_what_a_batch_that_stops_can_call_off(state: str, api_key: str) -> None:
+    """A submit that waits for its slot is, and stays so when it is called off again; nothing else is."""
+    heard: list[Any] = []
+    async with HeldServer() as kie:
+        limit = RateLimit(1, per=600.0)
+        async with client_of(kie.url, api_key=api_key, rate_limit=limit, on_event=heard.append) as client:
+            submissions = client._runtime.submissions
+            first = asyncio.create_task(client.submit("first", key="sent"))
+            await until(lambda: kie.posts == 1)
+            waiting = asyncio.create_task(client.submit("second", key="waiting"))
+            await until(lambda: submissions.is_live("waiting"))
+            if state == "over":
+                kie.accept("first")
+                await ended(first)
+            key = "sent" if state == "over" else state
+            expected = state == "waiting"
+            assert [submissions.call_off(key, "the batch stopped") for _ in range(2)] == [expected] * 2
+            told = [each for each in heard if isinstance(each, kie4o.events.CalledOff)]
+            assert [(each.key, each.cause) for each in told] == [("waiting", "the batch stopped")] * expected
+            if expected:
+                error = await ended(waiting)
+                assert str(error).startswith("the batch stopped before the request was sent"), error
+                assert error.key == "waiting"
+            if not first.done():
+                kie.accept("first")
+                assert isinstance(await ended(first), kie4o.ImageTask)
+    assert kie.posts == 1
+
+
+async def test_a_refusal_of_a_batch_is_not_repeated_for_the_caller_that_joined(api_key: str) -> None:
+    """Such a caller submits anew only if another process had the key, for which a batch does not wait."""
+
+    async def batch(client: kie4o.AsyncKieClient) -> list[Any]:
+        return [item.error async for item in client.generate_many({"k": "x"})]
+
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        running = asyncio.create_task(batch(client))
+        await until(lambda: kie.posts == 1)
+        joined = asyncio.create_task(client.submit("x", key="k"))
+        await asyncio.sleep(0.02)
+        kie.refuse("x", 422)
+        assert isinstance(await ended(joined), kie4o.UnprocessableEntityError)
+        [error] = await ended(running)
+        assert isinstance(error, kie4o.UnprocessableEntityError)
+        assert kie.posts == 1
+
+
+class KeepsNoIds(MemoryStore):
+    async def save(self, entry: Entry) -> None:
+        if entry.state is EntryState.SUBMITTED:
+            raise kie4o.StoreError("the disk is full")
+        await super().save(entry)
+
+
+async def test_an_id_that_cannot_be_kept_is_told_once_and_raised(api_key: str) -> None:
+    """The task is paid, so it is reported; the caller learns that nothing has its id but this error."""
+    heard: list[Any] = []
+    async with (
+        HeldServer() as kie,
+        client_of(kie.url, KeepsNoIds(), api_key=api_key, on_event=heard.append) as client,
+    ):
+        running = asyncio.create_task(client.submit("x", key="k"))
+        await until(lambda: kie.posts == 1)
+        task_id = kie.accept("x")
+        error = await ended(running, 60)
+        assert isinstance(error, kie4o.StoreError), error
+        assert error.task_id == task_id
+    told = [each.task_id for each in heard if isinstance(each, kie4o.events.Submitted)]
+    assert told == [task_id]
+
+
 # -- callers that are gone -------------------------------------------------------------------------
 
 

@@ -57,6 +57,14 @@ def test_verdict_of_every_bare_status(content: bytes) -> None:
     assert refused | unknown == set(range(-1, 1000))
 
 
+@pytest.mark.parametrize("status", [404, 502])
+def test_an_answer_without_an_envelope_is_shown(status: int) -> None:
+    """What a proxy wrote is the only trace of what became of a request; nothing is said to be nothing."""
+    assert judged(b"<h1>Bad\nGateway</h1>", status).message == "<h1>Bad Gateway</h1>"
+    assert judged(b"", status).message == "the answer is empty"
+    assert judged(b"", None) == Judgement(Verdict.UNKNOWN, message="the answer is empty")
+
+
 @pytest.mark.parametrize("status", [None, 200, 302, 307, 400, 404, 500, 502])
 def test_a_broken_off_answer_refuses_nothing(status: int | None) -> None:
     """An answer that breaks off before its envelope is complete is unknown, even with HTTP 4xx."""

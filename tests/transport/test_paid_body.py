@@ -55,6 +55,13 @@ async def test_the_control_writes_the_body() -> None:
     assert attempt.sent
 
 
+def test_a_new_attempt_claims_nothing() -> None:
+    """What is not recorded has not happened: neither a whole answer nor a time limit, nor a lasting fault."""
+    attempt = PaidAttempt()
+    assert not any((attempt.sent, attempt.withdrawn, attempt.complete, attempt.timed_out, attempt.permanent))
+    assert (attempt.status, attempt.body, attempt.fault) == (None, b"", "")
+
+
 @pytest.mark.parametrize(
     ("paper", "good_for", "withdrawn", "kind"),
     [

@@ -4,8 +4,14 @@ import json
 
 import pytest
 
-from kie4o.errors import ERROR_OF_CODE, APIStatusError, InternalServerError, UnexpectedResponseError
-from kie4o.wire.envelope import data_of, envelope_of, retry_after_of
+from kie4o.errors import (
+    ERROR_OF_CODE,
+    APIStatusError,
+    InsufficientCreditsError,
+    InternalServerError,
+    UnexpectedResponseError,
+)
+from kie4o.wire.envelope import data_of, envelope_of, retry_after_of, unreadable
 
 
 def body(value: object) -> bytes:
@@ -38,6 +44,19 @@ def test_the_places_of_a_task_id(fields: dict[str, object]) -> None:
     assert envelope.task_id == "abc"
 
 
+def test_an_id_deeper_in_the_data_counts_with_success_alone() -> None:
+    """What refuses may speak of another task."""
+    found = {
+        code: envelope_of(body({"code": code, "data": {"task": {"id": "5fd1a1ea"}}}))
+        for code in (200, 201, 400)
+    }
+    assert {code: envelope and envelope.task_id for code, envelope in found.items()} == {
+        200: "5fd1a1ea",
+        201: None,
+        400: None,
+    }
+
+
 @pytest.mark.parametrize(
     ("message", "shown"), [("a\n b\x1b", "a b\N{REPLACEMENT CHARACTER}"), (None, ""), (5, ""), (["a"], "")]
 )
@@ -60,6 +79,22 @@ def test_the_error_of_every_code() -> None:
         )
         assert (error.code, error.http_status, error.message, error.retry_after) == (code, 200, "m", 7.0)
         assert error.retryable == (code in {408, 429, 430, 451, 455, 550, *range(500, 600)} - {505})
+
+
+@pytest.mark.parametrize("code", [408, 451, 455, 500])
+def test_an_empty_balance_is_not_asked_twice(code: int) -> None:
+    """Whatever the code says, a repetition comes to the same."""
+    with pytest.raises(InsufficientCreditsError) as caught:
+        data_of(200, body({"code": code, "msg": "Credits insufficient : please top up"}))
+    assert not caught.value.retryable
+
+
+def test_what_cannot_be_read_says_where() -> None:
+    """The path is in the words and beside them; without one the words speak of the whole answer."""
+    error = unreadable(200, b"[1]", "data.state")
+    assert error.path == "data.state"
+    assert "HTTP status 200 at data.state: '[1]'" in str(error)
+    assert "HTTP status 200: '[1]'" in str(unreadable(200, b"[1]"))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>hello</html>", b"[]", b'{"code":true}', b'{"error":"x"}'])
