@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 import attrs
 
 from .errors import InvalidRequestError, invalid, invalid_setting
-from .events.reporter import Hook, Reporter
+from .events.base import Event
+from .events.reporter import OnEvent, Reporter
 from .image_request import ImageRequest, notices, our_name, remembering, warn_caller
 from .models import HasTaskId, RateLimit
 from .plain import SecretText, expanded, plain, revealed
@@ -273,18 +274,24 @@ def on_update_of(on_update: OnUpdate | None) -> OnUpdate | None:
     return on_update
 
 
-def reporter_of(on_event: Hook | Iterable[Hook] | None) -> Reporter:
-    """For one hook, several or none."""
+def reporter_of(on_event: OnEvent | None) -> Reporter:
+    """For one hook, several, one for each of some kinds of events, or none."""
     if on_event is None:
         return Reporter()  # its own, since it remembers failures
-    hooks: list[Any] = [on_event] if callable(on_event) else []
-    if not hooks and isinstance(on_event, Iterable):
-        hooks = list(on_event)
-    if not hooks or not all(callable(hook) and not inspect.iscoroutinefunction(hook) for hook in hooks):
-        raise invalid_setting(
-            "on_event", on_event, "a function of the event, no coroutine function, or several"
-        )
-    return Reporter(hooks)
+    given: list[tuple[Any, Any]] = []  # hooks, and the kinds of events that they want
+    if isinstance(on_event, Mapping):
+        given = [(hook, kind) for kind, hook in on_event.items()]
+    elif callable(on_event):
+        given = [(on_event, Event)]
+    elif isinstance(on_event, Iterable):
+        given = [(hook, Event) for hook in on_event]
+    for hook, kind in given or [(None, None)]:
+        if not callable(hook) or inspect.iscoroutinefunction(hook):
+            expected = "a function of the event, no coroutine function, or several"
+            raise invalid_setting("on_event", on_event, expected)
+        if not (isinstance(kind, type) and issubclass(kind, Event)):
+            raise invalid_setting("on_event", on_event, "kinds of events as keys, such as events.Finished")
+    return Reporter((hook, (kind,)) for hook, kind in given)
 
 
 def store_wait_of(store_wait: float, store: object) -> float:

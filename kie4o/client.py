@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import warnings
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -45,7 +45,7 @@ from .callbacks.parsing import CallbackBody, Headers
 from .callbacks.receiving import PENDING, CallbackReceiver, unverified
 from .details import TaskDetails
 from .errors import DownloadError, invalid_setting
-from .events.reporter import Hook
+from .events.reporter import OnEvent
 from .files.transfers import age_of, keeps
 from .image_request import ImageRequest, RequestFields, UploadedFile
 from .lifecycle import Lifecycle, known_task_id
@@ -111,8 +111,10 @@ class AsyncKieClient:
         proxy: URL of a proxy, as in aiohttp.
         trust_env: Take proxies from the environment, as in aiohttp.
         on_event: A function, or several, called with each `kie4o.events.Event`: what is submitted, polled,
-            saved and so on. It is called in the event loop and must return at once. What it raises is logged,
-            and one that blocks is not called any more. It also gets the events of the store.
+            saved and so on. Or a function for each of some kinds, such as ``{events.Finished: count}``;
+            events of other kinds then cost nothing. It is called in the event loop and must return at once.
+            What it raises is logged, and one that blocks is not called any more. It also gets the events of
+            the store.
         speed: For an emulator of the same speed, on loopback only: what the client waits for is divided by it
             (the window of `rate_limit`, the time between status checks, delays before sending again, the 90 s
             for an unknown task). Timeouts are not.
@@ -142,7 +144,7 @@ class AsyncKieClient:
         session: aiohttp.ClientSession | None = None,
         proxy: URLObject | SecretText | str | None = None,
         trust_env: bool = False,
-        on_event: Hook | Iterable[Hook] | None = None,
+        on_event: OnEvent | None = None,
         speed: float = 1.0,
     ) -> None:
         # No frame of a traceback holds a key.

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from .base import Event
@@ -18,6 +18,8 @@ from .base import Event
 logger: logging.Logger = logging.getLogger("kie4o")
 
 Hook = Callable[[Event], object]
+Kinds = tuple[type[Event], ...]
+OnEvent = Hook | Iterable[Hook] | Mapping[type[Event], Hook]
 
 _BLOCKING = 0.25  # seconds that a call of a hook must not take
 _MOST = 3  # such calls; one may be due to the machine
@@ -40,15 +42,24 @@ class Tracing(Protocol):
 class Reporter:
     """Tells the log, and the hooks if there are any."""
 
-    def __init__(self, hooks: Iterable[Hook] = (), *, time: Callable[[], float] = time.monotonic) -> None:
-        self._hooks = [_Hook(hook, time) for hook in hooks]
+    def __init__(
+        self, hooks: Iterable[tuple[Hook, Kinds]] = (), *, time: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._hooks = [_Hook(hook, kinds, time) for hook, kinds in hooks]
+        self._hooks_of: dict[type[Event], list[_Hook]] = {}  # that want events of a kind
         self._time = time
         self._tracing: Tracing | None = None
         self._failures: dict[str, tuple[float, str]] = {}  # the last of each kind of call: when, and why
 
     def wants(self, kind: type[Event]) -> bool:
         """Whether events of this kind are needed: anyone is told of them, or they tell of a failure."""
-        return bool(self._hooks or kind.failed) or logger.isEnabledFor(kind.level)
+        hooked = self._hooks and self._wanting(kind)
+        return bool(hooked or kind.failed) or logger.isEnabledFor(kind.level)
+
+    def _wanting(self, kind: type[Event]) -> list[_Hook]:
+        if kind not in self._hooks_of:
+            self._hooks_of[kind] = [hook for hook in self._hooks if issubclass(kind, hook.kinds)]
+        return self._hooks_of[kind]
 
     def logs(self, kind: type[Event]) -> bool:
         """Whether events of this kind are logged, so that they need a subject."""
@@ -65,16 +76,18 @@ class Reporter:
             self._failures[event.failed] = self._time(), vars(event)["cause"] or str(event)
         if logger.isEnabledFor(event.level):
             logger.log(event.level, *event.line(subject), stacklevel=2)
-        for hook in self._hooks:
-            hook.call(event)
+        if self._hooks:
+            for hook in self._wanting(type(event)):
+                hook.call(event)
 
-    def add(self, *hooks: Hook, tracing: Tracing) -> bool:
+    def add(self, *hooks: tuple[Hook, Kinds], tracing: Tracing) -> bool:
         """Add hooks, and who knows the trace contexts. False, and nothing is added, if another knows them
         already."""
         if self._tracing is not None:
             return False
         self._tracing = tracing
-        self._hooks += [_Hook(hook, self._time) for hook in hooks]
+        self._hooks += [_Hook(hook, kinds, self._time) for hook, kinds in hooks]
+        self._hooks_of.clear()
         return True
 
     def trace(self) -> str | None:
@@ -98,9 +111,10 @@ class Reporter:
 
 
 class _Hook:
-    """A hook, and how it behaves."""
+    """A hook, the kinds of events that it wants, and how it behaves."""
 
-    def __init__(self, call: Hook, time: Callable[[], float]) -> None:
+    def __init__(self, call: Hook, kinds: Kinds, time: Callable[[], float]) -> None:
+        self.kinds = kinds
         self._call = call
         self._time = time
         self._failed = False

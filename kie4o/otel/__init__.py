@@ -43,5 +43,5 @@ def instrument(
     """
     tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, SCHEMA)
     spans, meters = Spans(tracer), Meters.of(meter_provider or metrics.get_meter_provider())
-    if client._options.reporter.add(spans, meters, tracing=spans):
+    if client._options.reporter.add((spans, spans.kinds), (meters, meters.kinds), tracing=spans):
         meters.watch(client)

@@ -10,6 +10,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from .. import events
 from ..events import Event
+from ..events.reporter import Kinds
 from ..version import __version__
 from .names import CALL, CODE, ERROR, OF_GENERATION, SCHEMA, SCOPE, STATE, VERDICT, WHAT
 
@@ -25,6 +26,18 @@ _METERS: WeakKeyDictionary[MeterProvider, Meters] = WeakKeyDictionary()
 
 class Meters:
     """The metrics of one provider, to which all clients add that use it."""
+
+    kinds: Kinds = (
+        events.Finished,
+        events.Submitted,
+        events.Refused,
+        events.NotSent,
+        events.Unknown,
+        events.Waited,
+        events.Paused,
+        events.CallStarted,
+        events.CallEnded,
+    )
 
     def __init__(self, provider: MeterProvider) -> None:
         meter = provider.get_meter(SCOPE, __version__, SCHEMA)

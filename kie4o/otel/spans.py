@@ -24,6 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from .. import events
 from ..events import Event
+from ..events.reporter import Kinds
 from . import names
 
 _HOMES = 10_000  # tasks whose home is remembered after their call
@@ -97,10 +98,10 @@ class Spans:
             events.Retried: self._add_to_current,
         }
 
+        self.kinds: Kinds = tuple(self._handlers)
+
     def __call__(self, event: Event) -> None:
-        handler = self._handlers.get(type(event))
-        if handler is not None:
-            handler(event)
+        self._handlers[type(event)](event)
 
     def current(self) -> str | None:
         """The traceparent of the home of a submit, in the task of the submit."""

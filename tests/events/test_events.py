@@ -136,7 +136,9 @@ async def coroutine(event: Event) -> None:
     """It would never be awaited."""
 
 
-@pytest.mark.parametrize("hook", ["print", 3, [], [print, None], {"a": 1}, coroutine])
+@pytest.mark.parametrize(
+    "hook", ["print", 3, [], [print, None], coroutine, {}, {"a": print}, {events.Finished: 3}]
+)
 def test_a_hook_that_is_no_function_is_refused(hook: object) -> None:
     with pytest.raises(kie4o.ConfigurationError, match="on_event"):
         kie4o.AsyncKieClient("key", on_event=hook)  # type: ignore[arg-type]  # which is what it tests
@@ -151,6 +153,27 @@ async def test_several_hooks_are_told_the_same(kie: Emulator) -> None:
         await client.generate("x")
     assert first == second
     assert {events.Submitted, events.Saved, events.Polled, events.Finished} <= {type(each) for each in first}
+
+
+async def test_a_hook_of_some_kinds_hears_of_these_only(
+    kie: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing else is made for it. A kind that others are based on stands for all of them."""
+    caplog.set_level(logging.WARNING, "kie4o")
+    kie.duration = 0.4
+    ended: list[Event] = []
+    of_submits: list[Event] = []
+    async with client_of(
+        kie.url, on_event={events.Finished: ended.append, events.OfSubmit: of_submits.append}
+    ) as client:
+        await client.generate("x")
+        reporter = client._runtime.reporter
+    assert [type(each) for each in ended] == [events.Finished]
+    assert {events.SubmitStarted, events.Submitted, events.Saved} <= {type(each) for each in of_submits}
+    assert all(isinstance(each, events.OfSubmit) for each in of_submits)
+    assert reporter.wants(events.Finished)
+    assert not reporter.wants(events.Polled)
+    assert not reporter.wants(events.CallStarted)
 
 
 async def test_a_hook_that_raises_harms_nothing(kie: Emulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,7 +205,7 @@ def test_a_hook_that_blocks_is_called_no_more(caplog: pytest.LogCaptureFixture) 
         now, called = now + next(took), called + 1
 
     heard: list[Event] = []
-    reporter = Reporter([slow, heard.append], time=lambda: now)
+    reporter = Reporter([(slow, (Event,)), (heard.append, (Event,))], time=lambda: now)
     for number in range(20):
         reporter(events.BatchStopped(cause=f"{number}"))
     assert called == 6

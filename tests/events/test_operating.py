@@ -57,7 +57,7 @@ from kie4o import AsyncKieClient
 
 async def main(url, port):
     start_http_server(port, addr="127.0.0.1")
-    async with AsyncKieClient("key", base_url=url, on_event=count) as client:
+    async with AsyncKieClient("key", base_url=url, on_event=dict.fromkeys(KINDS, count)) as client:
         for prompt in ("a harbour", "a policy"):
             try:
                 await client.generate(prompt)
