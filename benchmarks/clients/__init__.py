@@ -58,6 +58,7 @@ OPPONENTS = (TUNED, *LEANEST)  # kie4o takes turns with each of them
 HIDDEN = {
     "twice": Entry("aiohttp, each look twice", "aiohttp"),  # the control, for the tests
     "kie4o-hook": Entry("kie4o with a hook", "kie4o", "", "kie4o", "client_with_hook"),
+    "kie4o-metrics": Entry("kie4o with metrics", "kie4o", "", "kie4o", "client_with_metrics"),
 }
 
 

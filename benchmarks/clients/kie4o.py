@@ -16,6 +16,7 @@ from kie4o.polling import poller as polling
 from . import PROMPT, SIZE, Run
 
 ENOUGH = 10**6  # more than any measurement needs
+_COUNTS: Counter[type[events.Event]] = Counter()
 
 
 def unpaced(interval: float) -> PollPolicy:
@@ -39,13 +40,18 @@ def client(base: str, interval: float) -> AbstractAsyncContextManager[Run]:
 
 
 def client_with_hook(base: str, interval: float) -> AbstractAsyncContextManager[Run]:
-    """With a hook that counts each kind of event, as one for metrics does."""
-    counts: Counter[type[events.Event]] = Counter()
+    """With a hook that counts all events."""
+    return _client(base, interval, on_event=_count)
 
-    def count(event: events.Event) -> None:
-        counts[type(event)] += 1
 
-    return _client(base, interval, on_event=count)
+def client_with_metrics(base: str, interval: float) -> AbstractAsyncContextManager[Run]:
+    """With a hook that counts what the recipe for Prometheus does."""
+    kinds = (events.Submitted, events.Refused, events.Unknown, events.Paused, events.Finished)
+    return _client(base, interval, on_event=dict.fromkeys(kinds, _count))
+
+
+def _count(event: events.Event) -> None:
+    _COUNTS[type(event)] += 1
 
 
 @asynccontextmanager
