@@ -25,9 +25,7 @@ class Listener:
 
     async def open(self, host: str, port: int) -> int:
         """Listen, and return the port."""
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._protocol, host, port, backlog=BACKLOG)
-        self._servers.append(server)
+        server = await self._listening(host=host, port=port)
         return int(server.sockets[0].getsockname()[1])
 
     def refuse(self, seconds: float) -> None:
@@ -60,12 +58,19 @@ class Listener:
             await asyncio.sleep(0)
         self._stop()
 
-    async def _reopen(self, seconds: float) -> None:
+    async def _listening(self, **where: Any) -> asyncio.Server:
+        """A server that `aclose` closes, also if this is cancelled: creating one that accepts at once would
+        then lose its sockets."""
         loop = asyncio.get_running_loop()
+        server = await loop.create_server(self._protocol, backlog=BACKLOG, start_serving=False, **where)
+        self._servers.append(server)
+        await server.start_serving()
+        return server
+
+    async def _reopen(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         while self._reserved:
-            server = await loop.create_server(self._protocol, sock=self._reserved[0], backlog=BACKLOG)
-            self._servers.append(server)  # it owns the socket now
+            await self._listening(sock=self._reserved[0])  # which owns it now
             self._reserved.pop(0)
 
     def _stop(self) -> None:

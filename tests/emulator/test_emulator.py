@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, FormData
+from faults import open_sockets
 from paths import FIXTURES, IMPORT_ROOT
 from portable import interruptible
 
@@ -811,6 +812,24 @@ async def test_main(session: ClientSession) -> None:
         process.send_signal(signal.SIGINT)
         assert await process.communicate() == (b"", b"")
         assert process.returncode == 0
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing() -> None:
+    """At each turn of the loop until it is over, also where the socket listens already."""
+    before, over = open_sockets(), False
+    for turns in range(100):
+        kie = Emulator()
+        starting = asyncio.create_task(kie.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        over = starting.done()
+        starting.cancel()
+        await asyncio.wait([starting])
+        await kie.aclose()
+        assert open_sockets() == before, turns
+        if over:
+            break
+    assert over
 
 
 @pytest.mark.parametrize("wrong", ["port", "speed"])
