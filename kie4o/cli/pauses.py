@@ -15,7 +15,7 @@ def pause_of(event: Event) -> tuple[str, float] | None:
     """Why nothing happens, and for how many seconds; None if the event is about something else."""
     if not isinstance(event, Resent | Paused | PollFailed | Retried | StoreAwaited):
         return None
-    if event.seconds < _SHORTEST:
+    if round(event.seconds, 1) < _SHORTEST:
         return None
     cause = event.cause.partition(";")[0] if isinstance(event, StoreAwaited) else event.cause
     reason = shown(cause, 200)
