@@ -53,8 +53,9 @@ class Reporter:
 
     def wants(self, kind: type[Event]) -> bool:
         """Whether events of this kind are needed: anyone is told of them, or they tell of a failure."""
-        hooked = self._hooks and self._wanting(kind)
-        return bool(hooked or kind.failed) or logger.isEnabledFor(kind.level)
+        if kind.failed or (self._hooks and self._wanting(kind)):
+            return True
+        return logger.isEnabledFor(kind.level)
 
     def _wanting(self, kind: type[Event]) -> list[_Hook]:
         if kind not in self._hooks_of:
