@@ -88,7 +88,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run_tests(session, "pytest")
         return
-    parallel, fast = ["pytest", *PARALLEL, "-m"], "not paced and not sweep and not once"
+    parallel, fast = ["pytest", *PARALLEL, "-m"], "not paced and not sweep and not once and not proof"
     if session.python != RUNNING:
         newest = session.python == NEWEST
         rooms = [*LOOPING, "tests/wire", "tests/cli/test_starting.py"] if newest else [*MONEY, *NO_DATABASE]
