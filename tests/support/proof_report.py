@@ -1,9 +1,10 @@
 """Makes the table of docs/reliability.md from what `nox -s proof` has run.
 
-    python tests/support/proof_report.py proof/*.xml [--write]
+    python tests/support/proof_report.py proof/*.xml [--write] [--small]
 
 Each argument is a report of pytest (`--junitxml`). A row is a file of tests: what it says of itself, how many
 positions its tests have tried (`proving.tried`), how many tests and controls passed, and how long they took.
+`--small` says that the run had the sizes of `nox -s tests`.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ def sentence_of(name: str) -> str:
     return " ".join(text.partition("\n\n")[0].split()).rstrip(".")
 
 
-def table(rows: dict[str, Row]) -> str:
+def table(rows: dict[str, Row], small: bool) -> str:
     """The part of the page between the marks."""
+    sizes = "the sizes of `nox -s tests`" if small else "whole sizes"
+    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     lines = [
-        f"Run on {datetime.datetime.now(datetime.UTC):%Y-%m-%d} with Python {platform.python_version()}.",
+        f"Run on {today} with Python {platform.python_version()}, with {sizes}.",
         "",
         "| tests | what they do | positions | tests, controls | failed | minutes |",
         "|---|---|---|---|---|---|",
@@ -80,7 +83,7 @@ def main() -> None:
     """Print the table, and write it if asked to. The status is 1 if a test has failed."""
     paths = [Path(each) for each in sys.argv[1:] if not each.startswith("-")]
     rows = rows_of(paths)
-    made = table(rows)
+    made = table(rows, "--small" in sys.argv)
     print(made)
     if "--write" in sys.argv:
         before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
