@@ -39,11 +39,11 @@ class SubmitEnded(OfSubmit):
 
 
 class Recalled(OfSubmit):
-    """A call takes up what was submitted before: by another call or process, or by itself if its answer was
-    lost."""
+    """A call continues with what was submitted before: by another call or process, or by the same call, whose
+    answer was lost."""
 
     level: ClassVar[int] = logging.DEBUG
-    texts: ClassVar[tuple[str, ...]] = ("%(subject)s was submitted before, and is taken up",)
+    texts: ClassVar[tuple[str, ...]] = ("%(subject)s was submitted before, and is continued",)
     task_id: str | None
     trace: str | None
 

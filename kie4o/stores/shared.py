@@ -61,7 +61,7 @@ class Shared(Protocol):
 
     @property
     def heard(self) -> bool:
-        """Whether `news` is told at once."""
+        """Whether `news` arrive by notifications, and not by asking every second."""
         ...
 
     async def slots_used(self, per: float) -> int:

@@ -20,7 +20,7 @@ def started(entry: Entry) -> SubmitStarted:
 
 
 def recalled(entry: Entry) -> Recalled:
-    """For an entry of an earlier call, or of another process, that a call takes up."""
+    """For an entry of an earlier call, or of another process, that a call continues with."""
     return Recalled(ref_hash=entry.ref_hash, key=entry.callers_key, task_id=entry.task_id, trace=entry.trace)
 
 

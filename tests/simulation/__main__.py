@@ -77,7 +77,7 @@ def search(options: argparse.Namespace) -> int:
 
 
 def chunks(options: argparse.Namespace) -> Iterator[tuple[Counter[str], list[Failure]]]:
-    """What comes of so many worlds each."""
+    """How many worlds show each mutant."""
     seeds = range(options.first, options.first + options.seeds)
     parts = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
     if options.jobs == 1:
