@@ -77,7 +77,7 @@ def search(options: argparse.Namespace) -> int:
 
 
 def chunks(options: argparse.Namespace) -> Iterator[tuple[Counter[str], list[Failure]]]:
-    """How many worlds show each mutant."""
+    """The counts and failures of each `CHUNK` of worlds, in the order of the seeds."""
     seeds = range(options.first, options.first + options.seeds)
     parts = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
     if options.jobs == 1:
