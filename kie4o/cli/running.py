@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ..errors import KieError
 from .logs import LogLines
@@ -32,7 +33,7 @@ def run_command(command: Command, terminal: Terminal) -> int:
     except (UsageError, KieError, OSError) as error:
         terminal.fail(message_of(error), error=type(error).__name__, task_id=getattr(error, "task_id", None))
         return status_of(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         lines = [*terminal.going_on()]
         for line in lines:
             terminal.error(line)
@@ -47,7 +48,25 @@ def run_command(command: Command, terminal: Terminal) -> int:
 
 
 async def _awaited(command: Command) -> int | None:
+    if sys.platform != "win32" and _ignores_ctrl_c():  # shells of Windows start no such job
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _Stop(asyncio.current_task()))
     return await command()
+
+
+class _Stop:
+    """Cancels a task when it is first called, and stops at once the second time, as asyncio does at Ctrl-C.
+
+    An exception that a signal handler raises may end any callback of the loop instead of the command.
+    """
+
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        self._task = task
+
+    def __call__(self) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            raise KeyboardInterrupt
+        task.cancel()
 
 
 def _listen(terminal: Terminal) -> None:
@@ -63,6 +82,11 @@ def _listen(terminal: Terminal) -> None:
 
 
 def _terminated(*_: object) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a script
+    if _ignores_ctrl_c():  # before the event loop runs
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
+
+
+def _ignores_ctrl_c() -> bool:
+    """As a background job of a script does."""
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN

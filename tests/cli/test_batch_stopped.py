@@ -160,6 +160,23 @@ async def test_sigterm_drains_too(tmp_path: Path) -> None:
     assert paid(kie) == len(folder.images) < 200
 
 
+@pytest.mark.posix("signals for a child process")
+async def test_sigterm_twice_stops_a_background_job_at_once(tmp_path: Path) -> None:
+    """It ignores Ctrl-C, as shells without job control start it; the first SIGTERM drains all the same."""
+    folder_of(tmp_path, 30)
+    async with kie_of(duration=2000.0) as kie:
+        ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+        process = await batch(kie, tmp_path, "--progress-every", "0.2").start(**ignore)
+        err = await read_until(process, b"30 running \xc2\xb7 ")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        err += await read_until(process, b"stopping: nothing more is submitted")
+        process.send_signal(signal.SIGTERM)
+        outcome = await outcome_of(process, err)
+    assert outcome.status == 130
+    assert outcome.notes[-1] == "interrupted"
+
+
 @terminal
 async def test_ctrl_c_after_the_last_submit_is_no_failure(tmp_path: Path) -> None:
     """If nothing is left after it, the batch is complete."""

@@ -15,7 +15,7 @@ import math
 import os
 import selectors
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -122,12 +122,16 @@ def run_scaled(main: Coroutine[Any, Any, _T], speed: float) -> _T:
 
 
 def run_timelapse(main: Coroutine[Any, Any, _T], speed: float) -> _T:
-    """`asyncio.run` in a time-lapse loop.
+    """`asyncio.run` in a time-lapse loop."""
+    with real_time_for_stores(speed), asyncio.Runner(loop_factory=lambda: timelapse_loop(speed)) as runner:
+        return runner.run(main)
 
-    The thread of a SQLite store works in real time, so the limits for its calls are not scaled.
-    """
+
+@contextlib.contextmanager
+def real_time_for_stores(speed: float) -> Iterator[None]:
+    """Inside, the limits of the calls of a store are real seconds though the clock of the loop is `speed`
+    times faster: its thread, or its server, works in real time."""
     with contextlib.ExitStack() as stack:
         for module, name in ((guard, "LIMIT"), (guard, "SHORTEST"), (closing, "CLOSING")):
             stack.enter_context(mock.patch.object(module, name, speed * getattr(module, name)))
-        runner = stack.enter_context(asyncio.Runner(loop_factory=lambda: timelapse_loop(speed)))
-        return runner.run(main)
+        yield

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 import aiohttp
 import attrs
 from canary import CANARY_KEY
-from clocks import TimelapseLoop
+from clocks import TimelapseLoop, real_time_for_stores
 
 from kie4o import AsyncKieClient, PollPolicy, RateLimit
 from kie4o.errors import KieError
@@ -293,14 +293,18 @@ def perform(run: Run) -> int:
     if run.unprotected:
         take_away_protection()
     try:
-        speed = SPEED_ON_POSTGRES if run.on_postgres else SPEED
-        with asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)) as runner:
-            _beat(runner.get_loop())
-            runner.run((naive_batch if run.naive else batch)(run))
+        _run(run)
     except BaseException:
         traceback.print_exc()
         return UNEXPECTED
     return 0
+
+
+def _run(run: Run) -> None:
+    speed = SPEED_ON_POSTGRES if run.on_postgres else SPEED
+    with real_time_for_stores(speed), asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)) as runner:
+        _beat(runner.get_loop())
+        runner.run((naive_batch if run.naive else batch)(run))
 
 
 def _beat(loop: asyncio.AbstractEventLoop) -> None:
