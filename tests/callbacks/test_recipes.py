@@ -20,7 +20,7 @@ from aiohttp import web
 from faults import unused_port
 from pages import section
 from paths import IMPORT_ROOT
-from portable import environment
+from portable import PATIENCE, environment
 from starlette.testclient import TestClient
 
 from kie4o import sign_callback
@@ -88,7 +88,7 @@ async def test_a_callback_wakes_a_waiter_in_the_same_process(name: str, tmp_path
         process = subprocess.Popen([sys.executable, server], env=variables, cwd=tmp_path)
         try:
             await until_it_listens(port, process)
-            async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+            async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
                 async with session.get(f"http://127.0.0.1:{port}/draw?prompt=x") as response:
                     urls = await response.json()
                 assert response.status == 200
@@ -167,7 +167,7 @@ async def test_an_application_starts_twice(name: str, monkeypatch: pytest.Monkey
         monkeypatch.delenv(variable, raising=False)
     namespace: dict[str, Any] = {"__name__": "recipe"}
     exec(compile(recipe(name), name, "exec"), namespace)
-    async with Emulator(clock="real", duration=0.0, webhook_key=KEY) as kie, asyncio.timeout(20):
+    async with Emulator(clock="real", duration=0.0, webhook_key=KEY) as kie, asyncio.timeout(PATIENCE):
         monkeypatch.setenv("KIE_API_KEY", "any")
         monkeypatch.setenv("KIE_WEBHOOK_KEY", KEY)
         monkeypatch.setenv("KIE_BASE_URL", kie.url)

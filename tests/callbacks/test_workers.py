@@ -19,7 +19,7 @@ import pytest
 from faults import unused_port
 from pages import section
 from paths import IMPORT_ROOT
-from portable import environment
+from portable import PATIENCE, environment
 from yarl import URL
 
 from kie4o import sign_callback
@@ -48,7 +48,6 @@ SERVERS = {
     ],
 }
 HOWS = ["uvicorn", pytest.param("gunicorn", marks=pytest.mark.posix("gunicorn"))]
-PATIENCE = 60.0  # seconds, on a busy machine
 
 
 def unused_ports(count: int) -> int:

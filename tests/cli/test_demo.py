@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from image_folders import Folder
+from portable import PATIENCE
 from programs import FAST, Command, Screen, against, in_terminal, outcome_of, was_asked
 
 from kie4o.emulator import Emulator
@@ -187,7 +188,7 @@ async def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, moment: str) -> None
 async def test_sigterm_ends_the_batch_too(tmp_path: Path) -> None:
     """As when a session ends."""
     process = await Command(tmp_path, "demo", "--speed", "1").start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while not (started := children(process.pid)):
             await asyncio.sleep(0.01)
     process.send_signal(signal.SIGTERM)

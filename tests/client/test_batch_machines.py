@@ -17,7 +17,7 @@ import pytest
 from batch_child import KEY, WaitingStore, client_of
 from batches import at_rest
 from paths import IMPORT_ROOT, SUPPORT
-from portable import environment
+from portable import PATIENCE, environment
 from postgres import opened
 
 from kie4o import (
@@ -41,7 +41,6 @@ from kie4o.stores.postgres.schema import migrate
 from kie4o.stores.store import Entry, EntryState
 
 CHILD = SUPPORT / "batch_child.py"
-PATIENCE = 60.0
 LEASE = "CREATE OR REPLACE FUNCTION kie4o.lease() RETURNS interval LANGUAGE sql AS $$ SELECT interval '{}' $$"
 
 

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, FormData
 from faults import open_sockets
 from paths import FIXTURES, IMPORT_ROOT
-from portable import interruptible
+from portable import PATIENCE, interruptible
 
 from kie4o.emulator import Emulator, Fault, Outcome, pictures
 from kie4o.emulator.account import Account
@@ -799,7 +799,7 @@ async def run_main(*arguments: str) -> asyncio.subprocess.Process:
 @pytest.mark.posix("SIGINT for a child process")
 async def test_main(session: ClientSession) -> None:
     """The program prints its address and the variables for a client, and Ctrl-C ends it with status 0."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         process = await run_main("--port", "0", "--outcome", "failed", "--duration", "0", "--quiet")
         assert process.stdout
         lines = [(await process.stdout.readline()).decode() for _ in range(2)]
@@ -840,7 +840,7 @@ async def test_main_says_what_is_wrong(wrong: str) -> None:
             "port": ("--port", str(taken.getsockname()[1])),
             "speed": ("--port", "0", "--speed", "0"),
         }
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             process = await run_main(*arguments[wrong])
             out, err = await process.communicate()
     assert (out, process.returncode) == (b"", 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, ClientTimeout, ServerDisconnectedError, web
 from paths import FIXTURES
-from portable import running_tasks
+from portable import PATIENCE, running_tasks
 from serving import LoopbackServer
 
 from kie4o.callbacks import parse_callback
@@ -119,7 +119,7 @@ async def look(kie: Emulator, session: ClientSession, task_id: str) -> Any:
 
 async def calls(kie: Emulator, number: int) -> list[CallRecord]:
     """Waits for this number of records, then checks that five emulated seconds bring no more."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while len(kie.callbacks) < number:
             await asyncio.sleep(0.005)
     await asyncio.sleep(5.0 / kie.speed)
@@ -614,7 +614,7 @@ async def test_callbacks_do_not_wait_for_one_another(session: ClientSession, hoo
     ) as kie:  # connects to more than the backlog of the receiver
         kie.next(callback=Call(copies=150))
         await task(kie, session, hook.url)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while len(hook.posts) < 150:
                 await asyncio.sleep(0.005)
             await task(kie, session, hook.url)

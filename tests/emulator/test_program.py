@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from pages import blocks
 from paths import IMPORT_ROOT
-from portable import environment, interruptible
+from portable import PATIENCE, environment, interruptible
 
 from kie4o.emulator import Call, Fault, Outcome
 from kie4o.emulator.callbacks import CallRecord
@@ -48,7 +48,7 @@ async def started(*arguments: str, program: str = "kie4o", folder: Path | None =
 @asynccontextmanager
 async def running(*arguments: str, **how: Any) -> AsyncIterator[tuple[Any, int, list[str]]]:
     """A program that serves on a free port: the process, the port and its first two lines."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         process = await started("--port", "0", *arguments, **how)
         try:
             lines = [(await process.stdout.readline()).decode() for _ in range(2)]
@@ -76,7 +76,7 @@ def submit(port: int, **fields: Any) -> Any:
 
 async def refused(*arguments: str, program: str = "kie4o", folder: Path | None = None) -> tuple[int, str]:
     """The status and the one line of a program that does not start."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         process = await started(*arguments, program=program, folder=folder)
         out, err = await process.communicate()
     assert out == b""
@@ -235,7 +235,7 @@ async def test_a_terminal_has_colours() -> None:
             stderr=asyncio.subprocess.PIPE,
         )
         text = b""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while b"export" not in text:
                 text += await asyncio.to_thread(os.read, shown, 10_000)
             port = int(re.findall(rb"127\.0\.0\.1:(\d+)", text)[0])

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import ClientError, ClientSession, ServerDisconnectedError
 from clients import client_of, passed
 from paths import IMPORT_ROOT
+from portable import PATIENCE
 
 import kie4o
 from kie4o.emulator import Account, Arrival, Emulator, Fault
@@ -176,7 +177,7 @@ async def test_what_a_fault_sent_is_recorded(session: ClientSession, fault: Faul
         task_id = (await caller.submit())["data"]["taskId"]
         kie.fault(fault)
         with contextlib.suppress(ClientError, TimeoutError, ValueError):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await (caller.submit() if fault.kind == "submit" else caller.get(LOOK, taskId=task_id))
     every = kie.submits if fault.kind == "submit" else kie.looks()
     [seen] = [one for one in every if one.fault is not None]  # aiohttp may have sent a GET once more

@@ -64,7 +64,7 @@ async def test_delays_of_the_client_are_virtual_too(code: int, delay: float) -> 
 
 @needs_asyncio
 async def test_the_same_run_gives_the_same_requests() -> None:
-    """Ten times the sequence of a batch with a refusal: each request at the same moment."""
+    """Ten times the sequence of a batch with a refusal: each request at the same moment, to a nanosecond."""
 
     async def run() -> list[tuple[float, str, str]]:
         loop, seen, prompts = asyncio.get_running_loop(), [], {}
@@ -72,13 +72,13 @@ async def test_the_same_run_gives_the_same_requests() -> None:
         class Logged(Emulator):
             def create_task(self, body: dict[str, Any], now: float, *, key: str = "") -> Any:
                 answer, task = super().create_task(body, now, key=key)
-                seen.append((loop.time() - start, "submit", body["prompt"]))
+                seen.append((round(loop.time() - start, 9), "submit", body["prompt"]))
                 if task is not None:
                     prompts[task.id] = body["prompt"]
                 return answer, task
 
             def look(self, task_id: str, now: float, *, url: str) -> Any:
-                seen.append((loop.time() - start, "look", prompts[task_id]))
+                seen.append((round(loop.time() - start, 9), "look", prompts[task_id]))
                 return super().look(task_id, now, url=url)
 
         with VirtualTime():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from clients import client_of
 from hosts import PNG, TASK, Host, answer, fails, files_for, names, no_renewal, picture
+from portable import PATIENCE
 from test_verification import DAMAGED
 
 from kie4o import AsyncKieClient, DownloadError, ImageResult, InvalidRequestError, TaskDetails, TaskState
@@ -106,7 +107,7 @@ async def test_verify_decodes_what_is_there(tmp_path: Path, verify: bool) -> Non
 async def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     """It would wait for a writer. It is replaced, as every file is."""
     os.mkfifo(tmp_path / OURS)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         async with Host(answer(PNG)) as host, files_for(host.url) as files:
             [path] = await files.download([host.url], tmp_path, **HOW)
     assert path.read_bytes() == PNG

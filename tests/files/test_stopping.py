@@ -14,7 +14,7 @@ import anyio
 import pytest
 from clients import until
 from hosts import KEY, PNG, TASK, Host, Request, answer, files_for, names, no_renewal, picture
-from portable import running_tasks
+from portable import PATIENCE, running_tasks
 from test_disk import patch_step
 
 from kie4o import AsyncKieClient, DownloadError, ImageResult, KieError, TaskDetails, TaskState
@@ -56,7 +56,7 @@ def a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Eve
 @contextlib.asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
     start = time.monotonic()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         yield
     assert time.monotonic() - start < seconds
 

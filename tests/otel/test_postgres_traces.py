@@ -16,13 +16,12 @@ from canary import CANARY_KEY
 from clients import LOST
 from pages import section
 from paths import IMPORT_ROOT
-from portable import environment
+from portable import PATIENCE, environment
 from spans import Recorder, Seen, tree
 
 from kie4o import AsyncKieClient, PollPolicy
 from kie4o.emulator import Emulator
 
-PATIENCE = 60.0
 SUPPORT = Path(__file__).parent.parent / "support"
 WEBHOOK_KEY = "a webhook key"
 SHOWN = ("kie4o.answer_awaited", "kie4o.recalled")

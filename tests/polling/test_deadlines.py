@@ -18,6 +18,7 @@ from canary import CANARY_KEY
 from clients import client_of
 from clocks import VirtualLoop, run_scaled, run_virtual
 from paths import IMPORT_ROOT
+from portable import PATIENCE
 
 import kie4o
 from kie4o import PollPolicy, TaskDetails, TaskPoller, TaskState
@@ -308,6 +309,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.paced
 @pytest.mark.posix("SIGSTOP")
 async def test_a_process_that_was_stopped_looks_before_it_times_out() -> None:
     """Fifteen waits of 1.5 s in a process that is stopped for 2.5 s, during which the tasks end: each returns
@@ -320,7 +322,7 @@ async def test_a_process_that_was_stopped_looks_before_it_times_out() -> None:
             cwd=IMPORT_ROOT,
         )
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while len(kie.tasks) < count:
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.2)

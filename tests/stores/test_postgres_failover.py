@@ -13,6 +13,7 @@ import postgres
 import pytest
 from canary import CANARY_KEY
 from entries import entry_of, submitted
+from portable import PATIENCE
 from postgres import PostgresServer
 
 from kie4o.settings import Secret
@@ -68,7 +69,7 @@ def intent(key: str = "k", **more: str) -> Entry:
 async def wait_for_replica(store: PostgresStore) -> None:
     """Until it has received everything."""
     sent = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn())"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while await store._database.rows(sent) != [(True,)]:
             await asyncio.sleep(0.05)
 

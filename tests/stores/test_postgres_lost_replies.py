@@ -15,6 +15,7 @@ import pytest
 from canary import CANARY_KEY
 from crashing import DEEP
 from entries import entry_of, submitted
+from portable import PATIENCE
 from postgres import opened
 from proving import tried
 from serving import LoopbackServer
@@ -150,7 +151,7 @@ async def test_a_sender_that_dies_without_the_reply(cut: Cut, count: int, rounds
             tried()
             proxy.cut, proxy.dies = cut, True
             dying = asyncio.create_task(sender.begin(intent(key, f"{key} 0")))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while proxy.cut is not None:
                     await asyncio.sleep(0.001)
             gone = "UPDATE kie4o.process SET expires_at = clock_timestamp() - interval '1 s' WHERE id = %s"
@@ -215,7 +216,7 @@ async def test_an_intent_that_no_replica_has_is_not_saved() -> None:
 
             async def cancel() -> None:
                 waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE):
                     while not await database.rows(waiting):
                         await asyncio.sleep(0.01)
 
@@ -243,7 +244,7 @@ async def test_a_begin_that_waits_for_a_replica_is_not_cancelled_in_the_server()
             await asyncio.sleep(0.2)
             begun = asyncio.create_task(store.begin(intent("k", "ref of k")))
             count = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while await database.rows(count) == [(0,)]:
                     await asyncio.sleep(0.01)
             begun.cancel()

@@ -20,14 +20,13 @@ from unittest.mock import ANY
 import postgres
 import pytest
 from paths import IMPORT_ROOT
-from portable import environment
+from portable import PATIENCE, environment
 
 from kie4o.emulator import Emulator
 from kie4o.stores.postgres.database import Database
 
 pytestmark = pytest.mark.once
 WEBHOOK_KEY = "a webhook key"
-PATIENCE = 60.0
 SUPPORT = Path(__file__).parent.parent / "support"
 
 

@@ -17,6 +17,7 @@ import postgres
 import pytest
 from canary import CANARY_KEY
 from entries import entry_of, submitted
+from portable import PATIENCE
 
 from kie4o.settings import Secret
 from kie4o.stores.postgres import PostgresStore, news
@@ -51,7 +52,7 @@ async def open_store() -> AsyncIterator[OpenStore]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -16,6 +16,7 @@ import postgres
 import pytest
 from canary import CANARY_KEY
 from entries import entry_of, submitted
+from portable import PATIENCE
 
 from kie4o import AsyncKieClient, RateLimit
 from kie4o.emulator import Emulator
@@ -70,7 +71,7 @@ async def test_a_pooler_that_delivers_nothing_is_noticed_and_said_once(
     schema = address_of(direct := postgres.shared_url()).schema
     url = pooler.pooled_url(schema) + (f"&listen={direct.partition('?')[0]}" if past else "")
     async with stores(url, url) as (holder, other):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not (other._news.works if past else caplog.text.count(DEAF) == 2):
                 await asyncio.sleep(0.01)
         await holder.claim(entry_of())

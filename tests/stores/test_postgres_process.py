@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import postgres
 import pytest
+from portable import PATIENCE
 
 from kie4o.stores.postgres import process as process_module
 from kie4o.stores.postgres.address import address_of
@@ -60,7 +61,7 @@ async def test_a_lease_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):
             soon = "UPDATE kie4o.process SET expires_at = clock_timestamp() + interval '5 s'"
             [(expiry,)] = await database.rows(f"{soon} RETURNING expires_at")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while (await database.rows("SELECT expires_at FROM kie4o.process"))[0][0] <= expiry:
                     await asyncio.sleep(0.01)
         assert await is_alive(database, process)

@@ -23,6 +23,7 @@ import postgres
 import pytest
 from canary import CANARY_KEY
 from counting import Child, CountingServer, ReplyCutter
+from portable import PATIENCE
 from window_child import Run
 
 from kie4o import AsyncKieClient, clock
@@ -41,7 +42,6 @@ from kie4o.stores.postgres.window import SharedLimiter, SharedSlot
 
 LIMIT = RateLimit(20, per=1.0)
 FEW = RateLimit(2, per=0.5)
-PATIENCE = 60.0  # seconds, on a machine with much else to do
 
 
 @contextlib.asynccontextmanager

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse
+from portable import PATIENCE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NO_CHROMIUM = "needs an installed Chromium (apt-get install chromium)"
-PATIENCE = 30.0  # real seconds
 
 _FLAGS = (
     "--headless=new",

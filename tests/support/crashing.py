@@ -22,6 +22,7 @@ import attrs
 import postgres
 from crash_child import Run
 from paths import SUPPORT
+from portable import PATIENCE
 from proving import tried
 from serving import LoopbackServer
 
@@ -34,7 +35,6 @@ DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 LANES = 2
 ITEMS = [f"item-{number:02}" for number in range(20)]
 CHILD = SUPPORT / "crash_child.py"
-PATIENCE = 60.0  # seconds for one run, which takes a fraction of one
 KILLED = -9  # SIGKILL, which the signal module of Windows does not have
 LOOKS = 2  # a task has finished at its second look
 

@@ -14,14 +14,13 @@ from typing import Any
 import postgres
 from pages import section
 from paths import IMPORT_ROOT
-from portable import environment
+from portable import PATIENCE, environment
 
 from kie4o.stores.postgres.schema import migrate
 
 PAGE = "docs/machines.md"
 STORE = "postgresql://kie4o@db.example/images"
 KEY = "key-of-the-machines"
-PATIENCE = 60.0  # seconds, on a busy machine
 LEASE = 3  # seconds, in place of 30
 # A process renews its lease as often as the shorter one needs.
 RENEWS_OFTEN = "\nimport kie4o.stores.postgres.process as _process\n_process.RENEWAL = 0.5\n"

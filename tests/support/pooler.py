@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import postgres
 import pytest
+from portable import PATIENCE
 
 _CONFIG = """
 [databases]
@@ -62,7 +63,7 @@ def _started(server: int) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(stop)
-    until = time.monotonic() + postgres.PATIENCE
+    until = time.monotonic() + PATIENCE
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+PATIENCE = 60.0  # real seconds for what should take a fraction of one, on a machine with much else to do
+
 
 def environment(**variables: str) -> dict[str, str]:
     """The environment of a child process: these variables, and what a program needs on Windows."""

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from portable import PATIENCE
 
 from kie4o.stores.postgres.address import address_of
 from kie4o.stores.postgres.database import Database
 
-PATIENCE = 60.0  # seconds for anything that a server does
 _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{time.time_ns()}"
 _FOLDER = Path(tempfile.gettempdir()) / f"kie4o-postgres-{_RUN}"
 _READY = "url"  # the file that holds the URL once the server accepts connections

@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 import portable
 from paths import IMPORT_ROOT
+from portable import PATIENCE
 
 from kie4o.emulator import Emulator
 
@@ -34,7 +35,6 @@ PYTHON = (
     "or None",
     "()",
 )  # not for a terminal
-PATIENCE = 30.0  # seconds that a command may take
 KEY = "k-123"
 FAST = {"speed": 20.0, "duration": 10.0}  # a task takes half a second
 TASK = "0" * 31 + "1"
