@@ -254,7 +254,7 @@ class Lifecycle:
         return self.poller.join(task_id, timeout=timeout, on_update=report, since=since, expecting=expecting)
 
     def _report_recalled(self, entry: Entry) -> None:
-        if self.reporter.wants(Recalled):
+        if Recalled in self.reporter.wanted:
             self.reporter(recalled(entry), entry.name)
 
     async def _fail_expired(self, task_id: str) -> None:

@@ -180,6 +180,7 @@ class Runtime:
                 "asyncio.run()"
             )
         self._loop = loop
+        self.reporter.refresh()
         if not self._opened:
             until = loop.time() + self._store_wait  # also for a caller that waits for another's attempt
             async with self._opening:

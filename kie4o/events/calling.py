@@ -27,7 +27,7 @@ def told(
 
     So a task that waits holds another coroutine, of 0.5 KiB, only if there are hooks.
     """
-    if not reporter.wants(CallStarted):
+    if CallStarted not in reporter.wanted:
         return work()
     return _told(reporter, call, work, key, task_id, trace)
 

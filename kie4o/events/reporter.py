@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from .base import Event
@@ -40,7 +40,12 @@ class Tracing(Protocol):
 
 
 class Reporter:
-    """Tells the log, and the hooks if there are any."""
+    """Tells the log, and the hooks if there are any.
+
+    Attributes:
+        wanted: The kinds of events that anyone is told of, or that tell of a failure, as of the last
+            `refresh`.
+    """
 
     def __init__(
         self, hooks: Iterable[tuple[Hook, Kinds]] = (), *, time: Callable[[], float] = time.monotonic
@@ -50,12 +55,26 @@ class Reporter:
         self._time = time
         self._tracing: Tracing | None = None
         self._failures: dict[str, tuple[float, str]] = {}  # the last of each kind of call: when, and why
+        self._level = -1  # of the log, by which `wanted` is made
+        self.wanted: frozenset[type[Event]] = frozenset()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the level of the log again, when a call of the client begins and when a wait does.
+
+        A task might tell of sixteen events. To ask `logging` about each of them takes 1 % of its CPU time.
+        """
+        level = logger.getEffectiveLevel()
+        if level != self._level:
+            self._level = level
+            self.wanted = frozenset(
+                kind for kind in _kinds(Event) if kind.failed or kind.level >= level or self._wanting(kind)
+            )
 
     def wants(self, kind: type[Event]) -> bool:
-        """Whether events of this kind are needed: anyone is told of them, or they tell of a failure."""
-        if kind.failed or (self._hooks and self._wanting(kind)):
-            return True
-        return logger.isEnabledFor(kind.level)
+        """Whether events of this kind are wanted now."""
+        self.refresh()
+        return kind in self.wanted
 
     def _wanting(self, kind: type[Event]) -> list[_Hook]:
         if kind not in self._hooks_of:
@@ -89,6 +108,8 @@ class Reporter:
         self._tracing = tracing
         self._hooks += [_Hook(hook, kinds, self._time) for hook, kinds in hooks]
         self._hooks_of.clear()
+        self._level = -1
+        self.refresh()
         return True
 
     def trace(self) -> str | None:
@@ -109,6 +130,12 @@ class Reporter:
         if self._tracing is not None:
             with contextlib.suppress(Exception):
                 self._tracing.leave(number)
+
+
+def _kinds(base: type[Event]) -> Iterator[type[Event]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
 
 
 class _Hook:

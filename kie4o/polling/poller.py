@@ -122,6 +122,7 @@ class TaskPoller:
             TaskNotFoundError: Kie has not known the task for 90 s.
             TaskTimeoutError: The time is up. The task is still running and can be waited for again.
         """
+        self._reporter.refresh()
         waiter = self.join(task_id, timeout=timeout, on_update=on_update, since=since, expecting=expecting)
         try:
             if isinstance(waiter, Listener):
@@ -143,6 +144,7 @@ class TaskPoller:
         Raises:
             NoImagesError, TaskNotFoundError, TaskTimeoutError: As for `wait`.
         """
+        self._reporter.refresh()
         listener = self._join(Listener, task_id, timeout=timeout, since=since)
         try:
             while True:
@@ -163,6 +165,7 @@ class TaskPoller:
             since: The event loop's time before which the look must not have begun. Another one follows
                 a look that is running and began earlier, unless that finds the task finished.
         """
+        self._reporter.refresh()
         one = self._join(OneLook, task_id, timeout=None)
         one.too_early = self._look_soon(one.watch, since * self._speed)
         try:
@@ -414,7 +417,7 @@ class TaskPoller:
         self._remove(watch, outcome)
         for waiter in watch.waiters:
             waiter.deliver(outcome, final=True)
-        if isinstance(outcome, TaskDetails) and self._reporter.wants(Finished):
+        if Finished in self._reporter.wanted and isinstance(outcome, TaskDetails):
             report_end_of(self._reporter, watch, outcome, self._schedule.loop.time())
         # Only for a task that has finished: closing the client and refused polls end waits too. And only if
         # that happened during the wait: the callback of an earlier run's task may have reached that run.
@@ -526,7 +529,7 @@ class TaskPoller:
 
     def _process(self, watch: Watch, outcome: Outcome, now: float) -> None:
         """Finish the watch with the outcome of a look, or plan the next look."""
-        if isinstance(outcome, TaskDetails) and self._reporter.wants(Polled):
+        if Polled in self._reporter.wanted and isinstance(outcome, TaskDetails):
             self._reporter(polled(watch, outcome))
         ended = weigh(watch, outcome, now)
         if ended is not None:

@@ -80,7 +80,8 @@ class Ledger:
                 raise
             finally:
                 self._moves += moves
-            self._report_saved(entry)
+            if Saved in self._reporter.wanted:
+                self._report_saved(entry)
 
     async def submitted(self, entry: Entry) -> None:
         """Save the task id that arrived.
@@ -214,7 +215,8 @@ class Ledger:
             self._unsaved.pop(entry.key, None)
         finally:
             self._moves += 1
-        self._report_saved(unpaid)
+        if Saved in self._reporter.wanted:
+            self._report_saved(unpaid)
         return unpaid
 
     async def _submit_before(self, entry: Entry) -> Entry | None:
@@ -303,18 +305,18 @@ class Ledger:
             await self._store.forget(entry.key)
         else:
             await self._store.save(entry)
-        self._report_saved(entry)
+        if Saved in self._reporter.wanted:
+            self._report_saved(entry)
 
     def _report_saved(self, entry: Entry) -> None:
-        if self._reporter.wants(Saved):
-            saved = Saved(
-                ref_hash=entry.ref_hash,
-                key=entry.callers_key,
-                state=entry.state.value,
-                task_id=entry.task_id,
-                credits=entry.price,
-            )
-            self._reporter(saved, entry.name if self._reporter.logs(Saved) else "")
+        saved = Saved(
+            ref_hash=entry.ref_hash,
+            key=entry.callers_key,
+            state=entry.state.value,
+            task_id=entry.task_id,
+            credits=entry.price,
+        )
+        self._reporter(saved, entry.name if self._reporter.logs(Saved) else "")
 
     def _report_unsaved(self, entry: Entry, error: StoreError) -> None:
         unsaved = NotSaved(

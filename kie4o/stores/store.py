@@ -25,7 +25,7 @@ import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -172,7 +172,7 @@ class Entry:
         earlier: tuple[str, ...] | None = None,
     ) -> Entry:
         """The same request in another state; arguments that are None keep their value."""
-        entry = Entry(
+        return Entry(
             self.key,
             request=self.request,
             ref=self.ref,
@@ -186,7 +186,6 @@ class Entry:
             earlier=self.earlier if earlier is None else earlier,
             superseded_key=self.superseded_key,
         )
-        return entry if self.trace is None else entry.traced(self.trace)
 
     def superseded(self) -> Entry:
         """The entry once its key is submitted again: under its ref."""
@@ -198,6 +197,9 @@ class TracedEntry(Entry):
     """One with a trace. Without one, each would take 16 bytes more while its task is waited for."""
 
     trace: str  # pyright: ignore[reportIncompatibleMethodOverride]  # it is frozen, as the property is
+
+    def become(self, state: EntryState, **changes: Any) -> Entry:
+        return super().become(state, **changes).traced(self.trace)
 
 
 def duplicate_task(task_id: str, owner: Entry) -> DuplicateTaskError:

@@ -49,14 +49,14 @@ class Permits:
 
     async def acquire(self) -> Permit:
         """Wait for a permit, in order. The caller must `hold` it before anything else."""
-        if self._semaphore.locked():
+        if self.waiting or self.in_use >= self.limit:
             began = asyncio.get_running_loop().time()
             self.waiting += 1
             try:
                 await self._semaphore.acquire()
             finally:
                 self.waiting -= 1
-            if self._reporter.wants(Waited):
+            if Waited in self._reporter.wanted:
                 self._reporter(Waited(what="place", seconds=asyncio.get_running_loop().time() - began))
         else:
             await self._semaphore.acquire()  # at once

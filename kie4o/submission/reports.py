@@ -40,7 +40,7 @@ def ended(entry: Entry, outcome: asyncio.Task[pending.Submitted]) -> SubmitEnded
 
 
 def report_accepted(reporter: Reporter, entry: Entry, seconds: float) -> None:
-    if reporter.wants(Submitted):
+    if Submitted in reporter.wanted:
         accepted = Submitted(
             ref_hash=entry.ref_hash,
             key=entry.callers_key,

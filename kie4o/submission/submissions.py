@@ -119,7 +119,7 @@ class Submissions:
             submit = self._start(request, key, permit, resubmit, wait)
         elif submit.entry.fingerprint != fingerprint(request):
             raise key_conflict(submit.entry.key)
-        elif self._reporter.wants(events.SubmitJoined):
+        elif events.SubmitJoined in self._reporter.wanted:
             self._reporter(events.SubmitJoined(ref_hash=submit.entry.ref_hash, key=submit.key))
         return submit
 
@@ -173,7 +173,7 @@ class Submissions:
 
     def _on_done(self, submit: PendingSubmit, task: asyncio.Task[Submitted]) -> None:
         error = None if task.cancelled() else task.exception()
-        if self._reporter.wants(events.SubmitEnded):
+        if events.SubmitEnded in self._reporter.wanted:
             self._reporter(reports.ended(submit.entry, task))
         self._settle(submit, task)
         if error is not None and not submit.callers and not submit.called_off:
@@ -218,14 +218,14 @@ class Submissions:
         3. The task is cancelled: called off before the request was sent, or cut short by the end of `DRAIN`
            or of the loop. What is known by then is recorded.
         """
-        if self._reporter.wants(events.SubmitStarted):
+        if events.SubmitStarted in self._reporter.wanted:
             self._reporter(reports.started(submit.entry))
             trace = self._reporter.trace()
             submit.entry = submit.entry if trace is None else submit.entry.traced(trace)
         try:
             stored = await self._claim(submit, resubmit) if submit.entry.keyed else submit.entry
             if not resubmit.allows(stored.state):
-                if self._reporter.wants(events.Recalled):
+                if events.Recalled in self._reporter.wanted:
                     self._reporter(reports.recalled(stored), stored.name)
                 if stored.task_id is None:
                     raise unknown_error(stored, "an earlier submit under this key")
@@ -345,7 +345,7 @@ class Submissions:
 
     async def _slot(self, *, front: bool) -> Slot:
         """A slot of the account's limit."""
-        if not self._reporter.wants(events.Waited):
+        if events.Waited not in self._reporter.wanted:
             return await self._limiter.acquire(front=front)
         loop = asyncio.get_running_loop()
         began = loop.time()

@@ -17,7 +17,7 @@ from .failures import failure_of
 
 def start_of_exchange(reporter: Reporter) -> float | None:
     """The loop time at which an exchange begins; None if it will not be reported."""
-    return asyncio.get_running_loop().time() if reporter.wants(Exchanged) else None
+    return asyncio.get_running_loop().time() if Exchanged in reporter.wanted else None
 
 
 def report_exchange(
