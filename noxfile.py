@@ -16,7 +16,7 @@ nox.options.download_python = "never"
 nox.options.error_on_external_run = True
 nox.options.error_on_missing_interpreters = False  # also under CI=true: a missing one is skipped
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["tests", "lint", "typing", "docs"]
+nox.options.sessions = ["tests", "thorough", "lint", "typing", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -32,6 +32,7 @@ PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal", "--dura
 MONEY = [f"tests/{room}" for room in ("laws", "submission", "transport", "stores", "polling", "callbacks")]
 # Those that depend on the event loop. On uvloop, which has no virtual clock here, they take real time.
 LOOPING = [*MONEY, "tests/client", "tests/files", "tests/events", "tests/otel"]
+FAST = "not paced and not once and not proof"
 CANCELLATION = "tests/laws/test_cancellation.py"
 NO_DATABASE = ["--ignore-glob=*/test_postgres_*", "--ignore=tests/laws/test_machines.py"]
 # What shows that the laws hold, and says how many positions it has tried.
@@ -77,34 +78,42 @@ def run_tests(session: nox.Session, *command: str, profile: str = "fast", loop: 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, under every supported Python that is found, and on uvloop.
+    """The tests that take no programs and no idle machine, under every supported Python that is found.
 
-    The Python that runs nox alone runs the sweeps, what is marked `once` and what drives programs, and
-    the rooms of `LOOPING` on uvloop too. The newest runs these, and in its place the sweep of cancellation,
-    which is the longest; those between the two run what is in `MONEY`. What is `paced`
-    runs after the rest: tests one by one, and sweeps, which mostly wait, beside each other.
+    The Python that runs nox runs all of them, with a part of each sweep. The newest runs the rooms of
+    `LOOPING`, which depend most on it, and in place of the other the sweep of cancellation, which is the
+    longest; those between the two run what is in `MONEY`.
     """
     session.install(*dependencies("test"))
     if session.posargs:
         run_tests(session, "pytest")
         return
-    parallel, fast = ["pytest", *PARALLEL, "-m"], "not paced and not sweep and not once and not proof"
-    if session.python != RUNNING:
-        newest = session.python == NEWEST
-        rooms = [*LOOPING, "tests/wire", "tests/cli/test_starting.py"] if newest else [*MONEY, *NO_DATABASE]
-        run_tests(session, *parallel, fast, *rooms)
-        if newest:
-            run_tests(session, *parallel, "sweep", CANCELLATION)
-            run_tests(session, "pytest", "-m", "paced and not sweep", "tests/laws")
-        return
-    elsewhere = [] if NEWEST == RUNNING else [f"--deselect={CANCELLATION}::test_cancel_after_every_tick"]
-    run_tests(session, *parallel, "not paced and not proof", *elsewhere)
+    parallel = ["pytest", *PARALLEL, "-m"]
+    if session.python == RUNNING:
+        elsewhere = [] if NEWEST == RUNNING else [f"--deselect={CANCELLATION}::test_cancel_after_every_tick"]
+        run_tests(session, *parallel, FAST, *elsewhere)
+    elif session.python == NEWEST:
+        run_tests(session, *parallel, f"{FAST} and not sweep", *LOOPING, "tests/wire")
+        run_tests(session, *parallel, "sweep and not proof", CANCELLATION)
+    else:
+        run_tests(session, *parallel, f"{FAST} and not sweep", *MONEY, *NO_DATABASE)
+
+
+@nox.session
+def thorough(session: nox.Session) -> None:
+    """What `tests` leaves out: what runs programs or reads files, what is `paced`, and other event loops.
+
+    What is `paced` runs alone: tests one by one, and sweeps, which mostly wait, beside each other.
+    """
+    session.install(*dependencies("test"))
+    parallel = ["pytest", *PARALLEL, "-m"]
+    run_tests(session, *parallel, "once and not paced and not proof")
     run_tests(session, "pytest", "-m", "paced and not sweep")
     run_tests(session, *parallel, "paced and sweep and not proof")
     if sys.platform == "win32":
         session.warn("uvloop does not run on Windows: nothing is tested on it")
     else:
-        run_tests(session, *parallel, fast, *LOOPING, loop="uvloop")
+        run_tests(session, *parallel, f"{FAST} and not sweep", *LOOPING, loop="uvloop")
         run_tests(session, "pytest", "-m", "paced and not sweep and not once", *LOOPING, loop="uvloop")
 
 
