@@ -546,7 +546,7 @@ async def test_a_release_that_failed_is_repeated(
         monkeypatch.setattr(store._entries, "release", release)
     await store.claim(entry_of("claimed again"))
     assert await other.claim(entry_of(ref="another"), wait=False) is None
-    await store._process.renew()
+    await postgres.renewed(store._process)
     assert await other.claim(entry_of(ref="another"), wait=False) == entry_of(ref="another")
     assert await other.claim(entry_of("claimed again", ref="another"), wait=False) is None
 

@@ -169,7 +169,7 @@ async def test_a_live_process_saves_again_what_may_be_lost(
         assert await sender.find(key="claimed after") is None
         async with process(pair.url) as other:
             assert await other.claim(entry_of("claimed before", ref="another"), wait=False) is None
-            await sender._process.renew()
+            await postgres.renewed(sender._process)
             assert "a replica has taken over" in caplog.text
             for key in ("claimed before", "claimed after"):
                 assert await other.claim(entry_of(key, ref="another"), wait=False) is None

@@ -42,6 +42,18 @@ async def expire(database: Database) -> None:
     await database.rows("UPDATE kie4o.process SET expires_at = clock_timestamp() - interval '1 s'")
 
 
+async def expire_soon(database: Database) -> None:
+    await database.rows("UPDATE kie4o.process SET expires_at = clock_timestamp() + interval '20 s'")
+
+
+async def expires_soon(database: Database) -> bool:
+    """Whether no lease was renewed, for 30 s, since `expire_soon`."""
+    [(soon,)] = await database.rows(
+        "SELECT max(expires_at) < clock_timestamp() + interval '21 s' FROM kie4o.process"
+    )
+    return soon
+
+
 async def test_a_process_lives_from_enter_to_leave() -> None:
     async with entered(postgres.shared_url()) as (database, process):
         other = Process(database)
@@ -59,12 +71,35 @@ async def test_a_lease_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "RENEWAL", 0.05)
     async with entered(postgres.shared_url()) as (database, process):
         for _ in range(2):
-            soon = "UPDATE kie4o.process SET expires_at = clock_timestamp() + interval '5 s'"
-            [(expiry,)] = await database.rows(f"{soon} RETURNING expires_at")
+            await expire_soon(database)
             async with asyncio.timeout(PATIENCE):
-                while (await database.rows("SELECT expires_at FROM kie4o.process"))[0][0] <= expiry:
+                while await expires_soon(database):
                     await asyncio.sleep(0.01)
         assert await is_alive(database, process)
+
+
+async def test_what_follows_a_renewal_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that waits for a replica may take longer than a lease. It is not begun again meanwhile."""
+    monkeypatch.setattr(process_module, "RENEWAL", 0.05)
+    begun, free = 0, asyncio.Event()
+
+    async def waits() -> None:
+        nonlocal begun
+        begun += 1
+        await free.wait()
+
+    async with entered(postgres.shared_url()) as (database, process), asyncio.timeout(PATIENCE):
+        process.on_renewal(waits)
+        while not begun:
+            await asyncio.sleep(0.01)
+        for _ in range(3):
+            await expire_soon(database)
+            while await expires_soon(database):
+                await asyncio.sleep(0.01)
+        assert begun == 1
+        free.set()
+        while begun == 1:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_lost_lease_means_a_new_id(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,7 @@ from portable import PATIENCE
 
 from kie4o.stores.postgres.address import address_of
 from kie4o.stores.postgres.database import Database
+from kie4o.stores.postgres.process import Process
 
 _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{time.time_ns()}"
 _FOLDER = Path(tempfile.gettempdir()) / f"kie4o-postgres-{_RUN}"
@@ -296,3 +297,10 @@ def own_server(**settings: str) -> Iterator[PostgresServer]:
 
 if __name__ == "__main__":
     _watch(Path(sys.argv[1]))
+
+
+async def renewed(process: Process) -> None:
+    """Renew the lease of a process, and wait for what follows."""
+    await process.renew()
+    if process._following is not None:
+        await process._following

@@ -33,6 +33,7 @@ class Process:
         self.timeline: str = ""
         self._database = database
         self._renewing: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._on_promotion: list[Callable[[], Awaitable[None]]] = []
         self._on_renewal: list[Callable[[], Awaitable[None]]] = []
@@ -54,17 +55,19 @@ class Process:
 
     async def stop(self) -> None:
         """Do not renew the lease any more."""
-        renewing, self._renewing = self._renewing, None
-        if renewing is not None:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+        tasks = [task for task in (self._renewing, self._following) if task is not None]
+        self._renewing = self._following = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def on_promotion(self, call: Callable[[], Awaitable[None]]) -> None:
         """Have something called after a replica has taken over, which may lack what was written last."""
         self._on_promotion.append(call)
 
     def on_renewal(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Have something called whenever the lease was renewed."""
+        """Have something called after the lease was renewed, unless it is still under way since an earlier
+        renewal."""
         self._on_renewal.append(call)
 
     async def lost(self, which: int) -> None:
@@ -76,18 +79,28 @@ class Process:
                 self._database.reporter(StoreWarned(what="lease lost"))
 
     async def renew(self) -> None:
-        """Extend the lease, or begin another if it was lost."""
+        """Extend the lease, or begin another if it was lost, and start what follows a renewal.
+
+        That writes to keys, and a write may wait for a replica for longer than the lease lasts. So it is not
+        waited for.
+        """
         me = self.id
         [(kept, timeline)] = await self._database.rows("SELECT * FROM kie4o.renew(%s)", me)
         if not kept:
             await self.lost(me)
-        if timeline != self.timeline:
-            self._database.reporter(StoreWarned(what="promoted"))
-            for call in self._on_promotion:
+        if self._following is None or self._following.done():
+            following = self._follow(timeline)
+            self._following = asyncio.create_task(following, name="kie4o lease", context=Context())
+
+    async def _follow(self, timeline: str) -> None:
+        with contextlib.suppress(StoreError):  # the next renewal tries again
+            if timeline != self.timeline:
+                self._database.reporter(StoreWarned(what="promoted"))
+                for call in self._on_promotion:
+                    await call()
+                self.timeline = timeline
+            for call in self._on_renewal:
                 await call()
-            self.timeline = timeline
-        for call in self._on_renewal:
-            await call()
 
     async def _begin(self) -> None:
         me = secrets.randbits(63)
