@@ -13,6 +13,7 @@ Attributes that several events have:
     seconds   How long it took, or will take.
     credits   What it is priced at, or None if that is not known. Kie does not say what it charges.
     cause     The reason, in brief words.
+    error     The class of the error that a caller gets, or None.
     trace     The W3C traceparent of the call that has submitted it, if there was one; see `kie4o.otel`.
 """
 

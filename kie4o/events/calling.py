@@ -42,18 +42,18 @@ async def _told(
 ) -> _T:
     loop, number = asyncio.get_running_loop(), next(_NUMBERS)
     began = loop.time()
-    cause: str | None = None
+    failure: str | None = None
     reporter(CallStarted(call=call, number=number, key=key, task_id=task_id, trace=trace))
     try:
         result = await work()
         task_id = getattr(result, "task_id", task_id)
     except BaseException as error:
         task_id = getattr(error, "task_id", None) or task_id
-        cause = type(error).__name__
+        failure = type(error).__name__
         raise
     finally:
         seconds = loop.time() - began
-        ended = CallEnded(call=call, number=number, key=key, task_id=task_id, seconds=seconds, cause=cause)
+        ended = CallEnded(call=call, number=number, key=key, task_id=task_id, seconds=seconds, error=failure)
         reporter(ended)
         reporter.leave(number)
     return result

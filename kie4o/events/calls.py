@@ -24,19 +24,19 @@ class CallStarted(Event):
 
 
 class CallEnded(Event):
-    """A call of the client has ended after `seconds`. `cause` is the class of what it raised, or None."""
+    """A call of the client has ended after `seconds`. `error` is the class of what it raised, or None."""
 
     level: ClassVar[int] = logging.DEBUG
     texts: ClassVar[tuple[str, ...]] = (
         "a call of %(call)s has ended after %(seconds).1f s",
-        "a call of %(call)s has ended after %(seconds).1f s: %(cause)s",
+        "a call of %(call)s has ended after %(seconds).1f s: %(error)s",
     )
     call: CallName
     number: int
     key: str | None
     task_id: str | None
     seconds: float
-    cause: str | None
+    error: str | None
 
     def _text(self) -> str:
-        return self.texts[self.cause is not None]
+        return self.texts[self.error is not None]

@@ -24,18 +24,18 @@ class SubmitJoined(OfSubmit):
 
 
 class SubmitEnded(OfSubmit):
-    """A submit is over: it has a task, or `cause` is the class of the error that its callers get."""
+    """A submit is over: it has a task, or `error` is the class of the error that its callers get."""
 
     level: ClassVar[int] = logging.DEBUG
     texts: ClassVar[tuple[str, ...]] = (
         "a submit is over: task %(task_id)s",
-        "a submit is over without a task: %(cause)s",
+        "a submit is over without a task: %(error)s",
     )
     task_id: str | None
-    cause: str | None
+    error: str | None
 
     def _text(self) -> str:
-        return self.texts[self.cause is not None]
+        return self.texts[self.error is not None]
 
 
 class Recalled(OfSubmit):

@@ -130,7 +130,7 @@ class Meters:
             case events.CallEnded():
                 self._calls.add(-1, {CALL: event.call})
                 if event.call == "generate":
-                    failed = {} if event.cause is None else {ERROR: event.cause}
+                    failed = {} if event.error is None else {ERROR: event.error}
                     self._operations.record(event.seconds, {**OF_GENERATION, **failed})
 
 

@@ -170,7 +170,7 @@ class Spans:
             call.span.set_attribute(names.TASK, event.task_id)
             if call.name == "generate" and event.task_id not in self._homes:  # whose answer was lost
                 self._remember(event.task_id, call.span.get_span_context())
-        _end(call.span, event.cause)
+        _end(call.span, event.error)
 
     def _wait(self, call: _Call, name: str) -> None:
         """Events of this task, or of this hash of a ref, are those of the call."""
@@ -256,14 +256,14 @@ class Spans:
             return
         if event.task_id is not None and not submit.ended:  # that of an earlier submit
             submit.span.set_attribute(names.TASK, event.task_id)
-        if event.cause is not None and submit.code is not None:
+        if event.error is not None and submit.code is not None:
             submit.span.set_attribute(names.CODE, submit.code)
-        self._end_submit(submit, event.cause)
+        self._end_submit(submit, event.error)
 
-    def _end_submit(self, submit: _Submit, cause: str | None, why: str | None = None) -> None:
+    def _end_submit(self, submit: _Submit, error: str | None, why: str | None = None) -> None:
         if not submit.ended:
             submit.ended = True
-            _end(submit.span, cause, why)
+            _end(submit.span, error, why)
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -333,10 +333,10 @@ class Spans:
             own.span.add_event(_name_of(event), _attributes_of(event))
 
 
-def _end(span: Span, cause: str | None, why: str | None = None) -> None:
-    """End a span; `cause` is the class of the error."""
-    if cause is not None:
-        span.set_attribute(names.ERROR, cause)
+def _end(span: Span, error: str | None, why: str | None = None) -> None:
+    """End a span; `error` is the class of what was raised."""
+    if error is not None:
+        span.set_attribute(names.ERROR, error)
         span.set_status(StatusCode.ERROR, why)
     span.end()
 

@@ -122,7 +122,6 @@ class TaskPoller:
             TaskNotFoundError: Kie has not known the task for 90 s.
             TaskTimeoutError: The time is up. The task is still running and can be waited for again.
         """
-        self._reporter.refresh()
         waiter = self.join(task_id, timeout=timeout, on_update=on_update, since=since, expecting=expecting)
         try:
             if isinstance(waiter, Listener):
@@ -144,7 +143,6 @@ class TaskPoller:
         Raises:
             NoImagesError, TaskNotFoundError, TaskTimeoutError: As for `wait`.
         """
-        self._reporter.refresh()
         listener = self._join(Listener, task_id, timeout=timeout, since=since)
         try:
             while True:
@@ -165,7 +163,6 @@ class TaskPoller:
             since: The event loop's time before which the look must not have begun. Another one follows
                 a look that is running and began earlier, unless that finds the task finished.
         """
-        self._reporter.refresh()
         one = self._join(OneLook, task_id, timeout=None)
         one.too_early = self._look_soon(one.watch, since * self._speed)
         try:
@@ -347,6 +344,7 @@ class TaskPoller:
     ) -> _W:
         if self._closed:
             raise KieError("the poller is closed; create a new TaskPoller", task_id=task_id)
+        self._reporter.refresh()
         loop = asyncio.get_running_loop()
         self._schedule.loop = fast_loop(loop, self._speed)
         now = self._schedule.loop.time()

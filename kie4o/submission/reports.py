@@ -26,14 +26,14 @@ def recalled(entry: Entry) -> Recalled:
 
 def ended(entry: Entry, outcome: asyncio.Task[pending.Submitted]) -> SubmitEnded:
     """For a submit whose task has ended like this."""
-    error = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
-    cause: str | None
-    if error is not None:
-        task_id, cause = getattr(error, "task_id", None), type(error).__name__
+    raised = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
+    error: str | None
+    if raised is not None:
+        task_id, error = getattr(raised, "task_id", None), type(raised).__name__
     else:
         task_id = outcome.result().task_id
-        cause = None if task_id is not None else "SubmissionUnknownError"
-    return SubmitEnded(ref_hash=entry.ref_hash, key=entry.callers_key, task_id=task_id, cause=cause)
+        error = None if task_id is not None else "SubmissionUnknownError"
+    return SubmitEnded(ref_hash=entry.ref_hash, key=entry.callers_key, task_id=task_id, error=error)
 
 
 # -- one attempt -----------------------------------------------------------------------------------

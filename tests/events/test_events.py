@@ -101,6 +101,7 @@ def test_every_text_of_an_event_can_be_its_line(kind: type[Event]) -> None:
         "seconds": [None, 2.0],
         "task_id": [None, "t"],
         "cause": [None, "c"],
+        "error": [None, "e"],
         "others": [0, 3],
         "stray": [False, True],
         "state": ["submitted", "planned", "unknown"],

@@ -18,7 +18,7 @@ from kie4o.events import Event
 pytestmark = pytest.mark.once
 
 LEVELS = {"debug", "info", "warning", "error", "exception"}
-SILENT = {"isEnabledFor"}
+SILENT = {"isEnabledFor", "getEffectiveLevel"}
 OF_EVENTS = "logger.log(event.level, *event.line(subject), stacklevel=2)"  # in the reporter
 CONVERSION = re.compile(r"%(?:\(\w+\))?(?:\.\d)?[sdrgf]")
 SHORTEST = 10  # letters of a line that are always the same: with fewer it would match any row
