@@ -11,14 +11,14 @@ import shutil
 import tempfile
 import time
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 from mutation.operators import Mutant, mutants_of
-from mutation.recording import FAST, ROOMS, Record, digest, read_record, write_record
+from mutation.recording import FAST, ROOMS, Record, not_recorded, read_record, write_record
 from mutation.trial import LIMIT, UNSEEN, Ending, ending_of
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants tried at a time")
     parser.add_argument(
-        "--limit", type=float, default=60.0, help="seconds for a mutant, and what its tests take"
+        "--limit", type=float, default=10.0, help="seconds for a test, and five times what it took without"
     )
     parser.add_argument(
         "--budget", type=float, default=30.0, help="seconds of tests that a mutant may survive"
@@ -112,20 +112,19 @@ def copied(target: Path) -> Path:
 
 
 def recorded(options: argparse.Namespace, copy: Path) -> Record:
-    """The record of these sources; made now unless it exists."""
+    """The record of the tests of these rooms; made now for the files that have changed."""
     file: Path = options.record.absolute()
-    rooms = sorted(options.rooms)
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if (known.get("digest"), known.get("rooms")) != (digest(copy), rooms):
-        print(f"recording which test runs which line ({FAST})", flush=True)
+    names = not_recorded(file, copy, options.rooms)
+    if names:
+        print(f"recording which test of {len(names)} files runs which line ({FAST})", flush=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         log = file.with_suffix(".log")
-        process = context().Process(target=write_record, args=(str(copy), str(file), rooms, str(log)))
+        process = context().Process(target=write_record, args=(str(copy), str(file), names, str(log)))
         process.start()
         process.join()
         if process.exitcode != 0:
             raise SystemExit(f"no record was made: see {log}")
-    return read_record(file)
+    return read_record(file, copy, options.rooms)
 
 
 # -- trying ------------------------------------------------------------------------------------------
@@ -144,11 +143,16 @@ def attempts(
     free: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for copy in copies:
         free.put(copy)
+    killers: defaultdict[str, list[str]] = defaultdict(list)
 
     def attempt(mutant: Mutant) -> tuple[Mutant, Ending]:
         copy = free.get()
         try:
-            return mutant, ending_of(context(), mutant, copy, record, options.limit, options.budget)
+            known = killers[mutant.module]
+            ending = ending_of(context(), mutant, copy, record, known, options.limit, options.budget)
+            if ending.test in record.seconds:
+                known.append(ending.test)
+            return mutant, ending
         finally:
             free.put(copy)
 
@@ -156,7 +160,7 @@ def attempts(
         for done, future in enumerate(as_completed([pool.submit(attempt, one) for one in mutants]), 1):
             mutant, ending = future.result()
             print(f"{done}/{len(mutants)} {ending.how} ({ending.took:.1f} s): {mutant.name}", end="")
-            print(f"  [{ending.detail}]" if ending.detail else "", flush=True)
+            print(f"  [{ending.test} {ending.error}]" if ending.test or ending.error else "", flush=True)
             yield mutant.name, ending
 
 

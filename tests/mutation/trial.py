@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +20,59 @@ from mutation.recording import OPTIONS, Record, enter
 ASSERTION, ERROR, LIMIT = "killed by an assertion", "killed by an error", "killed by the time limit"
 SURVIVED, UNREACHED = "survived", "run by no test"
 UNSEEN = (SURVIVED, UNREACHED)
-SECONDS = 5  # of time limit for a second that the tests took when they were recorded
+SECONDS = 5  # of time limit for a second that a test took when it was recorded
+KILLERS = 8  # tests that are tried first: those that killed mutants of the module before
 
 
 @attrs.frozen
 class Ending:
     how: str
-    detail: str = ""
+    test: str = ""
+    error: str = ""
     took: float = 0.0
 
 
 def ending_of(
-    context: Any, mutant: Mutant, copy: Path, record: Record, limit: float, budget: float
+    context: Any, mutant: Mutant, copy: Path, record: Record, killers: list[str], limit: float, budget: float
 ) -> Ending:
-    """Put the mutant into the copy, run its tests, and take it out again."""
+    """Put the mutant into the copy, run its tests, and take it out again.
+
+    `killers` are those that killed mutants of the module before, the latest last.
+    """
     file, began = copy / mutant.module, time.monotonic()
     source = file.read_text(encoding="utf-8")
-    file.write_text(mutant.applied(source), encoding="utf-8")
-    for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
-        compiled.unlink()  # it is told apart by size and second, which a mutant may share
+    _replace(file, mutant.applied(source))
     ending = Ending(UNREACHED)
     try:
-        for tests in _stages(mutant, record, budget):
-            seconds = limit + SECONDS * sum(record.seconds[test] for test in tests)
-            ending = _run(context, copy, tests, seconds)
+        for tests in _stages(mutant, record, killers, budget):
+            ending = _run(context, copy, {test: limit + SECONDS * record.seconds[test] for test in tests})
             if ending.how not in UNSEEN:
                 break
     finally:
-        file.write_text(source, encoding="utf-8")
+        _replace(file, source)
     return attrs.evolve(ending, took=time.monotonic() - began)
 
 
-def _stages(mutant: Mutant, record: Record, budget: float) -> Iterator[list[str]]:
-    """The tests of the mutant's own room, then the others: quick ones first, and no more than the budget."""
+def _replace(file: Path, source: str) -> None:
+    file.write_text(source, encoding="utf-8")
+    for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
+        compiled.unlink()  # it is told apart by size and second, which a mutant may share
+
+
+def _stages(mutant: Mutant, record: Record, killers: list[str], budget: float) -> Iterator[list[str]]:
+    """The latest killers, the tests of the mutant's own room, and the others: quick ones first, and no more
+    than the budget."""
     name = mutant.module.removeprefix("kie4o/")
     tests = record.running(name, mutant.lines)
     # What the import runs no test runs: neither a default argument nor a table.
     room, stem = f"tests/{name.split('/')[0]}/", Path(name).stem
     if not tests:
         own = {each for each in record.seconds if each.startswith(f"{room}test_{stem}.py")}
-        tests = own | (record.running(name, mutant.body) or record.running(name, range(1)))
-    for stage in ([each for each in tests if each.startswith(room) is own] for own in (True, False)):
+        tests = own | (record.running(name, mutant.body) or record.running(name, record.tests.get(name, ())))
+    first = [each for each in dict.fromkeys(reversed(killers)) if each in tests][:KILLERS]
+    tests -= set(first)
+    own, others = ([each for each in tests if each.startswith(room) is is_own] for is_own in (True, False))
+    for stage in (first, own, others):
         taken = []
         for test in sorted(stage, key=lambda each: (record.seconds[each], each)):
             budget -= record.seconds[test]
@@ -70,12 +83,13 @@ def _stages(mutant: Mutant, record: Record, budget: float) -> Iterator[list[str]
             yield taken
 
 
-def _run(context: Any, copy: Path, tests: list[str], seconds: float) -> Ending:
+def _run(context: Any, copy: Path, limits: dict[str, float]) -> Ending:
+    """The tests in their order, each with its limit in seconds."""
     told = copy / "ending"
     told.unlink(missing_ok=True)
-    process = context.Process(target=_tested, args=(str(copy), tests, str(told)))
+    process = context.Process(target=_tested, args=(str(copy), limits, str(told)))
     process.start()
-    process.join(seconds)
+    process.join(sum(limits.values()))
     in_time = not process.is_alive()
     with contextlib.suppress(ProcessLookupError, PermissionError):  # and the programs that tests have left
         if hasattr(os, "killpg"):
@@ -83,32 +97,34 @@ def _run(context: Any, copy: Path, tests: list[str], seconds: float) -> Ending:
         process.kill()
     process.join()
     if told.exists():
-        how, _, detail = told.read_text(encoding="utf-8").partition("\n")
-        return Ending(how, detail)
-    return Ending(LIMIT if not in_time else ERROR, "" if not in_time else f"exit code {process.exitcode}")
+        return Ending(*told.read_text(encoding="utf-8").split("\n"))
+    return Ending(LIMIT) if not in_time else Ending(ERROR, error=f"exit code {process.exitcode}")
 
 
-def _tested(copy: str, tests: list[str], told: str) -> None:
+def _tested(copy: str, limits: dict[str, float], told: str) -> None:
     """In a process of its own, which imports the copy."""
     if hasattr(os, "setsid"):
         os.setsid()
     enter(Path(copy), f"{copy}/log")
-    watch = _Watch(tests)
-    files = sorted({test.partition("::")[0] for test in tests})
+
+    def tell(how: str, test: str = "", error: str = "") -> None:
+        Path(told).write_text(f"{how}\n{test}\n{error}", encoding="utf-8")
+        os._exit(0)  # threads of a mutant may not end
+
+    watch = _Watch(limits, tell)
+    files = sorted({test.partition("::")[0] for test in limits})
     status = pytest.main(["-q", "-x", "-o", "timeout=0", *OPTIONS, *files], plugins=[watch])
-    ending = watch.ending
-    if ending is None and status is not pytest.ExitCode.OK:
-        ending = ERROR, f"pytest ended with {status!r}"
-    Path(told).write_text("\n".join(ending or (SURVIVED, "")), encoding="utf-8")
-    os._exit(0)  # threads of a mutant may not end
+    if status is pytest.ExitCode.OK:
+        tell(SURVIVED)
+    tell(ERROR, error=f"pytest ended with {status!r}")
 
 
 class _Watch:
     """A pytest plugin: the chosen tests in their order, and how the first of them failed."""
 
-    def __init__(self, tests: list[str]) -> None:
-        self._order = {test: index for index, test in enumerate(tests)}
-        self.ending: tuple[str, str] | None = None
+    def __init__(self, limits: dict[str, float], tell: Callable[[str, str, str], None]) -> None:
+        self._limits, self._tell = limits, tell
+        self._order = {test: index for index, test in enumerate(limits)}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -118,13 +134,23 @@ class _Watch:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.ending = self.ending or (ERROR, f"{report.nodeid} cannot be collected")
+            self._tell(ERROR, report.nodeid, "it cannot be collected")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        timer = threading.Timer(self._limits[item.nodeid], self._tell, (LIMIT, item.nodeid, ""))
+        timer.daemon = True
+        timer.start()
+        try:
+            return (yield)
+        finally:
+            timer.cancel()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
         report: Any = yield
-        if report.failed and self.ending is None and call.excinfo is not None:
+        if report.failed and call.excinfo is not None:
             error = call.excinfo.value
             how = ASSERTION if isinstance(error, AssertionError | pytest.fail.Exception) else ERROR
-            self.ending = how, f"{item.nodeid}: {type(error).__name__}"[:200]
+            self._tell(how, item.nodeid, type(error).__name__)
         return report
