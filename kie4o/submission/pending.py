@@ -63,13 +63,15 @@ class PendingSubmit:
 
     entry: Entry
     permit: Permit | None  # held until the submit is over
-    waits: bool = True  # for another process that has the key in hand
+    waits: bool  # for another process that has the key in hand
     previous: Entry | None = None  # the earlier submit of the key, which is submitted again
     claimed: bool = False  # the store holds the key
     callers: list[asyncio.Future[Submitted]] = attrs.field(factory=list)
     called_off: str = ""  # the reason, once it is called off
-    resendable: bool = True  # False: no caller wants it sent again if it is refused
-    held_until: float = 0.0  # loop time before which the limiter sends nothing, after a refusal of this one
+    resendable: bool = attrs.field(init=False)  # False: no caller wants it sent again if it is refused
+    held_until: float = float(
+        "-inf"
+    )  # loop time before which the limiter sends nothing, after a refusal of this one
     attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
     reported: PaidAttempt | None = None  # the latest attempt whose verdict was reported
     task: asyncio.Task[Submitted] = attrs.field(init=False)

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+from alone import Alone
 from clients import LOST, client_of, until
 from clocks import run_scaled
 from held import HeldServer
@@ -232,6 +233,10 @@ async def test_what_a_batch_that_stops_can_call_off(state: str, api_key: str) ->
                 error = await ended(waiting)
                 assert str(error).startswith("the batch stopped before the request was sent"), error
                 assert error.key == "waiting"
+                over = [
+                    (each.key, each.cause) for each in heard if isinstance(each, kie4o.events.SubmitEnded)
+                ]
+                assert over == [("waiting", "KieError")]
             if not first.done():
                 kie.accept("first")
                 assert isinstance(await ended(first), kie4o.ImageTask)
@@ -254,6 +259,66 @@ async def test_a_refusal_of_a_batch_is_not_repeated_for_the_caller_that_joined(a
         [error] = await ended(running)
         assert isinstance(error, kie4o.UnprocessableEntityError)
         assert kie.posts == 1
+
+
+async def test_each_caller_has_an_error_of_its_own(api_key: str) -> None:
+    """What one of them changes or chains is not seen by the other."""
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        calls = [asyncio.create_task(client.submit("x", key="k")) for _ in range(2)]
+        await until(lambda: kie.posts == 1)
+        kie.refuse("x", 422, "a bad request")
+        first, second = [await ended(call) for call in calls]
+        assert isinstance(first, kie4o.UnprocessableEntityError)
+        assert first is not second
+        assert (str(first), first.code, first.key) == (str(second), second.code, second.key)
+
+
+async def test_a_caller_has_its_task_before_its_key_is_let_go(api_key: str) -> None:
+    """A store that stalls then delays nobody. What has no key holds none."""
+
+    class SlowToRelease(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = Alone()
+
+        async def release(self, key: str) -> None:
+            released.append(key)
+            await let_go.wait()
+            await super().release(key)
+
+    released: list[str] = []
+    let_go = asyncio.Event()
+    async with HeldServer() as kie, client_of(kie.url, SlowToRelease(), api_key=api_key) as client:
+        calls = [asyncio.create_task(client.submit("x", key=key)) for key in ("k", None)]
+        await until(lambda: kie.posts == 2)
+        ids = [kie.accept("x") for _ in calls]
+        assert sorted([(await ended(call)).id for call in calls]) == ids
+        await until(lambda: released == ["k"])
+        let_go.set()
+
+
+async def test_a_caller_does_not_outlive_the_submit_that_it_waits_for(api_key: str) -> None:
+    """Something may cancel every task but its own, as `asyncio.run` does at its end."""
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        call = asyncio.create_task(client.submit("x"))
+        await until(lambda: kie.posts == 1)
+        [submit] = [task for task in asyncio.all_tasks() if task.get_name() == "kie4o submit"]
+        submit.cancel()
+        await asyncio.wait([call], timeout=LIMIT)
+        assert call.cancelled()
+
+
+async def test_a_submit_that_has_not_begun_can_be_called_off(api_key: str) -> None:
+    """In the turn in which it was started: its caller is told that nothing was charged."""
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        submissions = client._runtime.submissions
+        call = asyncio.create_task(client.submit("x", key="k"))
+        await asyncio.sleep(0)
+        assert submissions.call_off("k", "the batch stopped")
+        error = await ended(call)
+        assert isinstance(error, kie4o.KieError)
+        assert "nothing was charged" in str(error)
+        assert (error.key, kie.posts) == ("k", 0)
 
 
 class KeepsNoIds(MemoryStore):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from typing import Any
 
@@ -100,11 +101,14 @@ UNKNOWN = {
 @pytest.mark.parametrize("name", UNKNOWN)
 async def test_unknown_is_paid_at_most_once_and_never_sent_again(name: str) -> None:
     """Whatever goes wrong after the headers, the POST is sent once, and the error carries the ref."""
+    heard: list[Any] = []
     async with FaultServer(UNKNOWN[name]) as server:
-        error = await verdict_of(server.url)
+        error = await verdict_of(server.url, on_event=heard.append)
     assert isinstance(error, kie4o.SubmissionUnknownError)
-    assert error.ref
+    assert error.ref is not None
+    assert re.fullmatch("[A-Za-z0-9_-]{24}", error.ref)  # 144 random bits
     assert server.posts == 1
+    assert [type(each) for each in heard].count(kie4o.events.Unknown) == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
