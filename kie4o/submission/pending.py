@@ -69,9 +69,7 @@ class PendingSubmit:
     callers: list[asyncio.Future[Submitted]] = attrs.field(factory=list)
     called_off: str = ""  # the reason, once it is called off
     resendable: bool = attrs.field(init=False)  # False: no caller wants it sent again if it is refused
-    held_until: float = float(
-        "-inf"
-    )  # loop time before which the limiter sends nothing, after a refusal of this one
+    held_until: float = float("-inf")  # loop time: the limiter sends nothing before, after a refusal
     attempt: PaidAttempt = attrs.field(factory=PaidAttempt)
     reported: PaidAttempt | None = None  # the latest attempt whose verdict was reported
     task: asyncio.Task[Submitted] = attrs.field(init=False)
