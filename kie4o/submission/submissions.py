@@ -111,10 +111,11 @@ class Submissions:
         self, request: ImageRequest, key: str | None, permit: Permit, resubmit: Resubmit, wait: bool
     ) -> PendingSubmit:
         """The submit that is under way under the key, or a new one."""
-        submit = self._live.get(key) if key is not None else None
-        while submit is not None and submit.called_off and key is not None:
+        name = key or ""  # which is no key
+        submit = self._live.get(name)
+        while submit is not None and submit.called_off:
             await asyncio.wait([submit.task])  # until its INTENT is undone
-            submit = self._live.get(key)
+            submit = self._live.get(name)
         if submit is None:
             submit = self._start(request, key, permit, resubmit, wait)
         elif submit.entry.fingerprint != fingerprint(request):
@@ -178,9 +179,10 @@ class Submissions:
         self._settle(submit, task)
         if error is not None and not submit.callers and not submit.called_off:
             entry = submit.entry
-            cause = cause_of(error) if isinstance(error, Exception) else type(error).__name__
-            orphaned = events.Orphaned(ref_hash=entry.ref_hash, key=entry.callers_key, cause=cause)
-            self._reporter(orphaned, str(error))
+            self._reporter(
+                events.Orphaned(ref_hash=entry.ref_hash, key=entry.callers_key, cause=cause_of(error)),
+                str(error),
+            )
 
     def _settle(self, submit: PendingSubmit, outcome: Submitted | asyncio.Task[Submitted]) -> None:
         """The submit is over. It is called once with the outcome and once when the task is done:

@@ -59,7 +59,7 @@ def in_brief(code: int | None, message: str) -> str:
     return shown(words if code is None else f"{code} {words}", _BRIEF)
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """Why a call failed, for a log line."""
     if isinstance(error, APIStatusError):
         return in_brief(error.code, error.message)

@@ -22,7 +22,7 @@ from kie4o import AsyncKieClient, RateLimit, StoreError
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.store import Entry, EntryState
+from kie4o.stores.store import Entry, EntryState, KeyInUseError
 
 SPEED = 50  # loop seconds per second
 SLOW = 10
@@ -647,6 +647,37 @@ async def test_a_key_that_another_process_holds_is_not_sent(api_key: str) -> Non
         assert len(kie.submits) == 0
 
 
+async def test_a_caller_that_waits_for_a_key_joins_one_that_does_not(api_key: str) -> None:
+    """An item of a batch does not wait for a key that another process has in hand, and is told so, once. A
+    call that has joined it waits, and gets its task."""
+
+    class HeldForAWhile(Shared):
+        async def claim(self, entry: Entry, *, wait: bool = True, **options: Any) -> Entry | None:
+            claims.append(wait)
+            if len(claims) > 2:
+                raise StoreError("one claim too many")
+            await (free if wait else asked).wait()
+            return await super().claim(entry, **options) if wait else None
+
+    claims: list[bool] = []
+    asked, free = asyncio.Event(), asyncio.Event()
+    async with Emulator() as kie, client_of(kie.url, HeldForAWhile(), api_key=api_key) as client:
+        generate = client._runtime.lifecycle.generate
+        item = asyncio.create_task(generate(kie4o.ImageRequest("x"), "a", wait=False))
+        await until(lambda: claims)
+        call = asyncio.create_task(client.submit("x", key="a"))
+        await asyncio.sleep(0.02)
+        asked.set()
+        await asyncio.wait([item], timeout=5)
+        assert isinstance(item.exception(), KeyInUseError)
+        await until(lambda: len(claims) == 2)
+        assert not call.done()
+        free.set()
+        await asyncio.wait([call], timeout=5)
+        assert call.result().id in kie.tasks
+        assert claims == [False, True]
+
+
 @pytest.mark.parametrize(
     ("options", "more"),
     [
@@ -667,7 +698,8 @@ async def test_a_key_is_taken_in_the_states_from_which_it_is_sent(
 
 
 async def test_a_store_that_is_slow_to_release_a_key_delays_no_caller(api_key: str) -> None:
-    """The caller has its task id, and its permit is free, as soon as the id is saved."""
+    """The caller has its task id, and its permit is free, as soon as the id is saved. What has no key holds
+    none."""
 
     class SlowToRelease(Shared):
         async def release(self, key: str) -> None:
@@ -677,11 +709,12 @@ async def test_a_store_that_is_slow_to_release_a_key_delays_no_caller(api_key: s
     store, released = SlowToRelease(), asyncio.Event()
     async with Emulator() as kie:
         async with client_of(kie.url, store, api_key=api_key, max_in_flight=1) as client:
-            calls = [asyncio.create_task(client.submit(key, key=key)) for key in ("a", "b")]
+            calls = [asyncio.create_task(client.submit("x", key=key)) for key in ("a", None, "b")]
             done, _ = await asyncio.wait(calls, timeout=2)
             released.set()
-            assert len(done) == 2
+            assert len(done) == 3
             assert {call.result().id for call in calls} == set(kie.tasks)
+    assert store.released == ["a", "b"]
 
 
 @pytest.mark.parametrize("release_fails", [False, True])

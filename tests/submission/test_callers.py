@@ -7,7 +7,6 @@ import logging
 from typing import Any
 
 import pytest
-from alone import Alone
 from clients import LOST, client_of, until
 from clocks import run_scaled
 from held import HeldServer
@@ -262,8 +261,9 @@ async def test_a_refusal_of_a_batch_is_not_repeated_for_the_caller_that_joined(a
 
 
 async def test_each_caller_has_an_error_of_its_own(api_key: str) -> None:
-    """What one of them changes or chains is not seen by the other."""
-    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+    """What one of them changes or chains is not seen by the other. An event tells of the second caller."""
+    heard: list[Any] = []
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key, on_event=heard.append) as client:
         calls = [asyncio.create_task(client.submit("x", key="k")) for _ in range(2)]
         await until(lambda: kie.posts == 1)
         kie.refuse("x", 422, "a bad request")
@@ -271,30 +271,19 @@ async def test_each_caller_has_an_error_of_its_own(api_key: str) -> None:
         assert isinstance(first, kie4o.UnprocessableEntityError)
         assert first is not second
         assert (str(first), first.code, first.key) == (str(second), second.code, second.key)
+    assert [each.key for each in heard if isinstance(each, kie4o.events.SubmitJoined)] == ["k"]
 
 
-async def test_a_caller_has_its_task_before_its_key_is_let_go(api_key: str) -> None:
-    """A store that stalls then delays nobody. What has no key holds none."""
-
-    class SlowToRelease(MemoryStore):
-        def __init__(self) -> None:
-            super().__init__()
-            self.shared = Alone()
-
-        async def release(self, key: str) -> None:
-            released.append(key)
-            await let_go.wait()
-            await super().release(key)
-
-    released: list[str] = []
-    let_go = asyncio.Event()
-    async with HeldServer() as kie, client_of(kie.url, SlowToRelease(), api_key=api_key) as client:
-        calls = [asyncio.create_task(client.submit("x", key=key)) for key in ("k", None)]
-        await until(lambda: kie.posts == 2)
-        ids = [kie.accept("x") for _ in calls]
-        assert sorted([(await ended(call)).id for call in calls]) == ids
-        await until(lambda: released == ["k"])
-        let_go.set()
+async def test_a_call_that_the_store_answers_calls_nothing_off(api_key: str) -> None:
+    """Nothing of it was sent, and its caller does not wait any more; but nobody has left it."""
+    heard: list[Any] = []
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key, on_event=heard.append) as client:
+        first = asyncio.create_task(client.submit("x", key="k"))
+        await until(lambda: kie.posts == 1)
+        task_id = kie.accept("x")
+        assert (await ended(first)).id == task_id
+        assert (await client.submit("x", key="k")).id == task_id
+        assert [each for each in heard if isinstance(each, kie4o.events.CalledOff)] == []
 
 
 async def test_a_caller_does_not_outlive_the_submit_that_it_waits_for(api_key: str) -> None:
@@ -358,7 +347,8 @@ async def test_a_refusal_that_no_caller_sees_is_logged(
     leaves: bool, api_key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At WARNING, once, with what Kie said. A refusal that the caller gets is not logged as well."""
-    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+    heard: list[Any] = []
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key, on_event=heard.append) as client:
         call = asyncio.create_task(client.submit("x"))
         await until(lambda: kie.posts == 1)
         if leaves:
@@ -370,6 +360,8 @@ async def test_a_refusal_that_no_caller_sees_is_logged(
         error = await ended(call)
         assert error is None if leaves else isinstance(error, kie4o.InsufficientCreditsError)
         assert sum("credits are used up" in line for line in warnings_in(caplog)) == leaves
+        orphaned = [each.cause for each in heard if isinstance(each, kie4o.events.Orphaned)]
+        assert orphaned == ["402 credits are used up"] * leaves
 
 
 def test_a_submit_that_is_called_off_is_not_logged(api_key: str, caplog: pytest.LogCaptureFixture) -> None:

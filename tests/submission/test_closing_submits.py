@@ -198,27 +198,6 @@ async def test_a_first_submit_that_is_called_off_leaves_its_key_free(
         assert kie.posts == 1
 
 
-async def test_a_key_is_let_go_if_its_claim_is_cancelled(api_key: str) -> None:
-    """The store may have taken the claim all the same, and would keep the key from others."""
-
-    class SlowToClaim(MemoryStore):
-        async def claim(self, entry: Entry, **more: Any) -> Entry | None:
-            stored = await super().claim(entry, **more)
-            claiming.set()
-            await asyncio.sleep(3600)
-            return stored
-
-    claiming = asyncio.Event()
-    async with HeldServer() as kie, client_of(kie.url, kept := SlowToClaim(), api_key=api_key) as client:
-        running = asyncio.create_task(client.submit("x", key="a"))
-        await until(claiming.is_set)
-        assert await state_of(kept, "a") is EntryState.PLANNED
-        running.cancel()
-        await until(lambda: client._runtime.submissions.live == 0)
-        assert await state_of(kept, "a") is None
-        assert kie.posts == 0
-
-
 @pytest.mark.parametrize("first", ["cancel", "close"])
 async def test_closing_does_not_interrupt_the_undoing_of_a_submit(first: str, api_key: str) -> None:
     """A submit is being called off when the client closes (again): its key is free afterwards."""
