@@ -205,10 +205,14 @@ async def test_closing_does_not_interrupt_the_undoing_of_a_submit(first: str, ap
     class SlowToUndo(MemoryStore):
         async def save(self, entry: Entry) -> None:
             if entry.state is EntryState.PLANNED:
+                task = asyncio.current_task()
+                assert task is not None
+                cancelling.append(task.cancelling())
                 undoing.set()
                 await asyncio.sleep(0.1)
             await super().save(entry)
 
+    cancelling: list[int] = []  # what a store with timeouts or task groups of its own would go by
     undoing = asyncio.Event()
     with never_connects() as url:
         async with client_of(url, kept := SlowToUndo(), api_key=api_key) as client:
@@ -223,6 +227,7 @@ async def test_closing_does_not_interrupt_the_undoing_of_a_submit(first: str, ap
             assert await state_of(kept, "a") is None
             await asyncio.wait([running], timeout=LIMIT)
             assert running.done()
+            assert cancelling == [0]
 
 
 async def intent(kept: Any, key: str, running: asyncio.Task[Any]) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -43,6 +45,7 @@ from kie4o.submission.verdict import Judgement, Verdict, judge
 from kie4o.transport import transport
 from kie4o.transport.paid_body import PaidAttempt, PaidBody
 
+TLS = Path(__file__).parents[1] / "fixtures" / "tls"
 HTML = b"<html><body>Bad gateway</body></html>"
 
 
@@ -200,10 +203,12 @@ async def test_an_id_that_arrived_is_never_lost(reset: bool, chunked: bool) -> N
 
 @pytest.mark.parametrize("code", [200, 429, 500, 505])
 async def test_a_body_with_an_id_is_accepted_whatever_its_code(code: int) -> None:
-    """Even an error code does not hide a task id: it is paid, so it is kept."""
+    """Even an error code does not hide a task id: it is paid, so it is kept, and no other submit waits."""
     body = json.dumps({"code": code, "msg": "x", "data": {"taskId": TASK_ID}}).encode()
     async with FaultServer(answer(body, "500 Error" if code == 505 else "200 OK")) as server:
-        assert await verdict_of(server.url) == TASK_ID
+        async with client_of(server.url) as client:
+            assert (await client.submit("x")).id == TASK_ID
+            assert (await client.state()).next_slot == 0
     assert server.posts == 1
 
 
@@ -369,11 +374,31 @@ def test_server_that_comes_up_in_time_gets_exactly_one_post() -> None:
             # plain sockets on the server, TLS from the client: the handshake breaks
             url = server.url.replace("http:", "https:")
             async with client_of(url, timeout=100) as client:
-                with pytest.raises(kie4o.APIConnectionError):
+                with pytest.raises(kie4o.APIConnectionError) as caught:
                     await client.submit("x")
             assert (server.connections, server.posts) == (3, 0)
+            assert caught.value.retryable
 
     run_scaled(run(), 50)
+
+
+async def test_what_would_fail_again_is_not_repeated() -> None:
+    """A certificate that is not trusted is not trusted a second later either."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+    connections = 0
+
+    def accept(*_: Any) -> asyncio.Protocol:
+        nonlocal connections
+        connections += 1
+        return asyncio.Protocol()
+
+    server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0, ssl=context)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        error = await verdict_of(f"https://{host}:{port}")
+    assert isinstance(error, kie4o.APIConnectionError)
+    assert (error.retryable, connections) == (False, 1)
 
 
 async def test_timeout_before_the_headers_is_not_sent() -> None:
