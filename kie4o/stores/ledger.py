@@ -40,7 +40,7 @@ class Ledger:
         # one, must not mix with other writes of them.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._settling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the same
-        self._moves = 0  # begun and ended
+        self._moves = object()  # another one whenever a move begins or ends
 
     # -- a submit --------------------------------------------------------------------------------
 
@@ -67,10 +67,10 @@ class Ledger:
         Raises `StoreError`; then the request must not be sent. A write that was given up may still happen, so
         the INTENT is undone as soon as the store works.
         """
-        moves = 0 if previous is None else 1
+        moves = previous is not None
         async with self._lock(entry):
             if previous is not None:
-                self._moves += moves
+                self._moves = object()
                 previous = await self._as_it_is_now(previous)
             self._unsaved.pop(entry.key, None)  # no older entry may replace the INTENT
             try:
@@ -79,7 +79,8 @@ class Ledger:
                 self._save_later(_planned(entry) if previous is None else previous)
                 raise
             finally:
-                self._moves += moves
+                if moves:
+                    self._moves = object()
             if Saved in self._reporter.wanted:
                 self._report_saved(entry)
 
@@ -116,14 +117,14 @@ class Ledger:
         planned = _planned(entry)
         try:
             async with self._lock(entry):
-                self._moves += 1
+                self._moves = object()
                 restored = None if previous is None else await self._as_it_is_now(previous)
                 error = await self._keep(restored or planned)
         except StoreError as failure:  # the lock was not to be had
             self._save_later(previous or planned)
             error = failure
         finally:
-            self._moves += 1
+            self._moves = object()
         if error is not None:
             self._report_unsaved(planned, error)
         return planned
@@ -202,7 +203,7 @@ class Ledger:
     async def _unpaid(self, entry: Entry) -> Entry:
         """Move the entry away from its key, to which the submit before it returns: both or neither."""
         unpaid = attrs.evolve(entry.superseded() if entry.keyed else entry, state=EntryState.FAILED)
-        self._moves += 1
+        self._moves = object()
         try:
             if self._unsaved.get(entry.key) is entry:
                 await self._store.save(entry)  # the INTENT of a later submit may still be under the key
@@ -214,7 +215,7 @@ class Ledger:
                 self._unsaved.pop(previous.ref, None)
             self._unsaved.pop(entry.key, None)
         finally:
-            self._moves += 1
+            self._moves = object()
         if Saved in self._reporter.wanted:
             self._report_saved(unpaid)
         return unpaid
@@ -237,7 +238,7 @@ class Ledger:
             if entry is None:
                 return
             async with self._lock(entry):
-                if moves != self._moves:
+                if moves is not self._moves:
                     entry = await self._latest(entry.ref)
                 if entry is None or entry.state.ended:
                     return

@@ -148,6 +148,34 @@ def test_the_store_is_closed_after_what_it_saves_of_a_submit_that_is_cut_short(a
     run_scaled(run(), SPEED)
 
 
+def test_closing_saves_an_id_whose_save_it_has_cut_short(api_key: str) -> None:
+    """The store stalls once, for longer than closing waits. The caller gets its paid task all the same."""
+
+    class StallsOnce(MemoryStore):
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.SUBMITTED and not stalled.is_set():
+                stalled.set()
+                await asyncio.sleep(3600)
+            await super().save(entry)
+
+    stalled = asyncio.Event()
+
+    async def run() -> None:
+        async with HeldServer() as kie:
+            client = client_of(kie.url, store := StallsOnce(), api_key=api_key)
+            running = asyncio.create_task(client.submit("x", key="a"))
+            await until(lambda: kie.posts == 1)
+            task_id = kie.accept("x")
+            await until(stalled.is_set)
+            await ended(asyncio.create_task(client.aclose()), limit=100.0)
+            [task] = await ended(running)
+            assert isinstance(task, kie4o.ImageTask), task
+            assert task.id == task_id
+            assert await state_of(store, "a") is EntryState.SUBMITTED
+
+    run_scaled(run(), SPEED)
+
+
 # -- called off before anything is sent --------------------------------------------------------------
 
 
