@@ -17,7 +17,7 @@ import pytest
 
 FAST = "not paced and not sweep and not once and not proof"
 # Rooms whose tests are tried. Those of PostgreSQL run nothing here without a server.
-ROOMS = ("wire", "submission", "transport", "stores", "callbacks", "polling", "client", "laws")
+ROOMS = ("wire", "submission", "transport", "stores", "callbacks", "events", "polling", "client", "laws")
 # The examples of Hypothesis are the same in every run.
 OPTIONS = ["--no-header", "--tb=short", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ ASSERTION, ERROR, LIMIT = "killed by an assertion", "killed by an error", "kille
 SURVIVED, UNREACHED = "survived", "run by no test"
 UNSEEN = (SURVIVED, UNREACHED)
 SECONDS = 5  # of time limit for a second that a test took when it was recorded
+CASES = 4  # of a test function, which are much alike, that are tried at a time
 KILLERS = 8  # tests that are tried first: those that killed mutants of the module before
 
 
@@ -60,8 +62,7 @@ def _replace(file: Path, source: str) -> None:
 
 
 def _stages(mutant: Mutant, record: Record, killers: list[str], budget: float) -> Iterator[list[str]]:
-    """The latest killers, the tests of the mutant's own room, and the others: quick ones first, and no more
-    than the budget."""
+    """The latest killers, the tests of the mutant's own room, and the others, no more than the budget."""
     name = mutant.module.removeprefix("kie4o/")
     tests = record.running(name, mutant.lines)
     # What the import runs no test runs: neither a default argument nor a table.
@@ -74,13 +75,24 @@ def _stages(mutant: Mutant, record: Record, killers: list[str], budget: float) -
     own, others = ([each for each in tests if each.startswith(room) is is_own] for is_own in (True, False))
     for stage in (first, own, others):
         taken = []
-        for test in sorted(stage, key=lambda each: (record.seconds[each], each)):
+        for test in _in_order(stage, record):
             budget -= record.seconds[test]
             if budget < 0:
                 break
             taken.append(test)
         if taken:
             yield taken
+
+
+def _in_order(tests: list[str], record: Record) -> list[str]:
+    """Quick ones first, and a few cases of each function before the others of any."""
+    cases = Counter[str]()
+    turns = {}
+    for test in sorted(tests, key=lambda each: (record.seconds[each], each)):
+        function = test.partition("[")[0]
+        turns[test] = cases[function] // CASES
+        cases[function] += 1
+    return sorted(turns, key=turns.__getitem__)
 
 
 def _run(context: Any, copy: Path, limits: dict[str, float]) -> Ending:
