@@ -320,6 +320,8 @@ async def test_each_verdict_has_its_events(
             await client.submit("x", key="order-1")
     told = [each for each in of_submit(heard) if each[0] not in ("Unfinished", "NeverSaved")]
     assert told == [STARTED, *expected, ENDED]
+    accepted = [event.task_id for event in heard if isinstance(event, events.Submitted)]
+    assert [event.task_id for event in heard if isinstance(event, events.SubmitEnded)] == (accepted or [None])
     assert len({event.ref_hash for event in heard if isinstance(event, events.OfSubmit)}) == 1
 
 

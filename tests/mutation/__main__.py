@@ -26,6 +26,8 @@ MODULES = ["submission", "wire", "callbacks", "stores/ledger.py", "stores/memory
 MODULES += ["transport/paid_body.py"]
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 SCORE = Path(__file__).with_name("score.json")
+KILLERS = Path(__file__).with_name("killers.json")  # the tests of mutants that others see late, or not
+LATE = 10.0  # seconds
 RECORD = ROOT / "build/mutation/record.json"
 IMPORTED = ["pytest", "aiohttp.web", "attrs", "cattrs", "backoff", "sqlite3"]  # once, not by each mutant
 
@@ -144,14 +146,15 @@ def attempts(
     for copy in copies:
         free.put(copy)
     killers: defaultdict[str, list[str]] = defaultdict(list)
+    noted: dict[str, str] = json.loads(KILLERS.read_text())
 
     def attempt(mutant: Mutant) -> tuple[Mutant, Ending]:
         copy = free.get()
         try:
-            known = killers[mutant.module]
-            ending = ending_of(context(), mutant, copy, record, known, options.limit, options.budget)
+            first = [*killers[mutant.module], noted.get(mutant.name, "")]
+            ending = ending_of(context(), mutant, copy, record, first, options.limit, options.budget)
             if ending.test in record.seconds:
-                known.append(ending.test)
+                killers[mutant.module].append(ending.test)
             return mutant, ending
         finally:
             free.put(copy)
@@ -197,6 +200,9 @@ def report(
         kept[module] = {"mutants": ends.total(), "killed": killed, "equivalent": listed}
     if write and not fell:
         SCORE.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+        late = {name: end.test for name, end in endings.items() if end.took > LATE and end.test}
+        late = json.loads(KILLERS.read_text()) | late
+        KILLERS.write_text(json.dumps(late, indent=2, sort_keys=True) + "\n")
     for name, ending in endings.items():
         if ending.how in UNSEEN:
             print(f"{ending.how}: {name}")

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 from mutation.operators import mutants_of
@@ -64,9 +65,21 @@ def test_each_equivalent_mutant_exists() -> None:
     """A line that was rewritten takes its reason with it: it has to be judged anew."""
     listed = tomllib.loads((HERE / "equivalent.toml").read_text(encoding="utf-8"))["equivalent"]
     assert all(len(one["reason"].split()) > 3 for one in listed)
-    modules = {one["mutant"].split()[0] for one in listed}
+    assert unknown(one["mutant"] for one in listed) == []
+
+
+def test_each_mutant_with_a_killer_exists() -> None:
+    """And the killer is a test of a file that is there."""
+    killers = json.loads((HERE / "killers.json").read_text(encoding="utf-8"))
+    assert unknown(killers) == []
+    assert [test for test in killers.values() if not (ROOT / test.partition("::")[0]).exists()] == []
+
+
+def unknown(mutants: Iterable[str]) -> list[str]:
+    mutants = list(mutants)
+    modules = {mutant.split()[0] for mutant in mutants}
     names = {one.name for module in modules for one in mutants_of(ROOT, f"kie4o/{module}")}
-    assert [one["mutant"] for one in listed if one["mutant"] not in names] == []
+    return [mutant for mutant in mutants if mutant not in names]
 
 
 def test_each_score_is_of_a_module() -> None:
