@@ -251,6 +251,29 @@ def test_the_events_of_a_run_have_no_prompt_url_or_key(caplog: pytest.LogCapture
     )
 
 
+def test_who_waits_for_a_place_or_a_slot_says_for_how_long() -> None:
+    """Nobody else does: the first submit has both at once."""
+    heard: list[events.Waited] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, events.Waited):
+            heard.append(event)
+
+    async def run() -> None:
+        async with Emulator(latency=4.0) as kie:
+            async with client_of(
+                kie.url, max_in_flight=1, rate_limit=RateLimit(1, per=6.0), on_event=hear
+            ) as client:
+                first = asyncio.create_task(client.submit("x"))
+                await asyncio.sleep(1.0)
+                await client.submit("y")
+                await first
+
+    run_scaled(run(), 40)
+    assert [event.what for event in heard] == ["place", "slot"]
+    assert [event.seconds for event in heard] == pytest.approx([3.0, 6.0], abs=2.0)
+
+
 async def test_a_batch_can_be_summed_up_from_its_events(kie: Emulator, tmp_path: Path) -> None:
     """What was done, failed, found finished, and what it cost; in two runs on one store."""
     kie.duration = 0.4
@@ -321,7 +344,8 @@ async def test_each_verdict_has_its_events(
     told = [each for each in of_submit(heard) if each[0] not in ("Unfinished", "NeverSaved")]
     assert told == [STARTED, *expected, ENDED]
     accepted = [event.task_id for event in heard if isinstance(event, events.Submitted)]
-    assert [event.task_id for event in heard if isinstance(event, events.SubmitEnded)] == (accepted or [None])
+    [over] = [event for event in heard if isinstance(event, events.SubmitEnded)]
+    assert (over.task_id, over.cause is None) == (accepted[0] if accepted else None, bool(accepted))
     assert len({event.ref_hash for event in heard if isinstance(event, events.OfSubmit)}) == 1
 
 

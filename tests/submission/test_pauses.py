@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from typing import Any
 
 import pytest
 from clients import client_of
@@ -131,6 +132,18 @@ def test_what_kie_quotes_is_not_repeated(quoting, caplog) -> None:
     lines = " ".join(record.getMessage() for record in caplog.records if record.levelname == "INFO")
     assert SECRET[:20] not in lines
     assert "://" not in lines
+
+
+@pytest.mark.parametrize(("length", "kept"), [(19, True), (20, False)])
+async def test_as_much_of_the_prompt_as_may_be_quoted_by_chance_is_repeated(length: int, kept: bool) -> None:
+    """19 characters, as in "unknown size: 3:2"; a longer quotation takes the words with it."""
+    heard: list[Any] = []
+    words = f"no {SECRET[:length]}"
+    async with Refusing(refusal(422, words)) as kie, client_of(kie.url, on_event=heard.append) as client:
+        with pytest.raises(kie4o.UnprocessableEntityError):
+            await client.submit(SECRET)
+    [refused] = [event for event in heard if isinstance(event, kie4o.events.Refused)]
+    assert refused.cause == (f"422 {words}" if kept else "422")
 
 
 # -- the limit -------------------------------------------------------------------------------------
