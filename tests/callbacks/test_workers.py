@@ -27,6 +27,8 @@ from kie4o.emulator import Emulator
 from kie4o.emulator.tasks import Task
 from kie4o.polling.policy import SAFETY_NET
 
+pytestmark = pytest.mark.once
+
 KEY = "a webhook key"
 SERVERS = {
     "uvicorn": [

@@ -13,6 +13,8 @@ from programs import Command, against, paid, submits, was_asked
 from kie4o import AsyncKieClient
 from kie4o.emulator import Emulator
 
+pytestmark = pytest.mark.once
+
 BALANCE = 100_000.0
 SPEED = 50.0
 OPTIONS = ("--speed", f"{SPEED:g}")

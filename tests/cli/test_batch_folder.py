@@ -14,6 +14,8 @@ from programs import Command, against, in_terminal, outcome_of, paid, was_asked
 
 from kie4o.emulator import Emulator
 
+pytestmark = pytest.mark.once
+
 SPEED = 50.0
 WORDS = ("batch", "prompts.txt", "--speed", f"{SPEED:g}")
 

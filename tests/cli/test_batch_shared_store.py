@@ -16,7 +16,7 @@ PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63f8ffff3f0005fe02"
     "fea73581e40000000049454e44ae426082"
 )
-pytestmark = pytest.mark.posix("PostgreSQL")
+pytestmark = [pytest.mark.once, pytest.mark.posix("PostgreSQL")]
 LINES = 24
 
 

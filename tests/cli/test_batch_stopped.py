@@ -15,6 +15,8 @@ from programs import AGAIN, Command, against, in_terminal, outcome_of, paid, rea
 from kie4o import AsyncKieClient
 from kie4o.emulator import Emulator
 
+pytestmark = pytest.mark.once
+
 terminal = pytest.mark.posix("pseudo-terminals and SIGINT for a child process")
 SPEED = 50.0
 WORDS = ("batch", "prompts.txt", "--out", "images", "--speed", f"{SPEED:g}")

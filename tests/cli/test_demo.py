@@ -16,6 +16,8 @@ from programs import FAST, Command, Screen, against, in_terminal, outcome_of, wa
 
 from kie4o.emulator import Emulator
 
+pytestmark = pytest.mark.once
+
 terminal = pytest.mark.posix("pseudo-terminals and SIGINT for a child process")
 processes = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="/proc lists the processes")
 SPEED = ("--speed", "10")

@@ -13,6 +13,8 @@ from programs import AGAIN, FAST, Command, Outcome, against, paid, submits, was_
 
 from kie4o.emulator import Emulator, pictures
 
+pytestmark = pytest.mark.once
+
 
 def size_of_png(path: Path) -> tuple[int, int]:
     """Width and height of a PNG, after a check of every chunk."""

@@ -16,6 +16,8 @@ from kie4o import sign_callback
 from kie4o.emulator import Emulator, pictures
 from kie4o.stores.sqlite import SQLiteStore
 
+pytestmark = pytest.mark.once
+
 
 async def test_credits(tmp_path: Path) -> None:
     """`kie4o credits` prints only the number; with --json an object."""

@@ -14,6 +14,8 @@ import kie4o
 from kie4o.cli.main import COMMANDS
 from kie4o.emulator import Emulator
 
+pytestmark = pytest.mark.once
+
 NAMES = [name for name, _, _ in COMMANDS if not name.startswith("-")]
 LOADED = """
 import sys
@@ -59,7 +61,6 @@ def python(program: str, *arguments: str) -> str:
     return run.stdout
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "loaded"),
     [

@@ -21,7 +21,7 @@ from programs import (
 
 from kie4o.emulator import Emulator
 
-pytestmark = pytest.mark.posix("pseudo-terminals and SIGINT for a child process")
+pytestmark = [pytest.mark.once, pytest.mark.posix("pseudo-terminals and SIGINT for a child process")]
 HINT = f"to go on: {AGAIN} wait"
 
 

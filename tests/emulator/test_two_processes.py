@@ -14,6 +14,8 @@ from paths import IMPORT_ROOT
 
 from kie4o.emulator import Emulator
 
+pytestmark = pytest.mark.once
+
 TASKS = 1000
 SPEED = 100
 

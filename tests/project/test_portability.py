@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from paths import BENCHMARKS, PACKAGE, TESTS
 
+pytestmark = pytest.mark.once
+
 # "Availability" in the documentation of the standard library.
 NOT_ON_WINDOWS = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty", "uvloop"}
 SIGNALS_OF_WINDOWS = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
