@@ -1,4 +1,4 @@
-"""A process that may have few open files: `few_files_child.py URL LIMIT FREE FOLDER`.
+"""A process that may have few open files: `few_files_child.py URL LIMIT FREE ITEMS FOLDER`.
 
 It generates, downloads and uploads many images at once. For its first second all but `FREE` files are open
 already, as in a program that needs them for something else. It prints how the items ended, by kind.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kie4o import AsyncKieClient, PollPolicy, RateLimit
 
-ITEMS = 300
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
 
@@ -30,14 +29,14 @@ def hold_all_but(free: int) -> list[int]:
     return held[: len(held) - free]
 
 
-async def main(url: str, limit: int, free: int, folder: Path) -> None:
+async def main(url: str, limit: int, free: int, count: int, folder: Path) -> None:
     import resource  # not on Windows
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     client = AsyncKieClient(
         "k" * 20,
         base_url=url,
-        max_in_flight=ITEMS,
+        max_in_flight=count,
         rate_limit=RateLimit(10_000, per=1.0),
         poll=PollPolicy(first=0.5, maximum=0.5),
     )
@@ -50,7 +49,7 @@ async def main(url: str, limit: int, free: int, folder: Path) -> None:
         if number % 3 == 0:
             await client.upload(PICTURE)
 
-    items = [asyncio.create_task(item(number)) for number in range(ITEMS)]
+    items = [asyncio.create_task(item(number)) for number in range(count)]
     await asyncio.sleep(1.0)
     for file in held:
         os.close(file)
@@ -60,4 +59,4 @@ async def main(url: str, limit: int, free: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])))
