@@ -81,7 +81,8 @@ class Sweep:
         self.answered = deque(maxlen=self.limit.limit)
 
     def over(self) -> bool:
-        return self.books.arrived >= self.slots
+        """A control is over once it has shown its fault."""
+        return self.books.arrived >= self.slots or bool(self.misuse and self.books.refused)
 
     def rate(self) -> float:
         """The share of the slots that an ideal limiter would have given in the same time."""
@@ -179,7 +180,7 @@ def test_one_process(network: str, slots: int) -> None:
     sweep.check(RATES[network])
 
 
-@pytest.mark.parametrize("slots", [3_000, pytest.param(1_000_000, marks=WHOLE)])
+@pytest.mark.parametrize("slots", [1_000, pytest.param(1_000_000, marks=WHOLE)])
 def test_a_clock_that_ticks(monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
     monkeypatch.setattr(clock, "resolution", lambda: 1 / 64)
     sweep = Sweep(NETWORKS["local"], slots)
@@ -270,7 +271,7 @@ async def together(sweep: Sweep, users: int) -> WindowServer:
 @pytest.mark.usefixtures("virtual_uptime")
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(
-    ("slots", "limit"), [(1_000, LIMIT), pytest.param(1_000_000, WIDE, marks=WHOLE)], ids=["few", "whole"]
+    ("slots", "limit"), [(500, LIMIT), pytest.param(1_000_000, WIDE, marks=WHOLE)], ids=["few", "whole"]
 )
 def test_eight_processes(network: str, slots: int, limit: RateLimit) -> None:
     sweep = Sweep(NETWORKS[network], slots, limit)
