@@ -95,6 +95,8 @@ def tests(session: nox.Session) -> None:
     elif session.python == NEWEST:
         run_tests(session, *parallel, f"{FAST} and not sweep", *LOOPING, "tests/wire")
         run_tests(session, *parallel, "sweep and not proof", CANCELLATION)
+        run_tests(session, *parallel, "once", "tests/cli/test_starting.py")
+        run_tests(session, "pytest", "-m", "paced and not sweep", "tests/laws")
     else:
         run_tests(session, *parallel, f"{FAST} and not sweep", *MONEY, *NO_DATABASE)
 

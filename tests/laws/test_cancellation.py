@@ -10,9 +10,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import aiohttp
 import anyio
@@ -24,9 +25,10 @@ from clients import QUICK, until
 from clocks import run_scaled
 from crashing import DEEP
 from faults import open_sockets
+from left_behind import Books, store_of
 from proving import tried
 
-from kie4o import AsyncKieClient, ImageResult, ImageTask, RateLimit
+from kie4o import AsyncKieClient, ImageRequest, ImageResult, ImageTask, RateLimit
 from kie4o.callbacks.receiving import CallbackReceiver
 from kie4o.emulator import Emulator
 from kie4o.files.disk import PREFIX
@@ -86,6 +88,7 @@ async def awaited(task: ImageTask) -> ImageResult:
 Cancel = Callable[[Coroutine[Any, Any, Any]], Awaitable[tuple[str, Any]]]
 Case = Callable[[World], Coroutine[Any, Any, Any]]
 SETTLE = "AsyncKieClient.settle"
+BACKUP = "AsyncKieClient.backup"
 NOT_CHARGED = "the ref of a submit that was not charged"
 # A call of each public coroutine and async generator, by its name and what is special about the call.
 PAYING: dict[str, Case] = {
@@ -111,7 +114,7 @@ FREE: dict[str, Case] = {
         world.result.task_id, world.result.urls[0]
     ),
     "AsyncKieClient.credits": lambda world: world.client.credits(),
-    "AsyncKieClient.backup": lambda world: world.client.backup(world.folder / "backup.db"),
+    BACKUP: lambda world: world.client.backup(world.folder / "backup.db"),
     "AsyncKieClient.prune": lambda world: world.client.prune(older_than=1e9),
     "AsyncKieClient.deliver": lambda world: world.client.deliver(
         world.client.parse_callback(world.callback(), ref=world.ref)
@@ -132,6 +135,7 @@ FREE: dict[str, Case] = {
     ),
 }
 CASES = PAYING | CLOSING | FREE
+KEYED = ("AsyncKieClient.submit, keyed", "AsyncKieClient.generate_many")  # which the same again pays once
 
 
 def test_every_public_coroutine_is_cancelled() -> None:
@@ -177,14 +181,23 @@ async def world_of(case: str, kie: Emulator, store: Store, folder: Path) -> Worl
     return world
 
 
-async def one_cancel(case: str, cancel: Cancel, *, busy: bool = False, file: bool = False) -> str:
+Kind = Literal["memory", "sqlite", "postgres"]
+KINDS: dict[Kind, Callable[[Path], Store]] = {
+    "memory": lambda folder: MemoryStore(),
+    "sqlite": lambda folder: SQLiteStore(folder / "run.db"),
+    "postgres": lambda folder: store_of(folder.name),
+}
+
+
+async def one_cancel(
+    case: str, cancel: Cancel, *, kind: Kind, busy: bool = False, books: Books | None = None
+) -> str:
     """One client, one call, one cancel; check every promise, and return how the call ended."""
     tried()
     before = open_sockets()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        file = file or case == "AsyncKieClient.backup"
-        store = SQLiteStore(folder / "run.db") if file else MemoryStore()
+        store = KINDS[kind](folder)
         async with Emulator(duration=0.0, latency=0.002, credits=600) as kie:
             world = await world_of(case, kie, store, folder)
             try:
@@ -195,6 +208,8 @@ async def one_cancel(case: str, cancel: Cancel, *, busy: bool = False, file: boo
                 if world.client._runtime.closed:
                     await check_closed(world, store)
                 else:
+                    if case in KEYED:  # the same again finds what was paid
+                        await CASES[case](world)
                     await check_open(world, store)
             finally:
                 await world.client.aclose()
@@ -202,6 +217,8 @@ async def one_cancel(case: str, cancel: Cancel, *, busy: bool = False, file: boo
         assert [path.name for path in folder.rglob("*") if path.name.startswith(PREFIX)] == []
     await asyncio.sleep(0)
     assert [task for task in asyncio.all_tasks() if "kie4o" in task.get_name()] == []
+    if books is not None:
+        await books.nothing_left()
     gc.collect()
     await until(lambda: open_sockets() <= before)
     return ended
@@ -238,7 +255,39 @@ async def lost(kie: Emulator, store: Store) -> list[str]:
     return [task_id for task_id in kie.tasks if await store.find(task_id=task_id) is None]
 
 
+async def sweep_suspensions(case: str, mode: Mode, kind: Kind, *, busy: bool = False) -> int:
+    """Cancel at the first suspension, at later ones, and so on. Returns how many calls were cancelled."""
+    cancelled, suspensions = 0, range(300) if DEEP else [0, *range(1 + MODES.index(mode), 300, 3)]
+    async with books_of(kind) as books:
+        for at in suspensions:
+            cancel = lambda call, at=at: cancelled_at(call, at, mode)  # noqa: E731  # binds `at`
+            ended = await one_cancel(case, cancel, kind=kind, busy=busy, books=books)
+            # Closing that is shielded from the scope is complete when it returns.
+            cancelled += ended == "cancelled" or (ended == "returned" and case in CLOSING)
+            if ended == "over":
+                return cancelled
+    pytest.fail("the sweep did not end")
+
+
+async def sweep_ticks(case: str, turns: Iterable[int], kind: Kind) -> int:
+    """Cancel after so many turns of the loop, until the call is over before that."""
+    cancelled = 0
+    async with books_of(kind) as books:
+        for ticks in turns:
+            cancel = lambda call, ticks=ticks: cancelled_after(call, ticks)  # noqa: E731  # binds `ticks`
+            ended = await one_cancel(case, cancel, kind=kind, books=books)
+            cancelled += ended == "cancelled"
+            if ended == "over":
+                break
+    return cancelled
+
+
+def books_of(kind: Kind) -> AbstractAsyncContextManager[Books | None]:
+    return Books.opened() if kind == "postgres" else contextlib.nullcontext()
+
+
 SWEEPS = [pytest.param(case, mode) for case in CASES for mode in MODES]
+TICKING = [*PAYING, "AsyncKieClient.wait"]
 
 
 @pytest.mark.parametrize(("case", "mode"), SWEEPS)
@@ -249,26 +298,13 @@ def test_cancel_at_every_suspension(case: str, mode: Mode) -> None:
     Only a call that was complete returns, and nothing is left behind. By default each suspension but the
     first, at which every mode cancels, has one mode; HYPOTHESIS_PROFILE=deep takes all three.
     """
-    suspensions = range(300) if DEEP else [0, *range(1 + MODES.index(mode), 300, 3)]
-
-    async def sweep(*, busy: bool, file: bool) -> int:
-        cancelled = 0
-        for at in suspensions:
-            cancel = lambda call, at=at: cancelled_at(call, at, mode)  # noqa: E731  # binds `at`
-            ended = await one_cancel(case, cancel, busy=busy, file=file)
-            # Closing that is shielded from the scope is complete when it returns.
-            cancelled += ended == "cancelled" or (ended == "returned" and case in CLOSING)
-            if ended == "over":
-                return cancelled
-        pytest.fail("the sweep did not end")
-
-    assert run_scaled(sweep(busy=False, file=True), SPEED) >= 1
+    assert run_scaled(sweep_suspensions(case, mode, "sqlite"), SPEED) >= 1
     if case in PAYING:
-        assert run_scaled(sweep(busy=False, file=False), SPEED) >= 1
-        assert run_scaled(sweep(busy=True, file=False), SPEED) >= 1
+        assert run_scaled(sweep_suspensions(case, mode, "memory"), SPEED) >= 1
+        assert run_scaled(sweep_suspensions(case, mode, "memory", busy=True), SPEED) >= 1
 
 
-@pytest.mark.parametrize("case", [*PAYING, "AsyncKieClient.wait"])
+@pytest.mark.parametrize("case", TICKING)
 @pytest.mark.sweep
 def test_cancel_after_every_tick(case: str) -> None:
     """After each turn of the loop, until after the answer of the submit.
@@ -277,17 +313,37 @@ def test_cancel_after_every_tick(case: str) -> None:
     third turn, and under each version of Python others; HYPOTHESIS_PROFILE=deep takes all.
     """
     turns = range(120) if DEEP else range(sys.version_info.minor % 3, 120, 3)
+    assert run_scaled(sweep_ticks(case, turns, "memory"), SPEED) >= (5 if DEEP else 2)
 
-    async def sweep() -> list[str]:
-        ends = []
-        for ticks in turns:
-            cancel = lambda call, ticks=ticks: cancelled_after(call, ticks)  # noqa: E731  # binds `ticks`
-            ends.append(await one_cancel(case, cancel))
-            if ends[-1] == "over":
-                break
-        return ends
 
-    assert run_scaled(sweep(), SPEED).count("cancelled") >= (5 if DEEP else 2)
+# -- over a database -------------------------------------------------------------------------------
+
+QUICK_OVER_POSTGRES = [("AsyncKieClient.submit, keyed", "done"), ("AsyncKieClient.__aenter__", "level")]
+OVER_POSTGRES = [
+    pytest.param(case, mode, marks=() if (case, mode) in QUICK_OVER_POSTGRES else pytest.mark.proof)
+    for case in CASES
+    for mode in MODES
+    if case != BACKUP
+]
+
+
+@pytest.mark.parametrize(("case", "mode"), OVER_POSTGRES)
+@pytest.mark.sweep
+@pytest.mark.posix("PostgreSQL")
+def test_cancel_at_every_suspension_over_postgres(case: str, mode: Mode) -> None:
+    """The same, and by the books of the server no lease, place, key or connection is left."""
+    assert run_scaled(sweep_suspensions(case, mode, "postgres"), SPEED) >= 1
+    if case in PAYING:
+        assert run_scaled(sweep_suspensions(case, mode, "postgres", busy=True), SPEED) >= 1
+
+
+@pytest.mark.parametrize("case", TICKING)
+@pytest.mark.sweep
+@pytest.mark.proof
+@pytest.mark.posix("PostgreSQL")
+def test_cancel_after_every_tick_over_postgres(case: str) -> None:
+    """Turns of the loop, of which statements take many more than a memory store: until the call is over."""
+    assert run_scaled(sweep_ticks(case, range(600), "postgres"), SPEED) >= 5
 
 
 # -- controls --------------------------------------------------------------------------------------
@@ -301,6 +357,28 @@ async def naive_submit(session: aiohttp.ClientSession, url: str, kept: list[str]
         headers={"Authorization": f"Bearer {CANARY_KEY}"},
     ) as response:
         kept.append((await response.json())["data"]["taskId"])
+
+
+@pytest.mark.posix("PostgreSQL")
+async def test_control_the_books_of_a_database_show_what_is_left() -> None:
+    """Control: a lease, a place, a key and connections of a client that is not closed, and not those of one
+    that is."""
+    entry = Entry("k", request=ImageRequest("x"), ref="r", state=EntryState.PLANNED)
+    async with Books.opened() as books:
+        store = store_of("unclosed")
+        await store.open()
+        assert store.shared is not None
+        await store.claim(entry)
+        limiter = store.shared.limiter(RateLimit(1, per=0.2))
+        slot = await limiter.acquire()
+        await store.shared.lead(["a task"])
+        left = await books.left()
+        assert left.pop("connections") >= 3
+        assert left == {"leases": 1, "places in the window": 1, "held keys": 1, "polled tasks": 1}
+        slot.release(counted=False)
+        await store.shared.leave({"a task": None})
+        await store.aclose()
+        await books.nothing_left()
 
 
 @pytest.mark.parametrize("mode", ["ticks", *MODES])

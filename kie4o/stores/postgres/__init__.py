@@ -22,6 +22,7 @@ from ...events.reporter import LOG, Reporter
 from ...models import RateLimit
 from ...pricing import Spent
 from ...settings import Secret
+from ...waiting import wait_uncancelled
 from ..shared import Limiter, Shared
 from ..spending import spent_of
 from ..store import Entry, EntryState, KeyInUseError, duplicate_task
@@ -95,7 +96,7 @@ class PostgresStore:
             await self._warn_of_replicas()
             self._news.start()
         except BaseException:
-            await self._close()
+            await wait_uncancelled([asyncio.ensure_future(self.aclose())])
             raise
 
     # -- a submit ------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ class Process:
     """This process, as the others see it.
 
     Attributes:
-        id: Random, so that no other process ever has it; another one after each lease that was lost.
+        id: Random, so that no other process ever has it; another one after each lease that was lost. 0 while
+            there is no lease.
         timeline: That of the server, which changes when a replica takes over.
     """
 
@@ -40,7 +41,8 @@ class Process:
 
     async def enter(self) -> None:
         """Begin the lease, and renew it from now on."""
-        await self._begin()
+        self.id = secrets.randbits(63)  # before it is asked for: a caller who is cancelled has it ended
+        await self._begin(self.id)
         [(self.timeline,)] = await self._database.rows("SELECT kie4o.timeline()")
         self._renewing = asyncio.create_task(
             self._renew_always(),
@@ -49,9 +51,11 @@ class Process:
         )
 
     async def leave(self) -> None:
-        """End the lease: what it holds is free. After an error it runs out."""
+        """End the lease, if there is one: what it holds is free. After an error it runs out."""
         await self.stop()
-        await self._database.rows("SELECT kie4o.leave(%s)", self.id)
+        if self.id:
+            await self._database.rows("SELECT kie4o.leave(%s)", self.id)
+            self.id = 0
 
     async def stop(self) -> None:
         """Do not renew the lease any more."""
@@ -74,7 +78,7 @@ class Process:
         """Something was refused because the lease of this id had been lost: begin another, once."""
         async with self._lock:
             if self.id == which:
-                await self._begin()
+                await self._begin(secrets.randbits(63))
                 await self._database.rows("SELECT kie4o.leave(%s)", which)  # a restart would wake it
                 self._database.reporter(StoreWarned(what="lease lost"))
 
@@ -102,8 +106,7 @@ class Process:
             for call in self._on_renewal:
                 await call()
 
-    async def _begin(self) -> None:
-        me = secrets.randbits(63)
+    async def _begin(self, me: int) -> None:
         await self._database.rows("SELECT kie4o.enter(%s)", me)
         self.id = me
 
