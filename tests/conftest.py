@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import postgres
 import proving
 import pytest
 from aiohttp import web_app
+from aiohttp import web
 from canary import CANARY_KEY, WATCH
 from clients import MakeStore
 from clocks import KIND, new_loop
@@ -18,6 +21,7 @@ from hypothesis import HealthCheck, settings
 
 from kie4o import pytest_plugin
 from kie4o.emulator import Emulator
+from kie4o.emulator.routes import Routes
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.transport.pools import Pool
@@ -41,8 +45,22 @@ if KIND != "asyncio":  # no other loop has virtual time
     Emulator.__init__ = functools.partialmethod(Emulator.__init__, clock="real")
 
 
+def watch_emulators() -> None:
+    """What an emulator receives is searched for the key."""
+    original = Routes._count_request
+
+    @functools.wraps(original)
+    async def count_request(routes: Routes, request: web.Request, handler: Any) -> web.StreamResponse:
+        headers = b"\n".join(b"%b: %b" % each for each in request.raw_headers)
+        WATCH.search_received(b"%b %b" % (request.raw_path.encode(), headers))
+        return await original(routes, request, handler)
+
+    Routes._count_request = count_request  # type: ignore[method-assign]  # to see every request
+
+
 def pytest_configure(config: pytest.Config) -> None:
     WATCH.start()
+    watch_emulators()
     if not config.pluginmanager.is_registered(pytest_plugin):  # as the entry point of an installed kie4o does
         config.pluginmanager.register(pytest_plugin, "kie4o")
 
@@ -96,12 +114,15 @@ def forgotten_apps() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_leaked_key() -> Iterator[None]:
-    """Law 7 in every test: none of its errors and log records holds the key."""
+def no_leaked_key(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Law 7 in every test: what `canary.Watch` sees does not hold the key."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     WATCH.leaks()
     yield
-    leaks = WATCH.leaks()
-    assert not leaks, "\n".join(dict.fromkeys(leaks))
+    if folder is not None:
+        WATCH.search_folder(folder)
+    WATCH.note(f"a row of {table} holds the key" for table in postgres.rows_with(CANARY_KEY))
+    assert not (leaks := WATCH.leaks()), "\n".join(leaks)
 
 
 @pytest.fixture(autouse=True)

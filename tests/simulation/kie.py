@@ -27,6 +27,8 @@ import attrs
 from simulation.loop import EPOCH, WorldLoop
 from simulation.plan import Plan
 
+KEY = "sk-canary-0f7d3be59a1c4426"  # what the tests search errors, logs and files for
+
 # What may become of a submit besides its answer, and how often if there are as many faults as possible.
 FATES = {
     "refused": 0.16,
@@ -127,6 +129,7 @@ class Connection(asyncio.Protocol):
         self._kie.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
+        self._kie.misplaced += data.count(KEY.encode()) - data.count(b"Bearer " + KEY.encode())
         self._received += data
         head, complete, rest = self._received.partition(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: *(\d+)", head)
@@ -173,6 +176,7 @@ class Kie:
         self.posts: list[Post] = []
         self.tasks: dict[str, Task] = {}
         self.callbacks: list[CallbackSent] = []
+        self.misplaced = 0  # how often the key came in anything but its header
         self.connections: set[Connection] = set()
         self.life = 0  # that runs now
         self.resets_at_accept = 0

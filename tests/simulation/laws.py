@@ -23,7 +23,7 @@ from kie4o.errors import (
 from kie4o.models import ImageResult
 from kie4o.stores.store import Entry, EntryState
 from simulation.calls import Outcome
-from simulation.kie import Post
+from simulation.kie import KEY, Post
 from simulation.play import World
 
 EPSILON = 1e-6  # seconds by which a timer may come early
@@ -283,6 +283,15 @@ def cancel_cleanly(world: World) -> Iterator[object]:
                     yield f"{outcome}: cancelled at {outcome.cancelled_at:.3f}, and {post} at {post.at:.3f}"
 
 
+def keep_the_secret(world: World) -> Iterator[object]:
+    """The key is in its header alone, and in nothing that is told or stored."""
+    if world.kie.misplaced:
+        yield f"the key came {world.kie.misplaced} times outside of its header"
+    for told in (*(outcome.error for outcome in world.outcomes), *world.entries):
+        if KEY in f"{told} {told!r}":
+            yield f"a {type(told).__name__} holds the key"
+
+
 def go_on(world: World) -> Iterator[object]:
     """In a world without faults every call comes to the end of its task, by callback in no time."""
     plan = world.plan
@@ -328,6 +337,7 @@ LAWS: dict[str, Law] = {
     "unknown": know_what_can_be_known,
     "callbacks": keep_callbacks,
     "cancel": cancel_cleanly,
+    "secret": keep_the_secret,
     "liveness": go_on,
 }
 

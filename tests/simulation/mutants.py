@@ -173,6 +173,20 @@ MUTANTS = [
         "False",
         167,
     ),
+    Mutant(
+        "the key is in the address of a poll",
+        "kie4o.transport.transport:Transport._requested",
+        "method, url,",
+        "method, url.update_query(key=self._key_header['Authorization']),",
+        1,
+    ),
+    Mutant(
+        "an error shows the key",
+        "kie4o.transport.transport:Transport._no_answer",
+        "no answer from",
+        "no answer to {self._key_header} from",
+        30,
+    ),
 ]
 OF_NAME = {mutant.name: mutant for mutant in MUTANTS}
 

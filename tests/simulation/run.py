@@ -18,7 +18,7 @@ from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import Store
 from kie4o.webhooks import routes
 from simulation.calls import Calling, Outcome
-from simulation.kie import listening_socket
+from simulation.kie import KEY, listening_socket
 from simulation.loop import START, Life
 from simulation.plan import LETTERS, LifePlan, When
 from simulation.store import LoopWorker
@@ -26,7 +26,6 @@ from simulation.store import LoopWorker
 if TYPE_CHECKING:
     from simulation.play import World
 
-KEY = "sk-canary-0f7d3be59a1c4426"  # what the tests search errors and logs for
 POLICIES = {
     "default": None,
     "adaptive": PollPolicy.adaptive(),

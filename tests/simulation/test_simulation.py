@@ -9,6 +9,7 @@ from contextvars import Context
 
 import attrs
 import pytest
+from canary import WATCH
 from clocks import KIND
 from proving import tried
 
@@ -28,7 +29,7 @@ WORLDS, CHUNK = 1000, 50
 FEW = 30  # seeds, after which a mutant is seen in the fast tests
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def quiet() -> Iterator[None]:
     """Log lines are a third of the time of a world."""
     logging.disable(logging.INFO)
@@ -36,6 +37,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("first", range(0, WORLDS, CHUNK))
 def test_every_law_holds(first: int) -> None:
     """In each of these worlds."""
@@ -51,11 +53,13 @@ def mutants() -> list[object]:
     ]
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("mutant", mutants())
 def test_control_a_mutant_is_seen(mutant: Mutant) -> None:
     """By a law, in one of the worlds listed."""
     with put_back(mutant):
         assert any(broken(play(plan_of(seed))) for seed in range(mutant.seeds))
+    WATCH.leaks()  # on purpose, if that is the fault
 
 
 def steps_of(plan: Plan) -> list[tuple[int, float, str]]:
@@ -66,7 +70,7 @@ def steps_of(plan: Plan) -> list[tuple[int, float, str]]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_world_is_the_same_each_time(seed: int) -> None:
-    """Turn by turn, except with a real thread.
+    """Turn by turn, with its log lines, except with a real thread.
 
     On a busy machine the kernel may hand bytes over a turn later, so a world that differs is played again.
     """

@@ -149,7 +149,8 @@ async def test_as_much_of_the_prompt_as_may_be_quoted_by_chance_is_repeated(leng
 async def test_a_refusal_of_a_request_without_a_prompt_is_repeated() -> None:
     """It quotes none. The time is that from the sending to the answer."""
     heard: list[Any] = []
-    async with Refusing(refusal(422, "None given")) as kie, client_of(kie.url, on_event=heard.append) as client:
+    refusing = Refusing(refusal(422, "None given"))
+    async with refusing as kie, client_of(kie.url, on_event=heard.append) as client:
         with pytest.raises(kie4o.UnprocessableEntityError):
             await client.submit(kie4o.ImageRequest(files_url=["https://a.example/1.png"]))
     [refused] = [event for event in heard if isinstance(event, kie4o.events.Refused)]

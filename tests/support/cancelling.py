@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Literal
 
 import anyio
+from canary import WATCH
 
 Mode = Literal["pending", "done", "level"]
 
@@ -70,7 +71,8 @@ async def cancelled_at(coroutine: Coroutine[Any, Any, Any], at: int, mode: Mode)
     task = asyncio.ensure_future(run())
     try:
         value = await task
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
+        WATCH.search_raised(error)
         return "cancelled", None
     except Exception as error:
         return "raised", error
@@ -87,7 +89,8 @@ async def cancelled_after(coroutine: Coroutine[Any, Any, Any], ticks: int) -> tu
     task.cancel()
     try:
         return "returned", await task
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
+        WATCH.search_raised(error)
         return "cancelled", None
     except Exception as error:
         return "raised", error

@@ -5,8 +5,8 @@ its standard input, which takes milliseconds; a fresh interpreter takes half a s
 that single run, for a tracer.
 
 A run appends what it sees to files, one `write` per line, which the kernel keeps after `kill -9`: `outcomes`
-(what the batch yielded) and `evidence` (which writes to the store were requested, and which of them
-returned).
+(what the batch yielded), `evidence` (which writes to the store were requested, and which of them
+returned) and, if it was forked, `log`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -28,7 +29,7 @@ from typing import Any, NoReturn
 
 import aiohttp
 import attrs
-from canary import CANARY_KEY
+from canary import CANARY_KEY, WATCH
 from clocks import TimelapseLoop, real_time_for_stores
 
 from kie4o import AsyncKieClient, PollPolicy, RateLimit
@@ -297,6 +298,9 @@ def perform(run: Run) -> int:
     except BaseException:
         traceback.print_exc()
         return UNEXPECTED
+    if leaks := WATCH.leaks():
+        print(*leaks, sep="\n", file=sys.stderr)
+        return UNEXPECTED
     return 0
 
 
@@ -322,6 +326,7 @@ def serve() -> None:
     kill it.
     """
     ended = 0
+    WATCH.start()
     while line := sys.stdin.readline():
         if ended:
             os.waitpid(ended, 0)
@@ -330,6 +335,8 @@ def serve() -> None:
         if not pid:
             errors = os.open(Path(run.folder) / "stderr", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             os.dup2(errors, 2)
+            logging.basicConfig(filename=Path(run.folder) / "log", force=True)  # is searched for the key
+            logging.getLogger().addHandler(WATCH)
             code = perform(run)
             sys.stderr.flush()
             os._exit(code)

@@ -35,6 +35,7 @@ _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{time.time_n
 _FOLDER = Path(tempfile.gettempdir()) / f"kie4o-postgres-{_RUN}"
 _READY = "url"  # the file that holds the URL once the server accepts connections
 _TEMPLATE = "template"  # the file that holds the path of a new server's folder
+_schemas: set[str] = set()  # that were given since `rows_with` was last called
 _users: list[int] = []  # the file whose lock this process holds until it ends
 
 
@@ -195,8 +196,28 @@ def shared_url(schema: str | None = None) -> str:
     A schema is created by whoever opens a store on it. It disappears with the server.
     """
     name = schema or f"t_{uuid.uuid4().hex[:20]}"
+    _schemas.add(name)
     server = os.environ.get("KIE4O_TEST_POSTGRES") or _shared_server()
     return f"{server}{'&' if '?' in server else '?'}schema={name}"
+
+
+def rows_with(text: str) -> list[str]:
+    """The tables that hold this text, or its bytes, in all schemas that were given since the last call."""
+    schemas = list(_schemas)
+    _schemas.clear()
+    if not schemas:
+        return []
+    import psycopg
+
+    server = os.environ.get("KIE4O_TEST_POSTGRES") or _shared_server()
+    found = []
+    with psycopg.connect(server, autocommit=True) as database:
+        named = "SELECT format('%%I.%%I', schemaname, tablename) FROM pg_tables WHERE schemaname = ANY (%s)"
+        for (table,) in database.execute(named, [schemas]).fetchall():
+            held = f"SELECT EXISTS (SELECT FROM {table} AS t WHERE t::text LIKE ANY (%s))"
+            if database.execute(held, [[f"%{text}%", f"%{text.encode().hex()}%"]]).fetchone() == (True,):
+                found.append(table)
+    return found
 
 
 def _shared_server() -> str:

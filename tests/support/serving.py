@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Self
+from typing import Any, Self
+
+from canary import WATCH
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -56,6 +58,8 @@ class LoopbackServer:
         assert task is not None
         self._tasks.add(task)
         self._writers.append(writer)
+        watched: Any = reader
+        watched.feed_data = _searching(watched.feed_data)
         # An SSLError is data that arrives after the server has closed its side.
         ends = (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError, asyncio.CancelledError)
         try:
@@ -68,6 +72,16 @@ class LoopbackServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
+
+
+def _searching(feed: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """What arrives is searched for the API key."""
+
+    def feed_data(data: bytes) -> None:
+        WATCH.search_received(bytes(data))
+        feed(data)
+
+    return feed_data
 
 
 class Serving(LoopbackServer):
