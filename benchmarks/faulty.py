@@ -1,6 +1,6 @@
 """Emulators of Kie that misbehave, in their own process, and what they know about the tasks that they sold.
 
-    python -m benchmarks.faulty [--accounts 2] [--seed 1]
+    python -m benchmarks.faulty [--accounts 2] [--load all|steady] [--seed 1]
 
 Each account is an emulator without a limit of its own: it judges afterwards whether a client kept to one.
 The process prints its addresses as one line of JSON, the accounts' first, and serves until its standard input
@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, cast
 
 import attrs
@@ -69,20 +69,41 @@ CALLS: dict[Call, int] = {
 }
 
 
+@attrs.frozen
+class Load:
+    """What becomes of a thousand requests, a thousand tasks and a hundred callbacks."""
+
+    faults: Mapping[str, int]
+    outcomes: Mapping[str, int]
+    calls: Mapping[Call, int]
+
+
+LOADS = {
+    "all": Load(FAULTS, OUTCOMES, CALLS),
+    # Five of a hundred go wrong.
+    "steady": Load(
+        {"page": 12, "reset before": 8, "reset after": 8, "cut": 4, "late": 2, "slow": 10, "trickle": 6},
+        {"success": 950, "failed": 30, "policy": 10, "no_images": 10},
+        {Call(): 95, Call("never"): 5},
+    ),
+}
+
+
 @attrs.define(kw_only=True, eq=False)
 class Faulty(Emulator):
     """One account. `sold` has the tasks that are no facts yet, `told` what their client knows."""
 
+    load: Load
     chance: random.Random
     sold: deque[Task] = attrs.field(factory=deque, init=False)
     told: dict[str, Told] = attrs.field(factory=dict, init=False)
     times: list[float] = attrs.field(factory=list, init=False)
 
-    def _draw(self, weights: dict[Any, int]) -> Any:
+    def _draw(self, weights: Mapping[Any, int]) -> Any:
         return self.chance.choices(list(weights), list(weights.values()))[0]
 
     def create_task(self, body: dict[str, Any], now: float, *, key: str = "") -> tuple[Answer, Task | None]:
-        self.outcome, self.callback = Outcome(self._draw(OUTCOMES)), self._draw(CALLS)
+        self.outcome, self.callback = Outcome(self._draw(self.load.outcomes)), self._draw(self.load.calls)
         answer, task = super().create_task(body, now, key=key)
         if task is not None:
             self.sold.append(task)
@@ -97,7 +118,7 @@ class Faulty(Emulator):
 
     @web.middleware
     async def _misbehave(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        fault = self._draw(FAULTS | {"": 1000 - sum(FAULTS.values())})
+        fault = self._draw({**self.load.faults, "": 1000 - sum(self.load.faults.values())})
         began = self.now()
         if fault == "reset before":
             return _reset(request)
@@ -167,10 +188,11 @@ def _reset(request: web.Request) -> web.Response:
     return web.Response()  # discarded
 
 
-async def serve(accounts: int, per: float, seed: int) -> None:
+async def serve(accounts: int, per: float, seed: int, load: Load) -> None:
     chance = random.Random(seed)
     emulators = [
         Faulty(
+            load=load,
             chance=chance,
             clock="real",
             duration=lambda: chance.uniform(0.2, 3.0),
@@ -204,10 +226,11 @@ async def serve(accounts: int, per: float, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--accounts", type=int, default=2)
+    parser.add_argument("--load", choices=LOADS, default="all")
     parser.add_argument("--per", type=float, default=1.0, help="seconds of the window that is judged")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.accounts, arguments.per, arguments.seed))
+    asyncio.run(serve(arguments.accounts, arguments.per, arguments.seed, LOADS[arguments.load]))
 
 
 if __name__ == "__main__":

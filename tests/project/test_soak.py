@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import re
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +13,7 @@ from paths import REPOSITORY
 sys.path.append(str(REPOSITORY))  # at the end: kie4o is the one under test
 
 from benchmarks.processes import environment
-from benchmarks.soak import Account, Run, checks, thirds
+from benchmarks.soak import Account, Run, by_line, checks, thirds
 
 FACTS = {"posts": 9, "tasks": 8, "twice": 0, "most": 20, "looks": 3}
 FLAT = {"memory": 50.0, "blocks": 210.0, "descriptors": 40.0, "tasks": 90.0}
@@ -67,6 +68,23 @@ def test_growth_fails(what: str) -> None:
     assert thirds([FLAT, FLAT]) == {}  # too few to judge
 
 
+def test_a_line_is_fitted_after_the_first_third() -> None:
+    """By how much a figure rises, whatever it does while caches fill."""
+    filling = [{"memory": 0.0}] * 10
+    rising = [{"memory": 50.0 + number} for number in range(21)]
+    assert by_line(filling + rising)["memory"] == pytest.approx(20)
+    assert by_line(filling + rising[:1] * 21)["memory"] == pytest.approx(0)
+
+
+def test_a_line_leaves_out_what_calls_explain() -> None:
+    """More calls under way need more of everything, and a leak shows beside them."""
+    calls = [number % 7 + number // 2 for number in range(30)]
+    busy = [FLAT | {"calls": each, "memory": 50.0 + each} for each in calls]
+    assert by_line(busy)["memory"] == pytest.approx(0, abs=1e-6)
+    leaking = [sample | {"memory": sample["memory"] + at} for at, sample in enumerate(busy)]
+    assert by_line(leaking)["memory"] == pytest.approx(19)
+
+
 def test_no_samples_and_surprises_fail() -> None:
     """A run that measured nothing, and one that logged an error."""
     run = run_of()
@@ -75,28 +93,57 @@ def test_no_samples_and_surprises_fail() -> None:
     assert failed(run) == ["figures were taken", "nothing unexpected"]
 
 
-def soak(*words: str) -> tuple[int, str]:
-    """Run it for a quarter of a minute; its status and what it printed."""
-    command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.25", *words]
+def soak(*words: str, kind: str = "soak", minutes: float = 0.25) -> tuple[int, str]:
+    """Run it; its status and what it printed."""
+    command = [sys.executable, "-m", f"benchmarks.{kind}", "--minutes", str(minutes), *words]
+    patience = 60 * minutes + 300
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=110
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=patience
     )
     return done.returncode, done.stdout + done.stderr
 
 
+every_kind = pytest.mark.parametrize("kind", ["soak", "steady"])
+
+
+@every_kind
 @pytest.mark.paced
 @pytest.mark.sweep
-def test_a_short_soak_holds() -> None:
+def test_a_short_soak_holds(kind: str) -> None:
     """The real thing, for a few seconds."""
-    status, printed = soak()
+    status, printed = soak(kind=kind)
     assert status == 0, printed
 
 
+@every_kind
 @pytest.mark.parametrize("control", ["forget", "descriptor"])
 @pytest.mark.paced
 @pytest.mark.sweep
-def test_controls_fail(control: str) -> None:
+def test_controls_fail(control: str, kind: str) -> None:
     """One id that is forgotten, or descriptors that leak: the status is 1."""
-    status, printed = soak("--control", control)
+    status, printed = soak("--control", control, kind=kind)
     assert status == 1, printed
     assert "FAILED" in printed
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.paced
+@pytest.mark.sweep
+@pytest.mark.proof
+@pytest.mark.timeout(1800)
+@pytest.mark.posix("uvloop")
+def test_half_an_hour_at_a_steady_rate(loop: str) -> None:
+    """Half of it on each loop."""
+    status, printed = soak("--loop", loop, kind="steady", minutes=15)
+    assert status == 0, printed
+
+
+@pytest.mark.parametrize("control", ["memory", "task"])
+@pytest.mark.paced
+@pytest.mark.sweep
+@pytest.mark.proof
+def test_controls_of_the_steady_rate_fail(control: str) -> None:
+    """A MB, or ten asyncio tasks, that are kept each second."""
+    status, printed = soak("--control", control, kind="steady", minutes=1)
+    assert status == 1, printed
+    assert len(re.findall(rf"FAILED (?!{control})", printed)) == 0, printed
