@@ -12,8 +12,7 @@ from typing import Any
 import postgres
 import proving
 import pytest
-from aiohttp import web_app
-from aiohttp import web
+from aiohttp import web, web_app
 from canary import CANARY_KEY, WATCH
 from clients import MakeStore
 from clocks import KIND, new_loop
