@@ -12,8 +12,9 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ..events import Event, StoreWarned
 from ..events.reporter import LOG
@@ -26,6 +27,13 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 Identity = tuple[int, int]  # device and inode
 
+# `struct flock` of the systems that have such locks, for a kind of lock: see fcntl(2).
+_FLOCKS: Mapping[str, Callable[[int], bytes]] = MappingProxyType(
+    {
+        "linux": lambda kind: struct.pack("hhqqi", kind, os.SEEK_SET, _BYTE, 1, 0),
+        "darwin": lambda kind: struct.pack("qqihh", _BYTE, 1, 0, kind, os.SEEK_SET),
+    }
+)
 _held: dict[Identity, FileLock] = {}
 _warned: set[Path] = set()
 
@@ -40,19 +48,15 @@ if sys.platform == "win32":
         os.lseek(descriptor, _BYTE, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
 
-elif sys.platform in ("linux", "darwin"):
+else:
     import fcntl
 
     def _set(descriptor: int, kind: int) -> None:
-        """`struct flock` of the platform: see fcntl(2)."""
-        command = getattr(fcntl, "F_OFD_SETLK", None)  # not every Python has it
-        if command is None:
+        command = getattr(fcntl, "F_OFD_SETLK", None)  # not every system and every Python has it
+        packed = _FLOCKS.get(sys.platform)
+        if command is None or packed is None:
             raise OSError(errno.ENOTSUP, "this system has no locks of open files")
-        if sys.platform == "linux":
-            request = struct.pack("hhqqi", kind, os.SEEK_SET, _BYTE, 1, 0)
-        else:
-            request = struct.pack("qqihh", _BYTE, 1, 0, kind, os.SEEK_SET)
-        fcntl.fcntl(descriptor, command, request)
+        fcntl.fcntl(descriptor, command, packed(kind))
 
     def _lock(descriptor: int) -> None:
         _set(descriptor, fcntl.F_WRLCK)
@@ -60,13 +64,7 @@ elif sys.platform in ("linux", "darwin"):
     def _unlock(descriptor: int) -> None:
         _set(descriptor, fcntl.F_UNLCK)
 
-else:
-
-    def _lock(descriptor: int) -> None:
-        raise OSError(errno.ENOTSUP, "this system has no locks of open files")
-
-    def _unlock(descriptor: int) -> None:
-        """Nothing was locked."""
+    os.register_at_fork(after_in_child=lambda: _forget_in_child())
 
 
 class FileLock:
@@ -129,7 +127,3 @@ def _forget_in_child() -> None:
         os.close(lock._descriptor)
         lock._descriptor = -1
     _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)

@@ -120,7 +120,7 @@ class Submissions:
             submit = self._start(request, key, permit, resubmit, wait)
         elif submit.entry.fingerprint != fingerprint(request):
             raise key_conflict(submit.entry.key)
-        elif events.SubmitJoined in self._reporter.wanted:
+        else:
             self._reporter(events.SubmitJoined(ref_hash=submit.entry.ref_hash, key=submit.key))
         return submit
 

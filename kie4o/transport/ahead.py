@@ -48,7 +48,6 @@ class Ahead:
         self._waiters: dict[asyncio.Future[None], None] = {}  # in the order of their arrival
         self._expiry: asyncio.TimerHandle | None = None
         self._paused_until = float("-inf")
-        self._closed = False
 
     @property
     def opening(self) -> int:
@@ -66,7 +65,7 @@ class Ahead:
     def open(self, count: int, call: Callable[[], Awaitable[None]]) -> None:
         """Run `call`, which holds what it opens, `count` times, each in a task."""
         loop = asyncio.get_running_loop()
-        if self._closed or loop.time() < self._paused_until:
+        if loop.time() < self._paused_until:
             return
         for _ in range(count):
             # Not in the context of the verb that waits for the slot: its variables are not ours.
@@ -76,9 +75,6 @@ class Ahead:
 
     def hold(self, held: Held) -> None:
         """Keep it until it is taken or too old."""
-        if self._closed:
-            held.connection.close()
-            return
         self.ready.append(held)
         self.ready.sort(key=lambda each: each.since[0])
         self._expire()
@@ -110,18 +106,15 @@ class Ahead:
         return True
 
     async def stop(self) -> None:
-        """Open nothing more, and cancel what is under way."""
-        self._closed = True
+        """Cancel what is under way. Each that ends tells one of those who wait."""
         for task in self._tasks:
             task.cancel()
-        while self._waiters:
-            self._wake()
-        if self._expiry is not None:
-            self._expiry.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
         """Close what is held."""
+        if self._expiry is not None:
+            self._expiry.cancel()
         while self.ready:
             self.ready.pop().connection.close()
 

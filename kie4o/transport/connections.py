@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import TypeVar
@@ -16,10 +17,10 @@ from typing import TypeVar
 import aiohttp
 
 resource: ModuleType | None
-try:
-    import resource
-except ImportError:  # Windows, where sockets do not count as files
+if sys.platform == "win32":  # where sockets do not count as files
     resource = None
+else:
+    import resource
 
 _SHARE = 8  # a pool takes this part of the files: there are three, and a transfer needs two files
 _FEWEST = 20  # a client that submits one task at a time may still wait for many

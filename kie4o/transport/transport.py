@@ -153,8 +153,7 @@ class Transport:
             outcome = answer[0]
             return answer
         finally:
-            if started is not None:
-                report_exchange(self.reporter, started, endpoint.method, endpoint.path + query, outcome)
+            report_exchange(self.reporter, started, endpoint.method, endpoint.path + query, outcome)
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:

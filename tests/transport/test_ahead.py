@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import subprocess
@@ -14,7 +15,7 @@ from cancelling import cancelled_after, cancelled_at
 from clients import client_of, until
 from clocks import run_scaled, run_virtual
 from faults import open_sockets, unused_port
-from keeping import Keeping, held, id_for, look, opened, pay, transport_to
+from keeping import Keeping, held, id_for, look, opened, pay, prepared, transport_to
 from proxies import Proxy
 
 from kie4o import RateLimit
@@ -102,6 +103,26 @@ def test_what_nobody_uses_is_closed_at_two_seconds() -> None:
             await asyncio.sleep(0.4)
             assert held(transport) == 0
             await until(lambda: server.open == 0)
+            await transport.aclose()
+
+    run_scaled(run(), 10)
+
+
+def test_what_is_too_old_by_then_is_held_and_another_is_opened() -> None:
+    """A connection of the pool of the POST that will be 2 s old when the slot is free."""
+
+    async def run() -> None:
+        async with Keeping() as server:
+            transport = transport_to(server.url)
+            await prepared(transport, "kept")
+            await asyncio.sleep(1.8)
+            transport.prepare(1)
+            await opened(transport)
+            assert (held(transport), server.connections) == (2, 2)
+            await asyncio.sleep(0.4)
+            assert held(transport) == 1
+            await pay(transport, "x")
+            assert server.carried == [("first", 0), ("x", 1)]
             await transport.aclose()
 
     run_scaled(run(), 10)
@@ -328,6 +349,16 @@ async def test_over_a_proxy_to_plain_http_nothing_is_opened_ahead() -> None:
         assert all(b"\r\nproxy-authorization: basic " in head.lower() for head in proxy.heads)
 
 
+async def test_nor_is_anything_that_does_not_wait_for_a_slot() -> None:
+    """A call to open ahead opens nothing either, and sends nothing."""
+    async with Keeping() as proxy:
+        transport = transport_to("http://127.0.0.1:9", proxy=proxy.url)
+        transport.prepare(1)
+        await opened(transport)
+        assert (held(transport), proxy.connections) == (0, 0)
+        await transport.aclose()
+
+
 async def test_over_a_session_that_was_passed_nothing_is_opened_ahead() -> None:
     """Its connector is not ours: every POST has a new connection, opened for it."""
     async with Keeping() as server, aiohttp.ClientSession() as lent:
@@ -365,6 +396,25 @@ async def main(url):
 
 asyncio.run(main(sys.argv[1]))
 """
+
+
+def test_without_files_nothing_is_opened_for_a_moment() -> None:
+    """Those that are left are for who needs one now."""
+
+    async def run() -> list[float]:
+        loop, tried = asyncio.get_running_loop(), list[float]()
+        start, ahead = loop.time(), Ahead(2.0)
+
+        async def full() -> None:
+            tried.append(round(loop.time() - start, 1))
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        for _ in range(5):
+            ahead.open(1, full)
+            await asyncio.sleep(0.2)
+        return tried
+
+    assert run_virtual(run()) == [0.0, 0.4, 0.8]
 
 
 @pytest.mark.posix("resource")

@@ -14,6 +14,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from canary import CANARY_KEY
 from clients import client_of, until
 from faults import Connection, FaultServer, good_body, http, task_id_of
+from keeping import Keeping
 
 from kie4o import AsyncKieClient, ImageTask, KieError, SubmissionUnknownError, clock
 from kie4o.transport import connections
@@ -262,6 +263,24 @@ async def test_only_a_lack_of_files_is_waited_for() -> None:
     with pytest.raises(OSError, match="no"):
         await when_free(failing(23, 99), seconds=0.15)
     assert calls == 2
+
+
+async def test_a_read_without_a_file_for_a_connection_waits_for_one() -> None:
+    """The answer is that of the call, as soon as a file is closed."""
+
+    class Full(aiohttp.TCPConnector):
+        left = 2
+
+        async def connect(self, *words: Any, **more: Any) -> Any:
+            self.left -= 1
+            if self.left >= 0:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await super().connect(*words, **more)
+
+    async with Keeping() as server, aiohttp.ClientSession(connector=Full()) as session:
+        async with client_of(server.url, session=session) as client:
+            assert await client.credits() == 100
+        assert (server.connections, len(server.heads)) == (1, 1)
 
 
 @pytest.mark.parametrize(("full", "waits"), [(True, True), (False, False)])

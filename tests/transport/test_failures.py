@@ -198,6 +198,19 @@ async def test_a_certificate_that_is_not_accepted(
         assert (error.cause or "").startswith("ClientConnectorCertificateError: Cannot connect to host ")
 
 
+async def test_a_certificate_without_the_fingerprint_that_a_session_expects() -> None:
+    """It is named like a certificate that is not accepted, and time does not mend it."""
+    connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes(32)))
+    async with (
+        FaultServer(answer(), tls=True) as server,
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
+        error, _ = await failures_of(server.url, session=session)
+        assert "the TLS certificate of 127.0.0.1 does not have the fingerprint that the session" in str(error)
+        assert not error.retryable
+        assert server.posts == 0
+
+
 async def test_control_a_certificate_that_is_accepted() -> None:
     async with FaultServer(answer(), tls=True) as server, lent("certificate.pem") as session:
         async with client_of(server.url, session=session) as client:

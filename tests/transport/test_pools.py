@@ -97,6 +97,29 @@ async def test_a_full_pool_of_the_reads_delays_no_post() -> None:
         await transport.aclose()
 
 
+async def test_waiting_for_a_pool_that_is_full_counts_as_no_opening() -> None:
+    """The POST gets the connection of the one before, and nothing is opened earlier because of that."""
+    async with Keeping() as server:
+        transport = transport_to(server.url)
+        transport.connections = 1
+        server.go.clear()
+        read = asyncio.create_task(look(transport))
+        await until(lambda: len(server.heads) == 1)
+        posts = [asyncio.create_task(pay(transport, prompt)) for prompt in ("x", "y")]
+        await until(lambda: server.posts == 1)
+        lead = transport.lead()
+        await asyncio.sleep(2 * lead)
+        server.go.set()
+        assert [judgement.task_id for _, judgement in await asyncio.gather(*posts)] == [
+            id_for("x"),
+            id_for("y"),
+        ]
+        assert server.carried == [("x", 1), ("y", 1)]
+        assert transport.lead() == lead
+        await read
+        await transport.aclose()
+
+
 # -- the age -----------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
+from kie4o import SubmissionUnknownError, UnexpectedResponseError
 from kie4o.emulator.tasks import MESSAGES
-from kie4o.wire.words import in_brief, say_credits_are_insufficient, say_input_image, say_policy
+from kie4o.wire.words import cause_of, in_brief, say_credits_are_insufficient, say_input_image, say_policy
 
 REFUNDED = MESSAGES[531]
 
@@ -54,6 +55,14 @@ def test_credits(message: str, insufficient: bool) -> None:
 )
 def test_why_a_task_failed(message: str, policy: bool, image: bool) -> None:
     assert (say_policy(message), say_input_image(message)) == (policy, image)
+
+
+def test_a_cause_has_nothing_of_a_prompt() -> None:
+    """The errors of submits go on with ref and prompt, those of answers with an excerpt."""
+    unknown = SubmissionUnknownError("the outcome is unknown. It is 'a prompt' (ref r-1): check", ref="r-1")
+    assert cause_of(unknown) == "the outcome is unknown. It is 'a prompt' (ref ..."
+    unreadable = UnexpectedResponseError("data.taskId: a prompt", http_status=200)
+    assert cause_of(unreadable) == "unreadable answer with HTTP status 200"
 
 
 def test_long_words_are_read_once() -> None:
