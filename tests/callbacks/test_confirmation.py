@@ -25,6 +25,7 @@ from kie4o.emulator.tasks import Answer
 from kie4o.models import Callback
 from kie4o.stores.ledger import Ledger
 from kie4o.stores.memory import MemoryStore
+from kie4o.stores.news import about_ref
 from kie4o.stores.store import Entry, EntryState
 
 KEY = "a webhook key"
@@ -390,6 +391,7 @@ def test_closing_and_naming_in_the_same_moment() -> None:
 # -- in virtual time -----------------------------------------------------------------------------------
 
 RUNNING = TaskDetails("t", state=TaskState.RUNNING)
+MISSING = TaskDetails("t", state=TaskState.MISSING)
 DONE = TaskDetails("t", state=TaskState.SUCCEEDED, urls=("https://x.example/a.png",))
 CALLBACK = Callback("t", code=200, message="", urls=DONE.urls, ref="r", verified=False, details=DONE)
 
@@ -443,6 +445,22 @@ def test_the_delays_grow_and_a_stuck_task_is_given_up(caplog: pytest.LogCaptureF
     assert 3570 <= times[-1] <= 3630
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "client.wait('t')" in warning
+
+
+def test_a_task_that_kie_does_not_know_is_given_up_earlier(caplog: pytest.LogCaptureFixture) -> None:
+    """Its record may be late by a minute and a half. The outcome stays unknown."""
+
+    async def run() -> list[float]:
+        async with Alone(MISSING, state=EntryState.UNKNOWN, task_id=None) as alone:
+            start = asyncio.get_running_loop().time()
+            assert (await alone.delivery.deliver(CALLBACK)).state is TaskState.MISSING
+            await asyncio.sleep(7200.0)
+            assert (alone.delivery.pending, await state_of(alone.store, "k")) == (0, EntryState.UNKNOWN)
+            return [at - start for at in alone.times]
+
+    assert run_virtual(run())[-1] == pytest.approx(91)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "Kie does not know the task" in warning
 
 
 def test_a_wrong_key_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -533,6 +551,32 @@ def test_confirmations_that_deliver_leaves_behind_are_bounded(monkeypatch: pytes
                 callback = attrs.evolve(CALLBACK, task_id=name, ref=name)
                 assert (await alone.delivery.deliver(callback)).state is TaskState.RUNNING
             assert alone.delivery.pending == 1
+
+    run_virtual(run())
+
+
+@pytest.mark.parametrize(
+    ("news", "found_at"),
+    [("before", 0.0), (about_ref("r"), 1.0), (None, 1.0), (about_ref("another"), 30.0)],
+)
+def test_another_process_names_the_task(news: str | None, found_at: float) -> None:
+    """One that waits for the name finds it at once if it is told, or else when it looks again."""
+
+    async def run() -> None:
+        async with Alone(DONE, state=EntryState.UNKNOWN, task_id=None) as alone:
+            start = asyncio.get_running_loop().time()
+            if news == "before":
+                await alone.store.keep_callback("r", "t")
+            named = asyncio.create_task(alone.delivery.wait_for_name(alone.entry))
+            await asyncio.sleep(1.0)
+            await alone.store.keep_callback("r", "t")
+            for _ in range(2):
+                alone.delivery.recheck(news)
+            ended = named.done()
+            assert (await named).task_id == "t"
+            assert ended or asyncio.get_running_loop().time() - start == pytest.approx(found_at)
+            assert ended == (news == "before")
+            assert alone.delivery.pending == 0
 
     run_virtual(run())
 

@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 from alone import Alone
 from clients import LOST, client_of, state_of, until
-from clocks import run_scaled
+from clocks import run_scaled, run_virtual
+from entries import entry_of
 from held import HeldServer
 
 import kie4o
 from kie4o import AsyncKieClient, RateLimit, StoreError
 from kie4o.emulator import Emulator
+from kie4o.stores.ledger import Ledger
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.store import Entry, EntryState, KeyInUseError
+from kie4o.stores.store import DuplicateTaskError, Entry, EntryState, KeyInUseError
 
 SPEED = 50  # loop seconds per second
 SLOW = 10
@@ -802,3 +804,102 @@ async def test_a_claim_that_is_cancelled_leaves_nothing_in_a_file(tmp_path: Path
             assert call.cancelled()
         await until(lambda: client._runtime.submissions.live == 0)
         assert [await store.find(key=f"{turns}") for turns in range(6)] == [None] * 6
+
+
+# -- one write waits for another -----------------------------------------------------------------------
+
+
+class Gated(MemoryStore):
+    """Looking for an `EARLIER` submit of the key waits for the gate, and so holds the key's lock; saves and
+    searches fail if they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.saves_fail = self.finds_fail = False
+
+    async def save(self, entry: Entry) -> None:
+        if self.saves_fail:
+            raise StoreError("the disk is full")
+        await super().save(entry)
+
+    async def find(self, **by: Any) -> Entry | None:
+        if self.finds_fail:
+            raise StoreError("disk I/O error")
+        if by.get("ref") == EARLIER.ref:
+            await self.gate.wait()
+        return await super().find(**by)
+
+
+EARLIER = entry_of("earlier", ref="earlier", state=EntryState.UNKNOWN, keyed=False, superseded_key="k")
+UNKNOWN = entry_of(state=EntryState.UNKNOWN)
+INTENT = entry_of(ref="second", state=EntryState.INTENT)
+
+
+def test_what_was_saved_while_its_key_was_locked_is_not_saved_again() -> None:
+    """It may have been followed by something newer."""
+
+    async def run() -> None:
+        store = Gated()
+        ledger = Ledger(store)
+        await store.save(EARLIER)
+        naming = asyncio.create_task(ledger.name_task(EARLIER, "t-1"))
+        store.saves_fail = True
+        await ledger.unknown(UNKNOWN)
+        store.saves_fail = False
+        await asyncio.sleep(5.0)  # it waits for the lock to save it again
+        await ledger.unknown(UNKNOWN)
+        newer = UNKNOWN.become(EntryState.SUBMITTED, task_id="t-2")
+        await store.save(newer)
+        store.gate.set()
+        await naming
+        await asyncio.sleep(SAVED_BY)
+        assert await store.find(key="k") == newer
+
+    run_virtual(run())
+
+
+def test_a_refusal_whose_key_stays_locked_is_saved_later() -> None:
+    """As one that cannot be saved."""
+
+    async def run() -> None:
+        store = Gated()
+        ledger = Ledger(store)
+        for entry in (EARLIER, INTENT):
+            await store.save(entry)
+        naming = asyncio.create_task(ledger.name_task(EARLIER, "t-1"))
+        await asyncio.sleep(0)
+        assert (await ledger.unpaid(INTENT)).state is EntryState.PLANNED
+        assert await state_of(store, "k") is EntryState.INTENT
+        store.gate.set()
+        await naming
+        await asyncio.sleep(SAVED_BY)
+        assert await state_of(store, "k") is EntryState.PLANNED
+
+    run_virtual(run())
+
+
+async def test_an_intent_is_saved_though_the_submit_before_it_cannot_be_read() -> None:
+    """That one is stored as it was last known."""
+    store = Gated()
+    await store.save(UNKNOWN)
+    store.finds_fail = True
+    await Ledger(store).begin(INTENT, UNKNOWN)
+    store.finds_fail = False
+    assert await store.find(key="k") == INTENT
+    assert await store.find(ref=UNKNOWN.ref) == UNKNOWN.superseded()
+
+
+async def test_a_task_that_is_not_saved_yet_is_given_to_no_other_submit() -> None:
+    """A callback names the task of a submit whose id could not be saved."""
+    store = Gated()
+    ledger = Ledger(store)
+    await store.save(UNKNOWN)
+    store.saves_fail = True
+    with pytest.raises(StoreError, match="paid"):
+        await ledger.submitted(entry_of("another", state=EntryState.SUBMITTED, task_id="t-1"))
+    store.saves_fail = False
+    with pytest.raises(DuplicateTaskError):
+        await ledger.name_task(UNKNOWN, "t-1")
+    assert await store.find(key="k") == UNKNOWN
+    await ledger.aclose()

@@ -6,13 +6,14 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import attrs
 import pytest
 from entries import ENTRIES, ended, plain, submitted
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kie4o import ImageRequest, StoreError, TaskDetails, TaskState
-from kie4o.stores.packing import checksum, packed, unpacked
+from kie4o.stores.packing import checksum, packed, packed_details, unpacked, unpacked_details
 from kie4o.stores.store import Entry, EntryState
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
@@ -73,6 +74,23 @@ def test_raw_that_is_no_json_is_dropped(value: object) -> None:
     kept = unpacked(body, checksum(body)).details
     assert kept == details
     assert kept.raw == {}
+
+
+@pytest.mark.parametrize(("value", "raw"), [(1, {"a": [1]}), (b"x", {})], ids=repr)
+def test_details_come_back_alone(value: object, raw: object) -> None:
+    """Without an entry, and without a `raw` that is no JSON."""
+    details = attrs.evolve(DETAILS, raw={"a": [value]})
+    body = packed_details(details)
+    read = unpacked_details(body, checksum(body))
+    assert read == details
+    assert read.raw == raw
+
+
+@pytest.mark.parametrize("body", [None, b"[]", b"{", b'{"task_id": 1}'])
+def test_details_that_are_damaged_are_none(body: bytes | None) -> None:
+    """They can be had again from Kie."""
+    assert unpacked_details(body, None if body is None else checksum(body)) is None
+    assert unpacked_details(packed_details(DETAILS), checksum(b"another")) is None
 
 
 def test_raw_without_end_is_dropped() -> None:

@@ -199,6 +199,20 @@ def test_a_window_that_is_shorter_than_the_lead_is_announced_too() -> None:
     assert [count for _, count in announced(scenario, RateLimit(20, per=0.01))] == [20, 20]
 
 
+def test_requests_that_were_all_cancelled_are_not_announced() -> None:
+    """In the turn in which they would be."""
+
+    async def scenario(watched: Watched) -> None:
+        tasks = watched.submits(23)
+        loop, due = asyncio.get_running_loop(), watched.start + 10.0 - LEAD
+        for task in tasks[20:]:
+            loop.call_at(due - 1e-10, task.cancel)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(watched.granted) == 20
+
+    assert announced(scenario) == []
+
+
 def test_without_anyone_to_tell_nothing_changes() -> None:
     """No timer is set."""
 

@@ -7,15 +7,15 @@ import logging
 from typing import Any
 
 import pytest
-from clients import LOST, client_of, until
+from clients import LOST, client_of, state_of, until
 from clocks import run_scaled
 from held import HeldServer
 
 import kie4o
-from kie4o import RateLimit
+from kie4o import ImageRequest, RateLimit
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
-from kie4o.stores.store import Entry, EntryState
+from kie4o.stores.store import Entry, EntryState, KeyInUseError
 
 SPEED = 50  # loop seconds per second
 LIMIT = 5.0  # seconds within which a call ends
@@ -379,6 +379,88 @@ def test_a_submit_that_is_called_off_is_not_logged(api_key: str, caplog: pytest.
                 assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
+
+
+@pytest.mark.parametrize("how", ["called off", "cancelled"])
+async def test_a_submit_that_ends_before_it_began_ends_its_call(how: str, api_key: str) -> None:
+    """Called off in the turn in which it was started, as by a batch, or cancelled with the loop."""
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        call, submissions = asyncio.create_task(client.submit("x", key="k")), client._runtime.submissions
+        while not submissions.is_live("k"):
+            await asyncio.sleep(0)
+        if how == "called off":
+            assert submissions.call_off("k", "the batch was stopped")
+        else:
+            submissions._live["k"].task.cancel()
+        error = await ended(call)
+        assert (error is None) == (how == "cancelled")
+        assert (
+            how in str(error) or call.cancelled() or "the batch was stopped before the request" in str(error)
+        )
+        assert (submissions.live, kie.posts) == (0, 0)
+
+
+async def test_a_store_that_swallows_a_cancellation_sends_no_request(api_key: str) -> None:
+    """A store of the caller's returns as if nothing had been cancelled: the submit ends before it begins."""
+
+    class Swallowing(MemoryStore):
+        async def claim(self, entry: Entry, **more: Any) -> Entry | None:
+            claiming.set()
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                return await super().claim(entry, **more)
+
+    claiming = asyncio.Event()
+    async with HeldServer() as kie, client_of(kie.url, Swallowing(), api_key=api_key) as client:
+        call = asyncio.create_task(client.submit("x", key="k"))
+        await claiming.wait()
+        call.cancel()
+        assert await ended(call) is None
+        await until(lambda: not client._runtime.submissions.live)
+        assert (kie.posts, await state_of(client._runtime.store, "k")) == (0, None)
+
+
+async def test_a_caller_that_waits_for_another_process_outlives_one_that_does_not(api_key: str) -> None:
+    """It joined the submit of a caller that raises instead, and then submits itself."""
+
+    class InUse(MemoryStore):
+        """Another process has the key in hand for a while."""
+
+        async def claim(self, entry: Entry, *, wait: bool = True, **more: Any) -> Entry | None:
+            await asked.wait()
+            return await super().claim(entry, **more) if wait else None
+
+    asked, request = asyncio.Event(), ImageRequest("x")
+    async with HeldServer() as kie, client_of(kie.url, InUse(), api_key=api_key) as client:
+        await client.spent()  # opens it
+        submissions, permit = client._runtime.submissions, await client._runtime.lifecycle.permits.acquire()
+        with permit:
+            calls = [
+                asyncio.create_task(submissions.submit(request, "k", permit, wait=wait))
+                for wait in (False, False, True)
+            ]
+            await until(lambda: submissions.live)
+            asked.set()
+            await until(lambda: kie.posts == 1)
+            task_id = kie.accept("x")
+            assert (await ended(calls[2])).task_id == task_id
+            for call in calls[:2]:
+                assert isinstance(await ended(call), KeyInUseError)
+
+
+async def test_what_was_submitted_before_is_the_same_if_nothing_is_logged(
+    api_key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a hook nobody wants to know, and nothing is made ready for that."""
+    caplog.set_level(logging.ERROR, "kie4o")
+    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+        call = asyncio.create_task(client.submit("x", key="k"))
+        await until(lambda: kie.posts == 1)
+        task_id = kie.accept("x")
+        assert (await ended(call)).id == (await client.submit("x", key="k")).id == task_id
+        assert kie.posts == 1
+    assert [record for record in caplog.records if record.name == "kie4o"] == []
 
 
 def test_a_lost_answer_without_a_caller_is_unknown_for_the_next(api_key: str) -> None:
