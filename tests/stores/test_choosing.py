@@ -12,7 +12,7 @@ from canary import CANARY_KEY
 from kie4o import AsyncKieClient, ConfigurationError
 from kie4o.settings import Secret
 from kie4o.stores import choosing
-from kie4o.stores.choosing import SCHEMES, store_of
+from kie4o.stores.choosing import SCHEMES, is_shared, store_of
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 
@@ -33,6 +33,14 @@ def test_a_database_is_shared_by_account(scheme: str) -> None:
     with pytest.raises(ConfigurationError, match="schema= is not a name") as caught:
         store_of(f"{scheme}://kie:s3cret@db.example/images?schema=No")
     assert "s3cret" not in str(caught.value)
+
+
+def test_what_is_shared_is_known_from_its_address() -> None:
+    """Without a store that is opened, or a driver."""
+    for given in ("postgresql://db.example/images", "postgres://db.example/images"):
+        assert is_shared(given)
+    for given in ("run.db", "sqlite:///run.db", Path("run.db"), None, MemoryStore()):
+        assert not is_shared(given)
 
 
 def test_a_driver_that_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

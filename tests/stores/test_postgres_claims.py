@@ -17,7 +17,7 @@ from canary import CANARY_KEY
 from entries import ended, entry_of, plain, submitted, unfinished_keys
 from postgres import opened
 
-from kie4o import StoreError
+from kie4o import StoreError, StoreLockedError
 from kie4o.settings import Secret
 from kie4o.stores import postgres as postgres_store
 from kie4o.stores.guard import Guard
@@ -71,11 +71,35 @@ async def test_a_claimed_key_is_in_one_process_s_hands(open_store: OpenStore) ->
     holder, other = await open_store(), await open_store()
     await holder.claim(entry_of())
     assert await other.claim(entry_of(ref="another"), wait=False) is None
+    await other.save(entry_of(ref="another"))  # as if it had been refused: it is not there to be undone
+    assert await stored_state(holder) == (EntryState.PLANNED, "ref of k")
     await holder.begin(intent())
     assert await other.claim(entry_of(ref="another"), takes=ANY, wait=False) is None
+    assert await holder.claim(entry_of()) == intent()  # which another caller asks for
     await holder.save(entry_of())  # it was refused, and is sent again later
     assert await other.claim(entry_of(ref="another"), wait=False) is None
+    await holder.begin(intent())
+    await holder.save(entry_of())
     assert await holder.claim(entry_of()) == entry_of()
+
+
+async def test_a_claim_after_the_lease_was_lost_has_a_new_one(open_store: OpenStore) -> None:
+    silent, other = await open_store(), await open_store()
+    await expire(silent)
+    assert await silent.claim(entry_of()) == entry_of()
+    assert await other.claim(entry_of(ref="another"), wait=False) is None
+
+
+async def test_a_store_is_opened_once(open_store: OpenStore) -> None:
+    """The first goes on. What could not be opened may be opened later."""
+    store = await open_store()
+    with pytest.raises(StoreLockedError, match="already open"):
+        await store.open()
+    await store.claim(entry_of())
+    away = PostgresStore("postgresql://kie4o@127.0.0.1:1/nowhere", Secret(CANARY_KEY))
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot be used"):
+            await away.open()
 
 
 async def test_of_many_processes_one_holds_a_key(open_store: OpenStore) -> None:
@@ -538,15 +562,20 @@ async def test_a_release_that_failed_is_repeated(
     async def away(me: int, key: str) -> None:
         raise StoreError("the database is away")
 
+    async def claimed_again(store: PostgresStore) -> None:
+        """As soon as it is the turn of the first key."""
+        while "k" in store._unreleased:
+            await asyncio.sleep(0)
+        await store.claim(entry_of("claimed again"))
+
     for key in ("k", "claimed again"):
         await store.claim(entry_of(key))
         monkeypatch.setattr(store._entries, "release", away)
         with pytest.raises(StoreError, match="away"):
             await store.release(key)
         monkeypatch.setattr(store._entries, "release", release)
-    await store.claim(entry_of("claimed again"))
     assert await other.claim(entry_of(ref="another"), wait=False) is None
-    await postgres.renewed(store._process)
+    await asyncio.gather(postgres.renewed(store._process), claimed_again(store))
     assert await other.claim(entry_of(ref="another"), wait=False) == entry_of(ref="another")
     assert await other.claim(entry_of("claimed again", ref="another"), wait=False) is None
 
@@ -585,3 +614,64 @@ async def test_an_odd_database_keeps_every_entry() -> None:
         assert await store.find(key=entry.key) == entry
         assert await store.find(task_id="no\0id") is None
         await store.aclose()
+
+
+# -- a replica that takes over -------------------------------------------------------------------------
+
+
+async def test_what_is_written_meanwhile_is_not_written_over(open_store: OpenStore) -> None:
+    """Each process writes again what the replica may lack: the latest of each key."""
+    store = await open_store()
+    for key in ("a", "b"):
+        await store.save(submitted(key))
+    await asyncio.gather(store._write_again(), store.save(ended(submitted("b"))))
+    assert await stored_state(store, "b") == (EntryState.SUCCEEDED, "ref of b")
+
+
+async def test_what_every_replica_has_is_not_written_again(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is forgotten after a minute, and would otherwise be kept for as long as the process lives."""
+    store = await open_store()
+    monkeypatch.setattr(postgres_store, "_LAG", 0.1)
+    for key in ("a", "b"):
+        await store.claim(entry_of(key))
+        await store.begin(intent(key))
+        await asyncio.sleep(0.15 if key == "a" else 0)
+    await sql(store, "DELETE FROM kie4o.entry")
+    await store._write_again()
+    assert await stored_state(store, "a") is None
+    assert await stored_state(store, "b") == (EntryState.INTENT, "ref of b")
+
+
+# -- who polls a task ----------------------------------------------------------------------------------
+
+
+async def test_a_task_has_one_process_that_polls_it(open_store: OpenStore) -> None:
+    """The others follow it until that one leaves, or its end is in an entry. What is damaged is polled."""
+    stores = [await open_store() for _ in range(2)]
+    first, second = (store._machines for store in stores)
+    done = ended(submitted("k"))
+    [task_id] = task_ids = [str(done.task_id)]
+    assert await first.lead(task_ids) == {task_id: None}
+    assert await second.lead(task_ids) == {}
+    await first.leave({task_id: None})
+    assert await second.lead(task_ids) == {task_id: None}
+    assert await first.lead(task_ids) == {}
+    await stores[0].save(done)
+    assert await first.lead(task_ids) == {task_id: done.details}
+    await sql(stores[0], "UPDATE kie4o.entry SET checksum = 'x'")
+    assert await first.lead(task_ids) == {}
+    assert await second.lead(task_ids) == {task_id: None}
+    await second.leave({task_id: done.details})
+    assert await first.lead(task_ids) == {task_id: done.details}
+
+
+async def test_what_nobody_polls_is_dropped_now_and_then(open_store: OpenStore) -> None:
+    """By the first process that leaves a task, and then every ten minutes."""
+    store = await open_store()
+    old = "INSERT INTO kie4o.watch (account, task_id, touched_at) VALUES ('a', %s, '-infinity')"
+    for number, left in ((1, 0), (2, 1)):
+        await sql(store, old, f"task-{number}")
+        await store._machines.leave({})
+        assert await sql(store, "SELECT count(*) FROM kie4o.watch") == [(left,)]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
 import time
+from urllib.parse import urlsplit
 
 import postgres
 import pytest
+from counting import ReplyCutter, through
 from paths import IMPORT_ROOT
 from postgres import opened
 
@@ -153,6 +156,23 @@ async def test_a_cancelled_statement_goes_on() -> None:
         assert await database.rows("SELECT id FROM kie4o.account") == [(b"a",)]
 
 
+async def test_closing_does_not_wait_for_a_server_that_answers_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even that it cancels."""
+    monkeypatch.setattr(database_module, "_CLOSING", 0.1)
+    url = postgres.shared_url()
+    async with ReplyCutter(urlsplit(url).port or 5432) as proxy:
+        database = Database(address_of(through(url, proxy)))
+        await database.open()
+        proxy.stalls = True
+        running = asyncio.create_task(database.rows("SELECT 1"))
+        await proxy.done.wait()
+        await asyncio.wait_for(database.aclose(), 2)
+        with pytest.raises((StoreError, asyncio.CancelledError)):
+            await asyncio.wait_for(running, 8)
+
+
 async def test_a_warning_is_a_failure_if_it_is_asked_for() -> None:
     """A commit that gave up waiting for its replica reports success, with a warning."""
     warn = "DO $$ BEGIN RAISE WARNING 'committed locally'; END $$"
@@ -161,6 +181,7 @@ async def test_a_warning_is_a_failure_if_it_is_asked_for() -> None:
         with pytest.raises(StoreError, match="may not have saved it: committed locally"):
             await database.rows(warn, durably=True)
         await database.rows(warn)
+        await database.rows(warn.replace("WARNING", "NOTICE"), durably=True)
         assert await database.rows("SELECT 1", durably=True) == [(1,)]
 
 
@@ -266,6 +287,18 @@ async def test_every_refusal_says_what_to_do() -> None:
             assert remedy in said
             assert "s3cret" not in said
         await printed_and_granted(server)
+
+
+def test_what_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The SQL for the schema that is named, or for that of the default, with the GRANTs in a comment."""
+    printed: dict[str, str] = {}
+    for schema, words in (("shop", ["shop"]), ("kie4o", [])):
+        monkeypatch.setattr(sys, "argv", ["kie4o", *words])
+        monkeypatch.delitem(sys.modules, "kie4o.stores.postgres.__main__", raising=False)
+        importlib.import_module("kie4o.stores.postgres.__main__")
+        printed[schema] = capsys.readouterr().out
+        assert f"GRANT USAGE ON SCHEMA {schema} TO ROLE;" in printed[schema]
+    assert printed["kie4o"].count('"kie4o".') == printed["shop"].count('"shop".') > 100
 
 
 async def printed_and_granted(server: postgres.PostgresServer) -> None:

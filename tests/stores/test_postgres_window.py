@@ -22,7 +22,7 @@ import attrs
 import postgres
 import pytest
 from canary import CANARY_KEY
-from counting import Child, CountingServer, ReplyCutter
+from counting import Child, CountingServer, ReplyCutter, through
 from portable import PATIENCE
 from window_child import Run
 
@@ -336,10 +336,6 @@ async def test_cancelled_in_the_turn_of_the_grant(url: str, database: Database) 
 
 
 # -- lost replies, restarts, outages ---------------------------------------------------------------
-
-
-def through(url: str, cutter: ReplyCutter) -> str:
-    return url.replace(f":{urlsplit(url).port}/", f":{cutter.port}/")
 
 
 async def test_a_lost_reply_is_asked_for_again(url: str, database: Database) -> None:

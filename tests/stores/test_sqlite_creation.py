@@ -183,6 +183,23 @@ async def test_a_drive_without_hard_links(path: Path, monkeypatch: pytest.Monkey
     await creates_and_backs_up(path)
 
 
+async def test_on_such_a_drive_too_a_store_that_another_process_creates_first_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is created between the two ways to name the file, and has an entry already."""
+    async with opened(path.with_name("first.db")) as first:
+        await first.save(submitted("a"))
+
+    def link(*_: object) -> None:
+        path.with_name("first.db").rename(path)
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    async with opened(path) as store:
+        assert await unfinished_keys(store) == ["a"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EROFS])
 async def test_a_drive_that_fails_is_an_error(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: int

@@ -139,6 +139,26 @@ async def test_a_file_system_without_locks(
     assert (warning.levelno, str(path) in warning.getMessage()) == (logging.WARNING, True)
 
 
+@pytest.mark.posix("locks of open files")
+@pytest.mark.parametrize("lacks", ["the command", "the system"])
+async def test_a_system_without_such_locks(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lacks: str
+) -> None:
+    """As on most systems but Linux and macOS. There is nothing to unlock either."""
+    import fcntl
+
+    if lacks == "the command":
+        monkeypatch.delattr(fcntl, "F_OFD_SETLK", raising=False)
+    else:
+        monkeypatch.setattr(file_lock, "_FLOCKS", {})
+    async with opened(path) as store:
+        await store.save(submitted("a"))
+    async with opened(path) as store:
+        assert await unfinished_keys(store) == ["a"]
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "kie4o"]
+    assert "this system has no locks of open files" in warning
+
+
 async def test_another_error_of_the_lock_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that fails for any other reason opens nothing, and leaves no descriptor."""
 
@@ -190,6 +210,20 @@ def test_a_lock_is_released_once(path: Path) -> None:
         FileLock(path)
     other.release()
     FileLock(path).release()
+
+
+def test_what_a_child_forgets_is_closed(path: Path) -> None:
+    """Every lock of its parent: none of them is released there, and the child may lock the file itself."""
+    before = list(handles())
+    path.write_bytes(b"x")
+    lock = FileLock(path)
+    file_lock._forget_in_child()
+    assert list(handles()) == before
+    other = FileLock(path)
+    lock.release()
+    with pytest.raises(BlockingIOError):
+        FileLock(path)
+    other.release()
 
 
 @pytest.mark.posix("fork")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 import time
@@ -215,6 +216,16 @@ async def test_of_two_openings_at_once_one_is_refused(tmp_path: Path) -> None:
     assert sorted(type(outcome) for outcome in outcomes if outcome is not None) == [StoreLockedError]
     await store.save(submitted("a"))
     await store.aclose()
+
+
+async def test_another_process_cannot_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to do; the thread would never answer."""
+    async with opened(tmp_path / "run.db") as store:
+        with monkeypatch.context() as forked:
+            forked.setattr(os, "getpid", lambda: -1)
+            with pytest.raises(StoreError, match="before a fork; open it in the child process"):
+                await store.find(key="a")
+        assert await store.find(key="a") is None
 
 
 @pytest.mark.posix("fork")

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import urlsplit
 
 import attrs
 from paths import IMPORT_ROOT
@@ -100,14 +101,20 @@ class Child:
         self._news.set()
 
 
+def through(url: str, cutter: ReplyCutter) -> str:
+    """The URL of a database behind it."""
+    return url.replace(f":{urlsplit(url).port}/", f":{cutter.port}/")
+
+
 class ReplyCutter(LoopbackServer):
     """A proxy before a database. While `cuts` is above 0, it swallows what the server answers and breaks that
-    connection, which the server notices after its commit."""
+    connection, which the server notices after its commit. While it `stalls`, it swallows that alone."""
 
     def __init__(self, port: int) -> None:
         self._target = port
         self.cuts = 0
-        self.done = asyncio.Event()  # after each cut
+        self.stalls = False
+        self.done = asyncio.Event()  # after each cut, and what was swallowed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         theirs, to_them = await asyncio.open_connection("127.0.0.1", self._target)
@@ -118,7 +125,10 @@ class ReplyCutter(LoopbackServer):
                     self.cuts -= 1
                     self.done.set()
                     break
-                writer.write(data)
+                if self.stalls:
+                    self.done.set()
+                else:
+                    writer.write(data)
         finally:
             there.cancel()
             for each in (to_them, writer):

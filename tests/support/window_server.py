@@ -236,12 +236,12 @@ class ServerProcess:
         self._server = server
         self._renewing: asyncio.Task[None] | None = None
 
-    def start(self, limit: RateLimit) -> SharedLimiter:
+    def start(self, limit: RateLimit, **more: Any) -> SharedLimiter:
         self._begin()
         self._renewing = asyncio.create_task(self._renew_always())
         database: Any = self
         process: Any = self
-        return SharedLimiter(database, process, b"account", limit)
+        return SharedLimiter(database, process, b"account", limit, **more)
 
     async def connect(self) -> _Connection:
         return _Connection(self._server, self)

@@ -230,21 +230,25 @@ class PostgresStore:
         return hold
 
     async def _save(self, entry: Entry) -> None:
-        """If another submit has the key by now, this one is saved as the earlier one that it is."""
-        for each in (entry, entry.superseded()):
-            keeps = each.key in self._held
-            outcome, held, owner = await self._entries.save(
-                self._process.id, each, keeps=keeps, intent_at=self._undone_by(each)
-            )
-            if owner is not None:
-                raise duplicate_task(owner.task_id or "", owner)
-            if outcome == "saved":
-                if not held:
-                    self._held.pop(each.key, None)
-                self._remember(each)
-                return
-            if entry.state is EntryState.PLANNED or not entry.keyed:
-                return  # there is nothing to save about it
+        """If another submit has the key by now, this one is saved as the earlier one that it is, unless there
+        is nothing to save about it."""
+        if not await self._saved(entry) and entry.keyed and entry.state is not EntryState.PLANNED:
+            await self._saved(entry.superseded())
+
+    async def _saved(self, entry: Entry) -> bool:
+        """Save the entry, unless another submit has its key."""
+        keeps = entry.key in self._held
+        outcome, held, owner = await self._entries.save(
+            self._process.id, entry, keeps=keeps, intent_at=self._undone_by(entry)
+        )
+        if owner is not None:
+            raise duplicate_task(owner.task_id or "", owner)
+        if outcome != "saved":
+            return False
+        if not held:
+            self._held.pop(entry.key, None)
+        self._remember(entry)
+        return True
 
     async def _release(self, key: str) -> None:
         hold = self._held.get(key)

@@ -214,8 +214,6 @@ class Database:
     async def _connection(self) -> AsyncGenerator[AsyncConnection[Row]]:
         """One of the connections, which goes back unless it is broken."""
         async with self._free:
-            while self._idle and self._idle[-1].closed:
-                self._idle.pop()
             connection = self._idle.pop() if self._idle else await self._connect()
             self._busy.add(connection)
             try:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import StoreError
 from ...events import StoreWarned
 from . import process
-from .database import Database, Row, close, failure_of, in_schema, working
+from .database import Database, Row, close, in_schema, working
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -88,9 +88,11 @@ class News:
     # -- listening -----------------------------------------------------------------------------------
 
     async def _listen_always(self) -> None:
+        import psycopg
+
         delay = _FIRST_DELAY
         while True:
-            with contextlib.suppress(StoreError):
+            with contextlib.suppress(StoreError, psycopg.Error):
                 if await self._listen():
                     delay = _FIRST_DELAY
             self.works = False
@@ -116,16 +118,8 @@ class News:
             await close(connection)
 
     async def _begin(self, connection: AsyncConnection[Row]) -> None:
-        import psycopg
-
-        failure = None
-        try:
-            with working():
-                await connection.execute(_listen_to(self._channel))
-        except psycopg.Error as error:
-            failure = failure_of(self._database.address, error)
-        if failure is not None:
-            raise failure
+        with working():
+            await connection.execute(_listen_to(self._channel))
         self._tell(None)
 
     async def _receive(self, connection: AsyncConnection[Row]) -> None:

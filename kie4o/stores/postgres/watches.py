@@ -29,7 +29,7 @@ class Watches:
         self._database = database
         self._process = process
         self._account = account
-        self._swept_at = 0.0
+        self._swept_at = float("-inf")
 
     async def lead(self, task_ids: Collection[str]) -> Mapping[str, TaskDetails | None]:
         """The tasks that this process has to poll from now on, and the details of those that have ended."""
