@@ -233,7 +233,7 @@ async def test_what_a_batch_that_stops_can_call_off(state: str, api_key: str) ->
                 assert str(error).startswith("the batch stopped before the request was sent"), error
                 assert error.key == "waiting"
                 over = [
-                    (each.key, each.cause) for each in heard if isinstance(each, kie4o.events.SubmitEnded)
+                    (each.key, each.error) for each in heard if isinstance(each, kie4o.events.SubmitEnded)
                 ]
                 assert over == [("waiting", "KieError")]
             if not first.done():
