@@ -345,7 +345,7 @@ async def test_each_verdict_has_its_events(
     assert told == [STARTED, *expected, ENDED]
     accepted = [event.task_id for event in heard if isinstance(event, events.Submitted)]
     [over] = [event for event in heard if isinstance(event, events.SubmitEnded)]
-    assert (over.task_id, over.cause is None) == (accepted[0] if accepted else None, bool(accepted))
+    assert (over.task_id, over.error is None) == (accepted[0] if accepted else None, bool(accepted))
     assert [event.code for event in heard if isinstance(event, events.Refused)] in ([], [answer])
     assert len({event.ref_hash for event in heard if isinstance(event, events.OfSubmit)}) == 1
 
