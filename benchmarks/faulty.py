@@ -17,7 +17,7 @@ import random
 import socket
 import struct
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, cast
 
@@ -27,7 +27,7 @@ from aiohttp import web
 from kie4o.emulator import Call, Emulator, Outcome
 from kie4o.emulator.envelopes import api_envelope
 from kie4o.emulator.routes import GENERATE
-from kie4o.emulator.tasks import Answer, Task, most_within
+from kie4o.emulator.tasks import Answer, Task
 
 WEBHOOK_KEY = "webhook-key-of-the-soak"
 TIMEOUT = 5.0  # seconds that the clients wait for an answer
@@ -97,7 +97,10 @@ class Faulty(Emulator):
     chance: random.Random
     sold: deque[Task] = attrs.field(factory=deque, init=False)
     told: dict[str, Told] = attrs.field(factory=dict, init=False)
-    times: list[float] = attrs.field(factory=list, init=False)
+    twice: int = attrs.field(default=0, init=False)
+    most: int = attrs.field(default=0, init=False)  # tasks in any window
+    _asked: set[object] = attrs.field(factory=set, init=False)
+    _latest: deque[float] = attrs.field(factory=deque, init=False)
 
     def _draw(self, weights: Mapping[Any, int]) -> Any:
         return self.chance.choices(list(weights), list(weights.values()))[0]
@@ -107,9 +110,19 @@ class Faulty(Emulator):
         answer, task = super().create_task(body, now, key=key)
         if task is not None:
             self.sold.append(task)
-            self.times.append(now)
+            self._count(task, now)
             self.told[task.id] = "lost"  # until its answer was sent
         return answer, task
+
+    def _count(self, task: Task, now: float) -> None:
+        """As it comes: to count tens of thousands afterwards would stall the server for seconds."""
+        prompt = task.request.get("prompt")
+        self.twice += prompt in self._asked
+        self._asked.add(prompt)
+        self._latest.append(now)
+        while now - self._latest[0] >= self.per:
+            self._latest.popleft()
+        self.most = max(self.most, len(self._latest))
 
     def _app(self) -> web.Application:
         app = super()._app()
@@ -149,12 +162,11 @@ class Faulty(Emulator):
         while self.sold and self.sold[0].created < self.now() - settled:
             task = self.sold.popleft()
             tasks.append([task.id, task.request.get("prompt"), self.told.pop(task.id)])
-        prompts = Counter(task.request.get("prompt") for task in self.tasks.values())
         return {
             "posts": len(self.submits),
             "tasks": self.paid,
-            "twice": sum(count - 1 for count in prompts.values()),
-            "most": most_within(self.times, self.per),
+            "twice": self.twice,
+            "most": self.most,
             "looks": self.windows("look"),
             "settled": tasks,
         }
