@@ -40,7 +40,7 @@ class Ledger:
         # one, must not mix with other writes of them.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._settling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the same
-        self._moves = object()  # another one whenever a move begins or ends
+        self._moves = object()  # another one after each move, before its lock is free
 
     # -- a submit --------------------------------------------------------------------------------
 
@@ -70,7 +70,6 @@ class Ledger:
         moves = previous is not None
         async with self._lock(entry):
             if previous is not None:
-                self._moves = object()
                 previous = await self._as_it_is_now(previous)
             self._unsaved.pop(entry.key, None)  # no older entry may replace the INTENT
             try:
@@ -117,7 +116,6 @@ class Ledger:
         planned = _planned(entry)
         try:
             async with self._lock(entry):
-                self._moves = object()
                 restored = None if previous is None else await self._as_it_is_now(previous)
                 error = await self._keep(restored or planned)
         except StoreError as failure:  # the lock was not to be had
@@ -203,7 +201,6 @@ class Ledger:
     async def _unpaid(self, entry: Entry) -> Entry:
         """Move the entry away from its key, to which the submit before it returns: both or neither."""
         unpaid = attrs.evolve(entry.superseded() if entry.keyed else entry, state=EntryState.FAILED)
-        self._moves = object()
         try:
             if self._unsaved.get(entry.key) is entry:
                 await self._store.save(entry)  # the INTENT of a later submit may still be under the key

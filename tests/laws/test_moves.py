@@ -237,6 +237,96 @@ async def test_a_read_that_ends_late_does_not_undo_a_resubmit() -> None:
         assert kie.posts == 2
 
 
+class Stalling(MemoryStore):
+    """Each call that is named stalls once, until the test lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: dict[str, asyncio.Event] = {}
+        self.stalled: list[str] = []
+
+    async def claim(self, entry: Entry, **more: Any) -> Entry | None:
+        stored = await super().claim(entry, **more)
+        await self._stall("claim")
+        return stored
+
+    async def begin(self, entry: Entry, superseded: Entry | None = None) -> None:
+        await self._stall("begin")
+        await super().begin(entry, superseded)
+
+    async def save(self, entry: Entry) -> None:
+        if entry.state is EntryState.SUBMITTED:
+            await self._stall("save")
+        await super().save(entry)
+
+    def stall(self, *names: str) -> None:
+        self.gates = {name: asyncio.Event() for name in names}
+        self.stalled = []
+
+    async def _stall(self, name: str) -> None:
+        if name in self.gates and name not in self.stalled:
+            self.stalled.append(name)
+            await self.gates[name].wait()
+
+
+async def ends_while_it_moves(client: AsyncKieClient, kie: Kie, store: Stalling) -> None:
+    """The end of the first task is read while its entry moves, and is saved after that."""
+    await until(lambda: "begin" in store.stalled)
+    kie.status = "SUCCESS"
+    polls = len(kie.heads)
+    ending = asyncio.create_task(client.details(TASK_ID))
+    await until(lambda: len(kie.heads) > polls)
+    await asyncio.sleep(0.05)
+    store.gates["begin"].set()
+    assert (await ending).state.name == "SUCCEEDED"
+
+
+async def test_an_outcome_that_is_read_while_its_entry_leaves_its_key_does_not_return_to_it() -> None:
+    """A callback names the first task just before its key is submitted again: both tasks are paid and kept."""
+    async with (
+        Kie(LOST, status="GENERATING") as kie,
+        client_of(kie.url, store := Stalling(), callback_url=CALLBACK) as client,
+    ):
+        ref = await lost(client)
+        store.stall("claim", "save", "begin")
+        again = resubmit(client)
+        await until(lambda: "claim" in store.stalled)
+        callback = parse_callback({"data": {"taskId": TASK_ID}}, ref=ref)
+        delivery = asyncio.create_task(client.deliver(callback))
+        await until(lambda: "save" in store.stalled)
+        store.gates["claim"].set()
+        await asyncio.sleep(0.05)  # now the resubmit waits for the callback to be saved
+        store.gates["save"].set()
+        await ends_while_it_moves(client, kie, store)
+        await delivery
+        second = await again
+        assert second.id == task_id_of(2)
+        assert await state_of(store, "order-1") is EntryState.SUBMITTED
+        first = await store.find(task_id=TASK_ID)
+        assert first is not None
+        assert (first.state, first.callers_key) == (EntryState.SUCCEEDED, "order-1")
+
+
+async def test_an_outcome_that_is_read_while_its_entry_returns_to_its_key_stays_there() -> None:
+    """The submit after it was not charged, as a person says: the key has the first task, and is not paid
+    again."""
+    async with (
+        Kie(LOST, LOST, status="GENERATING") as kie,
+        client_of(kie.url, store := Stalling(), callback_url=CALLBACK) as client,
+    ):
+        ref = await lost(client)
+        with pytest.raises(kie4o.SubmissionUnknownError):
+            await resubmit(client)
+        await client.deliver(parse_callback({"data": {"taskId": TASK_ID}}, ref=ref))
+        store.stall("begin")
+        settling = asyncio.create_task(client.settle("order-1", charged=False))
+        await ends_while_it_moves(client, kie, store)
+        await settling
+        assert await state_of(store, "order-1") is EntryState.SUCCEEDED
+        assert (await client.submit("a boat", key="order-1")).id == TASK_ID
+        assert kie.posts == 2
+
+
 # -- what is saved again -----------------------------------------------------------------------------
 
 
