@@ -4,7 +4,6 @@ import email.message
 import http.client
 import io
 import json
-import os
 import random
 import time
 import wsgiref.headers
@@ -21,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict
 from paths import FIXTURES
+from proving import DEEP
 
 from kie4o import CallbackError, ConfigurationError, InvalidSignatureError, MalformedCallbackError, TaskState
 from kie4o.callbacks import (
@@ -463,7 +463,7 @@ def test_what_is_signed_verifies(task_id: str, key: str, timestamp: int) -> None
 
 # -- 100,000 pairs ---------------------------------------------------------------------------------
 
-PAIRS = 100_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 20_000
+PAIRS = 100_000 if DEEP else 20_000
 ODD = [b"", b"\x00", b"\xff", b"{", b"}", b'"', b"null", b"NaN", b"1e999", b"\\ud800", b"[" * 50, b"9" * 5000]
 NAMES = ["X-Webhook-Timestamp", "x-webhook-signature", "X-WEBHOOK-SIGNATURE", "Content-Type", "\udcff", ""]
 

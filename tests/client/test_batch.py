@@ -752,6 +752,7 @@ asyncio.run(main())
 @pytest.mark.posix("/proc/self/statm")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of a process from /proc")
 @pytest.mark.sweep
+@pytest.mark.once
 def test_a_batch_of_any_length_runs_in_flat_memory() -> None:
     """Memory does not grow from the 1,000th item on, over 10,000 items with an instant `generate`.
 

@@ -19,6 +19,7 @@ import pytest
 from batches import AMPLE, FEW, LETTERS, SPEED, all_of, at_rest, client_of, kie_of, paid_is_known, paid_once
 from clients import LOST, MakeStore, until
 from clocks import run_scaled
+from proving import DEEP
 
 import kie4o
 from kie4o import (
@@ -118,7 +119,7 @@ async def faulty_run(seed: int, spend: Spend) -> tuple[int, list[Completion], Ex
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(20) if DEEP else range(7))
 def test_a_batch_never_spends_more_than_its_limit(seed: int) -> None:
     """Nor does it leave unused what another request would have fitted into. The source has no end."""
     charged, completions, error = run_scaled(faulty_run(seed, within_the_limit), SPEED)
@@ -132,7 +133,7 @@ def test_a_batch_never_spends_more_than_its_limit(seed: int) -> None:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(5) if DEEP else range(2))
 def test_control_a_budget_that_counts_completions_spends_more(seed: int) -> None:
     """The same faults and the same book."""
     charged, _, _ = run_scaled(faulty_run(seed, counting_completions), SPEED)

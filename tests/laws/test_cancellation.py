@@ -23,10 +23,9 @@ from canary import CANARY_KEY
 from cancelling import Mode, cancelled_after, cancelled_at
 from clients import QUICK, until
 from clocks import run_scaled
-from crashing import DEEP
 from faults import open_sockets
 from left_behind import Books, store_of
-from proving import tried
+from proving import DEEP, tried
 
 from kie4o import AsyncKieClient, ImageRequest, ImageResult, ImageTask, RateLimit
 from kie4o.callbacks.receiving import CallbackReceiver

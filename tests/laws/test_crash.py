@@ -1,7 +1,7 @@
 """Laws 1 and 2 under `kill -9`: a batch is killed, run again until it ends, and judged by what the server
 counted and by the store that it left, a file or the tables of a database.
 
-By default a batch is killed once at every named step and at 60 random moments; HYPOTHESIS_PROFILE=deep takes
+By default a batch is killed once at every named step and at 40 random moments; HYPOTHESIS_PROFILE=deep takes
 every step at every item, and 200 moments. Over PostgreSQL there are a third of the moments.
 """
 
@@ -22,7 +22,6 @@ import pytest
 from canary import CANARY_KEY
 from crashing import (
     CHILD,
-    DEEP,
     ITEMS,
     KILLED,
     SERVER_STEPS,
@@ -32,10 +31,11 @@ from crashing import (
     on_lanes,
     on_postgres,
 )
+from proving import DEEP
 
 from kie4o import AsyncKieClient, KieError, StoreLockedError
 
-pytestmark = pytest.mark.posix("fork, and signals that stop and kill")
+pytestmark = [pytest.mark.once, pytest.mark.posix("fork, and signals that stop and kill")]
 
 MOMENTS = 200 if DEEP else 40
 SAVED = ("claim", "intent", "submitted", "succeeded")
@@ -45,7 +45,7 @@ STORES: dict[str, NewStore] = {"sqlite": lambda: "run.db", "postgres": on_postgr
 every_store = pytest.mark.parametrize(
     "new_store",
     [
-        pytest.param(STORES["sqlite"], id="sqlite", marks=pytest.mark.once),
+        pytest.param(STORES["sqlite"], id="sqlite"),
         pytest.param(STORES["postgres"], id="postgres", marks=pytest.mark.proof),
     ],
 )
@@ -112,7 +112,6 @@ async def test_a_batch_killed_at_any_named_step_pays_once_and_loses_nothing(
     assert await on_lanes(named_steps(new_store), act) == []
 
 
-@pytest.mark.once
 async def test_a_batch_over_a_database(tmp_path: Path) -> None:
     """The same over PostgreSQL, at a few of these steps."""
     kills = [
@@ -210,7 +209,6 @@ async def test_control_a_naive_client_pays_twice(tmp_path: Path) -> None:
     assert min(twice) > 0
 
 
-@pytest.mark.once
 async def test_control_without_intents_a_database_lets_it_pay_twice(tmp_path: Path) -> None:
     """Control: so the tests see double payments there too."""
     async with (

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 
 import postgres
 import pytest
-from crashing import DEEP
 from paths import IMPORT_ROOT, SUPPORT
 from postgres import opened
+from proving import DEEP
 
 from kie4o.emulator import Emulator
 from kie4o.stores.postgres.schema import migrate
+
+pytestmark = pytest.mark.once
 
 CHILD = SUPPORT / "postgres_child.py"
 ROUNDS = 20 if DEEP else 4
@@ -72,7 +74,7 @@ def emulator(latency: float = 0.0) -> contextlib.AbstractContextManager[Emulator
 LEASE = "CREATE OR REPLACE FUNCTION kie4o.lease() RETURNS interval LANGUAGE sql AS $$ SELECT interval '{}' $$"
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(ROUNDS, marks=[pytest.mark.sweep, pytest.mark.once])])
+@pytest.mark.parametrize("rounds", [2, pytest.param(ROUNDS, marks=pytest.mark.sweep)])
 async def test_a_process_is_killed(rounds: int) -> None:
     """In the middle of its submits. The others take over what it had not sent; what it may have sent is
     unknown (13 of 400 keys in 20 rounds), unless it saved a task; nothing is paid twice."""
@@ -95,7 +97,7 @@ async def test_a_process_is_killed(rounds: int) -> None:
 
 @pytest.mark.parametrize(
     ("count", "keys", "rounds"),
-    [(4, 10, 2), pytest.param(16, 50, ROUNDS, marks=[pytest.mark.sweep, pytest.mark.once])],
+    [(4, 10, 2), pytest.param(16, 50, ROUNDS, marks=pytest.mark.sweep)],
     ids=["4x10", "16x50"],
 )
 def test_the_same_keys_in_many_processes_are_paid_once(count: int, keys: int, rounds: int) -> None:

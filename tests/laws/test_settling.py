@@ -547,6 +547,7 @@ async def test_a_callback_that_was_not_confirmed_speaks_against_it(kie: Emulator
 # -- a process that dies in between ------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.posix("a signal that kills")
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("charged", [None, False])

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import attrs
 import pytest
-from crashing import CHILD, DEEP, ITEMS, KILLED, Case, CountingServer, Lane, on_lanes, on_postgres
+from crashing import CHILD, ITEMS, KILLED, Case, CountingServer, Lane, on_lanes, on_postgres
+from proving import DEEP
 
 STRACE = shutil.which("strace")
 KILL = "signal=SIGKILL"
@@ -49,6 +50,7 @@ def why_not() -> str:
 
 REASON = why_not()
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.posix("strace"),
     pytest.mark.skipif(bool(REASON), reason=REASON or "strace works"),
 ]
@@ -125,7 +127,6 @@ STORES = [
 
 
 @pytest.mark.sweep
-@pytest.mark.once
 @pytest.mark.parametrize(("calls", "new_store", "least"), STORES)
 async def test_any_system_call_may_fail(
     tmp_path: Path, calls: Mapping[str, Sequence[str]], new_store: Callable[[], str], least: int

@@ -13,11 +13,10 @@ from urllib.parse import urlsplit
 import postgres
 import pytest
 from canary import CANARY_KEY
-from crashing import DEEP
 from entries import entry_of, submitted
 from portable import PATIENCE
 from postgres import opened
-from proving import tried
+from proving import DEEP, tried
 from serving import LoopbackServer
 
 from kie4o import StoreError

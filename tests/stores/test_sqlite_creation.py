@@ -221,7 +221,12 @@ async def test_an_empty_file_stays_damaged(path: Path, monkeypatch: pytest.Monke
 
 # -- killed or stopped at every line ---------------------------------------------------------------
 
-forks = pytest.mark.posix("fork")
+
+def forks(test: Callable[..., Any]) -> Any:
+    """It runs a process for each line of a module."""
+    return pytest.mark.once(pytest.mark.posix("fork")(test))
+
+
 PARTS = {sqlite_creation.__file__, __file__}
 
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import attrs
 import pytest
-from crashing import DEEP
 from paths import SUPPORT
+from proving import DEEP
 
 from kie4o import ImageRequest, StoreError, TaskDetails, TaskState
 from kie4o.stores import sqlite_check

@@ -20,7 +20,6 @@ import postgres
 import pytest
 from canary import CANARY_KEY
 from cancelling import cancelled_after, cancelled_at
-from crashing import DEEP
 from entries import A_DAY_AGO, ENTRIES, PATIENCE, ended, entry_of, plain, submitted, unfinished_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +31,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from proving import DEEP
 
 from kie4o import Spent, StoreError, TaskDetails, TaskState
 from kie4o.pricing import Subtotal

@@ -31,7 +31,6 @@ from kie4o.stores.store import Entry, EntryState
 
 _T = TypeVar("_T")
 
-DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 LANES = 2
 ITEMS = [f"item-{number:02}" for number in range(20)]
 CHILD = SUPPORT / "crash_child.py"

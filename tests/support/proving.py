@@ -1,4 +1,5 @@
-"""How many positions a test has tried, for the report of `nox -s proof`.
+"""Whether sweeps have their whole size, and how many positions a test has tried, for the report of
+`nox -s proof`.
 
 A position is one place at which something was made to happen: a kill, a fault, a cancel, a cut, a state of a
 model, a simulated world.
@@ -6,6 +7,9 @@ model, a simulated world.
 
 from __future__ import annotations
 
+import os
+
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 _counts: list[int] = [0]
 
 
