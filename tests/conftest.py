@@ -104,6 +104,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def collected() -> None:
+    """For a module that collects garbage hundreds of times: not among what other modules have left."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def forgotten_apps() -> Iterator[None]:
     """aiohttp keeps the last thousand handlers with middlewares, and by them hundreds of closed emulators: in

@@ -35,6 +35,8 @@ from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import Entry, EntryState, Store
 
+pytestmark = pytest.mark.usefixtures("collected")
+
 SPEED = 20  # loop seconds per second
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 MODES = ["pending", "done", "level"]

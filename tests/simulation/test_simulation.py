@@ -21,6 +21,7 @@ from simulation.play import play
 from simulation.shrink import shrunk
 
 pytestmark = [
+    pytest.mark.usefixtures("collected"),
     pytest.mark.skipif(KIND != "asyncio", reason="no other loop has virtual time"),
     pytest.mark.posix("bytes on loopback that are there at once, and SO_REUSEPORT"),
 ]
