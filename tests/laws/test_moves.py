@@ -282,7 +282,7 @@ async def ends_while_it_moves(client: AsyncKieClient, kie: Kie, store: Stalling)
 
 
 async def test_an_outcome_that_is_read_while_its_entry_leaves_its_key_does_not_return_to_it() -> None:
-    """A callback names the first task just before its key is submitted again: both tasks are paid and kept."""
+    """A callback names the first task just before its key is submitted again. Both are paid and kept."""
     async with (
         Kie(LOST, status="GENERATING") as kie,
         client_of(kie.url, store := Stalling(), callback_url=CALLBACK) as client,
