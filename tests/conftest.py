@@ -51,7 +51,7 @@ def watch_emulators() -> None:
     @functools.wraps(original)
     async def count_request(routes: Routes, request: web.Request, handler: Any) -> web.StreamResponse:
         headers = b"\n".join(b"%b: %b" % each for each in request.raw_headers)
-        WATCH.search_received(b"%b %b" % (request.raw_path.encode(), headers))
+        WATCH.search_sent(b"%b %b" % (request.raw_path.encode(), headers))
         return await original(routes, request, handler)
 
     Routes._count_request = count_request  # type: ignore[method-assign]  # to see every request

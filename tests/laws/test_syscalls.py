@@ -20,6 +20,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from canary import WATCH
 from crashing import CHILD, ITEMS, KILLED, Case, CountingServer, Lane, on_lanes, on_postgres
 from proving import DEEP
 
@@ -92,7 +93,10 @@ async def traced(case: Case, *options: str, strings: bool = False) -> tuple[int,
             raise AssertionError("a traced run hung") from None
     case.codes.append(code)
     await case.settled()
-    return code, log.read_text("utf-8", "replace")
+    trace = log.read_bytes()
+    log.unlink()
+    WATCH.search_sent(trace)
+    return code, trace.decode("utf-8", "replace")
 
 
 async def counted(folder: Path, calls: Iterable[str], store: str) -> Counter[str]:

@@ -88,10 +88,10 @@ class Watch(logging.Handler):
                 if file.is_file() and _KEY in file.read_bytes():
                     self.note([f"the file {file.name} holds the key"])
 
-    def search_received(self, data: bytes) -> None:
-        """A part of what a server received."""
+    def search_sent(self, data: bytes) -> None:
+        """A part of what was sent: the key is in its header, and nowhere else."""
         if data.count(_KEY) != data.count(_IN_ITS_PLACE):
-            self.note([f"a server received the key in a wrong place: {data[:80]!r}"])
+            self.note([f"the key was sent in a wrong place: {data[:80]!r}"])
 
     def search_raised(self, error: BaseException) -> None:
         """An exception that is no error of ours, such as a cancellation."""

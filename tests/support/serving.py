@@ -78,7 +78,7 @@ def _searching(feed: Callable[[bytes], None]) -> Callable[[bytes], None]:
     """What arrives is searched for the API key."""
 
     def feed_data(data: bytes) -> None:
-        WATCH.search_received(bytes(data))
+        WATCH.search_sent(bytes(data))
         feed(data)
 
     return feed_data
