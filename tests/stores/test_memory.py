@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 from canary import CANARY_KEY
 from clients import client_of, until
-from entries import ended, submitted, unfinished_keys
+from entries import ended, entry_of, submitted, unfinished_keys
 from faults import FaultServer, answer
 
 import kie4o.stores.memory
@@ -20,23 +20,21 @@ from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import EntryState
 
 
-async def test_memory_keeps_the_last_ended_and_all_unfinished_entries(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize(("keyed", "kept"), [(True, 10_000), (False, 1_000)])
+async def test_memory_keeps_the_last_ended_and_all_unfinished_entries(keyed: bool, kept: int) -> None:
     """Ended entries make room for newer ones, in the order in which they ended.
 
     Unfinished ones are never dropped, even if an earlier task of their key had failed.
     """
-    monkeypatch.setattr(kie4o.stores.memory, "KEPT", 100)
     store = MemoryStore()
     await store.save(submitted("unfinished"))
     await store.save(ended(submitted("again", task_id="first"), EntryState.FAILED))
     await store.save(submitted("again", task_id="second"))
-    for n in range(150):
-        await store.save(ended(submitted(f"{n:03}")))
-    kept = [n for n in range(150) if await store.find(key=f"{n:03}") is not None]
-    assert kept == list(range(50, 150))
-    assert await store.find(task_id="task-of-049") is None
+    for n in range(kept + 50):
+        await store.save(ended(submitted(f"{n:05}", keyed=keyed)))
+    found = [n for n in range(kept + 50) if await store.find(key=f"{n:05}") is not None]
+    assert found == list(range(50, kept + 50))
+    assert await store.find(task_id="task-of-00049") is None
     assert await unfinished_keys(store) == ["unfinished", "again"]
 
 
@@ -101,6 +99,33 @@ async def test_submits_that_are_never_waited_for_are_bounded(
     assert [record.levelname for record in caplog.records if "store in memory" in record.message] == [
         "WARNING"
     ]
+
+
+async def test_a_key_that_gets_another_entry_keeps_nothing_of_the_first() -> None:
+    """Neither its ref nor what callbacks have named for it; nothing would ever remove them."""
+    store = MemoryStore()
+    await store.save(entry_of(ref="first"))
+    await store.keep_callback("first", "task")
+    await store.save(entry_of(ref="second"))
+    assert await store.find(ref="first") is None
+    assert await store.callbacks_of("first") == ()
+    assert await store.find(ref="second") == entry_of(ref="second")
+
+
+async def test_an_ended_entry_makes_room_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing waits for it any more."""
+    monkeypatch.setattr(kie4o.stores.memory, "MOST", 2)
+    store = MemoryStore()
+    await store.save(ended(submitted("ended")))
+    for key in "ab":
+        await store.save(submitted(key))
+    assert await store.find(key="ended") is None
+    assert caplog.records == []
+    await store.save(submitted("c"))
+    assert await unfinished_keys(store) == ["b", "c"]
+    assert len(caplog.records) == 1
 
 
 async def test_one_store_object_serves_one_client_at_a_time() -> None:

@@ -39,7 +39,7 @@ from kie4o.settings import Secret
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.store import CALLBACKS_PER_REF, Entry, EntryState, Store
+from kie4o.stores.store import CALLBACKS_PER_REF, DuplicateTaskError, Entry, EntryState, Store
 from kie4o.wire import decoding
 
 
@@ -187,6 +187,26 @@ async def test_an_entry_is_found_by_its_ref(store: Store) -> None:
     await store.save(again)
     assert await store.find(ref="new ref") == again
     assert await store.find(ref="ref of k") is None
+
+
+async def test_a_task_id_that_another_entry_has_is_not_saved(store: Store) -> None:
+    """A submit whose answer was that to another one. What has the task may be saved again, also when it has
+    moved; and what has ended is no news of a submit."""
+    first = submitted("a", task_id="task")
+    await store.save(first)
+    intent = entry_of("b", state=EntryState.INTENT, submitted_at=1.5)
+    await store.claim(entry_of("b"))
+    await store.begin(intent)
+    with pytest.raises(DuplicateTaskError, match="key 'a'") as caught:
+        await store.save(submitted("b", task_id="task"))
+    assert (caught.value.task_id, caught.value.key) == ("task", "a")
+    assert await store.find(key="b") == intent
+    assert await store.find(task_id="task") == first
+    for again in (first, first.superseded()):
+        await store.save(again)
+        assert await store.find(task_id="task") == again
+    await store.save(ended(submitted("c", task_id="task")))
+    assert await store.find(key="c") == ended(submitted("c", task_id="task"))
 
 
 async def test_a_task_id_never_finds_the_entry_of_another_task(store: Store) -> None:
