@@ -117,7 +117,9 @@ class MemoryStore:
     def _index(self, entry: Entry) -> Entry | None:
         """Store the entry so that it can be found; return the one it replaces."""
         previous = self._entries.get(entry.key)
-        if previous is not None and previous.ref != entry.ref:
+        if previous is not None and (
+            previous.ref != entry.ref or previous.task_id not in (None, entry.task_id)
+        ):
             self._unindex(entry.key, keep_callbacks_of=entry.ref)
         moved_from = self._key_of_ref.get(entry.ref, entry.ref)
         if moved_from != entry.key:

@@ -6,8 +6,9 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import dying
@@ -20,7 +21,7 @@ from paths import IMPORT_ROOT
 from portable import environment
 
 import kie4o
-from kie4o import AsyncKieClient, SubmissionUnknownError, parse_callback
+from kie4o import AsyncKieClient, SubmissionUnknownError, events, parse_callback
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
@@ -278,26 +279,32 @@ async def test_a_generate_that_waits_goes_on(kie: Emulator, store: MakeStore) ->
     assert len(kie.submits) == 1
 
 
-@pytest.mark.parametrize("turns", range(0, 24, 2))
+@pytest.mark.parametrize("turns", range(-22, 24, 4))
 @pytest.mark.parametrize("key", ["order-1", None])
 async def test_settling_races_a_callback(
     kie: Emulator, store: MakeStore, turns: int, key: str | None
 ) -> None:
-    """Two sources name different tasks of one prompt: one of them wins, and it is not overwritten."""
-    async with client_of(kie.url, kept := store(), callback_url=CALLBACK) as client:
+    """Two sources name different tasks of one prompt: one of them wins, and it is not overwritten.
+
+    The callback arrives so many turns of the loop after the person, or before.
+    """
+    heard: list[events.Event] = []
+    async with client_of(kie.url, kept := store(), callback_url=CALLBACK, on_event=heard.append) as client:
         error, task_id = await lost(client, kie, key)
         kie.plan("a boat", answer=LOST)
         with pytest.raises(SubmissionUnknownError):
             await client.submit("a boat")  # another, of which only the id is used
         other = next(each for each in kie.tasks if each != task_id)
 
-        async def deliver() -> None:
+        async def after(turns: int, call: Coroutine[Any, Any, object]) -> object:
             for _ in range(turns):
                 await asyncio.sleep(0)
-            await client.deliver(parse_callback({"code": 200, "data": {"taskId": task_id}}, ref=error.ref))
+            return await call
 
-        settling = client.settle(error.ref or "", task_id=other)
-        outcomes = await asyncio.gather(settling, deliver(), return_exceptions=True)
+        callback = parse_callback({"code": 200, "data": {"taskId": task_id}}, ref=error.ref)
+        settling = after(-turns, client.settle(error.ref or "", task_id=other))
+        delivery = after(turns, client.deliver(callback))
+        outcomes = await asyncio.gather(settling, delivery, return_exceptions=True)
         entry = await kept.find(ref=error.ref)
         assert entry is not None
         assert entry.task_id in (task_id, other)
@@ -307,6 +314,7 @@ async def test_settling_races_a_callback(
             assert isinstance(outcomes[0], kie4o.KieError)
         owners = [each for each in (task_id, other) if facts(await kept.find(task_id=each))]
         assert owners == [entry.task_id]
+        assert sum(isinstance(each, events.Named | events.Settled) for each in heard) == 1
 
 
 @pytest.mark.parametrize("turns", range(0, 40, 3))
@@ -375,6 +383,23 @@ async def test_an_earlier_submit_is_left_alone_while_its_key_is_submitted_again(
         await until(lambda: len(server.prompts) > 2)
         task_id = server.accept("a boat")
         assert (await submitting).id == task_id
+
+
+async def test_an_earlier_submit_is_left_alone_if_its_key_is_submitted_while_it_is_confirmed() -> None:
+    """The resubmit begins during the poll of the task that a person found; nothing is changed."""
+    async with (
+        Emulator(clock="real", duration=0.0) as kie,
+        client_of(kie.url, kept := MemoryStore()) as client,
+    ):
+        error, task_id = await lost(client, kie)
+        kie.look_latency, kie.latency = 0.2, 1.0
+        settling = asyncio.create_task(client.settle(error.ref or "", task_id=task_id))
+        await asyncio.sleep(0.1)
+        resubmit = asyncio.create_task(client.submit("a boat", key="order-1", on_unknown="resubmit"))
+        with pytest.raises(kie4o.StoreError, match="is being submitted now"):
+            await settling
+        assert facts(await kept.find(ref=error.ref)) == (EntryState.UNKNOWN, None)
+        assert (await resubmit).id != task_id
 
 
 async def test_a_refused_resubmit_that_could_not_be_undone_does_not_keep_the_key(store: MakeStore) -> None:
@@ -531,6 +556,26 @@ async def test_a_key_that_another_process_holds_is_left_alone(kie: Emulator) -> 
         await client.settle("order-1", task_id=task_id)
         assert store.claimed == []
         assert facts(await store.find(key="order-1")) == (EntryState.SUCCEEDED, task_id)
+
+
+async def test_a_key_is_let_go_if_its_settlement_is_cancelled(kie: Emulator) -> None:
+    """The store may have claimed it all the same."""
+
+    class Slow(HeldElsewhere):
+        async def claim(self, entry: Entry, **more: object) -> Entry | None:
+            stored = await super().claim(entry, **more)
+            if self.claimed:
+                await asyncio.sleep(3600)
+            return stored
+
+    async with client_of(kie.url, store := Slow()) as client:
+        _, task_id = await lost(client, kie)
+        settling = asyncio.create_task(client.settle("order-1", task_id=task_id))
+        await until(lambda: store.claimed)
+        settling.cancel()
+        await asyncio.wait([settling], timeout=5)
+        assert settling.cancelled()
+        assert store.claimed == []
 
 
 async def test_a_callback_that_was_not_confirmed_speaks_against_it(kie: Emulator, store: MakeStore) -> None:

@@ -612,6 +612,52 @@ async def test_the_store_is_closed_after_the_last_save_has_ended(api_key: str) -
         assert await id_of(store, "a") == task_id
 
 
+async def test_an_unknown_outcome_that_cannot_be_saved_is_told(api_key: str) -> None:
+    """The caller learns that it is unknown; the event, that the store does not know it yet."""
+
+    class Forgetful(MemoryStore):
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.UNKNOWN:
+                raise StoreError("the disk is full")
+            await super().save(entry)
+
+    heard: list[Any] = []
+    async with (
+        HeldServer() as kie,
+        client_of(kie.url, Forgetful(), api_key=api_key, on_event=heard.append) as client,
+    ):
+        call = asyncio.create_task(client.submit("x", key="a"))
+        await until(lambda: kie.posts == 1)
+        kie.lose("x")
+        await asyncio.wait([call], timeout=5)
+        assert isinstance(call.exception(), kie4o.SubmissionUnknownError)
+    told = [(each.key, each.state) for each in heard if isinstance(each, kie4o.events.NotSaved)]
+    assert told == [("a", "unknown")]
+
+
+async def test_the_store_is_written_no_more_than_needed(api_key: str) -> None:
+    """The end of a task once, however often it is polled; and where no other process has them, keys of
+    submitted requests are not released."""
+
+    class Counting(MemoryStore):
+        async def save(self, entry: Entry) -> None:
+            saved.append(entry.state)
+            await super().save(entry)
+
+        async def release(self, key: str) -> None:
+            released.append(key)
+            await super().release(key)
+
+    saved: list[EntryState] = []
+    released: list[str] = []
+    async with Emulator(duration=0.0) as kie, client_of(kie.url, Counting(), api_key=api_key) as client:
+        result = await client.generate("x", key="a")
+        for _ in range(2):
+            await client.details(result.task_id)
+    assert saved == [EntryState.INTENT, EntryState.SUBMITTED, EntryState.SUCCEEDED]
+    assert released == []
+
+
 # -- keys that other processes use ---------------------------------------------------------------------
 
 
