@@ -26,6 +26,8 @@ from starlette.testclient import TestClient
 from kie4o import sign_callback
 from kie4o.emulator import Emulator
 
+pytestmark = pytest.mark.once
+
 PAGE = "docs/webhooks.md"
 KEY = "a webhook key"
 UVICORN = "uvicorn.run(app, host='127.0.0.1', port=PORT, log_level='warning')"

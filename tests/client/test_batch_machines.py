@@ -128,6 +128,7 @@ async def shorten_leases(database: Database) -> None:
 # -- several processes -------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.posix("SIGKILL")
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=[pytest.mark.sweep, pytest.mark.proof])])
 async def test_one_of_three_processes_is_killed(rounds: int) -> None:
@@ -156,6 +157,7 @@ async def test_one_of_three_processes_is_killed(rounds: int) -> None:
         print("submitted by each", [len(each) for each in here])
 
 
+@pytest.mark.once
 @pytest.mark.posix("SIGSTOP")
 async def test_a_process_that_stands_still_goes_on(url: str) -> None:
     """It is taken for dead while its items wait for slots. What others have taken over by then is passed over
@@ -176,6 +178,7 @@ async def test_a_process_that_stands_still_goes_on(url: str) -> None:
         assert set(prompts_of(kie).values()) == {1}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("passes", [True, False], ids=["rule", "control"])
 async def test_processes_work_on_different_items(url: str, passes: bool) -> None:
     """Together they have as many tasks in flight as each may have. Control: each takes a place for an item

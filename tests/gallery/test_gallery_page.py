@@ -250,6 +250,7 @@ def kie4o(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.once
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
     """Of the folder that is named, or of this one."""
     folder = write_run(tmp_path, RECORDS[1:3])
@@ -260,6 +261,7 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
         (folder / "index.html").unlink()
 
 
+@pytest.mark.once
 def test_the_command_copies_a_selection(tmp_path: Path) -> None:
     """Of names with a leading - and with spaces too, as an editor of Windows saves the list."""
     names = ["row-2.png", "-a b.png"]
@@ -272,6 +274,7 @@ def test_the_command_copies_a_selection(tmp_path: Path) -> None:
     assert all(copy.read_bytes() == (folder / copy.name).read_bytes() for copy in copies)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
