@@ -108,6 +108,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @every_kind
+@pytest.mark.once
 @pytest.mark.paced
 @pytest.mark.sweep
 def test_a_short_soak_holds(kind: str) -> None:
@@ -117,6 +118,7 @@ def test_a_short_soak_holds(kind: str) -> None:
 
 
 @every_kind
+@pytest.mark.once
 @pytest.mark.parametrize("control", ["forget", "descriptor"])
 @pytest.mark.paced
 @pytest.mark.sweep

@@ -770,6 +770,7 @@ async def test_with_cut_connections(url: str, database: Database) -> None:
     assert cut > 3
 
 
+@pytest.mark.proof
 @pytest.mark.sweep
 @pytest.mark.paced
 @pytest.mark.posix("SIGKILL")
