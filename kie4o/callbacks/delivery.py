@@ -209,15 +209,13 @@ class Delivery:
     def _notify(self, callback: Callback, entry: Entry | None) -> None:
         """Nudge the poller, unless the callback is a repetition."""
         self.heard_at = asyncio.get_running_loop().time()
-        if self._reporter.wants(CallbackReceived):
-            state = callback.details.state.value
-            received = CallbackReceived(
-                task_id=callback.task_id,
-                state=state,
-                verified=callback.verified,
-                trace=None if entry is None else entry.trace,
-            )
-            self._reporter(received)
+        received = CallbackReceived(
+            task_id=callback.task_id,
+            state=callback.details.state.value,
+            verified=callback.verified,
+            trace=None if entry is None else entry.trace,
+        )
+        self._reporter(received)
         if entry is None or entry.details is None:
             details = callback.details if self._trusts(callback, entry) else None
             self._poller.notify(callback.task_id, details)

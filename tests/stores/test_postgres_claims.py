@@ -663,8 +663,11 @@ async def test_a_task_has_one_process_that_polls_it(open_store: OpenStore) -> No
     await sql(stores[0], "UPDATE kie4o.entry SET checksum = 'x'")
     assert await first.lead(task_ids) == {}
     assert await second.lead(task_ids) == {task_id: None}
+    assert await first.turn(task_id, 60.0) == 0.0  # to poll it once, as before a deadline
+    assert 0.0 < await first.turn(task_id, 60.0) <= 60.0
     await second.leave({task_id: done.details})
     assert await first.lead(task_ids) == {task_id: done.details}
+    assert await first.turn(task_id, 60.0) == done.details
 
 
 async def test_what_nobody_polls_is_dropped_now_and_then(open_store: OpenStore) -> None:

@@ -20,6 +20,7 @@ from entries import entry_of, submitted
 from portable import PATIENCE
 
 from kie4o.settings import Secret
+from kie4o.stores.news import about_task
 from kie4o.stores.postgres import PostgresStore, news
 from kie4o.stores.postgres import process as process_module
 from kie4o.stores.postgres.entries import hash_of_key
@@ -149,6 +150,27 @@ async def test_a_released_key_is_told_of(open_store: OpenStore) -> None:
         claimed = await waiting
         assert time.monotonic() - began < 0.5
         assert claimed is not None
+
+
+async def test_a_task_that_nobody_polls_any_more_is_told_of(open_store: OpenStore) -> None:
+    """To those that follow it."""
+    polls, follows = await open_store(), await open_store()
+    async with hearing(follows) as heard:
+        for store in (polls, follows):
+            await store._machines.lead(["t"])
+        await polls._machines.leave({"t": None})
+        await until(lambda: about_task("t") in heard)
+
+
+async def test_who_waits_is_told_once(open_store: OpenStore) -> None:
+    """Also if it is told again in the same turn. Of two that wait for the same one may leave."""
+    news = (await open_store())._news
+    with news.expected("x") as first:
+        with news.expected("x"):
+            pass
+        for what in ("y", "x", None):
+            news._tell(what)
+            assert first.done() == (what != "y")
 
 
 async def test_silence_is_noticed_and_said_once(

@@ -90,6 +90,37 @@ def test_a_submit_that_closing_cuts_short_may_be_paid(
     run_scaled(run(), SPEED)
 
 
+def test_a_lost_answer_is_reported_once_though_closing_cuts_its_record_short(api_key: str) -> None:
+    """The store does not answer; what is known is recorded again."""
+
+    class Stuck(MemoryStore):
+        stuck = True
+
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.UNKNOWN and self.stuck:
+                self.stuck = False
+                await asyncio.sleep(3600)
+            await super().save(entry)
+
+    reported: list[kie4o.events.Event] = []
+
+    async def run() -> None:
+        store = Stuck()
+        async with HeldServer() as kie:
+            client = client_of(kie.url, store, api_key=api_key, on_event=reported.append)
+            running = asyncio.create_task(client.submit("x", key="a"))
+            await until(lambda: kie.posts == 1)
+            kie.lose("x")
+            await until(lambda: any(isinstance(each, kie4o.events.Unknown) for each in reported))
+            await ended(asyncio.create_task(client.aclose()), limit=100.0)
+            [error] = await ended(running)
+            assert isinstance(error, kie4o.SubmissionUnknownError), error
+            assert await state_of(store, "a") is EntryState.UNKNOWN
+            assert len([each for each in reported if isinstance(each, kie4o.events.Unknown)]) == 1
+
+    run_scaled(run(), SPEED)
+
+
 def test_half_a_refusal_is_no_refusal(store: MakeStore, api_key: str) -> None:
     """Closing gives up on an answer whose status says no and whose body is not complete.
 

@@ -14,7 +14,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from canary import CANARY_KEY
 from clients import client_of, until
 from faults import Connection, FaultServer, good_body, http, task_id_of
-from keeping import Keeping
+from keeping import Keeping, id_for, look, transport_to
 
 from kie4o import AsyncKieClient, ImageTask, KieError, SubmissionUnknownError, clock
 from kie4o.transport import connections
@@ -188,6 +188,16 @@ async def test_no_post_uses_the_connection_of_the_one_before() -> None:
                 assert server.connections == number
 
 
+async def test_a_closed_transport_connects_to_nothing() -> None:
+    """Its sessions would be opened anew."""
+    async with Keeping() as server:
+        transport = transport_to(server.url)
+        await transport.aclose()
+        with pytest.raises(KieError, match="the client is closed"):
+            await look(transport)
+        assert server.connections == 0
+
+
 async def test_a_session_of_another_loop_is_refused() -> None:
     """Its connections belong to that loop; a client that is opened again needs a session of its own loop."""
     async with aiohttp.ClientSession() as lent, Forgetful(after=1) as server:
@@ -265,8 +275,9 @@ async def test_only_a_lack_of_files_is_waited_for() -> None:
     assert calls == 2
 
 
-async def test_a_read_without_a_file_for_a_connection_waits_for_one() -> None:
-    """The answer is that of the call, as soon as a file is closed."""
+@pytest.mark.parametrize("paid", [False, True])
+async def test_a_call_without_a_file_for_a_connection_waits_for_one(paid: bool) -> None:
+    """The answer is that of the call, as soon as a file is closed. A submit is not sent before."""
 
     class Full(aiohttp.TCPConnector):
         left = 2
@@ -279,7 +290,10 @@ async def test_a_read_without_a_file_for_a_connection_waits_for_one() -> None:
 
     async with Keeping() as server, aiohttp.ClientSession(connector=Full()) as session:
         async with client_of(server.url, session=session) as client:
-            assert await client.credits() == 100
+            if paid:
+                assert (await client.submit("x")).id == id_for("x")
+            else:
+                assert await client.credits() == 100
         assert (server.connections, len(server.heads)) == (1, 1)
 
 
