@@ -12,5 +12,12 @@ _GRANTS = """
 -- GRANT USAGE ON SCHEMA {schema} TO ROLE;
 -- GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO ROLE;
 """
-_schema = address_of(f"postgresql:///?schema={[*sys.argv, SCHEMA][1]}").schema
-sys.stdout.write(script(_schema) + _GRANTS.format(schema=_schema))
+
+
+def main(name: str = SCHEMA) -> None:
+    schema = address_of(f"postgresql:///?schema={name}").schema
+    sys.stdout.write(script(schema) + _GRANTS.format(schema=schema))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
