@@ -106,7 +106,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="module")
 def collected() -> None:
-    """For a module that collects garbage hundreds of times: not among what other modules have left."""
+    """For a module that collects garbage many times: not among what other modules have left."""
     gc.collect()
     gc.freeze()
 

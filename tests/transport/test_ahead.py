@@ -263,7 +263,7 @@ async def test_of_two_that_wait_the_next_gets_what_a_cancelled_one_was_told_of()
 # -- closing -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("any_certificate")
+@pytest.mark.usefixtures("any_certificate", "collected")
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("turns", [0, 1, 2, 4, 8, 12, 20])
 async def test_closing_leaves_no_socket_and_no_task(turns: int, tls: bool) -> None:
