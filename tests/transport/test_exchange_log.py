@@ -13,6 +13,7 @@ from clients import client_of
 from faults import GOOD_BODY, TASK_ID, FaultServer, answer, http, raw, stall, unused_port
 
 from kie4o import KieError
+from kie4o.events.reporter import Reporter
 from kie4o.files.transfers import Files
 from kie4o.settings import resolve
 from kie4o.transport.transport import Transport
@@ -53,7 +54,7 @@ async def test_uploads_and_downloads_have_lines(tmp_path: Path, caplog: pytest.L
         checked = resolve(
             api_key=CANARY_KEY, base_url=server.url, upload_url=None, webhook_key=None, environment={}
         )
-        transport = Transport(checked, timeout=5.0)
+        transport = Transport(checked, timeout=5.0, reporter=Reporter())
         files = Files(transport, checked, timeout=5.0)
 
         async def renew(url: str) -> str:
