@@ -60,6 +60,7 @@ FAILING_WRITES = 0.01
 # may have more than the second, at least. The first fills what is bounded, such as the callbacks remembered.
 MORE = {"memory": 8.0, "blocks": 30.0, "descriptors": 20.0, "tasks": 40.0}
 MB = 2**20
+HELD = ("memory", "blocks")
 Samples = list[dict[str, float]]
 
 # Errors in the log that the faults cause: saves that fail.
@@ -476,7 +477,9 @@ def thirds(samples: Samples) -> dict[str, list[float]]:
     if not size:
         return {}
     parts = [samples[:size], samples[size:-size], samples[-size:]]
-    return {what: [min(sample[what] for sample in part) for part in parts] for what in MORE}
+    return {
+        what: [min(sample[what] for sample in part) for part in parts] for what in MORE if what in samples[0]
+    }
 
 
 def by_thirds(samples: Samples) -> dict[str, float]:
@@ -485,10 +488,11 @@ def by_thirds(samples: Samples) -> dict[str, float]:
 
 
 def by_line(samples: Samples) -> dict[str, float]:
-    """By how much a straight line through each figure rises in the last half.
+    """By how much a straight line through what is held in memory rises in the last half; the rest by thirds.
 
     What the calls under way explain, where they were counted, is left out: a machine that is busy with
-    something else has more of them at once.
+    something else has more of them at once. A descriptor or a task that leaks lifts the least there is, and
+    a burst of calls does not; memory seldom returns to its least.
     """
     steady = samples[len(samples) // 2 :]
     if len(steady) < 3:
@@ -496,10 +500,10 @@ def by_line(samples: Samples) -> dict[str, float]:
     calls = [sample.get("calls", 0) for sample in steady]
     times = unexplained(range(len(steady)), calls)
     figures = {
-        what: unexplained([sample[what] for sample in steady], calls) for what in MORE if what in steady[0]
+        what: unexplained([sample[what] for sample in steady], calls) for what in HELD if what in steady[0]
     }
     slopes = {what: statistics.linear_regression(times, values).slope for what, values in figures.items()}
-    return {what: slope * (len(steady) - 1) for what, slope in slopes.items()}
+    return by_thirds(samples) | {what: slope * (len(steady) - 1) for what, slope in slopes.items()}
 
 
 def unexplained(values: Sequence[float], calls: Sequence[float]) -> list[float]:

@@ -8,9 +8,8 @@ under way, against an emulator in another process (`faulty`). Five of a hundred 
 the minutes are on asyncio and half on uvloop, each in a process of its own.
 
 What is checked, and the exit status, are those of `soak`: the memory of the process, its descriptors and its
-asyncio tasks do not grow in the last half, beside what the calls under way need. What is bounded, such as
-10,000 callbacks remembered, is full after some 20,000 tasks. Each figure is taken after a collection of
-garbage.
+asyncio tasks do not grow in the last half, beside what the calls under way need. Memory has been seen to grow
+for the first 20,000 tasks, and to be flat after that. Each figure is taken after a collection of garbage.
 """
 
 from __future__ import annotations
