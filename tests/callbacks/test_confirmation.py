@@ -7,13 +7,14 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from alone import Alone as SharedAlone
 from clients import client_of, state_of, until
 from clocks import run_scaled, run_virtual
 
@@ -230,6 +231,60 @@ def test_an_id_that_kie_does_not_know_names_nothing(passed: Passed) -> None:
             assert await passed(client, task_id, ref) == 200
             assert (await client.generate("x", key="k")).task_id == task_id
 
+    run_scaled(run(), SPEED)
+
+
+@HOWS
+def test_a_wait_for_a_name_outlasts_an_id_that_kie_does_not_know(passed: Passed) -> None:
+    """`generate` goes on waiting for a callback that names its task. An event tells of each."""
+    heard: list[Any] = []
+
+    async def run() -> None:
+        async with Kie(duration=0.0) as kie, open_client(kie, on_event=heard.append) as client:
+            kie.plan("x", answer="dropped")
+            running = asyncio.create_task(client.generate("x", key="k"))
+            await until(lambda: client._runtime.delivery.pending == 1)
+            [task_id] = kie.tasks
+            ref = kie.ref_of(task_id)
+            assert await passed(client, "f" * 32, ref) == 200
+            await asyncio.sleep(5.0)
+            assert not running.done()
+            assert await passed(client, task_id, ref) == 200
+            assert (await running).task_id == task_id
+            arrived = [each.task_id for each in heard if isinstance(each, kie4o.events.CallbackReceived)]
+            assert arrived == ["f" * 32, task_id]
+
+    run_scaled(run(), SPEED)
+
+
+def test_a_name_that_another_process_has_saved_ends_the_wait_for_it() -> None:
+    """As soon as the store tells of it, and not when it is looked for the next time."""
+
+    class Neighbours(SharedAlone):
+        async def news(self) -> AsyncGenerator[str | None]:
+            await named.wait()
+            yield about_ref(refs[0])
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        store = MemoryStore()
+        store.shared = Neighbours()
+        async with Kie(duration=0.0) as kie, open_client(kie, store=store) as client:
+            kie.plan("x", answer="dropped")
+            running = asyncio.create_task(client.generate("x", key="k"))
+            await until(lambda: client._runtime.delivery.pending == 1)
+            [task_id] = kie.tasks
+            refs.append(kie.ref_of(task_id))
+            await asyncio.sleep(1.0)
+            await store.keep_callback(refs[0], task_id)
+            start = loop.time()
+            named.set()
+            assert (await running).task_id == task_id
+            assert loop.time() - start < 15
+
+    refs: list[str] = []
+    named = asyncio.Event()
     run_scaled(run(), SPEED)
 
 
@@ -475,6 +530,23 @@ def test_a_wrong_key_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> Non
 
     assert run_virtual(run()) == 1
     assert [each.levelno for each in caplog.records if each.levelno > logging.DEBUG] == [logging.WARNING]
+
+
+def test_a_task_that_kie_does_not_know_is_given_up_after_the_time_in_which_it_may_appear(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After 90 s, at the next look, with a warning."""
+
+    async def run() -> list[float]:
+        async with Alone(TaskDetails("t", state=TaskState.MISSING)) as alone:
+            start = asyncio.get_running_loop().time()
+            assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+            await asyncio.sleep(7200.0)
+            return [at - start for at in alone.times]
+
+    assert run_virtual(run()) == pytest.approx([0, 1, 3, 7, 15, 31, 61, 91])
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "Kie does not know the task" in warning
 
 
 @pytest.mark.parametrize("calls", [0, 1, 4])

@@ -125,6 +125,17 @@ def test_updates_of_a_task_that_kie_has_forgotten(monkeypatch: pytest.MonkeyPatc
     run_scaled(run(), 40)
 
 
+async def test_updates_of_a_closed_client() -> None:
+    """They are refused like every other call."""
+    async with Emulator() as kie:
+        async with client_of(kie.url) as client:
+            task = await client.submit("x")
+        with pytest.raises(kie4o.KieError, match="closed"):
+            async for _ in task.updates():
+                pass
+        assert kie.looks(task.id) == []
+
+
 FORGOTTEN: dict[str, Callable[[AsyncKieClient, ImageTask], object]] = {
     "AsyncKieClient.submit": lambda client, task: client.submit("x"),
     "AsyncKieClient.generate": lambda client, task: client.generate("x"),

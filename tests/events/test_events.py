@@ -251,6 +251,17 @@ def test_the_events_of_a_run_have_no_prompt_url_or_key(caplog: pytest.LogCapture
     )
 
 
+async def test_a_wait_for_a_task_of_an_earlier_call_says_so(kie: Emulator) -> None:
+    """With its key. The call that has submitted it does not."""
+    heard: list[Event] = []
+    async with client_of(kie.url, on_event=heard.append) as client:
+        result = await client.generate("x", key="order-1")
+        assert [event for event in heard if isinstance(event, events.Recalled)] == []
+        await client.wait(result.task_id)
+    told = [(event.key, event.task_id) for event in heard if isinstance(event, events.Recalled)]
+    assert told == [("order-1", result.task_id)]
+
+
 def test_who_waits_for_a_place_or_a_slot_says_for_how_long() -> None:
     """Nobody else does: the first submit has both at once."""
     heard: list[events.Waited] = []

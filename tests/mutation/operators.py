@@ -181,8 +181,8 @@ def _replaced(node: ast.AST, parent: ast.AST | None) -> Iterator[tuple[ast.AST, 
             yield from ((node, text) for text in _other_constants(value, parent))
         case ast.Name(id=name) if name in NAMES and isinstance(parent, ast.Call) and parent.func is node:
             yield node, NAMES[name]
-        case ast.Return(value=ast.expr() as value) if (
-            not isinstance(value, ast.Constant) or value.value is not None
+        case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant) or not (
+            value.value is None or value.value is False
         ):
             yield value, "None"
         case ast.ExceptHandler(type=ast.expr() as caught):
