@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
+from clients import state_of
+from clocks import run_virtual
 from entries import PATIENCE, submitted
 
 from kie4o import StoreError
-from kie4o.stores.guard import Guard
+from kie4o.stores.guard import Guard, limited
+from kie4o.stores.ledger import Ledger
 from kie4o.stores.memory import MemoryStore
-from kie4o.stores.store import Entry
+from kie4o.stores.store import Entry, EntryState
 
 FAR = 10 * PATIENCE
 
@@ -137,6 +141,92 @@ async def test_a_store_that_returns_in_spite_of_the_limit_has_returned(
     task: asyncio.Task[None] = start(0.05, _save(guard))
     await asyncio.wait_for(task, PATIENCE)
     assert task.cancelling() == 0
+
+
+@pytest.mark.parametrize(("seconds", "given"), [(None, 30), (50.0, 30), (5.0, 5), (0.2, 1)])
+def test_a_call_has_30_s_or_the_timeout_of_its_verb(seconds: float | None, given: float) -> None:
+    """Whichever is shorter, and a second at least. So has the wait for an earlier write of the same key."""
+
+    class Saves(Stuck):
+        save = MemoryStore.save
+
+    async def run() -> None:
+        loop, store = asyncio.get_running_loop(), Saves()
+        guard = Guard(store)
+        ledger = Ledger(guard)
+        entry = submitted("a", keyed=True)
+        with limited(seconds):
+            start = loop.time()
+            with pytest.raises(StoreError, match=f"within {given} s"):
+                await guard.find(key="a")
+            assert loop.time() - start == pytest.approx(given)
+            writing = asyncio.create_task(held(ledger, entry))
+            await asyncio.sleep(0.1)
+            start = loop.time()
+            await ledger.unpaid(entry)
+            assert loop.time() - start == pytest.approx(given)
+            writing.cancel()
+        store.answers.set()
+        await asyncio.sleep(2.0)  # it is saved later all the same
+        assert await state_of(store, "a") is EntryState.PLANNED
+        await ledger.aclose()
+
+    async def held(ledger: Ledger, entry: Entry) -> None:
+        async with ledger._naming(entry):
+            await asyncio.sleep(3600)
+
+    run_virtual(run())
+
+
+async def test_a_limit_cancels_once(start: Callable[..., asyncio.Task[Any]], store: Stuck) -> None:
+    """A store that takes its time to undo what it does is not interrupted in that."""
+    call = start(0.05)
+    store.dallies = asyncio.Event()
+    await asyncio.wait_for(store.dallies.wait(), PATIENCE)
+    await asyncio.sleep(0.05)
+    store.answers.set()
+    with pytest.raises(StoreError, match="did not respond"):
+        await asyncio.wait_for(call, PATIENCE)
+
+
+async def test_what_a_store_raises_when_its_caller_is_cancelled_is_a_store_error() -> None:
+    """Nothing foreign leaves the guard."""
+
+    class Raises(MemoryStore):
+        async def find(self, **names: Any) -> Entry | None:
+            try:
+                await asyncio.sleep(FAR)
+            except asyncio.CancelledError:
+                raise OSError("the connection is lost") from None
+            return None
+
+    call = asyncio.create_task(_found(Guard(Raises())))
+    await _begun()
+    call.cancel()
+    with pytest.raises(StoreError, match="the connection is lost"):
+        await call
+
+
+async def test_an_iteration_that_is_left_is_closed() -> None:
+    """What the store holds open for it, such as a cursor, is closed with it."""
+
+    class Cursor(MemoryStore):
+        closed = False
+
+        async def unfinished(self) -> AsyncIterator[Entry]:
+            try:
+                async for entry in super().unfinished():
+                    yield entry
+            finally:
+                self.closed = True
+
+    store = Cursor()
+    for key in "ab":
+        await store.save(submitted(key))
+    async with contextlib.aclosing(Guard(store).unfinished()) as entries:
+        assert (await anext(entries)).key == "a"
+        assert not store.closed
+    assert store.closed
 
 
 async def _save(guard: Guard) -> None:
