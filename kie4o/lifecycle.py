@@ -246,7 +246,7 @@ class Lifecycle:
         if expecting or since is None:
             with limited(self._seconds(timeout)):
                 entry = await self.store.find(task_id=task_id)
-            if entry is not None and since is None and request is None:  # the caller knows only the task
+            if entry is not None and request is None:  # the caller knows only the task
                 self._report_recalled(entry)
             if entry is not None and entry.details is not None:
                 return result_of(entry.details, "store", variants_of(request))

@@ -73,7 +73,7 @@ class MemoryStore:
             ended[entry.key] = None
             if len(ended) > (KEPT if entry.keyed else KEPT_UNKEYED):
                 self._forget(next(iter(ended)))
-        elif previous is not None and previous.state.ended:
+        elif previous is not None:
             self._ended[previous.keyed].pop(entry.key, None)
         self._drop_old()
 

@@ -256,7 +256,6 @@ class RateLimiter:
         """
         if self._announcement is not None:
             self._announcement.cancel()
-            self._announcement = None
         if self.announce is None or not self._waiters:
             return
         due = self._window.more_at(max(self._announced_by, self._loop.time()))

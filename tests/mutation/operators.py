@@ -34,7 +34,16 @@ COUNTED: dict[type[ast.operator], type[ast.operator]] = {
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 LOOKUPS = {"get", "pop"}  # whose string decides something; what else is a string is mostly wording
 LOGGERS = {"log", "logger", "_log", "_LOG", "LOG", "warnings"}  # the lines of the log have tests of their own
-QUIET = {"kw_only", "repr", "slots", "eq", "stacklevel", "name", "help"}  # keywords that change no result
+QUIET = {
+    "kw_only",
+    "init",
+    "repr",
+    "slots",
+    "eq",
+    "stacklevel",
+    "name",
+    "help",
+}  # keywords that change no result
 
 
 @attrs.frozen(kw_only=True)

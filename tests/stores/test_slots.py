@@ -10,7 +10,6 @@ from entries import ended, entry_of, submitted
 from test_store_suite import KINDS, Kind
 
 from kie4o import clock
-from kie4o.stores import memory
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.store import Entry, EntryState, Store
@@ -193,11 +192,10 @@ async def test_an_abandoned_intent_counts_from_the_opening(tmp_path: Path, clock
     await store.aclose()
 
 
-async def test_memory_keeps_the_newest(clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_keeps_the_newest(clocks: Clocks) -> None:
     """The dict of a process that runs for months does not grow."""
-    monkeypatch.setattr(memory, "KEPT_SLOTS", 100)
     store = MemoryStore()
-    for n in range(300):
+    for n in range(1_200):
         await store.save(submitted(f"{n}", submitted_at=clocks.wall))
         clocks.pass_(1)
-    assert sorted(await store.recent(DAY)) == list(range(1, 101))
+    assert sorted(await store.recent(DAY)) == list(range(1, 1_001))

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 from collections import deque
+from typing import Any
 
 import pytest
 from clocks import VirtualLoop, run_virtual
@@ -216,6 +217,21 @@ def test_a_slot_that_is_given_back_does_not_count() -> None:
 
 
 @pytest.mark.usefixtures("exact_clock")
+def test_a_limiter_that_announces_nothing_has_no_more_to_do() -> None:
+    """No call of the loop fails while requests wait for slots. Before the first it shows none in use."""
+    failures: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        limiter = RateLimiter(RateLimit(1, per=10.0), lead=lambda: 1.0)
+        assert repr(limiter) == "<RateLimiter: 0 of 1 slots in use per 10 s, 0 waiting>"
+        for _ in range(3):
+            (await limiter.acquire()).release(counted=True)
+
+    run_virtual(run())
+    assert failures == []
+
+
 def test_hold_all_delays_every_waiter_for_a_window() -> None:
     """After `hold_all` no waiter is served for a whole window, though slots are free; `front=True` goes
     first."""
