@@ -23,7 +23,7 @@ from kie4o.stores import postgres as postgres_store
 from kie4o.stores.guard import Guard
 from kie4o.stores.ledger import Ledger
 from kie4o.stores.postgres import PostgresStore
-from kie4o.stores.store import DuplicateTaskError, Entry, EntryState
+from kie4o.stores.store import DuplicateTaskError, Entry, EntryState, hash_of_ref
 
 ANY = tuple(EntryState)
 OpenStore = Callable[[], Awaitable[PostgresStore]]
@@ -100,6 +100,22 @@ async def test_a_store_is_opened_once(open_store: OpenStore) -> None:
     for _ in range(2):
         with pytest.raises(StoreError, match="cannot be used"):
             await away.open()
+
+
+async def test_a_key_that_is_let_go_of_before_a_claim_waits_is_claimed(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would tell of it any more. It is asked for again at once."""
+    holder, other = await open_store(), await open_store()
+    want = other._entries.want
+
+    async def too_late(me: int, key: str) -> bool:
+        await holder.release(key)
+        return await want(me, key)
+
+    monkeypatch.setattr(other._entries, "want", too_late)
+    await holder.claim(entry_of())
+    assert await other.claim(entry_of(ref="another")) == entry_of(ref="another")
 
 
 async def test_of_many_processes_one_holds_a_key(open_store: OpenStore) -> None:
@@ -619,12 +635,18 @@ async def test_an_odd_database_keeps_every_entry() -> None:
 # -- a replica that takes over -------------------------------------------------------------------------
 
 
+async def after_a_failover(store: PostgresStore) -> None:
+    """The lease is renewed on another server, as far as the process can tell."""
+    store._process.timeline = "another"
+    await store._process.renew()
+
+
 async def test_what_is_written_meanwhile_is_not_written_over(open_store: OpenStore) -> None:
     """Each process writes again what the replica may lack: the latest of each key."""
     store = await open_store()
     for key in ("a", "b"):
         await store.save(submitted(key))
-    await asyncio.gather(store._write_again(), store.save(ended(submitted("b"))))
+    await asyncio.gather(after_a_failover(store), store.save(ended(submitted("b"))))
     assert await stored_state(store, "b") == (EntryState.SUCCEEDED, "ref of b")
 
 
@@ -634,14 +656,15 @@ async def test_what_every_replica_has_is_not_written_again(
     """It is forgotten after a minute, and would otherwise be kept for as long as the process lives."""
     store = await open_store()
     monkeypatch.setattr(postgres_store, "_LAG", 0.1)
-    for key in ("a", "b"):
+    for key in ("a", "b", "c"):
         await store.claim(entry_of(key))
         await store.begin(intent(key))
         await asyncio.sleep(0.15 if key == "a" else 0)
-    await sql(store, "DELETE FROM kie4o.entry")
-    await store._write_again()
+    await sql(store, "DELETE FROM kie4o.entry WHERE mark <> %s", hash_of_ref("ref of c"))
+    await after_a_failover(store)
     assert await stored_state(store, "a") is None
-    assert await stored_state(store, "b") == (EntryState.INTENT, "ref of b")
+    for key in ("b", "c"):
+        assert await stored_state(store, key) == (EntryState.INTENT, f"ref of {key}")
 
 
 # -- who polls a task ----------------------------------------------------------------------------------
