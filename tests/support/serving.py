@@ -41,7 +41,8 @@ class LoopbackServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self._writers:
-            writer.transport.abort()  # what is written and not read would keep it open
+            with contextlib.suppress(AttributeError):  # CPython's, where one that was closed writing has gone
+                writer.transport.abort()  # what is written and not read would keep it open
         await asyncio.sleep(0)
 
     async def settled(self) -> None:
