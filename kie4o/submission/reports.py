@@ -24,16 +24,21 @@ def recalled(entry: Entry) -> Recalled:
     return Recalled(ref_hash=entry.ref_hash, key=entry.callers_key, task_id=entry.task_id, trace=entry.trace)
 
 
-def ended(entry: Entry, outcome: asyncio.Task[pending.Submitted]) -> SubmitEnded:
+def ended(submit: pending.PendingSubmit, outcome: asyncio.Task[pending.Submitted]) -> SubmitEnded:
     """For a submit whose task has ended like this."""
-    raised = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
-    error: str | None
+    entry, raised, error = submit.entry, _raised(submit, outcome), None
     if raised is not None:
         task_id, error = getattr(raised, "task_id", None), type(raised).__name__
     else:
         task_id = outcome.result().task_id
         error = None if task_id is not None else "SubmissionUnknownError"
     return SubmitEnded(ref_hash=entry.ref_hash, key=entry.callers_key, task_id=task_id, error=error)
+
+
+def _raised(submit: pending.PendingSubmit, outcome: asyncio.Task[pending.Submitted]) -> BaseException | None:
+    if not outcome.cancelled():
+        return outcome.exception()
+    return submit.called_off_error() if submit.called_off else asyncio.CancelledError()
 
 
 # -- one attempt -----------------------------------------------------------------------------------

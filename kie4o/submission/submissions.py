@@ -175,7 +175,7 @@ class Submissions:
     def _on_done(self, submit: PendingSubmit, task: asyncio.Task[Submitted]) -> None:
         error = None if task.cancelled() else task.exception()
         if events.SubmitEnded in self._reporter.wanted:
-            self._reporter(reports.ended(submit.entry, task))
+            self._reporter(reports.ended(submit, task))
         self._settle(submit, task)
         if error is not None and not submit.callers and not submit.called_off:
             entry = submit.entry

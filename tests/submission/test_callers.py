@@ -299,7 +299,11 @@ async def test_a_caller_does_not_outlive_the_submit_that_it_waits_for(api_key: s
 
 async def test_a_submit_that_has_not_begun_can_be_called_off(api_key: str) -> None:
     """In the turn in which it was started: its caller is told that nothing was charged."""
-    async with HeldServer() as kie, client_of(kie.url, api_key=api_key) as client:
+    heard: list[Any] = []
+    async with (
+        HeldServer() as kie,
+        client_of(kie.url, api_key=api_key, on_event=heard.append) as client,
+    ):
         submissions = client._runtime.submissions
         call = asyncio.create_task(client.submit("x", key="k"))
         await asyncio.sleep(0)
@@ -308,6 +312,7 @@ async def test_a_submit_that_has_not_begun_can_be_called_off(api_key: str) -> No
         assert isinstance(error, kie4o.KieError)
         assert "nothing was charged" in str(error)
         assert (error.key, kie.posts) == ("k", 0)
+        assert [event.error for event in heard if isinstance(event, kie4o.events.SubmitEnded)] == ["KieError"]
 
 
 class KeepsNoIds(MemoryStore):
