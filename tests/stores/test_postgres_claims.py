@@ -638,7 +638,7 @@ async def test_an_odd_database_keeps_every_entry() -> None:
 async def after_a_failover(store: PostgresStore) -> None:
     """The lease is renewed on another server, as far as the process can tell."""
     store._process.timeline = "another"
-    await store._process.renew()
+    await postgres.renewed(store._process)
 
 
 async def test_what_is_written_meanwhile_is_not_written_over(open_store: OpenStore) -> None:
@@ -655,11 +655,11 @@ async def test_what_every_replica_has_is_not_written_again(
 ) -> None:
     """It is forgotten after a minute, and would otherwise be kept for as long as the process lives."""
     store = await open_store()
-    monkeypatch.setattr(postgres_store, "_LAG", 0.1)
+    monkeypatch.setattr(postgres_store, "_LAG", 0.5)
     for key in ("a", "b", "c"):
         await store.claim(entry_of(key))
         await store.begin(intent(key))
-        await asyncio.sleep(0.15 if key == "a" else 0)
+        await asyncio.sleep(0.6 if key == "a" else 0)
     await sql(store, "DELETE FROM kie4o.entry WHERE mark <> %s", hash_of_ref("ref of c"))
     await after_a_failover(store)
     assert await stored_state(store, "a") is None
