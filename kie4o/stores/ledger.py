@@ -213,8 +213,7 @@ class Ledger:
             self._unsaved.pop(entry.key, None)
         finally:
             self._moves = object()
-        if Saved in self._reporter.wanted:
-            self._report_saved(unpaid)
+        self._report_saved(unpaid)
         return unpaid
 
     async def _submit_before(self, entry: Entry) -> Entry | None:

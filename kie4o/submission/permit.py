@@ -56,8 +56,7 @@ class Permits:
                 await self._semaphore.acquire()
             finally:
                 self.waiting -= 1
-            if Waited in self._reporter.wanted:
-                self._reporter(Waited(what="place", seconds=asyncio.get_running_loop().time() - began))
+            self._reporter(Waited(what="place", seconds=asyncio.get_running_loop().time() - began))
         else:
             await self._semaphore.acquire()  # at once
         self.in_use += 1

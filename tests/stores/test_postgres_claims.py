@@ -578,11 +578,13 @@ async def test_a_release_that_failed_is_repeated(
     async def away(me: int, key: str) -> None:
         raise StoreError("the database is away")
 
-    async def claimed_again(store: PostgresStore) -> None:
-        """As soon as it is the turn of the first key."""
-        while "k" in store._unreleased:
+    claims: list[asyncio.Task[Entry | None]] = []
+
+    async def while_the_other_is_claimed(me: int, key: str) -> None:
+        claims.append(asyncio.create_task(store.claim(entry_of("claimed again"))))
+        while "claimed again" in store._unreleased:
             await asyncio.sleep(0)
-        await store.claim(entry_of("claimed again"))
+        await release(me, key)
 
     for key in ("k", "claimed again"):
         await store.claim(entry_of(key))
@@ -591,9 +593,18 @@ async def test_a_release_that_failed_is_repeated(
             await store.release(key)
         monkeypatch.setattr(store._entries, "release", release)
     assert await other.claim(entry_of(ref="another"), wait=False) is None
-    await asyncio.gather(postgres.renewed(store._process), claimed_again(store))
+    monkeypatch.setattr(store._entries, "release", while_the_other_is_claimed)
+    await postgres.renewed(store._process)
+    assert [await claim for claim in claims] == [entry_of("claimed again")]
     assert await other.claim(entry_of(ref="another"), wait=False) == entry_of(ref="another")
     assert await other.claim(entry_of("claimed again", ref="another"), wait=False) is None
+
+
+async def test_a_key_may_be_released_twice_at_once(open_store: OpenStore) -> None:
+    store, other = await open_store(), await open_store()
+    await store.claim(entry_of())
+    await asyncio.gather(store.release("k"), store.release("k"))
+    assert await other.claim(entry_of(ref="another"), wait=False) == entry_of(ref="another")
 
 
 async def test_a_write_that_was_given_up_does_not_follow_one_that_undoes_it(open_store: OpenStore) -> None:
