@@ -291,7 +291,8 @@ def soak(session: nox.Session) -> None:
     """Every fault at once for 15 minutes: `nox -s soak`, or with `-- --minutes 1 --loop uvloop`.
 
     `-- steady` starts 50 tasks a second for half an hour, of which 5 of 100 meet a fault: half of the time on
-    asyncio, half on uvloop. Memory, descriptors and tasks have to stay flat."""
+    asyncio, half on uvloop. Memory, descriptors and tasks have to stay flat.
+    """
     session.install(".[emulator]", *(one for one in dependencies("bench") if one.startswith("uvloop")))
     kind = "steady" if "steady" in session.posargs else "soak"
     arguments = [word for word in session.posargs if word != "steady"]

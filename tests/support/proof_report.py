@@ -4,7 +4,7 @@
 
 Each argument is a report of pytest (`--junitxml`). A row is a file of tests: what it says of itself, how many
 positions its tests have tried (`proving.tried`), how many tests and controls passed, and how long they took.
-`--small` says that the run had the sizes of `nox -s tests`.
+`--small` says that the run had the sizes of `nox -s tests thorough`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def sentence_of(name: str) -> str:
 
 def table(rows: dict[str, Row], small: bool) -> str:
     """The part of the page between the marks."""
-    sizes = "the sizes of `nox -s tests`" if small else "whole sizes"
+    sizes = "the small sizes of that day" if small else "whole sizes"
     today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     lines = [
         f"Run on {today} with Python {platform.python_version()}, with {sizes}.",
