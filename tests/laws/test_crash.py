@@ -90,7 +90,7 @@ async def killed(folder: Path, lane: Lane, kill: Kill, **more: Any) -> tuple[Cas
     server = CountingServer(kill.step, kill.at) if by_server else CountingServer()
     async with Case(folder, server, **more) as case:
         code = await case.run(lane, *(() if by_server else (kill.step, kill.at)))
-        faults = [] if code == KILLED else [f"the step was not reached: code {code}, {case.stderr}"]
+        faults = [] if code == KILLED else [f"the step was not reached: code {code}, {case.said}"]
         return case, faults + await case.finish(lane)
 
 

@@ -149,7 +149,7 @@ async def test_any_system_call_may_fail(
             code, trace = await traced(case, f"trace={failure.syscall}", failure.option)
             reached[failure.syscall] += code == KILLED or "(INJECTED)" in trace
             expected = (0, KILLED) if failure.way == KILL else (0,)
-            faults = [] if code in expected else [f"ended with code {code}: {case.stderr}"]
+            faults = [] if code in expected else [f"ended with code {code}: {case.said}"]
             return faults + await case.finish(lane)
 
     faults = await on_lanes(failures(counts, calls), act)

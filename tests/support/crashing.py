@@ -269,12 +269,12 @@ class Case:
         """Run the batch to its end and once more; return what was wrong with any of its runs."""
         code = await self.run(lane)
         if self.naive:
-            return [] if code == 0 else [f"ended with code {code}: {self.stderr}"]
+            return [] if code == 0 else [f"ended with code {code}: {self.said}"]
         posts, looks = self.server.posts.total(), self.server.looks.total()
         code_again = await self.run(lane)
         faults = self.faults(await self.entries())
         if (code, code_again) != (0, 0):
-            faults.append(f"the last two runs ended with codes {code}, {code_again}: {self.stderr}")
+            faults.append(f"the last two runs ended with codes {code}, {code_again}: {self.said}")
         if self.server.posts.total() != posts or self.server.looks.total() != looks:
             faults.append("a further run of the finished batch went to the network")
         return faults
@@ -290,9 +290,10 @@ class Case:
         return {entry.key: entry for entry in found if entry is not None}
 
     @property
-    def stderr(self) -> str:
-        file = self.folder / "stderr"
-        return file.read_text("utf-8", "replace") if file.exists() else ""
+    def said(self) -> str:
+        """What all runs printed and logged."""
+        files = (self.folder / "stderr", self.folder / "log")
+        return "".join(file.read_text("utf-8", "replace") for file in files if file.exists())
 
     @property
     def double_payments(self) -> int:
@@ -320,8 +321,8 @@ class Case:
         for outcomes in runs.values():
             faults += self._outcomes(outcomes, entries)
         faults += self._received(entries)
-        if "Traceback" in self.stderr:
-            faults.append(f"a traceback: {self.stderr}")
+        if "Traceback" in self.said:
+            faults.append(f"a traceback: {self.said}")
         return faults
 
     def _last_runs(self, last: list[list[dict[str, Any]]]) -> list[str]:
@@ -380,7 +381,7 @@ class Case:
             if kept is not None and kept.task_id == task_id:
                 continue
             if (run, number) in failed:
-                if task_id not in self.stderr:
+                if task_id not in self.said:
                     faults.append(f"{task_id} could not be saved, and was not logged")
             elif number <= latest.get(run, 0):
                 faults.append(f"{task_id} was received and is lost: {kept}")
@@ -388,7 +389,7 @@ class Case:
             kept = entries.get(item)
             if kept is None or (kept.task_id != task_id and kept.state is not EntryState.UNKNOWN):
                 faults.append(f"{task_id} is paid, and the store does not have it: {kept}")
-            elif kept.task_id is None and self._arrived(task_id) and task_id not in self.stderr:
+            elif kept.task_id is None and self._arrived(task_id) and task_id not in self.said:
                 faults.append(f"{task_id} was sent to a process that was not killed, and is lost")
         return faults
 
