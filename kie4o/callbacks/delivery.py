@@ -69,7 +69,8 @@ class Delivery:
         self._unnamed: dict[str, set[asyncio.Future[Entry | None]]] = {}  # waiters for the task of a ref
         self._confirming: set[asyncio.Task[None]] = set()
         self._keeping = 0  # callbacks that are being stored, to be confirmed then
-        self._repeating: set[tuple[str, str]] = set()  # refs and task ids whose confirmation is repeated
+        # By ref and task id whose confirmation is repeated: loop time of the latest callback.
+        self._repeating: dict[tuple[str, str], float] = {}
         self._closed = False
         self.heard_at: float | None = None  # loop time of the last callback
 
@@ -240,24 +241,26 @@ class Delivery:
         if not delayed and await self._is_settled(callback, entry, since):
             return
         name = (entry.ref, callback.task_id)
-        if name in self._repeating:
-            return  # an earlier callback of the same task
-        self._repeating.add(name)
+        goes_on = name in self._repeating  # for an earlier callback of the same task
+        self._repeating[name] = max(since, self._repeating.get(name, since))
+        if goes_on:
+            return
         try:
-            await self._repeat(callback, entry, since)
+            await self._repeat(callback, entry)
         finally:
-            self._repeating.discard(name)
+            del self._repeating[name]
 
-    async def _repeat(self, callback: Callback, entry: Entry, since: float) -> None:
+    async def _repeat(self, callback: Callback, entry: Entry) -> None:
+        name = (entry.ref, callback.task_id)
         delay, loop = _FIRST_DELAY, asyncio.get_running_loop()
-        while loop.time() < since + _GIVE_UP / self._speed:
+        while loop.time() < self._repeating[name] + _GIVE_UP / self._speed:
             await self._sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
             with contextlib.suppress(StoreError):  # the store may work again later
                 stored = await self._store.find(ref=entry.ref)
                 if stored is None or stored.task_id not in (None, callback.task_id):
                     return
-                if await self._is_settled(callback, stored, since):
+                if await self._is_settled(callback, stored, self._repeating[name]):
                     return
         self._reporter(CallbackUnconfirmed(task_id=callback.task_id))
 

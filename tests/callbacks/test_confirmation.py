@@ -549,6 +549,23 @@ def test_a_task_that_kie_does_not_know_is_given_up_after_the_time_in_which_it_ma
     assert "Kie does not know the task" in warning
 
 
+def test_a_later_callback_renews_the_time_in_which_its_record_may_appear() -> None:
+    """The first was far too early; the images are listed 150 s after it, and 80 s after the second."""
+
+    async def run() -> EntryState | None:
+        empty = attrs.evolve(DONE, urls=())
+        async with Alone(*[RUNNING] * 7, *[empty] * 3, DONE) as alone:
+            for _ in range(2):
+                assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+                await asyncio.sleep(70.0)
+            await asyncio.sleep(30.0)
+            assert len(alone.times) == len(alone.script)
+            assert alone.delivery.pending == 0
+            return await state_of(alone.store, "k")
+
+    assert run_virtual(run()) is EntryState.SUCCEEDED
+
+
 @pytest.mark.parametrize("calls", [0, 1, 4])
 def test_while_the_task_is_waited_for_there_are_no_further_looks(calls: int) -> None:
     """Callbacks that come too early cost at most one look each: the wait sees the end, and saves it."""
