@@ -390,7 +390,8 @@ class AsyncKieClient:
             task_id: The id of its task, which is polled first. `generate` under the key, and those who wait
                 under it already, go on with that task, and `resume()` waits for it.
             charged: False: it was not charged. `unfinished()` no longer lists it, and the next call under the
-                key submits again, unless an earlier submit under the key has an outcome.
+                key submits again, unless an earlier submit under the key has an outcome. Those who wait under
+                the key get a `SubmissionUnknownError` that says so.
 
         Returns:
             The entry as it is now.

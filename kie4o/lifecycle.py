@@ -30,7 +30,7 @@ from .polling.watches import Listener, OnUpdate, Waiter
 from .stores.guard import limited
 from .stores.ledger import Ledger
 from .stores.store import Entry, EntryState, Store
-from .submission.pending import NO_ANSWER, NOBODY, Observer, Submitted
+from .submission.pending import NO_ANSWER, NOBODY, Observer, Submitted, not_charged
 from .submission.permit import Permit, Permits
 from .submission.reports import recalled
 from .submission.resending import NO_RESUBMIT, Resubmit
@@ -320,6 +320,8 @@ class Lifecycle:
                 entry = await self.delivery.wait_for_name(submitted.entry)
         except (TimeoutError, KieError) as error:
             raise submitted.unknown_error() from error
+        if entry.task_id is None:
+            raise not_charged(entry)
         self._report_recalled(entry)
         until = deadline.when()
         if until is None:

@@ -142,6 +142,35 @@ class Delivery:
 
     async def named_task(self, ref: str) -> Entry | None:
         """The entry of a ref with its task id, if a stored callback names one that Kie confirms."""
+        entry = await self._looked_for(ref)
+        return entry if entry is not None and entry.task_id is not None else None
+
+    async def wait_for_name(self, entry: Entry) -> Entry:
+        """Wait until a callback names the task of a submit whose response was lost.
+
+        The entry has no task id if a person says meanwhile that it was not charged. Raises `KieError` if the
+        client is closed before.
+        """
+        found = None
+        while found is None and not self._closed:
+            waiter: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+            self._unnamed.setdefault(entry.ref, set()).add(waiter)
+            try:
+                with contextlib.suppress(StoreError):  # the store may work again before the callback arrives
+                    found = _known(await self._looked_for(entry.ref))  # it may have arrived before this call
+                if found is None:
+                    await asyncio.wait([waiter], timeout=_RECHECK / self._speed)
+                    found = waiter.result() if waiter.done() else None
+            finally:
+                self._unnamed[entry.ref].discard(waiter)
+                if not self._unnamed[entry.ref]:
+                    del self._unnamed[entry.ref]
+        if found is None:
+            raise KieError("the client was closed before a callback arrived; check kie.ai/logs")
+        return found
+
+    async def _looked_for(self, ref: str) -> Entry | None:
+        """The entry of a ref, once the tasks that stored callbacks name have been polled."""
         entry = await self._store.find(ref=ref)
         if entry is None:
             return None
@@ -152,36 +181,12 @@ class Delivery:
                 details = await self._repeated(look)
                 await self._name(entry, details)
                 await self._finish(details)
-        entry = await self._store.find(ref=ref)
-        return entry if entry is not None and entry.task_id is not None else None
-
-    async def wait_for_name(self, entry: Entry) -> Entry:
-        """Wait until a callback names the task of a submit whose response was lost.
-
-        Raises `KieError` if the client is closed before.
-        """
-        named = None
-        while named is None and not self._closed:
-            waiter: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
-            self._unnamed.setdefault(entry.ref, set()).add(waiter)
-            try:
-                with contextlib.suppress(StoreError):  # the store may work again before the callback arrives
-                    named = await self.named_task(entry.ref)  # it may have arrived before this call
-                if named is None:
-                    await asyncio.wait([waiter], timeout=_RECHECK / self._speed)
-                    named = waiter.result() if waiter.done() else None
-            finally:
-                self._unnamed[entry.ref].discard(waiter)
-                if not self._unnamed[entry.ref]:
-                    del self._unnamed[entry.ref]
-        if named is None:
-            raise KieError("the client was closed before a callback arrived; check kie.ai/logs")
-        return named
+        return await self._store.find(ref=ref)
 
     def wake(self, entry: Entry) -> None:
-        """Wake those who wait for the name of its task, if it has one now."""
+        """Wake those who wait for the name of its task, if there is nothing to wait for any more."""
         for waiter in self._unnamed.get(entry.ref, ()):
-            if entry.task_id is not None and not waiter.done():
+            if _known(entry) is not None and not waiter.done():
                 waiter.set_result(entry)
 
     def recheck(self, news: str | None) -> None:
@@ -320,3 +325,10 @@ class Delivery:
         """Save the outcome of a task that may have no waiter."""
         if is_final(details):
             await self._ledger.finish(details)
+
+
+def _known(entry: Entry | None) -> Entry | None:
+    """The entry if it is known what became of its submit: its task, or that it was not charged."""
+    if entry is None or (entry.task_id is None and entry.state is not EntryState.FAILED):
+        return None
+    return entry

@@ -154,3 +154,13 @@ def unknown_error(entry: Entry, reason: str) -> SubmissionUnknownError:
         ref=entry.ref,
         key=entry.callers_key,
     )
+
+
+def not_charged(entry: Entry) -> SubmissionUnknownError:
+    """For a call that waits for a callback while `client.settle` says that none will come."""
+    return SubmissionUnknownError(
+        "the outcome of the request was unknown, and client.settle has said since that it was not charged: "
+        f"call again to submit it. It is {entry.label}",
+        ref=entry.ref,
+        key=entry.callers_key,
+    )

@@ -279,6 +279,23 @@ async def test_a_generate_that_waits_goes_on(kie: Emulator, store: MakeStore) ->
     assert len(kie.submits) == 1
 
 
+async def test_a_generate_that_waits_for_what_was_not_charged_ends(kie: Emulator, store: MakeStore) -> None:
+    """It says what to do: the next call submits."""
+    async with client_of(kie.url, kept := store(), callback_url=CALLBACK) as client:
+        kie.plan("a boat", answer=NOT_CHARGED)
+        generating = asyncio.create_task(client.generate("a boat", key="order-1"))
+        entry = None
+        while entry is None or entry.state is not EntryState.UNKNOWN:
+            await asyncio.sleep(0.01)
+            entry = await kept.find(key="order-1")
+        await client.settle("order-1", charged=False)
+        with pytest.raises(SubmissionUnknownError, match="not charged: call again") as caught:
+            await asyncio.wait_for(generating, 5)
+        assert (caught.value.ref, caught.value.key) == (entry.ref, "order-1")
+        assert len(kie.submits) == 1
+        await client.generate("a boat", key="order-1", timeout=5)
+
+
 @pytest.mark.parametrize("turns", range(-22, 24, 4))
 @pytest.mark.parametrize("key", ["order-1", None])
 async def test_settling_races_a_callback(
