@@ -233,6 +233,7 @@ async def test_what_could_not_be_saved_is_the_last_failure_of_the_store(kie: Emu
     """It is tried again, and the failure is still the last one."""
     store = Failing()
     async with client_of(kie.url, store) as client:
+        kie.plan("x", duration=0.0)
         task = await client.submit("x")
         store.how = "fails"
         await task

@@ -626,7 +626,7 @@ async def test_the_line_of_a_batch_is_named(tmp_path: Path) -> None:
 
 async def test_what_the_store_has_is_not_warned_about_again() -> None:
     """Warnings are errors here: a result that is paid for is had all the same."""
-    async with Emulator(duration=0.0) as kie, client_of(kie.url) as client:
+    async with Emulator(duration=0.0, speed=100) as kie, client_of(kie.url, speed=100) as client:
         await client.generate("A", key="a", callback_url="http://localhost/")
         object.__setattr__(client._runtime.lifecycle, "loopback", False)
         result = await client.generate("A", key="a", callback_url="http://localhost/")

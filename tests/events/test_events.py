@@ -255,6 +255,7 @@ async def test_a_wait_for_a_task_of_an_earlier_call_says_so(kie: Emulator) -> No
     """With its key. The call that has submitted it does not."""
     heard: list[Event] = []
     async with client_of(kie.url, on_event=heard.append) as client:
+        kie.plan("x", duration=0.0)
         result = await client.generate("x", key="order-1")
         assert [event for event in heard if isinstance(event, events.Recalled)] == []
         await client.wait(result.task_id)

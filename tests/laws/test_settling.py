@@ -250,6 +250,8 @@ async def test_a_prompt_is_compared_as_people_read_it(kie: Emulator) -> None:
                 ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}", {}),
                 ("a boat", "A detailed painting of a boat", {"is_enhance": True}),
                 (None, "a prompt of Kie's", {"files_url": ["https://a.example/1.png"]}),
+                ("a boat", None, {}),
+                ("a boat", " ", {}),
             ]
         ):
             kie.next(answer=LOST)
@@ -258,6 +260,23 @@ async def test_a_prompt_is_compared_as_people_read_it(kie: Emulator) -> None:
             task = list(kie.tasks.values())[-1]
             task.request["prompt"] = recorded
             assert (await client.settle(caught.value.ref or "", task_id=task.id)).task_id == task.id
+
+
+async def test_a_store_that_has_lost_the_entry(kie: Emulator) -> None:
+    """Nothing was saved, and `settle` does not say that it was."""
+
+    class Forgetful(MemoryStore):
+        finds = 9
+
+        async def find(self, **by: Any) -> Entry | None:
+            self.finds -= 1
+            return await super().find(**by) if self.finds >= 0 else None
+
+    async with client_of(kie.url, store := Forgetful()) as client:
+        await lost(client, kie)
+        store.finds = 1
+        with pytest.raises(kie4o.KieError, match="could not be settled; call settle again"):
+            await client.settle("order-1", charged=False)
 
 
 # -- races -----------------------------------------------------------------------------------------------
