@@ -136,7 +136,7 @@ class Delivery:
         if self._closed:
             raise client_closed()
         self._notify(callback, entry)
-        if entry is not None and entry.details is None:  # or else it is a repetition: nothing to confirm
+        if entry is not None:
             self._start(callback, entry, since)
         return True
 
@@ -316,7 +316,7 @@ class Delivery:
         owner = await self._store.find(task_id=details.task_id)
         if stored is None or (owner is not None and owner.ref != entry.ref):
             return None
-        if stored.unnamed and details.state is not TaskState.MISSING:
+        if details.state is not TaskState.MISSING:
             stored = await self._ledger.name_task(stored, details.task_id)
         self.wake(stored)
         return stored if stored.task_id in (None, details.task_id) else None

@@ -459,17 +459,21 @@ class Alone:
         *script: TaskDetails | Exception,
         state: EntryState = EntryState.SUBMITTED,
         task_id: str | None = "t",
+        **more: Any,
     ) -> None:
         self.script = script
         self.entry = Entry("k", request=ImageRequest("x"), ref="r", state=state, task_id=task_id)
         self.times: list[float] = []
         self.poller = TaskPoller(self._look, policy=PollPolicy(first=4.0, maximum=60.0, jitter=False))
         self.store = MemoryStore()
-        self.delivery = Delivery(self.store, Ledger(self.store), self.poller)
+        self.delivery = Delivery(self.store, Ledger(self.store), self.poller, **more)
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def _look(self, task_id: str) -> TaskDetails:
         step = self.script[min(len(self.times), len(self.script) - 1)]
         self.times.append(asyncio.get_running_loop().time())
+        await self.answers.wait()
         if isinstance(step, Exception):
             raise step
         return step
@@ -483,19 +487,21 @@ class Alone:
         await self.delivery.aclose()
 
 
-def test_the_delays_grow_and_a_stuck_task_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("speed", [1.0, 5.0])
+def test_the_delays_grow_and_a_stuck_task_is_given_up(caplog: pytest.LogCaptureFixture, speed: float) -> None:
     """Looks at 0, 1, 3, 7, 15, 31 s, then every 30 s, for an hour; then a warning says what to do."""
 
     async def run() -> list[float]:
-        async with Alone(RUNNING) as alone:
+        async with Alone(RUNNING, speed=speed) as alone:
             start = asyncio.get_running_loop().time()
             assert await alone.delivery.accept(CALLBACK, limit=PENDING)
-            await asyncio.sleep(7200.0)
+            await asyncio.sleep(7200.0 / speed)
             assert alone.delivery.pending == 0
-            return [at - start for at in alone.times]
+            return [speed * (at - start) for at in alone.times]
 
     times = run_virtual(run())
-    assert times[:6] == pytest.approx([0, 1, 3, 7, 15, 31])
+    if speed == 1:  # the poller of an emulator's client is told of the speed too
+        assert times[:6] == pytest.approx([0, 1, 3, 7, 15, 31])
     assert {round(after - before) for before, after in itertools.pairwise(times[5:])} == {30}
     assert 3570 <= times[-1] <= 3630
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -532,19 +538,23 @@ def test_a_wrong_key_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> Non
     assert [each.levelno for each in caplog.records if each.levelno > logging.DEBUG] == [logging.WARNING]
 
 
+@pytest.mark.parametrize("speed", [1.0, 10.0])
 def test_a_task_that_kie_does_not_know_is_given_up_after_the_time_in_which_it_may_appear(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, speed: float
 ) -> None:
-    """After 90 s, at the next look, with a warning."""
+    """After 90 s, or so many of an emulator, at the next look, with a warning."""
 
     async def run() -> list[float]:
-        async with Alone(TaskDetails("t", state=TaskState.MISSING)) as alone:
+        async with Alone(MISSING, speed=speed) as alone:
             start = asyncio.get_running_loop().time()
             assert await alone.delivery.accept(CALLBACK, limit=PENDING)
-            await asyncio.sleep(7200.0)
-            return [at - start for at in alone.times]
+            await asyncio.sleep(7200.0 / speed)
+            return [speed * (at - start) for at in alone.times]
 
-    assert run_virtual(run()) == pytest.approx([0, 1, 3, 7, 15, 31, 61, 91])
+    times = run_virtual(run())
+    if speed == 1:
+        assert times == pytest.approx([0, 1, 3, 7, 15, 31, 61, 91])
+    assert 90 < times[-1] < 100
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "Kie does not know the task" in warning
 
@@ -629,17 +639,229 @@ def test_a_submit_that_is_answered_with_another_id_ends_the_confirmation() -> No
     assert run_virtual(run()) == 1
 
 
-def test_confirmations_that_deliver_leaves_behind_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_confirmations_that_deliver_leaves_behind_are_bounded() -> None:
     """Beyond the limit `deliver` leaves it at its own look."""
-    monkeypatch.setattr("kie4o.callbacks.delivery.PENDING", 1)
 
     async def run() -> None:
         async with Alone(RUNNING) as alone:
-            for name in "abc":
+            for name in map(str, range(1002)):
                 await alone.store.save(Entry(name, request=ImageRequest("x"), ref=name, task_id=name))
                 callback = attrs.evolve(CALLBACK, task_id=name, ref=name)
                 assert (await alone.delivery.deliver(callback)).state is TaskState.RUNNING
+            assert alone.delivery.pending == 1000
+
+    run_virtual(run())
+
+
+@pytest.mark.parametrize("closing", [True, False])
+async def test_deliver_leaves_nothing_behind(closing: bool) -> None:
+    """If what it has found is final, or the client is closed while it looks."""
+    async with Alone(RUNNING if closing else DONE) as alone:
+        alone.answers.clear()
+        delivering = asyncio.create_task(alone.delivery.deliver(CALLBACK))
+        await until(lambda: alone.times)
+        if closing:
+            await alone.delivery.aclose()
+        alone.answers.set()
+        assert (await delivering).state is (TaskState.RUNNING if closing else TaskState.SUCCEEDED)
+        assert alone.delivery.pending == 0
+
+
+async def test_a_repetition_leaves_nothing_behind() -> None:
+    """Its task has ended; that somebody still waits for it changes nothing."""
+    for verb in ("accept", "deliver"):
+        async with Alone(RUNNING, state=EntryState.SUCCEEDED) as alone:
+            await alone.store.save(attrs.evolve(alone.entry, details=DONE))
+            wait = asyncio.create_task(alone.poller.wait("t"))
+            await until(lambda: alone.poller.waiting)
+            if verb == "accept":
+                assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+            else:
+                assert await alone.delivery.deliver(CALLBACK) == DONE
+            await asyncio.sleep(0.01)
+            assert alone.delivery.pending == 0
+            wait.cancel()
+            await asyncio.wait([wait])
+
+
+def test_repetitions_are_confirmed_together() -> None:
+    """One confirmation for all; if it was given up, a later callback begins another."""
+
+    async def run() -> EntryState | None:
+        async with Alone(*[MISSING] * 30, DONE) as alone:
+            for _ in range(3):
+                assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+                await asyncio.sleep(1.5)
             assert alone.delivery.pending == 1
+            await asyncio.sleep(300.0)
+            assert alone.delivery.pending == 0
+            while len(alone.times) < len(alone.script):
+                assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+                await asyncio.sleep(50.0)
+            return await state_of(alone.store, "k")
+
+    assert run_virtual(run()) is EntryState.SUCCEEDED
+
+
+def test_an_entry_that_is_gone_ends_its_confirmation(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is left to confirm."""
+
+    async def run() -> None:
+        async with Alone(RUNNING) as alone:
+            assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+            await asyncio.sleep(0.5)
+            [task] = (each for each in asyncio.all_tasks() if each.get_name() == "kie4o callback")
+            await alone.store.forget("k")
+            await asyncio.wait([task], timeout=100.0)
+            assert task.exception() is None
+            assert len(alone.times) == 1
+
+    run_virtual(run())
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_entry_that_changes_while_its_task_is_polled(gone: bool) -> None:
+    """It is no longer there, or something else has named its task: then its end is still awaited."""
+
+    async def run() -> EntryState | None:
+        async with Alone(RUNNING, DONE, state=EntryState.UNKNOWN, task_id=None) as alone:
+            alone.answers.clear()
+            assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+            await asyncio.sleep(0.5)
+            [task] = (each for each in asyncio.all_tasks() if each.get_name() == "kie4o callback")
+            if gone:
+                await alone.store.forget("k")
+            else:
+                await alone.store.save(alone.entry.become(EntryState.SUBMITTED, task_id="t"))
+            alone.answers.set()
+            await asyncio.wait([task], timeout=100.0)
+            assert task.exception() is None
+            return await state_of(alone.store, "k")
+
+    assert run_virtual(run()) is (None if gone else EntryState.SUCCEEDED)
+
+
+def test_polls_that_fail_for_longer_than_a_record_may_be_late() -> None:
+    """The end that is found then counts."""
+
+    async def run() -> EntryState | None:
+        async with Alone(*[kie4o.APIConnectionError("away")] * 40, DONE) as alone:
+            start = asyncio.get_running_loop().time()
+            assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+            await asyncio.sleep(3600.0)
+            assert alone.times[-1] - start > 100
+            return await state_of(alone.store, "k")
+
+    assert run_virtual(run()) is EntryState.SUCCEEDED
+
+
+async def test_who_waits_for_the_name_of_an_entry_that_is_gone_waits_until_the_end() -> None:
+    """The store may have it again: it is read every half minute."""
+    async with Alone(DONE, state=EntryState.UNKNOWN, task_id=None) as alone:
+        await alone.store.forget("k")
+        named = asyncio.create_task(alone.delivery.wait_for_name(alone.entry))
+        await until(lambda: alone.delivery.pending)
+        await alone.delivery.aclose()
+        with pytest.raises(kie4o.KieError, match="closed before a callback arrived"):
+            await named
+
+
+async def test_a_callback_that_names_a_task_is_never_trusted() -> None:
+    """Kie has to know the task."""
+    async with Alone(MISSING, state=EntryState.UNKNOWN, task_id=None, trusting=True) as alone:
+        assert await alone.delivery.deliver(CALLBACK) == MISSING
+        assert await state_of(alone.store, "k") is EntryState.UNKNOWN
+
+
+async def test_a_callback_that_is_trusted_needs_no_confirmation() -> None:
+    """Also while its task is waited for."""
+    async with Alone(RUNNING, trusting=True) as alone:
+        wait = asyncio.create_task(alone.poller.wait("t"))
+        await until(lambda: alone.poller.waiting)
+        assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+        assert (await wait).source == "callback"
+        await asyncio.sleep(0.01)
+        assert alone.delivery.pending == 0
+        assert await state_of(alone.store, "k") is EntryState.SUCCEEDED
+        assert len(alone.times) <= 1  # that of the wait
+
+
+async def test_closing_awaits_the_confirmations() -> None:
+    """None is left that might use the store."""
+    async with Alone(RUNNING) as alone:
+        assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+        await until(lambda: alone.times)
+        tasks = [each for each in asyncio.all_tasks() if each.get_name() == "kie4o callback"]
+        await alone.delivery.aclose()
+        assert [task.done() for task in tasks] == [True]
+
+
+async def test_a_stored_callback_counts_as_one_that_has_arrived() -> None:
+    """The task that it names is polled, and its end is saved."""
+    async with Alone(DONE, state=EntryState.UNKNOWN, task_id=None) as alone:
+        await alone.store.keep_callback("r", "t")
+        alone.poller._trust.missed("t")
+        assert not alone.poller._trust.relied_on
+        entry = await alone.delivery.named_task("r")
+        assert entry is not None
+        assert entry.state is EntryState.SUCCEEDED
+        assert alone.poller._trust.relied_on
+
+
+async def test_what_is_kept_of_a_callback() -> None:
+    """The id that it names, if its submit was sent and has none."""
+
+    async def kept(callback: Callback, **entry: Any) -> tuple[Entry | None, tuple[str, ...]]:
+        async with Alone(RUNNING, **entry) as alone:
+            found = await alone.delivery.keep(callback)
+            return found, tuple(await alone.store.callbacks_of("r"))
+
+    for state in (EntryState.INTENT, EntryState.UNKNOWN, EntryState.FAILED):
+        entry, ids = await kept(CALLBACK, state=state, task_id=None)
+        assert (entry is not None, ids) == (True, ("t",))
+    entry, ids = await kept(CALLBACK, state=EntryState.FAILED)
+    assert (entry is not None, ids) == (True, ())
+    with pytest.raises(kie4o.CallbackError):
+        await kept(CALLBACK, state=EntryState.PLANNED, task_id=None)
+
+
+async def test_a_signed_callback_without_a_ref_finds_a_task_that_is_waited_for() -> None:
+    """Its entry too, if the client has submitted it."""
+    signed = attrs.evolve(CALLBACK, ref=None, verified=True)
+    async with Alone(RUNNING) as alone:
+        waits = [asyncio.create_task(alone.poller.wait(name)) for name in ("t", "another")]
+        await until(lambda: alone.poller.waiting == 2)
+        entry = await alone.delivery.keep(signed)
+        assert entry is not None
+        assert entry.ref == "r"
+        foreign = attrs.evolve(signed, task_id="another")
+        assert await alone.delivery.keep(foreign) is None
+        assert (await alone.delivery.deliver(foreign)).state is TaskState.RUNNING
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+
+
+async def test_a_signed_callback_that_names_another_task_is_not_astray() -> None:
+    """Its ref is that of a submit of this client: callbacks do reach it."""
+    async with Alone(RUNNING) as alone:
+        with pytest.raises(kie4o.CallbackError):
+            await alone.delivery.keep(attrs.evolve(CALLBACK, task_id="another", verified=True))
+        assert alone.poller._trust.relied_on
+
+
+def test_at_the_speed_of_an_emulator_it_looks_for_a_name_as_often() -> None:
+    """Every 30 emulated seconds."""
+
+    async def run() -> None:
+        async with Alone(DONE, state=EntryState.UNKNOWN, task_id=None, speed=10.0) as alone:
+            start = asyncio.get_running_loop().time()
+            named = asyncio.create_task(alone.delivery.wait_for_name(alone.entry))
+            await asyncio.sleep(1.0)
+            await alone.store.keep_callback("r", "t")
+            assert (await named).task_id == "t"
+            assert asyncio.get_running_loop().time() - start == pytest.approx(3.0)
+            assert alone.delivery._unnamed == {}
 
     run_virtual(run())
 

@@ -97,8 +97,8 @@ MUTANTS = [
     Mutant(
         "a task that Kie does not know is named",
         DELIVERY + "_name",
-        "and details.state is not TaskState.MISSING",
-        "",
+        "if details.state is not TaskState.MISSING:",
+        "if True:",
         17,
     ),
     Mutant(
