@@ -15,34 +15,33 @@ from ..events.reporter import Reporter
 from .failures import failure_of
 
 
-def start_of_exchange(reporter: Reporter) -> float | None:
-    """The loop time at which an exchange begins; None if it will not be reported."""
-    return asyncio.get_running_loop().time() if Exchanged in reporter.wanted else None
+def start_of_exchange() -> float:
+    """The loop time at which an exchange begins that will be reported."""
+    return asyncio.get_running_loop().time()
 
 
-def report_exchange(
-    reporter: Reporter, started: float | None, method: str, where: str, outcome: int | str
-) -> None:
+def report_exchange(reporter: Reporter, started: float, method: str, where: str, outcome: int | str) -> None:
     """`outcome` is the HTTP status, or why there is none."""
-    if started is not None:
-        took = asyncio.get_running_loop().time() - started
-        reporter(Exchanged(method=method, where=where, outcome=outcome, seconds=took))
+    took = asyncio.get_running_loop().time() - started
+    reporter(Exchanged(method=method, where=where, outcome=outcome, seconds=took))
 
 
 def reporting_hosts(reporter: Reporter) -> aiohttp.TraceConfig:
     """For a session whose URLs are not shown: events have the host only, as soon as there is a status."""
 
     async def start(session: aiohttp.ClientSession, context: Any, request: Any) -> None:
-        context.started = start_of_exchange(reporter)
+        context.started = start_of_exchange() if Exchanged in reporter.wanted else None
 
     async def end(session: aiohttp.ClientSession, context: Any, request: Any) -> None:
-        host, status = str(request.url.host), request.response.status
-        report_exchange(reporter, context.started, request.method, host, status)
+        if context.started is not None:
+            host, status = str(request.url.host), request.response.status
+            report_exchange(reporter, context.started, request.method, host, status)
 
     async def fail(session: aiohttp.ClientSession, context: Any, request: Any) -> None:
-        known = isinstance(request.exception, Exception)
-        outcome = failure_of(request.exception).reason if known else "cancelled"
-        report_exchange(reporter, context.started, request.method, str(request.url.host), outcome)
+        if context.started is not None:
+            known = isinstance(request.exception, Exception)
+            outcome = failure_of(request.exception).reason if known else "cancelled"
+            report_exchange(reporter, context.started, request.method, str(request.url.host), outcome)
 
     traces = aiohttp.TraceConfig()
     traces.on_request_start.append(start)

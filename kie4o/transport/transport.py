@@ -29,6 +29,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from ..errors import APIConnectionError, APITimeoutError, ConfigurationError, client_closed
+from ..events import Exchanged
 from ..events.reporter import LOG, Reporter
 from ..settings import Settings
 from ..urls import is_web_url
@@ -136,7 +137,7 @@ class Transport:
             raise client_closed()
         failure: APIConnectionError
         outcome: int | str = "cancelled"
-        started = start_of_exchange(self.reporter)
+        started = start_of_exchange() if Exchanged in self.reporter.wanted else None
         url = URL(self._urls[endpoint] + query, encoded=True)
         session, _ = self._open()
         try:
@@ -153,7 +154,9 @@ class Transport:
             outcome = answer[0]
             return answer
         finally:
-            report_exchange(self.reporter, started, endpoint.method, endpoint.path + query, outcome)
+            if started is not None:
+                where = endpoint.path + query
+                report_exchange(self.reporter, started, endpoint.method, where, outcome)
         raise failure
 
     async def pay(self, body: bytes, attempt: PaidAttempt) -> None:
@@ -162,7 +165,8 @@ class Transport:
         The timeout strikes one turn of the loop after it is due. An answer that arrived while the
         loop was blocked or the process was stopped is then read first.
         """
-        started, outcome = start_of_exchange(self.reporter), "cancelled"
+        started = start_of_exchange() if Exchanged in self.reporter.wanted else None
+        outcome = "cancelled"
         received: list[bytes] = []
         response: aiohttp.ClientResponse | None = None
         loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
@@ -193,7 +197,8 @@ class Transport:
                 attempt.body = self._redacted(body)
                 if problem:
                     attempt.complete, attempt.fault = False, attempt.fault or problem
-            report_exchange(self.reporter, started, SUBMIT.method, SUBMIT.path, outcome)
+            if started is not None:
+                report_exchange(self.reporter, started, SUBMIT.method, SUBMIT.path, outcome)
 
     def lead(self) -> float:
         """How many seconds before submits are due `prepare` is to be called."""
