@@ -90,7 +90,7 @@ class Submissions:
         permit: Permit,
         resubmit: Resubmit = NO_RESUBMIT,
         *,
-        wait: bool = True,
+        wait: bool,
     ) -> Submitted:
         """Pay for the request once.
 

@@ -18,7 +18,7 @@ import attrs
 import pytest
 from canary import CANARY_KEY
 from clients import LOST, client_of, until
-from clocks import run_scaled
+from clocks import run_scaled, run_virtual
 from paths import PACKAGE
 
 import kie4o
@@ -284,6 +284,24 @@ def test_who_waits_for_a_place_or_a_slot_says_for_how_long() -> None:
     run_scaled(run(), 40)
     assert [event.what for event in heard] == ["place", "slot"]
     assert [event.seconds for event in heard] == pytest.approx([3.0, 6.0], abs=2.0)
+
+
+def test_a_short_wait_for_a_slot_is_told_too() -> None:
+    """Half a second; below a millisecond there was none."""
+    heard: list[float] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, events.Waited):
+            heard.append(event.seconds)
+
+    async def run() -> None:
+        async with Emulator() as kie:
+            async with client_of(kie.url, rate_limit=RateLimit(1, per=0.4), on_event=hear) as client:
+                await asyncio.gather(client.submit("x"), client.submit("y"))
+
+    run_virtual(run())
+    assert len(heard) == 1
+    assert 0.3 < heard[0] < 1.0
 
 
 async def test_a_batch_can_be_summed_up_from_its_events(kie: Emulator, tmp_path: Path) -> None:
