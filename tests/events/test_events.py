@@ -377,7 +377,44 @@ async def test_each_verdict_has_its_events(
     [over] = [event for event in heard if isinstance(event, events.SubmitEnded)]
     assert (over.task_id, over.error is None) == (accepted[0] if accepted else None, bool(accepted))
     assert [event.code for event in heard if isinstance(event, events.Refused)] in ([], [answer])
+    assert {event.attempt for event in heard if isinstance(event, events.Resent)} <= {1}
+    assert all(0 <= event.seconds < 60 for event in heard if isinstance(event, events.Submitted))
     assert len({event.ref_hash for event in heard if isinstance(event, events.OfSubmit)}) == 1
+
+
+async def test_a_key_that_was_submitted_before_says_so(kie: Emulator) -> None:
+    """With the task that the call goes on with, or without one."""
+    heard: list[Event] = []
+    async with client_of(kie.url, on_event=heard.append) as client:
+        kie.plan("y", answer=LOST)
+        for _ in range(2):
+            for prompt in "xy":
+                with contextlib.suppress(kie4o.SubmissionUnknownError):
+                    await client.submit(prompt, key=prompt)
+    [lost] = [task.id for task in kie.tasks.values() if task.request["prompt"] == "y"]
+    known = [task_id for task_id in kie.tasks if task_id != lost]
+    told = [(event.key, event.task_id) for event in heard if isinstance(event, events.Recalled)]
+    assert told == [("x", *known), ("y", None)]
+    assert len(kie.submits) == 2
+
+
+async def test_the_trace_of_the_caller_goes_into_the_store(kie: Emulator) -> None:
+    """With the entry, for what finishes its task."""
+
+    class Traces:
+        def current(self) -> str | None:
+            return "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+        def enter(self, task_id: str) -> None: ...
+
+        def leave(self, number: int) -> None: ...
+
+    async with client_of(kie.url) as client:
+        assert client._options.reporter.add((lambda event: None, (Event,)), tracing=Traces())
+        await client.submit("x", key="order-1")
+        entry = await client.find("order-1")
+        assert entry is not None
+        assert entry.trace == Traces().current()
 
 
 async def test_a_submit_that_is_called_off_says_so(kie: Emulator) -> None:

@@ -28,7 +28,7 @@ from keeping import (
     transport_to,
 )
 
-from kie4o import ImageTask, SubmissionUnknownError, clock
+from kie4o import ImageTask, SubmissionUnknownError, clock, events
 from kie4o.polling.poller import TaskPoller
 from kie4o.submission.verdict import Verdict
 from kie4o.transport import paid_body, pools
@@ -322,9 +322,9 @@ class Confused(Keeping):
         return running(self.earlier) + own if is_x else own
 
 
-async def submitted_among_confusion(how: str) -> ImageTask:
+async def submitted_among_confusion(how: str, **more: Any) -> ImageTask:
     """Submit "x", whose answer has the id of a task that was looked at, waited for, or submitted before."""
-    async with Confused() as server, client_of(server.url) as client:
+    async with Confused() as server, client_of(server.url, **more) as client:
         server.earlier = "e" * 32
         waiting = asyncio.create_task(client.wait(server.earlier)) if how == "waited for" else None
         if how == "looked at":
@@ -353,6 +353,15 @@ async def test_control_without_the_rule_the_id_is_wrong(how: str, monkeypatch: p
     """Control: the submit has the task of another request."""
     monkeypatch.setattr(TaskPoller, "knew", lambda *_: False)
     assert (await submitted_among_confusion(how)).id == "e" * 32
+
+
+async def test_the_store_knows_an_id_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the poller has forgotten it, the store refuses it, and one submit was accepted."""
+    monkeypatch.setattr(TaskPoller, "knew", lambda *_: False)
+    heard: list[events.Event] = []
+    with pytest.raises(SubmissionUnknownError, match="the answer was not its own: "):
+        await submitted_among_confusion("submitted", on_event=heard.append)
+    assert len([event for event in heard if isinstance(event, events.Submitted)]) == 1
 
 
 class Unasked(Keeping):
