@@ -93,6 +93,8 @@ def chunks(options: argparse.Namespace) -> Iterator[tuple[Counter[str], list[Fai
 def play_chunk(seeds: range) -> tuple[Counter[str], list[Failure]]:
     counts, failures = Counter[str](), list[Failure]()
     logging.disable(logging.CRITICAL)
+    # After each crash what it leaves is collected: not also the modules, and what anyio keeps of killed tasks.
+    gc.freeze()
     for seed in seeds:
         world = play(plan_of(seed))
         counts += counts_of(world)
