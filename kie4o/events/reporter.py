@@ -45,7 +45,6 @@ class Reporter:
     Attributes:
         wanted: The kinds of events that anyone is told of, or that tell of a failure, as of the last
             `refresh`.
-        tracing: Who knows the trace contexts, if anyone does.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Reporter:
         self._hooks = [_Hook(hook, kinds, time) for hook, kinds in hooks]
         self._hooks_of: dict[type[Event], list[_Hook]] = {}  # that want events of a kind
         self._time = time
-        self.tracing: Tracing | None = None
+        self._tracing: Tracing | None = None
         self._failures: dict[str, tuple[float, str]] = {}  # the last of each kind of call: when, and why
         self._level = -1  # of the log, by which `wanted` is made
         self.wanted: frozenset[type[Event]] = frozenset()
@@ -104,9 +103,9 @@ class Reporter:
     def add(self, *hooks: tuple[Hook, Kinds], tracing: Tracing) -> bool:
         """Add hooks, and who knows the trace contexts. False, and nothing is added, if another knows them
         already."""
-        if self.tracing is not None:
+        if self._tracing is not None:
             return False
-        self.tracing = tracing
+        self._tracing = tracing
         self._hooks += [_Hook(hook, kinds, self._time) for hook, kinds in hooks]
         self._hooks_of.clear()
         self._level = -1
@@ -115,22 +114,22 @@ class Reporter:
 
     def trace(self) -> str | None:
         """The trace context of the caller as a W3C traceparent, if anyone knows one."""
-        if self.tracing is not None:
+        if self._tracing is not None:
             with contextlib.suppress(Exception):  # the hook that comes with it says why
-                return self.tracing.current()
+                return self._tracing.current()
         return None
 
     def enter(self, task_id: str) -> None:
         """A poll of this task begins, in a task of its own."""
-        if self.tracing is not None:
+        if self._tracing is not None:
             with contextlib.suppress(Exception):
-                self.tracing.enter(task_id)
+                self._tracing.enter(task_id)
 
     def leave(self, number: int) -> None:
         """A call is over, also for a hook that is not called any more."""
-        if self.tracing is not None:
+        if self._tracing is not None:
             with contextlib.suppress(Exception):
-                self.tracing.leave(number)
+                self._tracing.leave(number)
 
 
 def _kinds(base: type[Event]) -> Iterator[type[Event]]:

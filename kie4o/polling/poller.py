@@ -508,8 +508,7 @@ class TaskPoller:
 
     async def _look_at(self, watch: Watch) -> None:
         outcome: Outcome
-        if self._reporter.tracing is not None:  # rarely: no call for nothing at each look
-            self._reporter.enter(watch.task_id)
+        self._reporter.enter(watch.task_id)
         try:
             outcome = await self._leadership.turn(watch.task_id) or await self._fetch(watch.task_id)
         except asyncio.CancelledError:

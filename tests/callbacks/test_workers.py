@@ -68,14 +68,14 @@ class Workers:
 
     def __init__(self, title: str, how: str, folder: Path) -> None:
         self.title, self.how, self.folder = title, how, folder
-        self.url = f"http://127.0.0.1:{unused_port()}"
+        first = unused_ports(7)  # one for all, and six for single workers
+        self.url, self.ports = f"http://127.0.0.1:{first}", range(first + 1, first + 7)
         self.kie = Emulator(clock="real", duration=0.2, webhook_key=KEY, limit=1000)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Workers]:
-        self.ports = range(first := unused_ports(6), first + 6)
         source = section(self.title).blocks[0].code.replace("https://me.example", self.url)
-        source = source.replace("8701", f"{first}").replace("RateLimit(20", "RateLimit(1000")
+        source = source.replace("8701", f"{self.ports[0]}").replace("RateLimit(20", "RateLimit(1000")
         (self.folder / "server.py").write_text(source, "utf-8")
         async with self.kie:
             variables = environment(

@@ -501,7 +501,7 @@ async def test_a_slow_exporter_leaves_no_span_current(kie: Emulator) -> None:
         assert trace.get_current_span() is trace.INVALID_SPAN
         assert (await client.generate("z")).urls
         assert slow.now == 3.0
-        spans = client._options.reporter.tracing
+        spans = client._options.reporter._tracing
         assert isinstance(spans, Spans)
         assert (spans._calls, spans._spans, spans._waiting) == ({}, {}, {})
 
