@@ -16,7 +16,7 @@ from .failures import failure_of
 
 
 def start_of_exchange() -> float:
-    """The loop time at which an exchange begins that will be reported."""
+    """The loop time now. Only an exchange that will be reported needs it."""
     return asyncio.get_running_loop().time()
 
 

@@ -703,7 +703,7 @@ def test_repetitions_are_confirmed_together() -> None:
     assert run_virtual(run()) is EntryState.SUCCEEDED
 
 
-def test_an_entry_that_is_gone_ends_its_confirmation(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_that_is_gone_ends_its_confirmation() -> None:
     """Nothing is left to confirm."""
 
     async def run() -> None:

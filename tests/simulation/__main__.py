@@ -93,7 +93,7 @@ def chunks(options: argparse.Namespace) -> Iterator[tuple[Counter[str], list[Fai
 def play_chunk(seeds: range) -> tuple[Counter[str], list[Failure]]:
     counts, failures = Counter[str](), list[Failure]()
     logging.disable(logging.CRITICAL)
-    # A collection follows each crash: not of the modules too, and of what anyio keeps of killed tasks.
+    # The collection after each crash then walks neither the modules nor what anyio keeps of killed tasks.
     gc.freeze()
     for seed in seeds:
         world = play(plan_of(seed))
