@@ -205,8 +205,9 @@ async def test_followers_hear_of_the_end_only(kie: Emulator, start: Start, url: 
         for child in (follower, deaf):
             assert await child.next() == ([["succeeded"], ["succeeded"], "succeeded"], ANY)
         (heard, seen, _), _ = await leader.next()
-        assert heard == seen == ["running"] * (len(heard) - 1) + ["succeeded"]
-        assert len(heard) > 2
+        for said in (heard, seen):  # the wait, which looks into the store first, may miss the first poll
+            assert said == ["running"] * (len(said) - 1) + ["succeeded"]
+            assert len(said) > 1
 
 
 async def test_a_follower_polls_once_before_its_deadline(kie: Emulator, start: Start, url: str) -> None:
