@@ -132,10 +132,17 @@ class WorldLoop(asyncio.SelectorEventLoop):
             transport.abort()
         for each in life.sockets:
             if each.fileno() != -1 and each.fileno() not in connected:  # it listens, or is being connected
-                with contextlib.suppress(RuntimeError):  # it has a transport that does not read yet
-                    self.remove_reader(each)
-                    self.remove_writer(each)
-                each.close()
+                self._close(each)
+
+    def _close(self, sock: socket.socket) -> None:
+        try:
+            self.remove_reader(sock)
+            self.remove_writer(sock)
+        except RuntimeError:  # it has a transport that does not read yet, and the loop knows its descriptor
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        else:
+            sock.close()
 
     # -- what belongs to a life ------------------------------------------------------------------------
 

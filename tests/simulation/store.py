@@ -75,14 +75,13 @@ class LoopWorker:
             group.append(self._jobs.popleft())
         if not group or self._connection is None:
             return
-        full = failure_of(self._path, sqlite3.OperationalError("database or disk is full"))
         failed = [self._failing > self._chance.random() for _ in group]
         run = run_alone if group[0][2] else run_group
         works = [work for (_, work, _, _), fails in zip(group, failed, strict=True) if not fails]
         results = iter(run(self._connection, works))
         self._on_commit()
         for (_, _, _, done), fails in zip(group, failed, strict=True):
-            self._resolve_later(done, (None, full) if fails else next(results))
+            self._resolve_later(done, self._disk_full() if fails else next(results))
         if self._jobs and self._jobs[0][0] <= now:
             self._work()
 
@@ -92,6 +91,10 @@ class LoopWorker:
             loop.call_later(delay, _resolve, done, result)
         else:
             loop.call_soon(_resolve, done, result)
+
+    def _disk_full(self) -> Result:
+        """To each call an error of its own, as from the store."""
+        return None, failure_of(self._path, sqlite3.OperationalError("database or disk is full"))
 
     def _delay(self) -> float:
         return (
