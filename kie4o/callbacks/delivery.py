@@ -298,9 +298,8 @@ class Delivery:
         else:
             details = await self._poller.look(callback.task_id, since=since)
             age = (asyncio.get_running_loop().time() - since) * self._speed
-            if age > GRACE and details.state is not TaskState.RUNNING and not is_final(details):
-                message = "Kie does not know the task, or its record lists no images"
-                raise TaskNotFoundError(message, task_id=callback.task_id)
+            if age > GRACE and details.state is TaskState.MISSING:
+                raise TaskNotFoundError("Kie does not know the task", task_id=callback.task_id)
         if entry is not None and entry.task_id is None:
             entry = await self._name(entry, details)
         await self._finish(details)

@@ -560,16 +560,31 @@ def test_a_task_that_kie_does_not_know_is_given_up_after_the_time_in_which_it_ma
 
 
 def test_a_later_callback_renews_the_time_in_which_its_record_may_appear() -> None:
-    """The first was far too early; the images are listed 150 s after it, and 80 s after the second."""
+    """The first was far too early; Kie knows the task 150 s after it, and 80 s after the second."""
 
     async def run() -> EntryState | None:
-        empty = attrs.evolve(DONE, urls=())
-        async with Alone(*[RUNNING] * 7, *[empty] * 3, DONE) as alone:
+        async with Alone(*[RUNNING] * 7, *[MISSING] * 3, DONE) as alone:
             for _ in range(2):
                 assert await alone.delivery.accept(CALLBACK, limit=PENDING)
                 await asyncio.sleep(70.0)
             await asyncio.sleep(30.0)
             assert len(alone.times) == len(alone.script)
+            assert alone.delivery.pending == 0
+            return await state_of(alone.store, "k")
+
+    assert run_virtual(run()) is EntryState.SUCCEEDED
+
+
+def test_a_record_without_images_is_not_given_up_with_a_task_that_kie_does_not_know() -> None:
+    """The looks fail until the time for an unknown task is over; then the record lists no images for a
+    while."""
+
+    async def run() -> EntryState | None:
+        empty = attrs.evolve(DONE, urls=())
+        fails = kie4o.APIConnectionError("no route")
+        async with Alone(*[fails] * 20, *[empty] * 3, DONE) as alone:
+            assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+            await asyncio.sleep(1200.0)
             assert alone.delivery.pending == 0
             return await state_of(alone.store, "k")
 
