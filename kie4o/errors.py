@@ -253,7 +253,8 @@ class SubmissionUnknownError(KieError):
     Most often the server closes a connection at the moment at which the request is sent over it.
 
     The message says when it was sent and what it asked for. Check kie.ai/logs and call `client.settle`, or
-    wait for the callback, whose URL holds the `ref`.
+    wait for the callback, whose URL holds the `ref`. A call that waits for the callback while `client.settle`
+    says that nothing was charged ends with this error too; its message says so.
 
     Attributes:
         retryable: False: a second submit may be charged as well.

@@ -158,9 +158,10 @@ def unknown_error(entry: Entry, reason: str) -> SubmissionUnknownError:
 
 def not_charged(entry: Entry) -> SubmissionUnknownError:
     """For a call that waits for a callback while `client.settle` says that none will come."""
+    again = "returns the outcome of the submit before it, or submits it" if entry.earlier else "submits it"
     return SubmissionUnknownError(
         "the outcome of the request was unknown, and client.settle has said since that it was not charged: "
-        f"call again to submit it. It is {entry.label}",
+        f"the same call {again}. It is {entry.label}",
         ref=entry.ref,
         key=entry.callers_key,
     )

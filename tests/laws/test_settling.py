@@ -308,11 +308,31 @@ async def test_a_generate_that_waits_for_what_was_not_charged_ends(kie: Emulator
             await asyncio.sleep(0.01)
             entry = await kept.find(key="order-1")
         await client.settle("order-1", charged=False)
-        with pytest.raises(SubmissionUnknownError, match="not charged: call again") as caught:
+        with pytest.raises(SubmissionUnknownError, match="not charged: the same call submits it") as caught:
             await asyncio.wait_for(generating, 5)
         assert (caught.value.ref, caught.value.key) == (entry.ref, "order-1")
         assert len(kie.submits) == 1
         await client.generate("a boat", key="order-1", timeout=5)
+
+
+async def test_the_next_call_returns_the_submit_before_one_that_was_not_charged(
+    kie: Emulator, store: MakeStore
+) -> None:
+    """The error of the call that waits says that too."""
+    async with client_of(kie.url, kept := store(), callback_url=CALLBACK) as client:
+        first, task_id = await lost(client, kie)
+        kie.plan("a boat", answer=NOT_CHARGED)
+        generating = asyncio.create_task(client.generate("a boat", key="order-1", on_unknown="resubmit"))
+        entry = None
+        while entry is None or entry.ref == first.ref or entry.state is not EntryState.UNKNOWN:
+            await asyncio.sleep(0.01)
+            entry = await kept.find(key="order-1")
+        await client.settle(first.ref or "", task_id=task_id)
+        await client.settle("order-1", charged=False)
+        with pytest.raises(SubmissionUnknownError, match="returns the outcome of the submit before it"):
+            await asyncio.wait_for(generating, 5)
+        assert (await client.generate("a boat", key="order-1", timeout=5)).task_id == task_id
+    assert len(kie.submits) == 2
 
 
 @pytest.mark.parametrize("turns", range(-22, 24, 4))
