@@ -238,7 +238,7 @@ class Submissions:
         except asyncio.CancelledError:
             submit.task.uncancel()  # unless it is raised again below
             outcome = await self._cut_short(submit)
-            if not submit.called_off and not self._drained:
+            if not self._drained:
                 raise
         finally:
             if submit.claimed:
@@ -276,7 +276,7 @@ class Submissions:
            raised.
         """
         resent: dict[Verdict | int, int] = {}  # how often, by cause
-        while not submit.called_off:
+        while True:
             slot = await self._slot(front=bool(resent))
             try:
                 stored = await self._named_meanwhile(submit)
@@ -299,7 +299,6 @@ class Submissions:
             delay = self._delay_before_resend(resend, count, retry_after)
             report_resend(self._reporter, submit, judgement, delay, count + 1, resend.times)
             await self._sleep(delay)
-        raise asyncio.CancelledError
 
     async def _record(self, submit: PendingSubmit, judgement: Judgement) -> Submitted | None:
         """Save what one attempt came to; None if nothing was charged, and the INTENT is undone.

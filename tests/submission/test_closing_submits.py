@@ -207,6 +207,34 @@ def test_closing_saves_an_id_whose_save_it_has_cut_short(api_key: str) -> None:
     run_scaled(run(), SPEED)
 
 
+def test_closing_does_not_raise_the_refusal_that_it_cuts_short(api_key: str) -> None:
+    """It is its caller's. The store stalls for longer than closing waits while the refusal is recorded."""
+
+    class StallsOnce(MemoryStore):
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.PLANNED and not stalled.is_set():
+                stalled.set()
+                await asyncio.sleep(3600)
+            await super().save(entry)
+
+    stalled = asyncio.Event()
+
+    async def run() -> None:
+        async with HeldServer() as kie:
+            client = client_of(kie.url, store := StallsOnce(), api_key=api_key)
+            running = asyncio.create_task(client.submit("x", key="a"))
+            await until(lambda: kie.posts == 1)
+            kie.refuse("x", 402)
+            await until(stalled.is_set)
+            [closed] = await ended(asyncio.create_task(client.aclose()), limit=100.0)
+            assert closed is None
+            [error] = await ended(running)
+            assert isinstance(error, kie4o.InsufficientCreditsError), error
+            assert await state_of(store, "a") is None
+
+    run_scaled(run(), SPEED)
+
+
 # -- called off before anything is sent --------------------------------------------------------------
 
 
