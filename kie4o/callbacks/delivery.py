@@ -272,7 +272,7 @@ class Delivery:
     async def _is_settled(self, callback: Callback, entry: Entry, since: float) -> bool:
         """Try to confirm a callback; False if it should be tried again later."""
         watched = entry.task_id is not None and self._poller.waits_for(entry.task_id)
-        if watched and entry.details is None and not self._trusts(callback, entry):
+        if watched and entry.details is None:
             return False  # the wait, which was nudged, saves the end of the task
         try:
             _, settled = await self._check(callback, entry, since)
