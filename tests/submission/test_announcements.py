@@ -97,6 +97,18 @@ def test_one_slot_at_a_time_is_announced_one_at_a_time() -> None:
     assert announced(scenario, RateLimit(4, per=10.0)) == [(9.7, 1), (11.7, 1), (13.7, 1), (15.7, 1)]
 
 
+def test_an_announcement_that_comes_late_is_of_all_slots_of_its_lead() -> None:
+    """The second comes a quarter of the lead after the first, when all four slots are due in a lead."""
+
+    async def scenario(watched: Watched) -> None:
+        for _ in range(4):
+            await watched.submit()
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*watched.submits(4))
+
+    assert announced(scenario, RateLimit(4, per=10.0), lead=0.25) == [(9.75, 1), (9.813, 4)]
+
+
 def test_slots_that_follow_closely_are_announced_together() -> None:
     """Those that are free by the end of the lead, and were not taken yet."""
 

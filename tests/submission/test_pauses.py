@@ -234,6 +234,23 @@ def test_a_refusal_that_holds_everybody_is_one_line(caplog) -> None:
     assert waited == pytest.approx(float(said[-1][0]), abs=0.1)
 
 
+def test_a_hold_is_told_when_it_begins(caplog) -> None:
+    """Not when the next slot would have been free."""
+
+    async def run() -> None:
+        limiter = RateLimiter(RateLimit(1, per=10.0))
+        await limiter.acquire()
+        limiter.release(counted=True)
+        waiting = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(3.0)
+        limiter.hold_all()
+        assert len(matches(PAUSED, caplog)) == 2
+        waiting.cancel()
+
+    run_virtual(run())
+    assert matches(PAUSED, caplog)[1] == ("10.0", "Kie refused one for too many calls")
+
+
 @pytest.mark.parametrize("seconds", [0.5, 0.9])
 def test_a_short_pause_is_no_line(seconds: float, caplog) -> None:
     """Less than a second is not worth one."""
