@@ -65,6 +65,7 @@ def refusal(code: int, words: str = "later", *, status: str = "200 OK", header: 
         ([refusal(429)] * 2, [10.0, 10.0]),
         ([refusal(429, header="Retry-After: 25")], [25.0]),
         ([refusal(429, header="Retry-After: 4")], [10.0]),
+        ([refusal(429, header="Retry-After: 7200")], [30.0]),
         ([(b"<html>slow</html>", "429 Slow", "X-Other: 1")], [10.0]),
         ([refusal(550), refusal(429)], [30.0, 10.0]),
         ([refusal(455)], [60.0]),
