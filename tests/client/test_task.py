@@ -125,6 +125,19 @@ def test_updates_of_a_task_that_kie_has_forgotten(monkeypatch: pytest.MonkeyPatc
     run_scaled(run(), 40)
 
 
+async def test_updates_open_the_client(store: MakeStore) -> None:
+    """As every other call does, so that the end they see is saved."""
+    async with Emulator(duration=0.0) as kie:
+        async with client_of(kie.url, store()) as client:
+            task = await client.submit("x", key="k")
+        later = client_of(kie.url, kept := store())
+        try:
+            assert [each.state async for each in later.task(task.id).updates()] == [TaskState.SUCCEEDED]
+            assert await state_of(kept, "k") is EntryState.SUCCEEDED
+        finally:
+            await later.aclose()
+
+
 async def test_updates_of_a_closed_client() -> None:
     """They are refused like every other call."""
     async with Emulator() as kie:

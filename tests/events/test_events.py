@@ -251,10 +251,11 @@ def test_the_events_of_a_run_have_no_prompt_url_or_key(caplog: pytest.LogCapture
     )
 
 
-async def test_a_wait_for_a_task_of_an_earlier_call_says_so(kie: Emulator) -> None:
-    """With its key. The call that has submitted it does not."""
+@pytest.mark.parametrize("callback_url", [None, "https://example.com/kie"])
+async def test_a_wait_for_a_task_of_an_earlier_call_says_so(kie: Emulator, callback_url: str | None) -> None:
+    """With its key. The call that has submitted it does not, though with a callback it asks the store."""
     heard: list[Event] = []
-    async with client_of(kie.url, on_event=heard.append) as client:
+    async with client_of(kie.url, on_event=heard.append, callback_url=callback_url) as client:
         kie.plan("x", duration=0.0)
         result = await client.generate("x", key="order-1")
         assert [event for event in heard if isinstance(event, events.Recalled)] == []
