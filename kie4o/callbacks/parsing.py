@@ -30,7 +30,7 @@ TOLERANCE = 300.0  # seconds, as in Standard Webhooks and at Stripe; Kie gives n
 
 _TIMESTAMP = re.compile(r"[0-9]{1,11}", re.ASCII)
 # Callbacks page. Any other code is no more than a reason to poll.
-_STATE_OF_CODE = {
+_STATE_OF_CODE: dict[int | None, TaskState] = {
     200: TaskState.SUCCEEDED,
     400: TaskState.FAILED,
     451: TaskState.FAILED,
@@ -73,7 +73,7 @@ def parse_callback(
         MalformedCallbackError: The body is not a callback.
         InvalidSignatureError: The signature is missing or wrong, or its time stamp is too far from `now`.
     """
-    keys = _keys(key)
+    keys = [] if key is None else _keys(key)
     if type(tolerance) not in (int, float) or not tolerance > 0:
         raise invalid_setting("tolerance", tolerance, "a positive number of seconds")
     message = _message(body)
@@ -96,7 +96,7 @@ def parse_callback(
         verified=bool(keys),
         details=TaskDetails(
             task_id,
-            state=_STATE_OF_CODE.get(code or 0, TaskState.RUNNING),
+            state=_STATE_OF_CODE.get(code, TaskState.RUNNING),
             urls=urls if succeeded else (),
             error_code=None if succeeded else code,
             error_message=None if succeeded else words,
@@ -126,9 +126,7 @@ def _key_bytes(key: str | bytes) -> bytes:
     return key if isinstance(key, bytes) else key.encode("utf-8", "surrogatepass")
 
 
-def _keys(key: str | bytes | Sequence[str | bytes] | None) -> list[bytes]:
-    if key is None:
-        return []
+def _keys(key: str | bytes | Sequence[str | bytes]) -> list[bytes]:
     several = [key] if isinstance(key, (str, bytes)) or not isinstance(key, Iterable) else list(key)
     if not all(isinstance(one, (str, bytes)) for one in several):
         raise ConfigurationError("invalid key: expected a webhook key, or a list of them")
@@ -209,12 +207,9 @@ def header_pairs(headers: object, only: frozenset[str] | None = None) -> HeaderP
                 f"got {type(headers).__name__}"
             )
         name = _header_text(pair[0]).lower().replace("_", "-").removeprefix("http-")
-        if only is not None and name not in only:
-            continue
-        if isinstance(pair[1], (list, tuple)):
-            pairs += [(name, _header_text(value)) for value in pair[1]]
-        else:
-            pairs.append((name, _header_text(pair[1])))
+        if only is None or name in only:
+            values = pair[1] if isinstance(pair[1], (list, tuple)) else (pair[1],)
+            pairs += [(name, _header_text(value)) for value in values]
     return pairs
 
 
