@@ -25,6 +25,7 @@ from ..events import CallbackRefused
 from ..events.reporter import LOG, Reporter
 from ..models import Callback
 from ..urls import REF_PARAMETER
+from ..wire import decoding
 from ..wire.requests import is_ref, ref_in
 from .delivery import PENDING as PENDING  # re-exported for the client
 from .delivery import Delivery
@@ -192,8 +193,8 @@ def _refused_by(headers: dict[str, str]) -> HTTPStatus | None:
         return HTTPStatus.UNSUPPORTED_MEDIA_TYPE  # a small compressed body could expand without limit
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    length = headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and (len(length) > 9 or int(length) > MAX_BODY):
+    length = decoding.whole_number(headers.get("content-length"))
+    if length is not None and length > MAX_BODY:
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     return None
 
