@@ -90,7 +90,8 @@ class CallbackReceiver:
         self._pending = pending
         self._reporter = reporter
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()  # until when, in this loop's time
+        # The task and the time stamp of those that were verified, and until when, in this loop's time.
+        self._seen: OrderedDict[tuple[str, str | None], float] = OrderedDict()
 
     async def receive(self, headers: Headers, body: Body, ref: str | None = None) -> HTTPStatus:
         """The status to answer with. Raises nothing but `CancelledError`.
@@ -157,8 +158,8 @@ class CallbackReceiver:
 
     async def _accept(self, headers: HeaderPairs, raw: bytes, ref: str | None) -> HTTPStatus:
         callback = self._parse(raw, headers, ref)
-        signed = (callback.task_id, dict(headers).get(TIMESTAMP_HEADER.lower(), ""))
-        if callback.verified and self._was_seen(signed):
+        signed = (callback.task_id, dict(headers).get(TIMESTAMP_HEADER.lower()))
+        if self._was_seen(signed):
             return HTTPStatus.OK
         delivery = await self._delivery()
         if not await delivery.accept(callback, limit=self._pending):
@@ -168,7 +169,7 @@ class CallbackReceiver:
             self._seen[signed] = asyncio.get_running_loop().time() + 2 * self._tolerance
         return HTTPStatus.OK
 
-    def _was_seen(self, signed: tuple[str, str]) -> bool:
+    def _was_seen(self, signed: tuple[str, str | None]) -> bool:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # the times of another loop say nothing in this one
             self._seen.clear()
