@@ -9,7 +9,7 @@ import time
 import wsgiref.headers
 import wsgiref.util
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -210,9 +210,10 @@ def test_the_default_of_now_is_the_wall_clock() -> None:
 
 @pytest.mark.parametrize("tolerance", [0, -1, float("nan")])
 def test_a_tolerance_is_above_zero(tolerance: float) -> None:
-    """One that would refuse every callback is a `ConfigurationError`."""
+    """One that would refuse every callback is a `ConfigurationError`; half a second is one."""
     with pytest.raises(ConfigurationError, match="tolerance"):
         parse_callback(BODY, signed(), key=KEY, now=NOW, tolerance=tolerance)
+    assert parse_callback(BODY, signed(), key=KEY, now=NOW + 0.5, tolerance=0.5).verified
 
 
 TIMES = [
@@ -398,6 +399,17 @@ def test_the_reason_is_named(headers: Any, reason: str) -> None:
 def test_headers_that_can_be_read_once() -> None:
     """An iterator of pairs is enough."""
     assert parse_callback(BODY, iter(signed().items()), key=KEY, now=NOW).verified
+
+
+def test_an_interrupt_is_not_the_fault_of_the_headers() -> None:
+    """A Ctrl-C while they are read ends the program, and is not called a wrong signature."""
+
+    def interrupted() -> Iterator[tuple[str, str]]:
+        yield from GOOD.items()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parse_callback(BODY, interrupted(), key=KEY, now=NOW)
 
 
 def test_sign_callback_takes_any_time() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ async def test_answers(how: str) -> None:
             name: wanted for name, (_, wanted) in cases.items()
         }
         assert here.kie.looks(here.task.id) == []
-        assert await post(good, ours) == 200
+        assert await post(good.ljust(64 * 1024), ours) == 200
         assert await post(good, signed(here.task.id, key=OLD_KEY)) == 200  # rotation
         result = await here.task
         assert result.urls
@@ -157,19 +158,48 @@ async def test_a_full_queue_answers_503(how: str, monkeypatch) -> None:
         assert await receiver.receive(headers, body(), here.ref) == 503
 
 
-async def test_a_slow_body_is_cut_off(monkeypatch) -> None:
-    """A body that trickles in is given up after its time limit."""
-    monkeypatch.setattr("kie4o.callbacks.receiving.BODY_TIMEOUT", 0.05)
+@pytest.mark.parametrize("length", ["65537", "9" * 18])
+async def test_a_body_that_is_announced_too_long_is_not_awaited(length: str) -> None:
+    """The answer comes before any of the body."""
     async with Setting() as here:
-        receiver = here.client.receiver()
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(here.url.rpartition(":")[2]))
+        head = f"POST /kie/{here.ref} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {length}\r\n\r\n".encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        writer.close()
 
-        async def trickle():
-            while True:
-                yield b" "
-                await asyncio.sleep(0.01)
 
-        headers = [("content-type", "application/json")]
-        assert await receiver.receive(headers, trickle(), here.ref) == 408
+@pytest.mark.parametrize(("seconds", "status"), [(4.9, 401), (5.1, 408)])
+def test_a_slow_body_is_cut_off(seconds: float, status: int) -> None:
+    """A body that trickles in is given up after 5 s; until then it is read, and found to be unsigned."""
+
+    async def trickle() -> AsyncIterator[bytes]:
+        for byte in body_of("0" * 32):
+            yield bytes([byte])
+        await asyncio.sleep(seconds)
+        yield b" "
+
+    async def answered() -> int:
+        receiver = AsyncKieClient(CANARY_KEY, webhook_key=KEY).receiver()
+        return await receiver.receive([("content-type", "application/json")], trickle())
+
+    assert run_virtual(answered()) == status
+
+
+async def test_a_request_is_cancelled_while_its_body_arrives() -> None:
+    """As web servers do when the sender has gone: it ends so, and is not answered."""
+    receiver = AsyncKieClient(CANARY_KEY, webhook_key=KEY).receiver()
+    reading = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        reading.set()
+        yield await asyncio.Future()
+
+    request = asyncio.create_task(receiver.receive([("content-type", "application/json")], body()))
+    await reading.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
 
 
 async def test_a_sender_that_hangs_up_raises_nothing() -> None:
@@ -255,18 +285,19 @@ def test_a_repetition_is_remembered_for_as_long_as_its_signature_is_valid() -> N
     def parse(body: bytes, headers: object, ref: str | None) -> Callback:
         return attrs.evolve(kie4o.parse_callback(body, ref=ref), verified=True)
 
-    async def accepted(tolerance: float, times: list[float]) -> int:
+    async def accepted(tolerance: float, times: list[float], tasks: str = "ttt") -> int:
         delivery, loop = Accepting(), asyncio.get_running_loop()
         receiver, start = CallbackReceiver(parse, delivery.opened, tolerance=tolerance), loop.time()
-        for at in times:
+        for at, task in zip(times, tasks, strict=False):
             await asyncio.sleep(start + at - loop.time())
-            assert await receiver.receive([("content-type", "application/json")], body_of("t" * 32)) == 200
+            assert await receiver.receive([("content-type", "application/json")], body_of(task * 32)) == 200
         assert len(receiver._seen) == 1
         return delivery.times
 
     for tolerance in (1.0, 300.0, 3600.0, 86400.0):
         assert run_virtual(accepted(tolerance, [0, tolerance, 1.99 * tolerance])) == 1
         assert run_virtual(accepted(tolerance, [0, 2.01 * tolerance])) == 2
+        assert run_virtual(accepted(tolerance, [0, tolerance, 2.01 * tolerance], "tuu")) == 2
 
 
 @pytest.mark.parametrize("how", HOWS)
