@@ -91,7 +91,7 @@ class Ledger:
         """
         owner = self._unsaved_where(task_id=entry.task_id)
         if owner is not None and owner.ref != entry.ref:
-            raise duplicate_task(owner.task_id or "", owner)
+            raise duplicate_task(owner.task_id, owner)
         error = await self._keep(entry)
         if error is None:
             return
@@ -151,7 +151,7 @@ class Ledger:
             if stored is None or not stored.unnamed:
                 return stored or entry
             named = await self._named(stored, task_id)
-        event = Named(ref_hash=named.ref_hash, key=named.callers_key, task_id=named.task_id or task_id)
+        event = Named(ref_hash=named.ref_hash, key=named.callers_key, task_id=task_id)
         self._reporter(event, named.name)
         return named
 
@@ -291,7 +291,7 @@ class Ledger:
 
     def _start_writer(self) -> None:
         """Save again what is not saved yet, which may be newer than what has just failed."""
-        if self._unsaved and self._writer is None and not self._closed:
+        if self._writer is None and not self._closed:
             # Not in the context of the verb that fails: its timeout is not that of the writer.
             self._writer = asyncio.create_task(
                 self._save_until_done(), name="kie4o store writer", context=Context()

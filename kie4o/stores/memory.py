@@ -109,9 +109,9 @@ class MemoryStore:
         return tuple(self._callbacks.get(ref, ()))
 
     def _check_task_id(self, entry: Entry) -> None:
-        if entry.task_id is not None and entry.state is EntryState.SUBMITTED:
-            owner = self._entries.get(self._key_of_task.get(entry.task_id, ""))
-            if owner is not None and owner.ref != entry.ref:
+        if entry.state is EntryState.SUBMITTED and entry.task_id in self._key_of_task:
+            owner = self._entries[self._key_of_task[entry.task_id]]
+            if owner.ref != entry.ref:
                 raise duplicate_task(entry.task_id, owner)
 
     def _index(self, entry: Entry) -> Entry | None:
@@ -192,7 +192,7 @@ class MemoryStore:
     def _count_slot(self, entry: Entry, previous: Entry | None) -> None:
         """Count the submit against the account's limit from now, unless it is counted or was not paid for."""
         same = previous if previous is not None and previous.ref == entry.ref else None
-        if previous is not same and previous is not None and previous.state is EntryState.INTENT:
+        if previous is not None and previous.ref != entry.ref and previous.state is EntryState.INTENT:
             self._slots.pop(previous.ref, None)  # what was stored before that submit is restored
         if entry.state is EntryState.PLANNED:
             self._slots.pop(entry.ref, None)

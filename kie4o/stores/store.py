@@ -202,7 +202,7 @@ class TracedEntry(Entry):
         return super().become(state, **changes).traced(self.trace)
 
 
-def duplicate_task(task_id: str, owner: Entry) -> DuplicateTaskError:
+def duplicate_task(task_id: str | None, owner: Entry) -> DuplicateTaskError:
     """The error of `Store.save` for a task id that the `owner` has."""
     whose = "another submit" if owner.callers_key is None else f"the submit under key {owner.callers_key!r}"
     return DuplicateTaskError(
