@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 from canary import CANARY_KEY
 from clients import client_of, until
-from entries import ended, entry_of, submitted, unfinished_keys
+from entries import A_DAY_AGO, ended, entry_of, submitted, unfinished_keys
 from faults import FaultServer, answer
 
 import kie4o.stores.memory
@@ -70,6 +70,7 @@ async def test_unfinished_entries_go_when_kie_has_forgotten_their_tasks(
     for n in range(4):
         await store.save(submitted(f"old {n}", submitted_at=old))
         await store.save(ended(submitted(f"ended {n}", submitted_at=old)))
+    assert len(await unfinished_keys(store)) == 4  # every tenth save looks for them
     await store.save(submitted("young", submitted_at=old + 60))
     await store.save(submitted("younger"))
     assert await unfinished_keys(store) == ["young", "younger"]
@@ -99,6 +100,84 @@ async def test_submits_that_are_never_waited_for_are_bounded(
     assert [record.levelname for record in caplog.records if "store in memory" in record.message] == [
         "WARNING"
     ]
+
+
+async def test_there_is_room_for_as_many_entries_as_is_written() -> None:
+    """100,000. All but the last two are put there at once; saving each would take a second."""
+    store = MemoryStore()
+    store._entries.update(dict.fromkeys(map(str, range(99_999)), submitted("0")))
+    await store.save(submitted("the last"))
+    assert await store.find(key="0") is not None
+    await store.save(submitted("one too many"))
+    assert await store.find(key="0") is None
+    assert len(store._entries) == 100_000
+
+
+async def test_an_entry_is_as_old_as_its_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that takes long makes it no younger than those that were sent meanwhile."""
+    monkeypatch.setattr(kie4o.stores.memory, "MOST", 2)
+    store = MemoryStore()
+    await store.save(entry_of("a", state=EntryState.INTENT))
+    await store.save(submitted("b"))
+    await store.save(submitted("a"))
+    assert await unfinished_keys(store) == ["a", "b"]
+    await store.save(submitted("c"))
+    assert await unfinished_keys(store) == ["b", "c"]
+
+
+async def test_a_key_is_no_ref() -> None:
+    """Whoever knows it must not find the entry by it, as a callback does."""
+    store = MemoryStore()
+    await store.save(submitted("k"))
+    assert await store.find(ref="k") is None
+
+
+async def test_a_key_that_is_not_there_is_released() -> None:
+    """It may have been dropped, or forgotten, since it was claimed."""
+    store = MemoryStore()
+    await store.release("k")
+    assert await store.find(key="k") is None
+
+
+# -- submits that count against the account's limit -----------------------------------------------------
+
+
+async def test_a_submit_counts_though_its_key_is_stored_anew() -> None:
+    """It was answered: the account's limit has counted it. An INTENT that is replaced was not sent."""
+    store = MemoryStore()
+    await store.save(submitted("a", ref="first"))
+    await store.save(submitted("a", ref="second", task_id="second"))
+    assert len(await store.recent(10)) == 2
+    await store.save(entry_of("b", ref="third", state=EntryState.INTENT, submitted_at=A_DAY_AGO))
+    await store.save(submitted("b", ref="fourth"))
+    assert len(await store.recent(10)) == 3
+
+
+async def test_what_was_saved_twice_counts_once() -> None:
+    """An INTENT too, whose time has not changed."""
+    store = MemoryStore()
+    for state in (EntryState.INTENT, EntryState.INTENT, EntryState.UNKNOWN):
+        await store.save(entry_of(state=state, submitted_at=A_DAY_AGO))
+        assert len(await store.recent(10)) == 1
+
+
+async def test_an_entry_without_a_time_does_not_count() -> None:
+    """It is of a submit that was not answered in this process."""
+    store = MemoryStore()
+    await store.save(entry_of(state=EntryState.UNKNOWN))
+    assert await store.recent(10) == []
+
+
+async def test_a_submit_that_was_answered_late_is_not_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts from its answer. Of three submits the memory has room for two: the oldest goes."""
+    now = 0.0
+    monkeypatch.setattr(kie4o.clock, "uptime", lambda: now)
+    monkeypatch.setattr(kie4o.stores.memory, "KEPT_SLOTS", 2)
+    store = MemoryStore()
+    await store.save(entry_of("a", state=EntryState.INTENT, submitted_at=A_DAY_AGO))
+    for now, key in enumerate("bac", 1):
+        await store.save(submitted(key, submitted_at=A_DAY_AGO + now))
+    assert sorted(await store.recent(10)) == [0, 1]
 
 
 async def test_a_key_that_gets_another_entry_keeps_nothing_of_the_first() -> None:
