@@ -14,7 +14,7 @@ from clients import client_of, state_of, until
 from faults import TASK_ID, Connection, FaultServer, good_body, http, task_id_of
 
 import kie4o
-from kie4o import AsyncKieClient, StoreError, parse_callback
+from kie4o import AsyncKieClient, StoreError, events, parse_callback
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import Entry, EntryState
 
@@ -343,13 +343,17 @@ async def test_an_id_that_turns_out_to_be_another_submits_is_unknown() -> None:
                 raise StoreError("the disk is full")
             await super().save(entry)
 
-    store = FailsOnce()
-    async with Kie(http(good_body(1)), http(good_body(1))) as kie, client_of(kie.url, store) as client:
+    store, heard = FailsOnce(), list[events.Event]()
+    async with (
+        Kie(http(good_body(1)), http(good_body(1))) as kie,
+        client_of(kie.url, store, on_event=heard.append) as client,
+    ):
         await client.submit("a boat", key="a")
         with pytest.raises(StoreError, match="paid"):
             await client.submit("a house", key="b")
         await until(lambda: client._runtime.ledger._writer is None)
         assert await state_of(store, "b") is EntryState.UNKNOWN
+        assert [each.key for each in heard if isinstance(each, events.Misattributed)] == ["b"]
         with pytest.raises(kie4o.SubmissionUnknownError):
             await client.submit("a house", key="b")
         assert (await client.submit("a house", key="b", on_unknown="resubmit")).id == task_id_of(3)

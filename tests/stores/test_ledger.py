@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import Counter
@@ -11,16 +12,19 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from alone import Alone
 from clients import LOST, client_of, state_of, until
 from clocks import run_scaled, run_virtual
-from entries import entry_of
+from entries import ended, entry_of, submitted
 from held import HeldServer
 
 import kie4o
 from kie4o import AsyncKieClient, RateLimit, StoreError
 from kie4o.emulator import Emulator
+from kie4o.events import Event, NotReleased, NotSaved, Saved
+from kie4o.events.reporter import Reporter
 from kie4o.stores.ledger import Ledger
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
@@ -483,6 +487,26 @@ def test_a_long_failure_does_not_put_off_the_save_for_longer(tmp_path: Path, api
     run_scaled(run(), 2 * SPEED)
 
 
+def test_what_cannot_be_saved_is_tried_ever_less_often() -> None:
+    """Again after one second, then after twice as long each time, up to half a minute."""
+
+    class Full(MemoryStore):
+        async def save(self, entry: Entry) -> None:
+            tried.append(asyncio.get_running_loop().time())
+            raise StoreError("the disk is full")
+
+    async def run() -> None:
+        ledger = Ledger(Full())
+        await ledger.unknown(UNKNOWN)
+        await asyncio.sleep(92.0)
+        await ledger.aclose()
+
+    tried: list[float] = []
+    run_virtual(run())
+    gaps = [round(later - earlier, 3) for earlier, later in itertools.pairwise(tried[:-1])]
+    assert gaps == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+
+
 def test_an_id_without_a_key_is_saved_later_too(tmp_path: Path, api_key: str) -> None:
     """A submit without a key, of which the store had only the INTENT."""
 
@@ -569,6 +593,24 @@ async def test_closing_leaves_no_writer_behind(
         await later.open()
         assert {key: await id_of(later, key) for key in ids} == (ids if repaired else dict.fromkeys(ids))
         await later.aclose()
+
+
+@pytest.mark.parametrize("failed", [False, True])
+async def test_no_writer_outlives_the_close(failed: bool) -> None:
+    """Neither one that has nothing left to save, nor one for a write that fails after the close."""
+    store = Gated()
+    ledger = Ledger(store)
+    if failed:
+        store.saves_fail = True
+        await ledger.unknown(UNKNOWN)
+        store.saves_fail = False
+        await ledger.unknown(UNKNOWN)
+    assert len(writers()) == failed
+    await ledger.aclose()
+    assert writers() == []
+    store.saves_fail = True
+    await ledger.unknown(UNKNOWN)
+    assert writers() == []
 
 
 async def test_the_store_is_closed_after_the_last_save_has_ended(api_key: str) -> None:
@@ -852,6 +894,54 @@ async def test_a_claim_that_is_cancelled_leaves_nothing_in_a_file(tmp_path: Path
         assert [await store.find(key=f"{turns}") for turns in range(6)] == [None] * 6
 
 
+async def test_a_claim_waits_for_another_process_unless_it_is_told_not_to() -> None:
+    """As a batch tells it."""
+
+    class HeldForAWhile(Shared):
+        async def claim(self, entry: Entry, *, wait: bool = True, **options: Any) -> Entry | None:
+            return await super().claim(entry, **options) if wait else None
+
+    ledger = Ledger(HeldForAWhile())
+    with pytest.raises(KeyInUseError):
+        await ledger.claim(UNKNOWN, (EntryState.UNKNOWN,), wait=False)
+    assert await ledger.claim(UNKNOWN, (EntryState.UNKNOWN,)) == UNKNOWN
+
+
+async def test_a_key_that_is_not_released_is_told() -> None:
+    """Other processes wait for it meanwhile."""
+    heard: list[Event] = []
+    await heard_by(heard, Shared(release_fails=True)).release(UNKNOWN)
+    assert [type(each) for each in heard] == [NotReleased]
+
+
+async def test_a_key_that_another_process_holds_is_not_released() -> None:
+    """It was not to be had for a settlement."""
+    store = Shared(held=True)
+    await store.save(UNKNOWN)
+    with pytest.raises(StoreError, match="by this process or another"):
+        await Ledger(store).settle(UNKNOWN, "t-1", never)
+    assert store.released == []
+
+
+async def test_what_is_not_saved_yet_can_be_settled() -> None:
+    """The store has the INTENT still; no other process has changed it."""
+
+    class Full(Shared):
+        async def save(self, entry: Entry) -> None:
+            if entry.state is EntryState.UNKNOWN:
+                raise StoreError("the disk is full")
+            await super().save(entry)
+
+    store = Full()
+    ledger = Ledger(store)
+    await store.save(UNKNOWN.become(EntryState.INTENT))
+    await ledger.unknown(UNKNOWN)
+    settled = await ledger.settle(UNKNOWN, "t-1", never)
+    assert (settled.state, settled.task_id) == (EntryState.SUBMITTED, "t-1")
+    assert await store.find(key="k") == settled
+    await ledger.aclose()
+
+
 # -- one write waits for another -----------------------------------------------------------------------
 
 
@@ -879,7 +969,18 @@ class Gated(MemoryStore):
 
 EARLIER = entry_of("earlier", ref="earlier", state=EntryState.UNKNOWN, keyed=False, superseded_key="k")
 UNKNOWN = entry_of(state=EntryState.UNKNOWN)
+BEFORE = entry_of(ref="before", state=EntryState.UNKNOWN)
 INTENT = entry_of(ref="second", state=EntryState.INTENT)
+
+
+def heard_by(heard: list[Event], store: MemoryStore) -> Ledger:
+    """A ledger whose events go into the list."""
+    return Ledger(store, Reporter([(heard.append, (Event,))]))
+
+
+def never(name: str) -> bool:
+    """No submit is under way."""
+    return False
 
 
 def test_what_was_saved_while_its_key_was_locked_is_not_saved_again() -> None:
@@ -905,22 +1006,24 @@ def test_what_was_saved_while_its_key_was_locked_is_not_saved_again() -> None:
     run_virtual(run())
 
 
-def test_a_refusal_whose_key_stays_locked_is_saved_later() -> None:
-    """As one that cannot be saved."""
+@pytest.mark.parametrize("previous", [None, BEFORE], ids=["alone", "after another"])
+def test_a_refusal_whose_key_stays_locked_is_saved_later(previous: Entry | None) -> None:
+    """As one that cannot be saved; the submit before it returns to the key."""
 
     async def run() -> None:
-        store = Gated()
-        ledger = Ledger(store)
-        for entry in (EARLIER, INTENT):
+        store, heard = Gated(), list[Event]()
+        ledger = heard_by(heard, store)
+        for entry in (EARLIER, BEFORE.superseded(), INTENT):
             await store.save(entry)
         naming = asyncio.create_task(ledger.name_task(EARLIER, "t-1"))
         await asyncio.sleep(0)
-        assert (await ledger.unpaid(INTENT)).state is EntryState.PLANNED
+        assert (await ledger.unpaid(INTENT, previous)).state is EntryState.PLANNED
         assert await state_of(store, "k") is EntryState.INTENT
+        assert [each.state for each in heard if isinstance(each, NotSaved)] == ["planned"]
         store.gate.set()
         await naming
         await asyncio.sleep(SAVED_BY)
-        assert await state_of(store, "k") is EntryState.PLANNED
+        assert await store.find(key="k") == (previous or attrs.evolve(INTENT, state=EntryState.PLANNED))
 
     run_virtual(run())
 
@@ -949,3 +1052,204 @@ async def test_a_task_that_is_not_saved_yet_is_given_to_no_other_submit() -> Non
         await ledger.name_task(UNKNOWN, "t-1")
     assert await store.find(key="k") == UNKNOWN
     await ledger.aclose()
+
+
+def test_a_task_of_another_submit_is_not_kept_for_later() -> None:
+    """The caller is told, and says what becomes of the entry."""
+
+    async def run() -> None:
+        store, heard = MemoryStore(), list[Event]()
+        ledger = heard_by(heard, store)
+        await store.save(submitted("another", task_id="t-1"))
+        await store.save(INTENT)
+        with pytest.raises(DuplicateTaskError):
+            await ledger.submitted(INTENT.become(EntryState.SUBMITTED, task_id="t-1"))
+        await asyncio.sleep(SAVED_BY)
+        assert await store.find(key="k") == INTENT
+        assert heard == []
+
+    run_virtual(run())
+
+
+async def test_a_submit_may_get_its_task_twice_at_once() -> None:
+    """Its answer cannot be saved while a callback names the same task: that is no other submit's."""
+    store = Gated()
+    ledger = Ledger(store)
+    await store.save(EARLIER)
+    naming = asyncio.create_task(ledger.name_task(EARLIER, "t-1"))
+    await asyncio.sleep(0)
+    answered = EARLIER.become(EntryState.SUBMITTED, task_id="t-1")
+    store.saves_fail = True
+    with pytest.raises(StoreError, match="paid"):
+        await ledger.submitted(answered)
+    store.saves_fail = False
+    store.gate.set()
+    assert await naming == await store.find(task_id="t-1") == answered
+    await ledger.aclose()
+
+
+async def test_what_is_not_saved_yet_is_found() -> None:
+    """By its key and by its ref."""
+    store = Gated()
+    ledger = Ledger(store)
+    store.saves_fail = True
+    await ledger.unknown(UNKNOWN)
+    assert [await ledger.find(name) for name in ("k", UNKNOWN.ref, "another")] == [UNKNOWN, UNKNOWN, None]
+    store.saves_fail = False
+    await ledger.aclose()
+
+
+@pytest.mark.parametrize("stored", [None, submitted("k", task_id="t-2")], ids=["removed", "named"])
+async def test_what_is_found_out_too_late_changes_nothing(stored: Entry | None) -> None:
+    """The entry has its task, or is gone, since the callback or the person has seen it."""
+    store = MemoryStore()
+    ledger = Ledger(store)
+    if stored is not None:
+        await store.save(stored)
+    assert await ledger.name_task(UNKNOWN, "t-1") == (stored or UNKNOWN)
+    assert await ledger.settle(UNKNOWN, "t-1", never) == (stored or UNKNOWN)
+    assert await store.find(key="k") == stored
+
+
+# -- submits without a key ------------------------------------------------------------------------------
+
+
+UNKEYED = attrs.evolve(EARLIER, superseded_key=None)
+
+
+@pytest.mark.parametrize("settles", [False, True], ids=["named", "settled"])
+def test_submits_without_a_key_do_not_wait_for_each_other(settles: bool) -> None:
+    """The store stalls for one of them."""
+
+    async def run() -> None:
+        def write(entry: Entry, task_id: str) -> asyncio.Task[Entry]:
+            to_do = ledger.settle(entry, task_id, never) if settles else ledger.name_task(entry, task_id)
+            return asyncio.create_task(to_do)
+
+        store = Gated()
+        ledger = Ledger(store)
+        other = entry_of("other", state=EntryState.UNKNOWN, keyed=False, ref="other")
+        for entry in (UNKEYED, other):
+            await store.save(entry)
+        first = write(UNKEYED, "t-1")
+        second = write(other, "t-2")
+        await asyncio.wait([second], timeout=5)
+        assert (first.done(), second.done()) == (False, True)
+        store.gate.set()
+        assert [(await each).task_id for each in (first, second)] == ["t-1", "t-2"]
+
+    run_virtual(run())
+
+
+async def test_a_submit_without_a_key_is_not_settled_while_it_is_under_way() -> None:
+    """It goes by its ref."""
+    store = MemoryStore()
+    await store.save(UNKEYED)
+    with pytest.raises(StoreError, match="is being submitted now"):
+        await Ledger(store).settle(UNKEYED, "t-1", lambda name: name == UNKEYED.ref)
+    assert await store.find(ref=UNKEYED.ref) == UNKEYED
+
+
+# -- what was not charged ---------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_task_that_is_not_saved_yet_returns_to_its_key() -> None:
+    """With its entry, since the submit after it was not charged; and it stays there."""
+
+    async def run() -> None:
+        store = Gated()
+        ledger = Ledger(store)
+        earlier = submitted("k", ref="earlier", task_id="t-1").superseded()
+        latest = attrs.evolve(UNKNOWN, earlier=("earlier",))
+        for entry in (earlier, latest):
+            await store.save(entry)
+        store.gate.set()
+        store.saves_fail = True
+        await ledger.finish(details_of(earlier))
+        store.saves_fail = False
+        await ledger.settle(latest, None, never)
+        await asyncio.sleep(SAVED_BY)
+        stored = await store.find(key="k")
+        assert stored is not None
+        assert (stored.state, stored.task_id) == (EntryState.SUCCEEDED, "t-1")
+
+    run_virtual(run())
+
+
+async def test_the_submit_before_one_that_was_not_charged_may_be_gone() -> None:
+    """Then the key is free; that it was not charged is told."""
+    store, heard = MemoryStore(), list[Event]()
+    ledger = heard_by(heard, store)
+    await store.save(latest := attrs.evolve(UNKNOWN, earlier=("pruned",)))
+    settled = await ledger.settle(latest, None, never)
+    assert settled == await store.find(ref=latest.ref)
+    assert await store.find(key="k") is None
+    assert [(each.key, each.state) for each in heard if isinstance(each, Saved)] == [("k", "failed")]
+
+
+# -- the end of a task ------------------------------------------------------------------------------------
+
+
+class SlowToFind(MemoryStore):
+    """What it has found by a task id it tells once it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def find(self, *, task_id: str | None = None, **by: Any) -> Entry | None:
+        entry = await super().find(task_id=task_id, **by)
+        if task_id is not None:
+            await self.gate.wait()
+        return entry
+
+
+def details_of(entry: Entry) -> kie4o.TaskDetails:
+    details = ended(entry).details
+    assert details is not None
+    return details
+
+
+async def test_an_end_is_not_saved_for_an_entry_that_is_removed_while_others_move() -> None:
+    """Nothing of it returns, and nothing is told."""
+    store, heard = SlowToFind(), list[Event]()
+    ledger = heard_by(heard, store)
+    for entry in (ending := submitted("a"), BEFORE):
+        await store.save(entry)
+    finishing = asyncio.create_task(ledger.finish(details_of(ending)))
+    await asyncio.sleep(0)
+    await ledger.begin(INTENT, BEFORE)
+    await store.forget("a")
+    heard.clear()
+    store.gate.set()
+    await finishing
+    assert await store.find(key="a") is None
+    assert heard == []
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["leaves", "returns"])
+async def test_an_end_follows_its_entry_that_has_moved_since_it_was_read(refused: bool) -> None:
+    """It leaves its key to the next submit, or returns to it when that is refused."""
+    store = SlowToFind()
+    ledger = Ledger(store)
+    before = submitted("k", ref="before", task_id="t-1")
+    for entry in (before.superseded(), INTENT) if refused else (before,):
+        await store.save(entry)
+    finishing = asyncio.create_task(ledger.finish(details_of(before)))
+    await asyncio.sleep(0)
+    await (ledger.unpaid(INTENT, before) if refused else ledger.begin(INTENT, before))
+    store.gate.set()
+    await finishing
+    end = ended(before)
+    assert await store.find(ref="before") == (end if refused else end.superseded())
+    assert await store.find(key="k") == (end if refused else INTENT)
+
+
+# -- what is told -----------------------------------------------------------------------------------------
+
+
+async def test_the_line_of_a_save_names_its_entry(caplog: pytest.LogCaptureFixture) -> None:
+    """In the log of a program that asks for it."""
+    caplog.set_level(logging.DEBUG, "kie4o")
+    await Ledger(MemoryStore(), Reporter()).unknown(UNKNOWN)
+    assert caplog.messages == [f"{UNKNOWN.name} is saved as unknown"]
