@@ -376,7 +376,7 @@ class Ledger:
                 if self._unsaved.get(entry.key) is not entry:
                     return  # saved meanwhile, perhaps followed by something newer
                 try:
-                    await self._write(entry)
+                    await self._write(await self._with_its_task(entry))
                 except DuplicateTaskError as error:
                     unknown = Misattributed(ref_hash=entry.ref_hash, key=entry.callers_key, cause=str(error))
                     self._reporter(unknown)
@@ -384,6 +384,13 @@ class Ledger:
         except StoreError:
             return
         self._saved(entry)
+
+    async def _with_its_task(self, entry: Entry) -> Entry:
+        """The entry as it is stored, if a callback has named its task since it was to be saved."""
+        stored = await self._store.find(ref=entry.ref) if entry.unnamed else None
+        if stored is None or stored.task_id is None:
+            return entry
+        return attrs.evolve(stored, key=entry.key, keyed=entry.keyed, superseded_key=entry.superseded_key)
 
     def _saved(self, entry: Entry) -> None:
         if self._unsaved.get(entry.key) is entry:

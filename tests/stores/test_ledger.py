@@ -1028,6 +1028,44 @@ def test_a_refusal_whose_key_stays_locked_is_saved_later(previous: Entry | None)
     run_virtual(run())
 
 
+def test_an_unknown_outcome_is_saved_later() -> None:
+    """In place of the INTENT, which no callback may name."""
+
+    async def run() -> None:
+        store = Gated()
+        ledger = Ledger(store)
+        await store.save(UNKNOWN.become(EntryState.INTENT))
+        store.saves_fail = True
+        await ledger.unknown(UNKNOWN)
+        store.saves_fail = False
+        await asyncio.sleep(SAVED_BY)
+        assert await store.find(key="k") == UNKNOWN
+
+    run_virtual(run())
+
+
+def test_a_submit_that_returns_to_its_key_later_keeps_the_task_that_was_named_meanwhile() -> None:
+    """A callback names it for as long as the refusal of the submit after it waits for the key."""
+
+    async def run() -> None:
+        store = Gated()
+        ledger = Ledger(store)
+        for entry in (EARLIER, INTENT):
+            await store.save(entry)
+        naming = asyncio.create_task(ledger.name_task(EARLIER, "t-1"))
+        await asyncio.sleep(0)
+        earlier = attrs.evolve(EARLIER, key="k", keyed=True, superseded_key=None)
+        await ledger.unpaid(INTENT, earlier)
+        store.gate.set()
+        named = await naming
+        await asyncio.sleep(SAVED_BY)
+        assert await store.find(key="k") == earlier.become(EntryState.SUBMITTED, task_id="t-1")
+        assert named.task_id == "t-1"
+        assert await store.find(ref=EARLIER.ref) == await store.find(task_id="t-1")
+
+    run_virtual(run())
+
+
 async def test_an_intent_is_saved_though_the_submit_before_it_cannot_be_read() -> None:
     """That one is stored as it was last known."""
     store = Gated()
