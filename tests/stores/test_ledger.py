@@ -1102,6 +1102,7 @@ def test_a_task_of_another_submit_is_not_kept_for_later() -> None:
         await store.save(INTENT)
         with pytest.raises(DuplicateTaskError):
             await ledger.submitted(INTENT.become(EntryState.SUBMITTED, task_id="t-1"))
+        assert await ledger.find("k") == INTENT
         await asyncio.sleep(SAVED_BY)
         assert await store.find(key="k") == INTENT
         assert heard == []
