@@ -55,6 +55,8 @@ class Ledger:
                 pass
         unsaved = self._unsaved.get(entry.key)
         if unsaved is not None:
+            with suppress(StoreError):
+                unsaved = await self._with_its_task(unsaved)
             return unsaved
         stored = await self._store.claim(entry, takes=takes, wait=wait)
         if stored is None:
@@ -331,10 +333,7 @@ class Ledger:
         None if it was removed since, which is counted in what was spent: saved again it would count twice.
         """
         unsaved = self._unsaved_where(ref=previous.ref)
-        try:
-            current = await self._latest(previous.ref)
-        except StoreError:
-            current = previous
+        current = await self._latest(previous.ref)
         if unsaved is not None:
             self._saved(unsaved)  # it must not be saved again under the key that it leaves
         if current is None and previous.state.ended:
@@ -343,7 +342,17 @@ class Ledger:
 
     async def _latest(self, ref: str) -> Entry | None:
         """The entry with this ref as it is now, wherever it has moved."""
-        return self._unsaved_where(ref=ref) or await self._store.find(ref=ref)
+        unsaved = self._unsaved_where(ref=ref)
+        return await self._store.find(ref=ref) if unsaved is None else await self._with_its_task(unsaved)
+
+    async def _with_its_task(self, unsaved: Entry) -> Entry:
+        """An entry that is to be saved; if a callback has named its task since, as it is stored then."""
+        stored = await self._store.find(ref=unsaved.ref) if unsaved.unnamed else None
+        if stored is None or stored.task_id is None:
+            return unsaved
+        return attrs.evolve(
+            stored, key=unsaved.key, keyed=unsaved.keyed, superseded_key=unsaved.superseded_key
+        )
 
     def _lock(self, entry: Entry) -> AbstractAsyncContextManager[None]:
         """Locks the caller's key. An entry without one never moves; only naming its task needs a lock."""
@@ -384,13 +393,6 @@ class Ledger:
         except StoreError:
             return
         self._saved(entry)
-
-    async def _with_its_task(self, entry: Entry) -> Entry:
-        """The entry as it is stored, if a callback has named its task since it was to be saved."""
-        stored = await self._store.find(ref=entry.ref) if entry.unnamed else None
-        if stored is None or stored.task_id is None:
-            return entry
-        return attrs.evolve(stored, key=entry.key, keyed=entry.keyed, superseded_key=entry.superseded_key)
 
     def _saved(self, entry: Entry) -> None:
         if self._unsaved.get(entry.key) is entry:

@@ -1044,7 +1044,8 @@ def test_an_unknown_outcome_is_saved_later() -> None:
     run_virtual(run())
 
 
-def test_a_submit_that_returns_to_its_key_later_keeps_the_task_that_was_named_meanwhile() -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_a_submit_that_returns_to_its_key_later_keeps_the_task_that_was_named_meanwhile(again: bool) -> None:
     """A callback names it for as long as the refusal of the submit after it waits for the key."""
 
     async def run() -> None:
@@ -1058,23 +1059,53 @@ def test_a_submit_that_returns_to_its_key_later_keeps_the_task_that_was_named_me
         await ledger.unpaid(INTENT, earlier)
         store.gate.set()
         named = await naming
+        known = earlier.become(EntryState.SUBMITTED, task_id="t-1")
+        assert await ledger.claim(earlier, (EntryState.UNKNOWN,)) == known  # before it is saved
+        if again:
+            await ledger.begin(attrs.evolve(INTENT, ref="again"), earlier)
+            assert await store.find(task_id="t-1") == known.superseded()
+            return
         await asyncio.sleep(SAVED_BY)
-        assert await store.find(key="k") == earlier.become(EntryState.SUBMITTED, task_id="t-1")
+        assert await store.find(key="k") == known
         assert named.task_id == "t-1"
         assert await store.find(ref=EARLIER.ref) == await store.find(task_id="t-1")
 
     run_virtual(run())
 
 
-async def test_an_intent_is_saved_though_the_submit_before_it_cannot_be_read() -> None:
-    """That one is stored as it was last known."""
+async def test_nothing_is_sent_while_the_submit_before_it_cannot_be_read() -> None:
+    """It would be stored as it was last known, without the task that a callback has named since."""
     store = Gated()
     await store.save(UNKNOWN)
+    ledger = Ledger(store)
+    named = await ledger.name_task(UNKNOWN, "t-1")
     store.finds_fail = True
-    await Ledger(store).begin(INTENT, UNKNOWN)
+    with pytest.raises(StoreError, match="disk I/O error"):
+        await ledger.begin(INTENT, UNKNOWN)
     store.finds_fail = False
-    assert await store.find(key="k") == INTENT
-    assert await store.find(ref=UNKNOWN.ref) == UNKNOWN.superseded()
+    await ledger.aclose()
+    assert await store.find(key="k") == named
+
+
+def test_a_refusal_does_not_restore_what_cannot_be_read() -> None:
+    """The submit before it is saved again later, with the task that a callback has named since."""
+
+    async def run() -> None:
+        store = Gated()
+        for entry in (EARLIER, INTENT):
+            await store.save(entry)
+        ledger = Ledger(store)
+        store.gate.set()
+        await ledger.name_task(EARLIER, "t-1")
+        store.finds_fail = True
+        await ledger.unpaid(INTENT, attrs.evolve(EARLIER, key="k", keyed=True, superseded_key=None))
+        store.finds_fail = False
+        await asyncio.sleep(SAVED_BY)
+        found = await store.find(key="k")
+        assert found is not None
+        assert (found.ref, found.task_id) == (EARLIER.ref, "t-1")
+
+    run_virtual(run())
 
 
 async def test_a_task_that_is_not_saved_yet_is_given_to_no_other_submit() -> None:
