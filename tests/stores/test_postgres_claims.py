@@ -653,12 +653,15 @@ async def after_a_failover(store: PostgresStore) -> None:
 
 
 async def test_what_is_written_meanwhile_is_not_written_over(open_store: OpenStore) -> None:
-    """Each process writes again what the replica may lack: the latest of each key."""
+    """Each process writes again what the replica may lack, key by key: the latest of each."""
     store = await open_store()
-    for key in ("a", "b"):
-        await store.save(submitted(key))
-    await asyncio.gather(after_a_failover(store), store.save(ended(submitted("b"))))
-    assert await stored_state(store, "b") == (EntryState.SUCCEEDED, "ref of b")
+    unknown, again = entry_of("b", state=EntryState.UNKNOWN), intent("b", ref="again")
+    for entry in (submitted("a"), unknown):
+        await store.save(entry)
+    await store.claim(again, takes=(EntryState.UNKNOWN,))
+    await asyncio.gather(store._write_again(), store.begin(again, unknown.superseded()))
+    assert await store.find(key="b") == again
+    assert await store.find(ref=unknown.ref) == unknown.superseded()
 
 
 async def test_what_every_replica_has_is_not_written_again(

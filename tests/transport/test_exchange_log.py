@@ -48,8 +48,12 @@ async def test_each_exchange_has_a_line(caplog: pytest.LogCaptureFixture) -> Non
     assert exchanges(caplog) == [f"POST {API}/generate: 200", f"GET {API}/record-info?taskId={TASK_ID}: 503"]
 
 
-async def test_uploads_and_downloads_have_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A download only its host: its URL is signed, and may redirect."""
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+async def test_uploads_and_downloads_have_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    """At DEBUG. A download only its host: its URL is signed, and may redirect."""
+    caplog.set_level(level, logger="kie4o")
     async with FaultServer(answer(b"", "404 Gone")) as server:
         checked = resolve(
             api_key=CANARY_KEY, base_url=server.url, upload_url=None, webhook_key=None, environment={}
@@ -69,6 +73,9 @@ async def test_uploads_and_downloads_have_lines(tmp_path: Path, caplog: pytest.L
         await files.aclose()
         await transport.aclose()
     lines = exchanges(caplog)
+    if level > logging.DEBUG:
+        assert lines == []
+        return
     assert lines[:2] == ["POST /api/file-stream-upload: 404", "GET 127.0.0.1: 404"]
     assert lines[-1].startswith("GET 127.0.0.1: cannot connect to 127.0.0.1:")
 
@@ -88,6 +95,9 @@ async def test_what_fails_has_a_line(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_above_debug_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="kie4o")
-    async with FaultServer(raw(http(GOOD_BODY))) as server, client_of(server.url) as client:
-        await client.submit("a harbour")
+    async with FaultServer(raw(http(GOOD_BODY)), stall) as server:
+        async with client_of(server.url, timeout=0.1) as client:
+            await client.submit("a harbour")
+            with pytest.raises(KieError):
+                await client.credits()
     assert exchanges(caplog) == []
