@@ -24,7 +24,7 @@ def is_damaged(log: Path) -> bool:
     with log.open("rb") as file:
         header = file.read(_HEADER)
         magic, _, page, _, *_ = struct.unpack(">8I", header)
-        if magic not in _MAGIC or page not in {1 << power for power in range(9, 17)}:
+        if magic not in _MAGIC:
             return True
         order = ">" if magic & 1 else "<"
         sums = _checksum(header[:24], order, (0, 0))
@@ -43,8 +43,7 @@ def _matches(frame: bytes, header: bytes, order: str, sums: tuple[int, int]) -> 
 
 def _checksum(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
     first, second = sums
-    words = struct.unpack(f"{order}{len(data) // 4}I", data)
-    for even, odd in zip(words[::2], words[1::2], strict=True):
+    for even, odd in struct.iter_unpack(f"{order}2I", data):
         first = (first + even + second) & 0xFFFFFFFF
         second = (second + odd + first) & 0xFFFFFFFF
     return first, second
