@@ -81,10 +81,10 @@ class SQLiteStore:
     ) -> Entry | None:
         row = row_of(entry)
 
-        def work(connection: StoreConnection) -> Entry:
+        def work(connection: StoreConnection) -> Entry | None:
             if connection.execute(CLAIM, row).rowcount:
                 return entry
-            return _find(connection, column="key", value=entry.key) or entry
+            return _find(connection, column="key", value=entry.key)
 
         return await self._worker.run(work)
 

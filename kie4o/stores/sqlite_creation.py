@@ -76,7 +76,7 @@ def upgrade(connection: sqlite3.Connection, version: int) -> None:
     price."""
     for older in range(version, SCHEMA):
         connection.execute(_UPGRADES[older])
-    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute(f"PRAGMA user_version = {older + 1}")
 
 
 def _name(draft: Path, path: Path) -> None:
@@ -113,8 +113,8 @@ def remove_leftovers(path: Path) -> None:
 
     The draft of another file is left alone.
     """
-    with suppress(OSError):  # on Windows another process may have it open, and removes it
-        _lock_file_of(path).unlink(missing_ok=True)
+    with suppress(OSError):  # missing; or, on Windows, open in another process, which removes it
+        _lock_file_of(path).unlink()
     for draft in path.parent.glob(".kie4o-*.db"):
         with suppress(FileNotFoundError):
             if draft.samefile(path):

@@ -165,7 +165,7 @@ def _check_kind(path: Path) -> None:
         reason = f"{existing} is a file, not a folder"
     elif path.is_dir():
         reason = f"it is a folder; use a file in it, such as {path / 'run.db'}"
-    elif existing == path and path.exists() and not path.is_file():
+    elif path.exists() and not path.is_file():
         reason = "it is not a regular file; use another path"
     if reason:
         raise StoreError(f"the store {path} cannot be used: {reason}")
@@ -201,8 +201,7 @@ def _check(connection: sqlite3.Connection, path: Path, report: Callable[[Event],
         raise StoreError(f"the store {path} was written by a newer kie4o (schema {version}); upgrade kie4o")
     check_pages(connection, path)
     connection.execute("BEGIN IMMEDIATE")  # what is refused stays as it is
-    if version < SCHEMA:
-        upgrade(connection, version)
+    upgrade(connection, version)
     for intent in check_rows(connection, path, report):
         entry = intent.become(EntryState.UNKNOWN, submitted_at=clock.unix_time())
         row = row_of(entry)

@@ -200,6 +200,14 @@ async def test_on_such_a_drive_too_a_store_that_another_process_creates_first_st
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_who_comes_second_leaves_nothing_beside_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even its lock file, though the first may have the store open and not open it again."""
+    without_links(monkeypatch)
+    for _ in range(2):
+        sqlite_creation.create(path)
+        assert names(path.parent) == ["run.db"]
+
+
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EROFS])
 async def test_a_drive_that_fails_is_an_error(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: int
