@@ -65,7 +65,8 @@ def _count(connection: sqlite3.Connection, state: str, price: str, tasks: int) -
 
 
 def checksum_of_count(state: str, price: str, tasks: int) -> bytes:
-    return checksum(f"{state} {price} {tasks}".encode())
+    """That of a number is not that of a text of its digits."""
+    return checksum(f"{state} {price} {tasks!r}".encode())
 
 
 def give_back(connection: sqlite3.Connection) -> bool:
@@ -77,7 +78,7 @@ def give_back(connection: sqlite3.Connection) -> bool:
     [mode] = connection.execute("PRAGMA auto_vacuum").fetchone()
     connection.executescript(f"PRAGMA incremental_vacuum({_FREED})")  # `execute` would free a single page
     [free] = connection.execute("PRAGMA freelist_count").fetchone()
-    return bool(mode == _INCREMENTAL and free > 0)
+    return bool(mode == _INCREMENTAL and free)
 
 
 def shrink(connection: sqlite3.Connection) -> None:

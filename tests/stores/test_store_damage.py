@@ -510,14 +510,28 @@ async def test_an_index_with_a_value_of_another_type_is_refused(
 async def test_a_table_that_is_out_of_order_is_refused(tmp_path: Path, table: str) -> None:
     """SQLite would not find what is in the wrong place."""
     path = tmp_path / "run.db"
-    await written(path, "a", "b", "c")
+    await written(path, "a", "b")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO callback SELECT ref_hash, 'task', x'00' FROM slot")
     main, page = bytearray(path.read_bytes()), page_of(path, table)
-    last = max(hash_of_ref(f"ref-{key}") for key in "abc")
+    last = max(hash_of_ref(f"ref-{key}") for key in "ab")
     main[main.index(last, page.start, page.stop)] = 0
     path.write_bytes(main)
     assert "is not in order" in await refusal(path)
+
+
+async def test_two_entries_under_one_key_are_refused(tmp_path: Path) -> None:
+    """Two lost writes may leave both the earlier submit and its successor; only one would be found."""
+    path = tmp_path / "run.db"
+    await written(path, "key-1", "key-2")
+    second = Entry("key-1", request=ImageRequest("x"), ref="ref-2")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        columns = "task_id = NULL, state = ?, submitted_at = NULL, body = ?, checksum = ?, ref_hash = ?"
+        _, ref_hash, _, state, _, _, *text = row_of(second)
+        connection.execute(f"UPDATE entry SET {columns} WHERE id = 2", (state, *text, ref_hash))
+    path.write_bytes(path.read_bytes().replace(b"key-2", b"key-1"))
+    assert findings(path, "quick_check") == ["ok"]
+    assert "the index of keys is not in order" in await refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -570,18 +584,22 @@ async def test_the_check_of_a_large_store_says_how_far_it_is(
     path = tmp_path / "run.db"
     await written(path, "a")
     with closing(sqlite3.connect(path)) as connection, connection:
-        for number in range(2000):
+        for number in range(40):
             planned = Entry(f"{number}", request=ImageRequest("x"), ref=f"{number}")
             connection.execute(SAVE, row_of(planned))
     caplog.set_level("INFO", logger="kie4o")
-    assert await written(path)
-    assert caplog.messages == []
-    monkeypatch.setattr(sqlite_check, "PROGRESS", 1000)
+    assert sqlite_check.PROGRESS % sqlite_check._PAGE == 0  # a line is due between two pages
+    monkeypatch.setattr(sqlite_check, "_PAGE", 10)
+    for most in (100_000, 41):
+        monkeypatch.setattr(sqlite_check, "PROGRESS", most)
+        assert await written(path)
+        assert caplog.messages == []
+    monkeypatch.setattr(sqlite_check, "PROGRESS", 20)
     assert await written(path)
     assert [line.partition("checked: ")[2] for line in caplog.messages] == [
-        "0 of 2,001 entries",
-        "1,000 of 2,001 entries",
-        "2,000 of 2,001 entries",
+        "0 of 41 entries",
+        "20 of 41 entries",
+        "40 of 41 entries",
     ]
 
 
