@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -12,9 +13,11 @@ import stat
 import time
 import warnings
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from cancelling import cancelled_at
 from entries import PATIENCE, ended, entry_of, plain, submitted, unfinished_keys
@@ -24,9 +27,10 @@ from portable import file_size_limit
 import kie4o
 from kie4o import AsyncKieClient, PollPolicy, StoreError, StoreLockedError
 from kie4o.emulator import Emulator
+from kie4o.stores.packing import packed
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.sqlite_creation import SCHEMA
-from kie4o.stores.store import EntryState, Store
+from kie4o.stores.store import EntryState, Store, TracedEntry
 
 # -- durability ------------------------------------------------------------------------------------
 
@@ -59,7 +63,8 @@ async def test_entries_are_there_after_a_restart(path: Path) -> None:
     async with opened(path) as store:
         for entry in before.values():
             await store.save(entry)
-        await store.keep_callback("ref of intent", "named")
+        for task_id in ("named", "another"):
+            await store.keep_callback("ref of intent", task_id)
     for _ in range(2):
         now = time.time()
         async with opened(path) as store:
@@ -70,10 +75,22 @@ async def test_entries_are_there_after_a_restart(path: Path) -> None:
             assert (intent.request, intent.ref) == (before[EntryState.INTENT].request, "ref of intent")
             assert now - 60 < intent.submitted_at <= time.time()
             assert len(await store.recent(60)) == 3  # those that have not finished
-            assert list(await store.callbacks_of("ref of intent")) == ["named"]
+            assert sorted(await store.callbacks_of("ref of intent")) == ["another", "named"]
         assert {state: plain(entry) for state, entry in after.items()} == {
             state: plain(entry) for state, entry in before.items() if state is not EntryState.INTENT
         }
+
+
+async def test_an_entry_with_every_field_is_there_after_a_restart(path: Path) -> None:
+    """Also one that has all that an entry can have."""
+    entry = attrs.evolve(
+        ended(submitted("k", price=Decimal(6))), keyed=False, sent_at=7.0, earlier=("r",), superseded_key="s"
+    ).traced("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    assert json.loads(packed(entry)).keys() == attrs.fields_dict(TracedEntry).keys()  # control
+    async with opened(path) as store:
+        await store.save(entry)
+    async with opened(path) as store:
+        assert plain(await store.find(key="k")) == plain(entry)
 
 
 async def test_cancelled_writes_are_on_the_disk(path: Path) -> None:
@@ -101,6 +118,24 @@ async def test_writes_that_wait_share_a_commit(path: Path) -> None:
         for n in range(20):
             await store.save(entry_of(f"one by one {n}"))
         assert statements.count("COMMIT") == 20
+
+
+@pytest.mark.parametrize("state", [EntryState.INTENT, EntryState.SUBMITTED, EntryState.SUCCEEDED])
+async def test_what_is_under_its_key_already_is_replaced_in_place(path: Path, state: EntryState) -> None:
+    """Without a look for who else has the task, and without writing each index again."""
+    planned = entry_of()
+    intent = planned.become(EntryState.INTENT, submitted_at=7.0)
+    answered = submitted("k", submitted_at=7.0)
+    states = [planned, intent, answered, ended(answered)]
+    at = [each.state for each in states].index(state)
+    async with opened(path) as store:
+        for entry in states[:at]:
+            await store.save(entry)
+        statements: list[str] = []
+        await store._worker.run(lambda connection: connection.set_trace_callback(statements.append))
+        await store.save(states[at])
+        assert await store.find(key="k") == states[at]
+    assert [each.split()[0] for each in statements if " entry" in each] == ["UPDATE", "SELECT"]
 
 
 async def test_a_write_that_fails_does_not_affect_its_group(path: Path) -> None:
@@ -152,15 +187,21 @@ async def test_what_was_committed_is_kept_though_the_checkpoint_after_it_fails(p
 
 
 async def test_a_commit_is_synced(path: Path) -> None:
-    """SQLite syncs the log at each commit, not only when it copies it into the file."""
+    """SQLite syncs the log at each commit, not only when it copies it into the file. For a file that another
+    program has locked it does not wait."""
     async with opened(path) as store:
         pragmas = {
             name: await store._worker.run(
                 lambda connection, name=name: connection.execute(f"PRAGMA {name}").fetchone()[0]
             )
-            for name in ("synchronous", "journal_mode", "locking_mode")
+            for name in ("synchronous", "journal_mode", "locking_mode", "busy_timeout")
         }
-    assert pragmas == {"synchronous": 2, "journal_mode": "wal", "locking_mode": "exclusive"}
+    assert pragmas == {
+        "synchronous": 2,
+        "journal_mode": "wal",
+        "locking_mode": "exclusive",
+        "busy_timeout": 0,
+    }
 
 
 # -- one owner -------------------------------------------------------------------------------------

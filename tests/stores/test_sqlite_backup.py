@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import stat
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from kie4o import AsyncKieClient, StoreError
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.sqlite import SQLiteStore
-from kie4o.stores.sqlite_file import log_of
+from kie4o.stores.sqlite_file import StoreConnection, log_of
 from kie4o.stores.store import EntryState, SupportsBackup
 
 
@@ -151,21 +152,39 @@ async def test_a_backup_beside_the_log_of_another_store_is_refused(path: Path, t
 
 
 async def test_a_backup_that_fails_leaves_nothing(path: Path, target: Path) -> None:
-    """Without a directory or onto one: `StoreError`, and an older copy stays."""
+    """Without a directory or onto one: `StoreError` with the reason, and an older copy stays."""
     (target.parent / "folder").mkdir()
     target.write_bytes(b"older")
     async with opened(path) as store:
         await store.save(submitted("a"))
-        for wrong in (
-            target / "x.db",
-            target.parent / "none" / "x.db",
-            target.parent / "folder",
-            "null\0.db",
+        for wrong, reason in (
+            (target / "x.db", ""),
+            (target.parent / "none" / "x.db", ""),
+            (target.parent / "folder", "that is a folder; use a file in it"),
+            ("null\0.db", ""),
         ):
-            with pytest.raises(StoreError, match=r"run\.db could not be backed up to"):
+            with pytest.raises(StoreError, match=rf"run\.db could not be backed up to .*: .*{reason}"):
                 await store.backup(wrong)
         assert names(target.parent) == ["copy.db", "folder"]
         assert target.read_bytes() == b"older"
+
+
+async def test_a_backup_is_one_file_while_it_is_written(
+    path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed leaves no journal beside it."""
+    seen: list[list[str]] = []
+
+    def backup(source: StoreConnection, copy: sqlite3.Connection) -> None:
+        look = lambda *_: seen.append(names(target.parent))  # noqa: E731
+        sqlite3.Connection.backup(source, copy, pages=1, progress=look)
+
+    monkeypatch.setattr(StoreConnection, "backup", backup)
+    async with opened(path) as store:
+        await store.save(submitted("a"))
+        await store.backup(target)
+    assert {len(files) for files in seen} == {1}
+    assert names(target.parent) == ["copy.db"]
 
 
 @pytest.mark.posix("a limit on the size of files")

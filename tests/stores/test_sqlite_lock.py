@@ -20,7 +20,7 @@ from platforms import handles
 from test_sqlite import in_child, opened, refused
 
 from kie4o import StoreError, StoreLockedError
-from kie4o.stores import file_lock
+from kie4o.stores import file_lock, sqlite_file
 from kie4o.stores.file_lock import FileLock
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.sqlite_file import log_of, open_file
@@ -336,6 +336,17 @@ async def test_a_file_that_moves_during_a_commit_is_refused(path: Path, move: Ca
     async with opened(path) as store:
         with pytest.raises(StoreError, match="deleted, renamed or replaced"):
             await store._worker.run(lambda connection: move(path))
+
+
+@pytest.mark.posix("renaming or deleting an open file")
+@pytest.mark.parametrize("move", [renamed, replaced, deleted])
+async def test_a_file_that_moves_while_it_is_opened_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, move: Callable[[Path], None]
+) -> None:
+    """What was checked may be another file than that which the path names."""
+    monkeypatch.setattr(sqlite_file, "_check", lambda connection, path, report: move(path))
+    with pytest.raises(StoreError, match="deleted, renamed or replaced"):
+        await SQLiteStore(path).open()
 
 
 @pytest.mark.posix("renaming or deleting an open file")

@@ -16,7 +16,9 @@ from entries import PATIENCE, submitted, unfinished_keys
 from test_sqlite import in_child, opened
 
 from kie4o import StoreError, StoreLockedError
+from kie4o.events.reporter import Reporter
 from kie4o.stores.sqlite import SQLiteStore
+from kie4o.stores.sqlite_worker import ThreadWorker
 
 
 class Disk:
@@ -215,6 +217,17 @@ async def test_of_two_openings_at_once_one_is_refused(tmp_path: Path) -> None:
     await closing
     assert sorted(type(outcome) for outcome in outcomes if outcome is not None) == [StoreLockedError]
     await store.save(submitted("a"))
+    await store.aclose()
+
+
+async def test_a_worker_of_the_caller_runs_the_calls_and_tells_the_reporter(tmp_path: Path) -> None:
+    """A simulation gives its own; whom the client tells is set at the store."""
+    worker, reporter = ThreadWorker(), Reporter()
+    store = SQLiteStore(tmp_path / "run.db", worker=worker)
+    store.reporter = reporter
+    assert worker.reporter is store.reporter is reporter
+    await store.open()
+    assert await worker.run(lambda connection: connection.path.name) == "run.db"
     await store.aclose()
 
 

@@ -225,14 +225,19 @@ async def test_a_task_id_never_finds_the_entry_of_another_task(store: Store) -> 
 
 
 async def test_a_forgotten_key_is_gone(store: Store) -> None:
-    """It is not found and may be claimed again. Forgetting an unknown key is no error."""
+    """With what callbacks have named: it is not found and may be claimed again. Forgetting an unknown key is
+    no error."""
     await store.forget("k")
     await store.save(submitted("k"))
     await store.save(submitted("other"))
+    for key in ("k", "other"):
+        await store.keep_callback(f"ref of {key}", "named")
     await store.forget("k")
     assert await store.find(key="k") is None
     assert await store.find(task_id="task-of-k") is None
     assert await unfinished_keys(store) == ["other"]
+    assert list(await store.callbacks_of("ref of k")) == []
+    assert list(await store.callbacks_of("ref of other")) == ["named"]
     other = entry_of(prompt="y")
     assert await store.claim(other) == other
 
