@@ -15,7 +15,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -72,14 +72,15 @@ class ThreadWorker:
     nor the interpreter from ending.
     """
 
+    _path: Path  # of the latest opening, as its process is
+    _pid: int
+
     def __init__(self) -> None:
         self.reporter: Reporter = LOG
-        self._path = Path()
         self._arrived: list[_Job] = []  # in this turn of the loop
         self._jobs: _Queue = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None  # in which it is open
         self._ended: Future[None] | None = None  # of the latest thread, which may still have the file open
-        self._pid = os.getpid()
 
     async def start(self, path: Path) -> None:
         if self._loop is None:
@@ -221,31 +222,30 @@ def _report_event(loop: asyncio.AbstractEventLoop, reporter: Reporter, event: Ev
 
 def _work(connection: StoreConnection, loop: asyncio.AbstractEventLoop, jobs: _Queue) -> None:
     """What the thread does until it is stopped."""
-    groups, checkpoint_at = 0, 1
-    group, more = _next_group(jobs)
-    while group:
+    checkpoint_at = 1
+    for number, group in enumerate(_groups(jobs), 1):
         outcomes: list[_Outcome] = []
         for alone, jobs_alike in itertools.groupby(group, lambda job: job.alone):
             part = list(jobs_alike)
             results = (run_alone if alone else run_group)(connection, [job.work for job in part])
             outcomes += [(job.done, *result) for job, result in zip(part, results, strict=True)]
-        groups += 1
-        if groups == checkpoint_at:  # 1, 2, 4, ...: a new store is then not only in its log
+        if number == checkpoint_at:  # 1, 2, 4, ...: a new store is then not only in its log
             checkpoint_at *= 2
             with contextlib.suppress(sqlite3.Error):  # what was committed stays committed
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         _report(loop, outcomes)
-        group, more = _next_group(jobs) if more else ([], False)
 
 
-def _next_group(jobs: _Queue) -> tuple[list[_Job], bool]:
-    """All calls that wait now, at least one; and whether more may follow."""
+def _groups(jobs: _Queue) -> Iterator[list[_Job]]:
+    """All calls that wait at a time, at least one, until the thread is stopped."""
     group: list[_Job] = []
     while arrived := jobs.get():
         group += arrived
         if len(group) >= _GROUP or jobs.empty():
-            return group, True
-    return group, False
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _report(loop: asyncio.AbstractEventLoop, outcomes: list[_Outcome]) -> None:

@@ -317,7 +317,11 @@ async def test_a_file_that_is_not_in_its_place_is_refused(
     async with opened(path) as store:
         await store.save(submitted("a"))
         move(path)
-        for call in (lambda: store.save(submitted("b")), lambda: store.find(key="a")):
+        for call in (
+            lambda: store.save(submitted("b")),
+            lambda: store.find(key="a"),
+            lambda: store.backup(tmp_path / "copy.db"),
+        ):
             with pytest.raises(StoreError, match=r"run\.db.* was deleted, renamed or replaced"):
                 await call()
         if move is not deleted:

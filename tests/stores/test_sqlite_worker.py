@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -12,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import run_virtual
 from entries import PATIENCE, submitted, unfinished_keys
 from test_sqlite import in_child, opened
 
-from kie4o import StoreError, StoreLockedError
+from kie4o import StoreError, StoreLockedError, clock
 from kie4o.events.reporter import Reporter
 from kie4o.stores.sqlite import SQLiteStore
 from kie4o.stores.sqlite_worker import ThreadWorker
@@ -104,6 +107,26 @@ async def test_a_call_alone_runs_between_its_neighbours(tmp_path: Path, disk: Di
     assert [isinstance(outcome, StoreError) for outcome in outcomes] == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize(("turns", "commits"), [((500, 500, 500), 2), ((499, 500, 500), 1)])
+async def test_a_transaction_takes_no_more_calls_once_it_has_a_thousand(
+    tmp_path: Path, disk: Disk, turns: tuple[int, ...], commits: int
+) -> None:
+    """Those of one turn stay together; whoever called first does not wait for all that came later."""
+    statements: list[str] = []
+    async with opened(tmp_path / "run.db") as store:
+        await store._worker.run(lambda connection: connection.set_trace_callback(statements.append))
+        blocked = await disk.block(store)
+        calls = []
+        for size in turns:
+            calls += [asyncio.create_task(store._worker.run(lambda _: None)) for _ in range(size)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # handed over
+        statements.clear()
+        disk.answer()
+        await asyncio.wait_for(asyncio.gather(blocked, *calls), PATIENCE)
+    assert statements.count("COMMIT") == 1 + commits
+
+
 def test_a_stuck_disk_does_not_keep_the_loop_from_ending(tmp_path: Path, disk: Disk) -> None:
     """Closing can be given up, and `asyncio.run` then returns; nothing of the loop joins the thread."""
 
@@ -181,30 +204,67 @@ async def test_without_a_thread_nothing_opens_until_there_is_one(
         await asyncio.wait_for(store.aclose(), PATIENCE)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
 async def test_a_thread_that_is_interrupted_as_it_starts_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    """Otherwise it would keep the file for as long as the process runs."""
-    real = threading.Thread.start
+    """By a handler of signals. Otherwise it would keep the file for as long as the process runs."""
+    real, started = threading.Thread.start, []
 
     def start(thread: threading.Thread) -> None:
         real(thread)
-        raise KeyboardInterrupt
+        started.append(thread)
+        raise error
 
     store = SQLiteStore(tmp_path / "run.db")
     with monkeypatch.context() as interrupted:
         interrupted.setattr(threading.Thread, "start", start)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(error):
             await store.open()
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            await store.open()
-            break
-        except StoreLockedError:
-            assert time.monotonic() < until
-            await asyncio.sleep(0.01)
+    [thread] = started
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    await store.open()
     await store.aclose()
+
+
+async def test_the_thread_is_a_daemon(tmp_path: Path) -> None:
+    """One that hangs in the disk does not keep the interpreter from ending."""
+    async with opened(tmp_path / "run.db"):
+        assert [each.daemon for each in threading.enumerate() if each.name == "kie4o store"] == [True]
+
+
+async def test_what_is_called_before_closing_in_the_same_turn_is_done(tmp_path: Path) -> None:
+    """It has not been handed to the thread yet."""
+    store = SQLiteStore(tmp_path / "run.db")
+    await store.open()
+    await asyncio.wait_for(asyncio.gather(store.save(submitted("a")), store.aclose()), PATIENCE)
+    async with opened(tmp_path / "run.db") as store:
+        assert await unfinished_keys(store) == ["a"]
+
+
+async def test_the_main_file_holds_what_was_saved_first(tmp_path: Path) -> None:
+    """After the 1st, 2nd, 4th, ... group: a store that loses its log is not empty."""
+    path, copy = tmp_path / "run.db", tmp_path / "copy.db"
+    held = []
+    async with opened(path) as store:
+        for number in range(1, 10):
+            await store.save(submitted(f"{number}"))
+            shutil.copy(path, copy)  # without its log
+            with contextlib.closing(sqlite3.connect(copy)) as connection:
+                held += connection.execute("SELECT count(*) FROM entry").fetchone()
+    assert held == [1, 2, 2, 4, 4, 4, 4, 8, 8]
+
+
+def test_the_thread_has_the_clocks_of_the_loop(tmp_path: Path) -> None:
+    """An intent that it finds counts from then, in virtual time too."""
+
+    async def read() -> None:
+        async with opened(tmp_path / "run.db") as store:
+            await asyncio.sleep(1000)
+            assert await store._worker.run(lambda connection: clock.uptime()) == clock.uptime()
+
+    run_virtual(read())
 
 
 async def test_of_two_openings_at_once_one_is_refused(tmp_path: Path) -> None:
