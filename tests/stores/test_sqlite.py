@@ -344,7 +344,7 @@ async def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
 
     No temporary file is left.
     """
-    path = tmp_path / "new" / "run.db"
+    path = tmp_path / "new" / "folder" / "run.db"
     async with opened(path) as store:
         await store.save(submitted("k"))
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}

@@ -208,6 +208,29 @@ def test_who_comes_second_leaves_nothing_beside_the_file(path: Path, monkeypatch
         assert names(path.parent) == ["run.db"]
 
 
+def test_where_there_are_links_who_comes_second_needs_no_lock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that is there is as good."""
+    sqlite_creation.create(path)
+    monkeypatch.setattr(sqlite_creation, "_name_without_links", raising(OSError(errno.EIO, "no lock")))
+    sqlite_creation.create(path)
+    assert names(path.parent) == ["run.db"]
+
+
+async def test_without_links_no_file_gets_its_name_while_another_process_names_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renaming would replace what that one has just created."""
+    without_links(monkeypatch)
+    lock_file = sqlite_creation._lock_file_of(path)
+    with contextlib.closing(sqlite3.connect(lock_file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreLockedError):
+            await SQLiteStore(path).open()
+        assert not path.exists()
+
+
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EROFS])
 async def test_a_drive_that_fails_is_an_error(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: int
