@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant(
         "a poll at once after a poll", POLLER + "_look_soon", "max(now, watch.last_look_at + GAP)", "now", 7
     ),
-    Mutant("any callback is trusted", DELIVERY + "_trusts", "self._trusting and is_named", "is_named", 29),
+    Mutant("any callback is trusted", DELIVERY + "_trusts", "self._trusting and is_named", "is_named", 178),
     Mutant(
         "the owner of a task is not asked",
         DELIVERY + "_name",
