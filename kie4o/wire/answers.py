@@ -37,13 +37,11 @@ def credits_of(status: int, body: bytes, retry_after: float | None = None) -> De
     from decimal import Decimal, InvalidOperation  # 2 ms of import that only this call needs
 
     data = data_of(status, body, retry_after)
-    amount = None
-    if not isinstance(data, bool) and isinstance(data, (int, float, str)):
-        try:
-            amount = Decimal(str(data))
-        except InvalidOperation:
-            amount = None
-    if amount is None or not amount.is_finite():
+    try:
+        amount = Decimal(str(data))  # refuses what is no number, also true and null
+    except InvalidOperation:
+        amount = Decimal("nan")
+    if not amount.is_finite():
         raise unreadable(status, body, "data")
     return amount
 
