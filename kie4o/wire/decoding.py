@@ -99,9 +99,10 @@ def _at(milliseconds: int) -> datetime:
 
 def shown(text: object, limit: int = _EXCERPT) -> str:
     """Untrusted text made safe for a message or a log: one short line without control characters."""
+    most = 4 * (limit + 1)  # a character has up to four bytes, and one more than the limit shows a cut
     if isinstance(text, (bytes, bytearray)):
-        text = bytes(text[: 4 * limit]).decode("utf-8", "replace")
-    line = " ".join(str(text)[: 4 * limit].split())
+        text = bytes(text[:most]).decode("utf-8", "replace")
+    line = " ".join(str(text)[:most].split())
     if not line.isprintable():
         line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -53,10 +53,12 @@ def test_json_or_value_error(body: Any) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "", "{", "nan", "{]", "'a'", "{}x"])
 def test_text_that_is_not_json(text: str) -> None:
-    """Absurd depth is refused too, on which Python's json fails with an error of its own."""
+    """Absurd depth is refused too, on which Python's json fails with an error of its own, and is said of
+    nothing else."""
     for form in (text, text.encode()):
-        with pytest.raises(ValueError, match=r"."):
+        with pytest.raises(ValueError, match=r".") as caught:
             decoding.json_value(form)
+        assert (str(caught.value) == "nested too deeply") is (len(text) > 3)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,10 @@ def test_shown_text_stays_readable() -> None:
     """Printable text does not change, white space becomes one blank, and a cut is marked."""
     assert decoding.shown("schön – 好") == decoding.shown("schön – 好".encode()) == "schön – 好"
     assert decoding.shown(" a\r\n\tb ") == "a b"
-    assert decoding.shown("x" * 500) == "x" * 199 + "…"
+    assert decoding.shown("x" * 200) == "x" * 200
+    for letter in ("x", "好", "😀"):
+        for text in (letter * 201, letter * 500):
+            assert decoding.shown(text) == decoding.shown(text.encode()) == letter * 199 + "…"
     assert decoding.shown("a\x00b") == "a\N{REPLACEMENT CHARACTER}b"
 
 
