@@ -15,7 +15,7 @@ from . import decoding
 _ID_NAMES = ("taskId", "task_id")
 # An id without its name: real ones have 32 hex digits. A word such as "success" is not an id.
 _UNNAMED_ID = re.compile(r"(?=.*[0-9])[A-Za-z0-9_-]{8,128}", re.ASCII)
-_SMALLEST_ID = 10**7
+_SMALLEST_ID = 10**7  # the first number of eight digits
 # Where image URLs are: in records (record-info page), in callbacks (callbacks page), and names that public
 # clients have met.
 _URL_NAMES = ("resultUrls", "result_urls", "resultUrl", "resultImageUrl", "url")
@@ -36,12 +36,12 @@ def task_id(root: Mapping[str, Any], *, anywhere: bool = True) -> str | None:
             return named[0]
     if not anywhere:
         return None
+    if only := _unnamed_id(data):
+        return only
     objects = list(_objects(data, _DEPTH))
     found = {each for fields in objects for each in _named_ids(fields)}
     if not found:
         found = {each for fields in objects if (each := _unnamed_id(fields.get("id")))}
-    if not found and (only := _unnamed_id(data)):
-        found = {only}
     return found.pop() if len(found) == 1 else None
 
 
@@ -59,7 +59,7 @@ def image_urls(value: object, depth: int = _DEPTH) -> tuple[str, ...]:
         if is_url(value):
             return (value,)
         value = _decoded(value)
-    if depth == 0 or not value:
+    if depth == 0:
         return ()
     if isinstance(value, dict):
         for name in _PLACES_OF_URLS:
@@ -72,7 +72,7 @@ def image_urls(value: object, depth: int = _DEPTH) -> tuple[str, ...]:
 
 def is_url(text: str) -> bool:
     """Whether a text is a URL for the web, as far as its scheme tells. Kie's own may hold spaces."""
-    return text[:8].lower().startswith(("https://", "http://"))
+    return text.lower().startswith(("https://", "http://"))
 
 
 def _named_ids(fields: Mapping[str, Any]) -> list[str]:

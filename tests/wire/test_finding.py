@@ -13,6 +13,7 @@ from kie4o.wire.decoding import TASK_ID
 
 ID = "5fd1000000000000000000000000a1ea"
 OTHER = "0123456789abcdef0123456789abcdef"
+URLS = ["https://a.example/1.png"]
 
 # Without the two usual places, which other tests have.
 HIDDEN = [
@@ -22,6 +23,7 @@ HIDDEN = [
     {"data": {"task": {"taskId": ID}}},
     {"data": {"result": {"task": {"task_id": ID}}}},
     {"data": [{"taskId": ID}]},
+    {"data": [[[{"taskId": ID}]]]},
     {"data": [{"taskId": ID}, {"taskId": ID}, "x"]},
     {"data": {"response": json.dumps({"taskId": ID})}},
     {"data": {"id": ID}},
@@ -40,10 +42,13 @@ def test_an_id_is_found_in_any_place(message: dict[str, Any]) -> None:
     assert finding.named_ids(message) == {ID}
 
 
+@pytest.mark.parametrize("number", [10_000_000, 1234567890])
 @pytest.mark.parametrize("place", ["taskId", "task_id", "id"])
-def test_an_id_may_be_a_number(place: str) -> None:
-    assert finding.task_id({"data": {place: 1234567890}}) == "1234567890"
-    assert finding.task_id({"data": 1234567890}) == "1234567890"
+def test_an_id_may_be_a_number(place: str, number: int) -> None:
+    """It has eight digits or more."""
+    assert finding.task_id({"data": {place: number}}) == str(number)
+    assert finding.task_id({"data": number}) == str(number)
+    assert finding.task_id({"data": {place: 9_999_999}}) is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +77,7 @@ def test_an_id_may_be_a_number(place: str) -> None:
             '{"taskId":',
             "x" * 200,
         ),
-        *({"params": {"prompt": ID}}, {"taskId": {"taskId": "a b"}}, [[[[[{"taskId": ID}]]]]]),
+        *({"params": {"prompt": ID}}, {"taskId": {"taskId": "a b"}}, [[[[{"taskId": ID}]]]]),
         *([{"taskId": ID}, {"taskId": OTHER}], {"a": {"id": ID}, "b": {"id": OTHER}}),
     ],
     ids=lambda data: repr(data)[:40],
@@ -116,13 +121,22 @@ def test_spellings_of_image_urls(urls: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "response", [{"data": {"info": {"resultUrls": URLS}}}, [[[URLS]]], {"data": [{"resultUrls": URLS}]}]
+)
+def test_image_urls_at_the_greatest_depth(response: Any) -> None:
+    """Objects and lists may be within each other four deep."""
+    assert finding.image_urls(response) == tuple(URLS)
+
+
+@pytest.mark.parametrize(
     "response",
     [
         *(None, "", "x", "[", "{", "null", "5", "[" * 100_000, 5, True, [], {}, [None], [5]),
         *({"resultUrls": None}, {"resultUrls": {}}, {"resultUrls": 5}, {"resultUrls": "["}),
         *({"resultUrls": "abc"}, {"resultUrls": ["abc", "ftp://x", "//x", "data:image/png;base64,x"]}),
         *({"inputUrls": ["https://x"]}, {"filesUrl": "https://x"}, "see https://x"),
-        {"data": {"info": {"response": {"data": {"resultUrls": ["https://too.deep"]}}}}},
+        {"data": {"info": {"response": {"resultUrls": ["https://too.deep"]}}}},
+        [[[[["https://too.deep"]]]]],
     ],
     ids=lambda response: repr(response)[:30],
 )
