@@ -29,7 +29,7 @@ STATE_OF_FLAG: Mapping[int, TaskState] = MappingProxyType(
     {0: TaskState.RUNNING, 1: TaskState.SUCCEEDED, 2: TaskState.FAILED, 3: TaskState.FAILED}
 )
 # A flag of failure wins over a status that still says GENERATING, since records lag behind.
-STATE_OF_CONFLICT: Mapping[tuple[str, int], TaskState] = MappingProxyType(
+STATE_OF_CONFLICT: Mapping[tuple[str, int | None], TaskState] = MappingProxyType(
     {("GENERATING", 2): TaskState.FAILED, ("GENERATING", 3): TaskState.FAILED}
 )
 # Codes of an unknown task (record-info page); the task id is the only parameter of a read.
@@ -41,7 +41,7 @@ def state_of(status: str | None, flag: int | None, urls: tuple[str, ...] = ()) -
     images decide.
     """
     word = (status or "").strip().upper()
-    if flag is not None and (word, flag) in STATE_OF_CONFLICT:
+    if (word, flag) in STATE_OF_CONFLICT:
         return STATE_OF_CONFLICT[word, flag]
     if word in STATE_OF_STATUS:
         return STATE_OF_STATUS[word]

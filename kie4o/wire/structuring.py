@@ -70,8 +70,6 @@ def _string_or_none(value: object, _: object) -> str | None:
 
 
 def _integer_or_none(value: object, _: object) -> int | None:
-    if value is None or type(value) is int:
-        return value
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     return decoding.whole_number(value)

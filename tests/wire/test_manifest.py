@@ -331,6 +331,7 @@ def test_other_spellings_of_a_missing_record(answer: dict[str, Any]) -> None:
     """A task that Kie does not know is missing, which is not final."""
     look = details(200, json.dumps(answer).encode())
     assert look.state is TaskState.MISSING
+    assert look.error_code == (None if answer["code"] == 200 else int(answer["code"]))
     assert not look.state.ended
     assert look.urls == ()
 

@@ -11,11 +11,13 @@ from kie4o.details import TaskState
 from kie4o.errors import (
     ERROR_OF_CODE,
     APIStatusError,
+    BadRequestError,
     InternalServerError,
     KieError,
     NotFoundError,
     PermissionDeniedError,
     UnexpectedResponseError,
+    worth_repeating,
 )
 from kie4o.wire.record_info import details_of
 
@@ -81,8 +83,9 @@ def test_a_failed_read_says_nothing_about_the_task() -> None:
     for code in range(-1, 1000):
         content = body({"code": code, "msg": "m", "data": {"status": "GENERATE_FAILED"}})
         if code in (200, 404, 422):
-            state = details_of(TASK_ID, 200, content).state
-            assert state is (FAILED if code == 200 else TaskState.MISSING)
+            details = details_of(TASK_ID, 200, content)
+            assert details.state is (FAILED if code == 200 else TaskState.MISSING)
+            assert details.error_code == (None if code == 200 else code)
             continue
         with pytest.raises(APIStatusError) as caught:
             details_of(TASK_ID, 200, content, 7.0)
@@ -100,12 +103,16 @@ def test_a_failed_read_says_nothing_about_the_task() -> None:
         (502, b"<html>Bad gateway</html>", InternalServerError),
         (200, b"<html>hello</html>", UnexpectedResponseError),
         (302, b"", UnexpectedResponseError),
+        (399, b"", UnexpectedResponseError),
+        (400, b"<html>Bad request</html>", BadRequestError),
     ],
 )
 def test_answers_without_an_envelope(status: int, content: bytes, kind: type[KieError]) -> None:
-    """From 400 on HTTP decides; below that the answer is unreadable, and the error shows an excerpt."""
+    """From 400 on HTTP decides; below that the answer is unreadable, and the error shows an excerpt. Neither
+    says anything about the task, so another read may succeed."""
     with pytest.raises(kind) as caught:
         details_of(TASK_ID, status, content)
+    assert worth_repeating(caught.value)
     assert getattr(caught.value, "http_status", None) == status
     assert content.decode()[:8] in str(caught.value)
 
@@ -225,4 +232,11 @@ def test_what_only_informs_hides_nothing(name: str, value: object) -> None:
 )
 def test_images_are_found_elsewhere_in_the_record(name: str) -> None:
     data = DONE | {"response": None, name: URLS[0] if "Url" in name else json.dumps({"resultUrls": URLS})}
+    assert details_of(TASK_ID, 200, body({"code": 200, "data": data})).urls == tuple(URLS)
+
+
+@pytest.mark.parametrize("name", ["resultUrls", "url"])
+def test_the_images_of_the_response_come_first(name: str) -> None:
+    """They are where Kie's page has them; what is beside it may be of an input."""
+    data = DONE | {name: "https://other.example/b.png"}
     assert details_of(TASK_ID, 200, body({"code": 200, "data": data})).urls == tuple(URLS)
