@@ -17,6 +17,7 @@ from kie4o.errors import APIStatusError, KieError, UnexpectedResponseError
 from kie4o.image_request import UploadedFile
 from kie4o.wire.answers import credits_of, link_of, uploaded_of
 from kie4o.wire.record_info import details_of
+from kie4o.wire.structuring import RecordInfo, structured
 
 TASK_ID = "5fd1000000000000000000000000a1ea"
 URLS = ["https://files.example.com/a.png"]
@@ -207,6 +208,23 @@ def test_the_path_to_a_wrong_field() -> None:
     with pytest.raises(UnexpectedResponseError) as caught:
         uploaded_of(200, body({"code": 200, "data": data}))
     assert caught.value.path == "data.downloadUrl"
+
+
+def test_of_an_upload_the_url_is_enough() -> None:
+    """What else Kie leaves out is empty, and the size 0."""
+    read = uploaded_of(200, body({"code": 200, "data": {"downloadUrl": "https://x/y"}}))
+    assert read == UploadedFile("https://x/y", name="", path="", size=0, mime_type="", uploaded_at=None)
+
+
+def test_an_interrupt_is_no_wrong_value() -> None:
+    """What ends the program while an answer is read goes through."""
+
+    class Interrupted(dict[str, Any]):
+        def __contains__(self, _: object) -> bool:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        structured(Interrupted(), RecordInfo, 200, b"")
 
 
 def test_null_is_never_none_as_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import zlib
 
 import pytest
@@ -26,7 +27,32 @@ def test_from_any_bytes_nothing_is_raised(body: bytes, name: str | None, limit: 
 @given(body=st.binary(max_size=64))
 def test_what_is_compressed_comes_out(body: bytes) -> None:
     for name, packed in (("gzip", gzip.compress(body, mtime=0)), ("Deflate", zlib.compress(body))):
-        assert decoded(packed, name, 64) == (body, "")
+        assert decoded(packed, name, len(body)) == (body, "")
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip"])
+def test_gzip_is_one_format_in_full(name: str) -> None:
+    """It may refer back by 32 KiB, and the deflate of another name is not meant."""
+    body = random.Random(1).randbytes(30_000) * 2
+    assert decoded(gzip.compress(body, mtime=0), name, 10**5) == (body, "")
+    other = zlib.compress(ENVELOPE)
+    text, problem = decoded(other, name, 64)
+    assert text == other
+    assert (
+        problem == f"the answer cannot be decoded: its Content-Encoding is {name!r}, which was not asked for"
+    )
+
+
+def test_deflate_without_a_header_counts_as_a_whole_only() -> None:
+    """Anything may look like the beginning of it."""
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    raw = packer.compress(ENVELOPE) + packer.flush()
+    assert decoded(raw, "deflate", 64) == (ENVELOPE, "")
+    text, problem = decoded(raw[:-3], "deflate", 64)
+    assert text == raw[:-3]
+    assert (
+        problem == "the answer cannot be decoded: its Content-Encoding is 'deflate', which was not asked for"
+    )
 
 
 @pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd", "other"])

@@ -121,6 +121,7 @@ def test_with_ref(url: str, expected: str) -> None:
         *("https://h.example/a?x={ref}", "https://h.example/a?ref=mine&x={ref}&y=1"),
         *(
             "https://h.example/a?x=1&x={ref}",
+            "https://h.example/a?x=&x={ref}",
             "https://h.example/a?x=%26-{ref}-1&y",
             "https://h.example?x={ref}",
         ),
@@ -139,6 +140,7 @@ def test_a_ref_is_found_where_the_template_has_it(template: str) -> None:
     [
         (None, "/a", "x=1"),
         ("https://h.example/a?x=1", "/a", "x=1"),
+        ("https://h.example/a?x=1", "/a", f"x=1{REF}"),
         ("https://h.example/a/{ref}/b", "/a/b", ""),
         ("https://h.example/a/{ref}", "/a/", ""),
         ("https://h.example/a-{ref}", "/a-", ""),
@@ -155,6 +157,13 @@ def test_a_ref_is_found_where_the_template_has_it(template: str) -> None:
 def test_no_ref_is_found_elsewhere(template: str | None, path: str, query: str) -> None:
     """A URL that the template cannot have become has no ref."""
     assert ref_in(path, query, template=template) is None
+
+
+def test_json_is_sent_as_utf_8() -> None:
+    """Without blanks and escapes, of which the text would only become longer."""
+    assert json_body({"prompt": "ein Schäfchen 😀", "n": [1, 2]}) == (
+        '{"prompt":"ein Schäfchen 😀","n":[1,2]}'.encode()
+    )
 
 
 def test_json_that_cannot_be_written_is_refused() -> None:

@@ -61,6 +61,7 @@ def test_a_cause_has_nothing_of_a_prompt() -> None:
     """The errors of submits go on with ref and prompt, those of answers with an excerpt."""
     unknown = SubmissionUnknownError("the outcome is unknown. It is 'a prompt' (ref r-1): check", ref="r-1")
     assert cause_of(unknown) == "the outcome is unknown. It is 'a prompt' (ref ..."
+    assert cause_of(SubmissionUnknownError("the outcome is unknown")) == "the outcome is unknown"
     unreadable = UnexpectedResponseError("data.taskId: a prompt", http_status=200)
     assert cause_of(unreadable) == "unreadable answer with HTTP status 200"
 
@@ -68,6 +69,6 @@ def test_a_cause_has_nothing_of_a_prompt() -> None:
 def test_long_words_are_read_once() -> None:
     """The time grows with the length, not with its square: 200,000 letters took two minutes."""
     start = time.process_time()
-    assert in_brief(None, "a" * 200_000).startswith("aaa")
+    assert in_brief(None, "a" * 200_000) == "a" * 119 + "…"
     assert in_brief(500, "see " + "a" * 30 + "://h/secret?x=1, please").endswith("..., please")
     assert time.process_time() - start < 5
