@@ -151,8 +151,10 @@ def attempts(
     def attempt(mutant: Mutant) -> tuple[Mutant, Ending]:
         copy = free.get()
         try:
-            first = [*killers[mutant.module], noted.get(mutant.name, "")]
-            ending = ending_of(context(), mutant, copy, record, first, options.limit, options.budget)
+            named = noted.get(mutant.name, "")
+            ending = ending_of(
+                context(), mutant, copy, record, killers[mutant.module], named, options.limit, options.budget
+            )
             if ending.test in record.seconds:
                 killers[mutant.module].append(ending.test)
             return mutant, ending

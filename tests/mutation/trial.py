@@ -35,18 +35,26 @@ class Ending:
 
 
 def ending_of(
-    context: Any, mutant: Mutant, copy: Path, record: Record, killers: list[str], limit: float, budget: float
+    context: Any,
+    mutant: Mutant,
+    copy: Path,
+    record: Record,
+    killers: list[str],
+    named: str,
+    limit: float,
+    budget: float,
 ) -> Ending:
     """Put the mutant into the copy, run its tests, and take it out again.
 
-    `killers` are those that killed mutants of the module before, the latest last.
+    `killers` are those that killed mutants of the module before, the latest last. The `named` test is tried
+    though it may not run the mutant's line: it may use a table, or what is cached.
     """
     file, began = copy / mutant.module, time.monotonic()
     source = file.read_text(encoding="utf-8")
     _replace(file, mutant.applied(source))
     ending = Ending(UNREACHED)
     try:
-        for tests in _stages(mutant, record, killers, budget):
+        for tests in _stages(mutant, record, killers, named, budget):
             ending = _run(context, copy, {test: limit + SECONDS * record.seconds[test] for test in tests})
             if ending.how not in UNSEEN:
                 break
@@ -61,8 +69,13 @@ def _replace(file: Path, source: str) -> None:
         compiled.unlink()  # it is told apart by size and second, which a mutant may share
 
 
-def _stages(mutant: Mutant, record: Record, killers: list[str], budget: float) -> Iterator[list[str]]:
-    """The latest killers, the tests of the mutant's own room, and the others, no more than the budget."""
+def _stages(
+    mutant: Mutant, record: Record, killers: list[str], named: str, budget: float
+) -> Iterator[list[str]]:
+    """The named test; then the latest killers, those of the mutant's own room, and the others within the
+    budget."""
+    if named in record.seconds:
+        yield [named]
     name = mutant.module.removeprefix("kie4o/")
     tests = record.running(name, mutant.lines)
     # What the import runs no test runs: neither a default argument nor a table.

@@ -53,8 +53,7 @@ def test_json_or_value_error(body: Any) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "", "{", "nan", "{]", "'a'", "{}x"])
 def test_text_that_is_not_json(text: str) -> None:
-    """Absurd depth is refused too, on which Python's json fails with an error of its own, and is said of
-    nothing else."""
+    """Absurd depth, on which Python's json fails with an error of its own, is said of nothing else."""
     for form in (text, text.encode()):
         with pytest.raises(ValueError, match=r".") as caught:
             decoding.json_value(form)
@@ -64,7 +63,11 @@ def test_text_that_is_not_json(text: str) -> None:
 @pytest.mark.parametrize(
     ("body", "value"),
     [
-        *((b"NaN", None), (b"[Infinity,-Infinity]", [None, None]), (b'{"a":NaN}', {"a": None})),
+        *(
+            (b"NaN", None),
+            (b"[Infinity,-Infinity]", [None, None]),
+            (b'{"a":NaN,"b":"\t"}', {"a": None, "b": "\t"}),
+        ),
         (b'{"a":"caf\xe9"}', {"a": "caf\N{REPLACEMENT CHARACTER}"}),
         ('{"a":"\u5185"}'.encode("gbk"), {"a": "\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"}),
         (b'{"a":"b\nc\td\x00"}', {"a": "b\nc\td\x00"}),

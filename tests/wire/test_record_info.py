@@ -108,8 +108,7 @@ def test_a_failed_read_says_nothing_about_the_task() -> None:
     ],
 )
 def test_answers_without_an_envelope(status: int, content: bytes, kind: type[KieError]) -> None:
-    """From 400 on HTTP decides; below that the answer is unreadable, and the error shows an excerpt. Neither
-    says anything about the task, so another read may succeed."""
+    """From 400 on HTTP decides; below that nothing can be read. Neither says anything about the task."""
     with pytest.raises(kind) as caught:
         details_of(TASK_ID, status, content)
     assert worth_repeating(caught.value)
