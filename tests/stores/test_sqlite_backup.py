@@ -175,8 +175,10 @@ async def test_a_backup_is_one_file_while_it_is_written(
     """A process that is killed leaves no journal beside it."""
     seen: list[list[str]] = []
 
+    def look(*_: int) -> None:
+        seen.append(names(target.parent))
+
     def backup(source: StoreConnection, copy: sqlite3.Connection) -> None:
-        look = lambda *_: seen.append(names(target.parent))  # noqa: E731
         sqlite3.Connection.backup(source, copy, pages=1, progress=look)
 
     monkeypatch.setattr(StoreConnection, "backup", backup)

@@ -28,6 +28,21 @@ async def ended(*calls: asyncio.Task[Any], limit: float = LIMIT) -> list[Any]:
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
+class StallsOnce(MemoryStore):
+    """The first save of an entry in this state does not return."""
+
+    def __init__(self, state: EntryState) -> None:
+        super().__init__()
+        self.state = state
+        self.stalled = asyncio.Event()
+
+    async def save(self, entry: Entry) -> None:
+        if entry.state is self.state and not self.stalled.is_set():
+            self.stalled.set()
+            await asyncio.sleep(3600)
+        await super().save(entry)
+
+
 # -- closing ---------------------------------------------------------------------------------------
 
 
@@ -93,19 +108,10 @@ def test_a_submit_that_closing_cuts_short_may_be_paid(
 def test_a_lost_answer_is_reported_once_though_closing_cuts_its_record_short(api_key: str) -> None:
     """The store does not answer; what is known is recorded again."""
 
-    class Stuck(MemoryStore):
-        stuck = True
-
-        async def save(self, entry: Entry) -> None:
-            if entry.state is EntryState.UNKNOWN and self.stuck:
-                self.stuck = False
-                await asyncio.sleep(3600)
-            await super().save(entry)
-
     reported: list[kie4o.events.Event] = []
 
     async def run() -> None:
-        store = Stuck()
+        store = StallsOnce(EntryState.UNKNOWN)
         async with HeldServer() as kie:
             client = client_of(kie.url, store, api_key=api_key, on_event=reported.append)
             running = asyncio.create_task(client.submit("x", key="a"))
@@ -182,22 +188,13 @@ def test_the_store_is_closed_after_what_it_saves_of_a_submit_that_is_cut_short(a
 def test_closing_saves_an_id_whose_save_it_has_cut_short(api_key: str) -> None:
     """The store stalls once, for longer than closing waits. The caller gets its paid task all the same."""
 
-    class StallsOnce(MemoryStore):
-        async def save(self, entry: Entry) -> None:
-            if entry.state is EntryState.SUBMITTED and not stalled.is_set():
-                stalled.set()
-                await asyncio.sleep(3600)
-            await super().save(entry)
-
-    stalled = asyncio.Event()
-
     async def run() -> None:
         async with HeldServer() as kie:
-            client = client_of(kie.url, store := StallsOnce(), api_key=api_key)
+            client = client_of(kie.url, store := StallsOnce(EntryState.SUBMITTED), api_key=api_key)
             running = asyncio.create_task(client.submit("x", key="a"))
             await until(lambda: kie.posts == 1)
             task_id = kie.accept("x")
-            await until(stalled.is_set)
+            await until(store.stalled.is_set)
             await ended(asyncio.create_task(client.aclose()), limit=100.0)
             [task] = await ended(running)
             assert isinstance(task, kie4o.ImageTask), task
@@ -210,22 +207,13 @@ def test_closing_saves_an_id_whose_save_it_has_cut_short(api_key: str) -> None:
 def test_closing_does_not_raise_the_refusal_that_it_cuts_short(api_key: str) -> None:
     """It is its caller's. The store stalls for longer than closing waits while the refusal is recorded."""
 
-    class StallsOnce(MemoryStore):
-        async def save(self, entry: Entry) -> None:
-            if entry.state is EntryState.PLANNED and not stalled.is_set():
-                stalled.set()
-                await asyncio.sleep(3600)
-            await super().save(entry)
-
-    stalled = asyncio.Event()
-
     async def run() -> None:
         async with HeldServer() as kie:
-            client = client_of(kie.url, store := StallsOnce(), api_key=api_key)
+            client = client_of(kie.url, store := StallsOnce(EntryState.PLANNED), api_key=api_key)
             running = asyncio.create_task(client.submit("x", key="a"))
             await until(lambda: kie.posts == 1)
             kie.refuse("x", 402)
-            await until(stalled.is_set)
+            await until(store.stalled.is_set)
             [closed] = await ended(asyncio.create_task(client.aclose()), limit=100.0)
             assert closed is None
             [error] = await ended(running)
