@@ -371,9 +371,11 @@ def summary(results: Results) -> str:
     if time is not None:
         tasks = results["makespan"]["kie4o"]["tasks"]
         lines.append(f"- Kie's rate limit: {tasks} tasks take {time:.2f} times the shortest possible time")
-    stores = results.get("batch", {}).get("stores")
-    if stores is not None:
-        lines.append(f"- A batch with a SQLite store: {_rounded(stores['per_second'][0])} items per second")
+    million = _figure(results, "batch", "million", "per_second")
+    if million is not None:
+        lines.append(
+            f"- A batch of a million prompts with a SQLite store: {_rounded(million)} items per second"
+        )
     return "\n".join(lines)
 
 

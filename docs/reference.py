@@ -22,11 +22,11 @@ import pdoc.doc
 import pdoc.render
 
 import kie4o
-from kie4o import emulator, webhooks
+from kie4o import emulator, events, webhooks
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "reference"
-MODULES = [kie4o, webhooks, emulator]
+MODULES = [kie4o, webhooks, events, emulator]
 
 
 def public_names(module: ModuleType) -> list[str]:

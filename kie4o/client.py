@@ -86,9 +86,11 @@ class AsyncKieClient:
             KIE_AI_API_KEY.
         base_url: Default: KIE_BASE_URL, then Kie's API host. It must be https unless it is loopback.
         upload_url: Default: KIE_UPLOAD_URL, then Kie's upload host, or `base_url` if that is loopback.
-        timeout: Seconds for one HTTP exchange; an upload may take 300.
+        timeout: Seconds for one HTTP exchange; an upload, or the download of an image, may take 300, or
+            `timeout` if that is longer.
         wait_timeout: Seconds that a wait for a task may take; None waits without limit.
-        max_in_flight: How many tasks of `generate` may be between submit and end at once.
+        max_in_flight: How many tasks of `generate`, `generate_many` and `resume` may be between submit and
+            end at once; `submit` counts until it has the task id.
         rate_limit: How many new tasks may start in any window. Kie admits 20 per 10 s to an account.
         poll: When to poll. Default: learned from finished tasks (`PollPolicy.adaptive()`); plain exponential
             back-off (`PollPolicy()`) on loopback.
@@ -190,7 +192,7 @@ class AsyncKieClient:
         retry_failed: bool = False,
         **fields: Unpack[RequestFields],
     ) -> ImageTask:
-        """Send a request and return its task. This is the one call that costs credits.
+        """Send a request and return its task, without waiting for it. Costs the credits of one task.
 
         Args:
             request: A prompt, or an `ImageRequest`.
@@ -249,8 +251,10 @@ class AsyncKieClient:
 
         Raises:
             InvalidRequestError: Refused before any network use.
-            APIStatusError: Kie refused the request; nothing was charged.
-            APIConnectionError: The request was not sent; nothing was charged.
+            APIStatusError: Kie refused the request, and nothing was charged; or, if the error has a
+                `task_id`, the polls of that task, which is paid: ``client.wait(error.task_id)`` resumes it.
+            APIConnectionError: The request was not sent, and nothing was charged; or, if the error has a
+                `task_id`, that task is paid and its polls have failed.
             SubmissionUnknownError: The request was sent and its outcome is unknown. It may have been
                 charged and is never sent again.
             TaskFailedError: Kie ended the task without images.
@@ -489,6 +493,8 @@ class AsyncKieClient:
             NoImagesError: The task succeeded, but its record shows no images.
             TaskNotFoundError: Kie has not known the task for 90 s.
             TaskTimeoutError: The time is up; the task is still running and can be waited for again.
+            APIStatusError, APIConnectionError: Polls were refused, or failed, three times in a row; the task
+                is still running.
         """
         return await self._runtime.lifecycle.wait(task_id_of(task_id), timeout, on_update)
 

@@ -82,7 +82,8 @@ class InvalidRequestError(KieError, ValueError):
 
 
 class APIConnectionError(KieError):
-    """No usable response, and nothing was charged; it is safe to retry.
+    """No usable response. Without a `task_id` nothing was charged, and it is safe to retry; a task with this
+    `task_id` is paid, and only its polls have failed: wait for it again.
 
     Attributes:
         cause: The class and the words of the exception behind it, such as one of aiohttp or of the connector
@@ -121,7 +122,8 @@ class UnexpectedResponseError(KieError):
 
 
 class APIStatusError(KieError):
-    """Kie refused the call.
+    """Kie refused the call. Without a `task_id` nothing was charged; a task with this `task_id` is paid, and
+    only its polls were refused: wait for it again.
 
     Attributes:
         message: Kie's own words.

@@ -1,4 +1,4 @@
-"""`kie4o demo`: a batch against an emulator of Kie, with what goes wrong in one, in half a minute.
+"""`kie4o demo`: a batch against an emulator of Kie, with what goes wrong in one, in 15 seconds.
 
 The emulator runs in this process. The batch is `kie4o batch` in a child process with the same terminal, which
 meets a rate limit and a refused prompt, is killed half way, and is run again.

@@ -36,7 +36,7 @@ class Connected(Output):
         Parameter(
             group=_OUTPUT,
             validator=_POSITIVE,
-            help="Wait only this fraction of the usual times, beside an emulator of the same speed.",
+            help="Divide all waits but timeouts by this, for an emulator of the same speed.",
         ),
     ] = 1.0
 
@@ -58,7 +58,7 @@ ExistsOption: TypeAlias = Annotated[
     Parameter(
         name="--exists",
         help="If there is a file of that name: keep it, replace it, or rename the new one. By default "
-        "nothing is sent.",
+        "that is an error, but an image that is named after its task is kept.",
     ),
 ]
 Timeout: TypeAlias = Annotated[

@@ -37,11 +37,11 @@ async def serve(
     """Emulate Kie on this machine until Ctrl-C, for programs in any language. Durations are emulated seconds.
 
     Args:
-        port: Port to listen on; 0 picks a free one.
+        port: Port to listen on, 8787 by default; 0 picks a free one.
         host: Address to listen on; 0.0.0.0 is every interface.
         allow_remote: Answer other machines too, not with 403.
         speed: Emulated seconds per real second; 1 by default, up to 100 is reliable.
-        script: TOML file with [settings], [[plan]] and [[fault]] tables; options go before its settings.
+        script: TOML file with [settings], [[plan]] and [[fault]] tables; an option replaces a setting.
         duration: How long a task takes; 20 by default.
         looks: Status checks that end a task in place of the duration; for clients whose waits are short.
         outcome: How tasks end; success by default.

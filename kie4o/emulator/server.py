@@ -263,8 +263,8 @@ class Emulator(Service):
     ) -> None:
         """Arrange what happens to the next submit with this prompt; called again, to the one after it.
 
-        Plans of a prompt go before those of `next`. A submit that is refused because of the limit or the
-        balance does not use up its plan.
+        Plans of a prompt take precedence over those of `next`. A submit that is refused because of the limit
+        or the balance does not use up its plan.
 
         Args:
             prompt: The exact prompt.

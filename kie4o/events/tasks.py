@@ -133,7 +133,7 @@ class Completed(Event):
         index: The place of the item in its source.
         outcome: "succeeded", or the name of the class of its error.
         images: How many images it has.
-        earlier: Whether an earlier run had submitted it.
+        earlier: Whether the store already knew how it ended.
     """
 
     level: ClassVar[int] = logging.DEBUG

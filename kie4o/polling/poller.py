@@ -50,8 +50,9 @@ class TaskPoller:
 
     Args:
         look: A coroutine function that fetches the details of the task with this id. It raises
-            a `KieError` if it cannot. Temporary errors are retried until the deadline, refusals
-            (`APIStatusError`) end the wait after three in a row over 10 s, any other error at once.
+            a `KieError` if it cannot. Temporary errors are retried until the deadline. An
+            `APIStatusError` or `APIConnectionError` that is not `retryable` ends the wait if it is the third
+            in a row over at least 10 s, any other exception at once.
         policy: When to poll; None is `PollPolicy()`, plain exponential back-off. Two looks at one task
             are never closer than 0.34 s (Kie's record-info page: 3 queries per second per task).
         timeout: Seconds that a wait takes at most unless it has its own; None waits without limit.
