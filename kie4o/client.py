@@ -85,7 +85,8 @@ class AsyncKieClient:
         api_key: Created at kie.ai/api-key. Default: the environment variable KIE_API_KEY, then
             KIE_AI_API_KEY.
         base_url: Default: KIE_BASE_URL, then Kie's API host. It must be https unless it is loopback.
-        upload_url: Default: KIE_UPLOAD_URL, then Kie's upload host, or `base_url` if that is loopback.
+        upload_url: Default: KIE_UPLOAD_URL, then Kie's upload host, or `base_url` if that is loopback
+            (and if it is passed, whatever KIE_UPLOAD_URL says).
         timeout: Seconds for one HTTP exchange; an upload, or the download of an image, may take 300, or
             `timeout` if that is longer.
         wait_timeout: Seconds that a wait for a task may take; None waits without limit.

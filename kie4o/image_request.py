@@ -155,7 +155,7 @@ def _text(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is None:
         return
     if not isinstance(value, str) or not value.strip():
-        raise invalid(field.name, value, "a string that is not blank, or None")
+        raise invalid(field.name, value, "a string that is not blank, or None with a file")
     _check_encodable(field.name, value)
 
 

@@ -261,7 +261,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, _T, _T]:
     """Fail a test that passed although something that was arranged did not happen."""
     result = yield
     if unused := _unused(item):
-        pytest.fail("\n".join([*unused, "unused_ok=True of @pytest.mark.kie allows that"]), pytrace=False)
+        pytest.fail("\n".join([*unused, "@pytest.mark.kie(unused_ok=True) allows that"]), pytrace=False)
     return result
 
 

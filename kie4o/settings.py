@@ -101,10 +101,7 @@ def resolve(
 ) -> Settings:
     """Settings from arguments first, then the environment. Raises `ConfigurationError`."""
     try:
-        base = _host("base_url", "KIE_BASE_URL", base_url, environment) or API_URL
-        upload = _host("upload_url", "KIE_UPLOAD_URL", upload_url, environment)
-        if upload is None:  # an emulator serves both; Kie has a separate host for files
-            upload = base if is_loopback(base) else UPLOAD_URL
+        base, upload = _hosts(base_url, upload_url, environment)
         return Settings(
             api_key=_api_key(api_key, environment),
             base_url=base,
@@ -194,6 +191,18 @@ def _check_key(key: str, origin: str) -> None:
     for pattern, sentence in _NO_KEYS:
         if re.fullmatch(pattern, key, re.IGNORECASE | re.DOTALL):
             raise _Unusable(f"{origin} {sentence}")
+
+
+def _hosts(base_url: object, upload_url: object, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Kie has a separate host for files, an emulator serves both.
+
+    If an emulator is passed, the variable is about another one, or about Kie, and does not count.
+    """
+    passed = _host("base_url", "KIE_BASE_URL", base_url, {})
+    base = passed or _host("base_url", "KIE_BASE_URL", None, environment) or API_URL
+    variables = {} if passed is not None and is_loopback(passed) else environment
+    upload = _host("upload_url", "KIE_UPLOAD_URL", upload_url, variables)
+    return base, upload or (base if is_loopback(base) else UPLOAD_URL)
 
 
 def _host(name: str, variable: str, argument: object, environment: Mapping[str, str]) -> str | None:

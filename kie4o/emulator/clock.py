@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 DAY = 86_400.0  # seconds
 _PATIENCE = 5.0  # real seconds to wait for an answer from outside if no timer is set
 _SHOWN = 8  # waiting tasks in an error
+_ASYNCIO = str(Path(asyncio.__file__).parent)
 
 
 class HangError(RuntimeError):
@@ -163,12 +165,12 @@ class VirtualTime:
 
 
 def _where(task: asyncio.Task[Any]) -> str:
-    """The coroutine of a task and the line at which it waits."""
+    """The coroutine of a task and the line at which it waits, of its own rather than of asyncio's."""
     inner: Any = task.get_coro()
     name, line = getattr(inner, "__qualname__", repr(inner)), ""
     while inner is not None:
         frame = getattr(inner, "cr_frame", None) or getattr(inner, "ag_frame", None)
-        if frame is not None:
+        if frame is not None and not (line and frame.f_code.co_filename.startswith(_ASYNCIO)):
             line = f" at {frame.f_code.co_filename}:{frame.f_lineno}"
         inner = getattr(inner, "cr_await", None) or getattr(inner, "ag_await", None)
     return f"{name}{line}"

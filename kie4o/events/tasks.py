@@ -60,8 +60,8 @@ class Finished(Event):
 
 
 class Saved(OfSubmit):
-    """The store has what is known of a submit: its `state` is one of "submitted", "unknown", "succeeded",
-    "failed", or "planned" if it was not charged."""
+    """The store has what is known of a submit: its `state` is "intent" before the request is sent,
+    then one of "submitted", "unknown", "succeeded", "failed", or "planned" if it was not charged."""
 
     level: ClassVar[int] = logging.DEBUG
     texts: ClassVar[tuple[str, ...]] = ("%(subject)s is saved as %(state)s",)

@@ -95,7 +95,7 @@ def fields_in(body: object, check: object) -> dict[str, Any]:
 
 
 def _damaged() -> StoreError:
-    return StoreError("an entry of the store is damaged: restore the file from a copy")
+    return StoreError("an entry of the store is damaged: restore the store from a backup")
 
 
 @functools.cache

@@ -93,7 +93,7 @@ def check_rows(connection: sqlite3.Connection, path: Path, report: Callable[[Eve
             report(StoreChecked(path=str(path), done=done, total=total))
         for row in page:
             if row[1:7] != _columns_in(row[7], row[8]):
-                raise damaged(path, f"entry {row[1]!r} does not match its row")
+                raise damaged(path, f"entry {row[1]!r} is not what was written")
             if row[4] == _INTENT:
                 intents.append(unpacked(row[7], row[8]))
         for index, pairs in _indexed_by(page):
@@ -120,7 +120,10 @@ def damaged(path: Path, reason: str) -> StoreError:
 
 def _columns_in(body: object, check: object) -> Row | None:
     """The columns of the row that an entry is stored in, by its text; None if that is no entry's."""
-    fields = fields_in(body, check)
+    try:
+        fields = fields_in(body, check)
+    except StoreError:
+        return None
     if not _REQUIRED <= fields.keys() <= _NAMES or type(fields["ref"]) is not str:
         return None
     return (

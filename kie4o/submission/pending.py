@@ -16,7 +16,7 @@ from ..stores.store import Entry, EntryState
 from ..transport.paid_body import PaidAttempt
 from .permit import Permit
 
-NO_ANSWER = "the store has no answer to it"  # why the outcome of an entry of the store is unknown
+NO_ANSWER = "no response to it is stored"  # why the outcome of an entry of the store is unknown
 _REF_BYTES = 18  # 144 random bits; a ref authenticates callbacks, for which 128 are recommended
 
 

@@ -230,7 +230,7 @@ class Submissions:
                 if events.Recalled in self._reporter.wanted:
                     self._reporter(reports.recalled(stored), stored.name)
                 if stored.task_id is None:
-                    raise unknown_error(stored, "an earlier submit under this key")
+                    raise unknown_error(stored, "that of an earlier submit under this key is")
                 return Submitted(stored)
             submitted = await self._attempts(submit)
             self._settle(submit, submitted)  # now; the done callback of the task runs a turn later

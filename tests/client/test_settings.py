@@ -137,6 +137,17 @@ def test_an_emulator_serves_both() -> None:
     assert settings(api_key="k", base_url="https://proxy.example").upload_url == UPLOAD_URL
 
 
+@pytest.mark.parametrize("elsewhere", [UPLOAD_URL, "http://127.0.0.1:9"])
+def test_an_emulator_that_is_passed_serves_uploads_whatever_the_environment_says(elsewhere: str) -> None:
+    """Or a test would upload to Kie, or to the emulator of a shell. An argument still counts."""
+    environment = {"KIE_BASE_URL": "http://127.0.0.1:9", "KIE_UPLOAD_URL": elsewhere}
+    emulator = {"api_key": "k", "base_url": "http://127.0.0.1:8080"}
+    assert settings(environment, **emulator).upload_url == emulator["base_url"]
+    assert settings(environment, **emulator, upload_url=elsewhere).upload_url == elsewhere
+    for base_url in (None, " "):
+        assert settings(environment, api_key="k", base_url=base_url).upload_url == elsewhere
+
+
 GOOD_HOSTS = [
     *("https://proxy.example", "https://proxy.example:8443/kie", "HTTPS://API.KIE.AI", "https://10.0.0.1"),
     *("http://localhost:8080", "http://LOCALHOST", "http://kie.localhost", "http://127.0.0.1:1"),

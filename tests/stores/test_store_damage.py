@@ -520,6 +520,14 @@ async def test_a_table_that_is_out_of_order_is_refused(tmp_path: Path, table: st
     assert "is not in order" in await refusal(path)
 
 
+async def test_an_entry_with_another_text_is_named(tmp_path: Path) -> None:
+    """With its file: who has several has to know which one to restore."""
+    path = tmp_path / "run.db"
+    main = await written(path, "a", "b")
+    path.write_bytes(main.replace(b'"ref":"ref-b"', b'"ref":"ref-c"'))
+    assert f"the store {path} is damaged (entry 'b' is not what was written)" in await refusal(path)
+
+
 async def test_two_entries_under_one_key_are_refused(tmp_path: Path) -> None:
     """Two lost writes may leave both the earlier submit and its successor; only one would be found."""
     path = tmp_path / "run.db"
