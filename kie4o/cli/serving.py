@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any
 
-from ..emulator.program import serve
+from ..emulator.program import in_words_of_options, serve
 from .terminal import UsageError
-
-_ARGUMENT = re.compile(r"^(invalid )?'?(\w+)'?(?=[= ])")  # what an error of the emulator begins with
 
 
 @functools.wraps(serve)
@@ -18,4 +15,4 @@ async def emulator(**options: Any) -> None:
     try:
         await serve(**options)
     except ValueError as error:
-        raise UsageError(_ARGUMENT.sub(r"\1--\2", str(error))) from None
+        raise UsageError(in_words_of_options(error)) from None

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .program import serve
+from .program import in_words_of_options, serve
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,13 +41,16 @@ def _accepted(name: str, kind: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the program. A setting or a port that cannot be used is one line on stderr and status 1."""
+    """Run the program. What cannot be used is one line on stderr and status 2, as with `kie4o emulator`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a character
     try:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(serve(**vars(_parser().parse_args())))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        print(f"kie4o.emulator: {in_words_of_options(error)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
         sys.exit(f"kie4o.emulator: {error}")
 
 

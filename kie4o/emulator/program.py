@@ -6,12 +6,22 @@ aiohttp: help and wrong options need none of it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 OutcomeName = Literal[
     "success", "partial", "no_images", "failed", "policy", "input", "create_failed", "stuck", "missing"
 ]
+# What an error of the emulator says in terms of Python, and how both programs say it.
+_ARGUMENT = re.compile(r"^(invalid )?(\w+)(?==)")
+_PYTHON = re.compile(r"\ban? (?:Call|Outcome|Fault), (?:or )?(?=one of|a code)|, or a function\b")
+
+
+def in_words_of_options(error: ValueError) -> str:
+    """What `serve` says about an argument or a script, with the options that are typed."""
+    text = _ARGUMENT.sub(lambda match: f"{match[1] or ''}--{match[2].replace('_', '-')}", str(error))
+    return _PYTHON.sub("", text).replace("allow_remote=True", "--allow-remote")
 
 
 async def serve(

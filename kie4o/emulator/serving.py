@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import shlex
 import signal
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,17 +34,44 @@ def print_openapi() -> None:
 async def serve(
     settings: Mapping[str, Any], address: Mapping[str, Any], *, script: Path | None, quiet: bool
 ) -> None:
-    """Serve an emulator with these arguments until it is stopped; they go before those of the script."""
+    """Serve an emulator with these arguments until it is stopped; they go before those of the script.
+
+    Raises `ValueError` if one of them cannot be used.
+    """
     if not 0 <= address["port"] <= 65_535:
         raise invalid("port", address["port"], "a number from 0 to 65535")
-    written = Script() if script is None else await asyncio.to_thread(read, script)
+    written = Script() if script is None else await asyncio.to_thread(_read, script)
     kie = _LoggedEmulator(clock="real", **{**written.settings, **settings, **address})
     written.arrange(kie)
     if not quiet:
         kie.log = LiveLog(lambda: kie.credits)
-    async with kie:
+    await _start(kie)
+    async with contextlib.aclosing(kie):
         _announce(kie)
         await _until_stopped(kie)
+
+
+def _read(script: Path) -> Script:
+    try:
+        return read(script)
+    except OSError as error:
+        raise ValueError(f"cannot read --script '{script}': {error.strerror or error}") from None
+
+
+async def _start(kie: Emulator) -> None:
+    try:
+        await kie.start()
+    except (OSError, UnicodeError) as error:
+        reason = _reason(error)
+        raise ValueError(f"cannot listen at --host {kie.host} --port {kie.port}: {reason}") from None
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """In the words of the system, without those that asyncio puts around them."""
+    if isinstance(error, (UnicodeError, socket.gaierror)) or error.errno is None:
+        return "there is no such host"
+    hint = "; --port 0 picks a free one" if error.errno == errno.EADDRINUSE else ""
+    return f"{os.strerror(error.errno)}{hint}"
 
 
 @attrs.define(kw_only=True, eq=False)
