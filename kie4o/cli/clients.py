@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, StoreError, StoreLockedError
 from ..settings import KEY_VARIABLES
 from ..stores.choosing import is_shared
 from .inputs import expanded
@@ -41,18 +41,25 @@ async def opened(
     terminal: Terminal, *, offline: bool = False, **settings: Any
 ) -> AsyncIterator[AsyncKieClient]:
     """A client that is open inside of the block. While nothing happens, it is said why; also if closing it
-    after Ctrl-C takes a while."""
-    from .pauses import pause_of
+    after Ctrl-C takes a while. Raises `UsageError` if the file of its store cannot be used."""
+    from .pauses import pause_of, wait_for_store
 
     def show(event: Event) -> None:
-        pause = pause_of(event)
-        if pause is not None:
+        if (waiting := wait_for_store(event)) is not None:
+            terminal.note(waiting)
+        elif (pause := pause_of(event, terminal.speed)) is not None:
             terminal.pause(*pause)
 
     client = new_client(offline=offline, speed=terminal.speed, on_event=show, **settings)
     said = "stopping: waiting for the answers to what was sent; Ctrl-C again stops at once"
     with contextlib.ExitStack() as closed:
-        async with client:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(client)
+            except StoreError as error:
+                if isinstance(error, StoreLockedError) or is_shared(settings.get("store")):
+                    raise
+                raise UsageError(str(error)) from None
             try:
                 yield client
             except asyncio.CancelledError:

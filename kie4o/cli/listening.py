@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
@@ -52,6 +53,7 @@ async def listen(
 
     from ..webhooks import routes
 
+    _check_path(path)
     async with opened(terminal, store=store) as client:
         received = routes(client, path, allow_unsigned=allow_unsigned)
         app = web.Application(client_max_size=_LARGEST, middlewares=[_printing(client, terminal)])
@@ -62,9 +64,23 @@ async def listen(
             site = web.SockSite(runner, _socket(host, port))
             await site.start()
             terminal.note(f"listening at {site.name}{path}; press Ctrl-C to stop")
-            await asyncio.Event().wait()
+            with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C is how it ends
+                await asyncio.Event().wait()
         finally:
             await runner.cleanup()
+
+
+def _check_path(path: str) -> None:
+    """Raises `UsageError` unless aiohttp can route it."""
+    from aiohttp.web import UrlDispatcher
+
+    try:
+        UrlDispatcher().add_resource(path)
+        if path.startswith("/"):
+            return
+    except ValueError:
+        pass
+    raise UsageError(f"invalid --path '{path}': expected a path such as /kie/callback or /kie/{{ref}}")
 
 
 def _socket(host: str, port: int) -> socket.socket:
@@ -73,7 +89,7 @@ def _socket(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason, _, _ = (error.strerror or str(error)).partition(" (while ")  # which names them once more
     raise UsageError(f"cannot listen at --host {host} --port {port}: {reason}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..errors import (
+    APIConnectionError,
     APIStatusError,
     ConfigurationError,
     ImageUnavailableError,
@@ -19,8 +20,8 @@ from ..errors import (
     RateLimitError,
     StoreLockedError,
     SubmissionUnknownError,
-    TaskTimeoutError,
 )
+from ..stores.choosing import EXPECTED
 from ..wire.decoding import shown
 from .options import OPTION_OF
 from .terminal import Status, UsageError
@@ -39,9 +40,20 @@ _OPTIONS: Mapping[str, str] = MappingProxyType(
         "wait_timeout": "--timeout",
         "speed": "--speed",
         "source": "--file",
+        "path": "--path",
+        "store": "--store",
         "url": "URL",
         "task_id": "TASK",
         "allow_unsigned": "--allow-unsigned",
+    }
+)
+# What only Python has, and what is said of it here.
+_PHRASES: Mapping[str, str] = MappingProxyType(
+    {
+        EXPECTED: "a file such as run.db, or postgresql://user@host/database",
+        "set webhook_key= (or KIE_WEBHOOK_KEY)": "set KIE_WEBHOOK_KEY",
+        "a key, a ref, or an entry of unfinished()": "a key or a ref, as kie4o unfinished lists them",
+        "client.unfinished()": "kie4o unfinished",
     }
 )
 # kie4o's own sentences name arguments. A value is quoted, and is left as it is; a name without an underscore
@@ -55,20 +67,20 @@ _WORDS = re.compile(
 )
 _ADVICE = re.compile(
     r"[;,:] (?:then )?(?:call|wait for it again with) client\..*$|; wait for it first$"
-    r"|set webhook_key= \(or (?=KIE)"
+    r"|; store_wait= sets for how long$"
 )
 
 
 def message_of(error: BaseException) -> str:
     """What an error says as one line, without the calls of Python that it advises."""
-    return shown(_message_of(error), LONGEST).replace("client.unfinished()", "kie4o unfinished")
+    return shown(_message_of(error), LONGEST)
 
 
 def _message_of(error: BaseException) -> str:
-    if isinstance(error, TaskTimeoutError):
-        return f"timed out waiting for task {error.task_id}; it is still running"
     if isinstance(error, (InvalidRequestError, ConfigurationError)):
         return in_our_words(str(error))
+    if isinstance(error, APIConnectionError) and error.retryable and error.task_id is None:
+        return f"{error}; check the network, and KIE_BASE_URL if it is set"
     if isinstance(error, APIStatusError):
         for kind, remedy in _REMEDIES.items():
             if isinstance(error, kind):
@@ -80,6 +92,8 @@ def _message_of(error: BaseException) -> str:
 
 def in_our_words(text: str) -> str:
     """A sentence of kie4o about arguments, about options instead."""
+    for phrase, ours in _PHRASES.items():
+        text = text.replace(phrase, ours)
 
     def replaced(match: re.Match[str]) -> str:
         if extra := match["single"] or match["double"]:
@@ -93,7 +107,7 @@ def in_our_words(text: str) -> str:
 
 def status_of(error: BaseException) -> Status:
     """The exit status of a command that an error ended."""
-    if isinstance(error, (UsageError, InvalidRequestError)):
+    if isinstance(error, (UsageError, InvalidRequestError, ConfigurationError)):
         return Status.USAGE
     if isinstance(error, SubmissionUnknownError):
         return Status.UNKNOWN

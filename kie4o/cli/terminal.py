@@ -31,7 +31,7 @@ class Status(enum.IntEnum):
 
     OK = 0
     ERROR = 1
-    USAGE = 2  # what was typed cannot be used; nothing was sent
+    USAGE = 2  # what was typed or set cannot be used; nothing was sent
     SOME_FAILED = 3
     UNKNOWN = 4  # a request was sent and may have been charged
     CREDIT_LIMIT = 5  # stopped by --max-credits

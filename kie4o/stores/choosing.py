@@ -14,7 +14,7 @@ from ..settings import Secret
 from .memory import MemoryStore
 from .store import Store
 
-_EXPECTED = (
+EXPECTED = (
     "None for memory, a path to a file, 'sqlite:///run.db', 'postgresql://user@host/database', or an object "
     "with the methods of Store"
 )
@@ -27,7 +27,7 @@ _NO_FILE = ("", os.curdir, os.pardir)  # "runs/" is a folder; `Path` would make 
 def _sqlite(address: str, api_key: Secret | None) -> Store:
     path = address.removeprefix(_SQLITE)
     if not path.strip() or path == ":memory:" or os.path.split(path)[1] in _NO_FILE:
-        raise invalid_setting("store", path, _EXPECTED)
+        raise invalid_setting("store", path, EXPECTED)
     from .sqlite import SQLiteStore  # loads sqlite3, which a client without a file never needs
 
     return SQLiteStore(expanded(path))
@@ -66,9 +66,9 @@ def store_of(store: Store | str | os.PathLike[str] | None, api_key: Secret | Non
             return store_at(address, api_key)
     scheme, separator, _ = address.partition("://")
     if separator:
-        raise invalid_setting("store", f"{scheme}://...", _EXPECTED)  # the rest may hold a password
+        raise invalid_setting("store", f"{scheme}://...", EXPECTED)  # the rest may hold a password
     if found := _DATABASE.match(address):
-        raise invalid_setting("store", f"{found[0]}...", _EXPECTED)
+        raise invalid_setting("store", f"{found[0]}...", EXPECTED)
     return _sqlite(address, api_key)
 
 
@@ -81,7 +81,7 @@ def _checked(store: Store) -> Store:
     """A store of the caller's. One that lacks a method would otherwise fail after a request was paid for."""
     missing = [name for name in _MEMBERS if not hasattr(store, name)]
     if "claim" in missing:
-        raise invalid_setting("store", store, _EXPECTED)
+        raise invalid_setting("store", store, EXPECTED)
     if missing:
         raise ConfigurationError(
             f"{type(store).__name__} is not a Store: it lacks {', '.join(missing)}; see kie4o.Store"

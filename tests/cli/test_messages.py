@@ -8,10 +8,13 @@ import attrs
 import pytest
 
 from kie4o import events
+from kie4o.callbacks.receiving import unverified
 from kie4o.cli.messages import in_our_words, message_of, status_of
-from kie4o.cli.pauses import pause_of
+from kie4o.cli.pauses import pause_of, wait_for_store
 from kie4o.cli.terminal import Status, UsageError, command_line, program
 from kie4o.errors import (
+    APIConnectionError,
+    ConfigurationError,
     DownloadError,
     InvalidRequestError,
     KieError,
@@ -20,8 +23,10 @@ from kie4o.errors import (
     SubmissionUnknownError,
     TaskTimeoutError,
     invalid,
+    invalid_setting,
 )
 from kie4o.image_request import ImageRequest
+from kie4o.stores.choosing import EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -31,7 +36,32 @@ from kie4o.image_request import ImageRequest
             RateLimitError("too many", code=429),
             "Kie returned 429: too many. Something else uses this account too; try again later.",
         ),
-        (TaskTimeoutError("...", task_id="task1"), "timed out waiting for task task1; it is still running"),
+        (
+            TaskTimeoutError(
+                "timed out waiting for task t1; Kie does not know it yet: call client.wait('t1') to resume"
+            ),
+            "timed out waiting for task t1; Kie does not know it yet",
+        ),
+        (
+            APIConnectionError("cannot connect to a.example:443 (refused)"),
+            "cannot connect to a.example:443 (refused); check the network, and KIE_BASE_URL if it is set",
+        ),
+        (
+            unverified(),
+            "callbacks would not be verified: set KIE_WEBHOOK_KEY to the webhookHmacKey of kie.ai/settings, "
+            "or pass --allow-unsigned",
+        ),
+        (
+            StoreLockedError(
+                "a client has the store run.db open. Waited 10 s; store_wait= sets for how long"
+            ),
+            "a client has the store run.db open. Waited 10 s",
+        ),
+        (
+            invalid_setting("store", "runs/", EXPECTED),
+            "invalid --store='runs/': expected a file such as run.db, or postgresql://user@host/database",
+        ),
+        (invalid("path", "../x", "directories"), "invalid --path='../x': expected directories"),
         (invalid("mask_url", "a.png", "a URL"), "invalid --mask='a.png': expected a URL"),
         (invalid("files_url[1]", "a.png", "a URL"), "invalid --file[1]='a.png': expected a URL"),
         (invalid("size", "16:9", "'mask_url=x'"), "invalid --size='16:9': expected 'mask_url=x'"),
@@ -91,6 +121,7 @@ def test_every_field_that_a_message_may_name_has_a_word() -> None:
     [
         (UsageError("x"), Status.USAGE),
         (InvalidRequestError("x"), Status.USAGE),
+        (ConfigurationError("x"), Status.USAGE),
         (SubmissionUnknownError("x"), Status.UNKNOWN),
         (StoreLockedError("x"), Status.STORE_IN_USE),
         (KieError("x"), Status.ERROR),
@@ -123,10 +154,6 @@ def test_the_exit_status_of_an_error(error: Exception, status: Status) -> None:
             events.PollFailed(task_id="abc", seconds=5.0, cause="455 maintenance", others=3),
             ("Kie is under maintenance (455)", 5.0),
         ),
-        (
-            events.StoreAwaited(seconds=10.0, cause="a client has the store run.db open; close it first"),
-            ("a client has the store run.db open", 10.0),
-        ),
         (events.Resent(ref_hash="abc", seconds=0.5, attempt=1, most=2, cause="refused"), None),
         (events.Finished(task_id="abc", state="succeeded", seconds=42.7, source="poll"), None),
     ],
@@ -135,6 +162,31 @@ def test_the_exit_status_of_an_error(error: Exception, status: Status) -> None:
 def test_a_pause_is_found_among_the_events(event: events.Event, expected: tuple[str, float] | None) -> None:
     """Its reason and its seconds; one below a second is not worth a line."""
     assert pause_of(event) == expected
+
+
+@pytest.mark.parametrize(
+    ("event", "seconds"),
+    [
+        (events.Resent(ref_hash="abc", seconds=60.0, attempt=1, most=3, cause="455 maintenance"), 12.0),
+        (events.Resent(ref_hash="abc", seconds=2.0, attempt=1, most=5, cause="429 too many"), 2.0),
+        (events.PollFailed(task_id="abc", seconds=30.0, cause="500 wrong", others=3), 6.0),
+        (events.Retried(seconds=30.0, cause="429 too many"), 6.0),
+        (events.Paused(seconds=2.0, cause="the limit of 20 in 10 s is used up"), 2.0),
+        (events.Retried(seconds=2.0, cause="500 wrong"), None),
+    ],
+    ids=str,
+)
+def test_a_pause_is_told_in_real_seconds(event: events.Event, seconds: float | None) -> None:
+    """With --speed 5 a client repeats a call after a fifth of the time; its limiter has real seconds."""
+    pause = pause_of(event, 5.0)
+    assert (None if pause is None else pause[1]) == seconds
+
+
+def test_a_store_that_is_waited_for_is_no_pause() -> None:
+    """Nothing is tried after it: it may be free sooner."""
+    event = events.StoreAwaited(seconds=10.0, cause="a client has the store run.db open; close it first")
+    assert pause_of(event) is None
+    assert wait_for_store(event) == "a client has the store run.db open; waiting up to 10 s for it"
 
 
 def test_a_command_is_quoted_for_the_shell_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from paths import IMPORT_ROOT
-from programs import FAST, Command, Outcome, against
+from programs import FAST, TASK, Command, Outcome, against
 
 import kie4o
 from kie4o.cli.main import COMMANDS
@@ -17,6 +17,8 @@ from kie4o.emulator import Emulator
 pytestmark = pytest.mark.once
 
 NAMES = [name for name, _, _ in COMMANDS if not name.startswith("-")]
+SOURCE = Path(__file__)  # a file that is there
+A_STORE = "expected a file such as run.db, or postgresql://user@host/database"
 LOADED = """
 import sys
 from kie4o.cli.main import run
@@ -70,7 +72,7 @@ def python(program: str, *arguments: str) -> str:
         (["generate", "A", "--size", "9:9"], "2"),
         *((["--help", name], "0") for name in NAMES),
         *(([name, "--nonsense"], "2") for name in NAMES),
-        (["credits"], "1 aiohttp kie4o.client asyncio"),  # the control: without a key, with a client
+        (["credits"], "2 aiohttp kie4o.client asyncio"),  # the control: without a key, with a client
     ],
     ids=" ".join,
 )
@@ -132,6 +134,24 @@ async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
         (("settle", "k1", "--store", "no.db"), "expected either --task ID or --not-charged"),
         (("upload", "no.png"), "cannot read FILE 'no.png': No such file or directory"),
         (("listen", "--port", "70000"), 'Invalid value "70000" for --port.'),
+        *(
+            (
+                ("listen", "--allow-unsigned", "--path", path),
+                f"invalid --path '{path}': expected a path such as /kie/callback or /kie/{{ref}}",
+            )
+            for path in ("kie", "", "/{a", "/{x:(}")
+        ),
+        (
+            ("listen", "--allow-unsigned", "--host", "no.such.invalid"),
+            "cannot listen at --host no.such.invalid --port 8080: ",
+        ),
+        (("credits", "--speed", "inf"), "invalid --speed=inf: expected a positive number"),
+        (("wait", TASK, "--timeout", "inf"), "invalid --timeout=inf: expected a positive number of seconds"),
+        (("wait", TASK, "--store", "."), f"invalid --store='.': {A_STORE}"),
+        (("wait", TASK, "--store", "sub/"), f"invalid --store='sub/': {A_STORE}"),
+        (("wait", TASK, "--store", ".."), f"invalid --store='..': {A_STORE}"),
+        (("wait", TASK, "--store", "http://x"), f"invalid --store='http://...': {A_STORE}"),
+        (("upload", str(SOURCE), "--path", "../x"), "invalid --path='../x': expected directories such as"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -145,14 +165,32 @@ async def test_wrong_usage_is_status_2(tmp_path: Path, arguments: tuple[str, ...
     if arguments[0] != "emulator":
         outcome = await Command(tmp_path, *arguments, "--json", **environment).run()
         assert outcome.status == 2
-        assert json.loads(outcome.out) == {"error": "UsageError", "message": said, "task_id": None}
+        record = json.loads(outcome.out)
+        assert record.pop("error") in ("UsageError", "ConfigurationError", "InvalidRequestError")
+        assert record == {"message": said, "task_id": None}
+
+
+async def test_a_file_that_is_no_store_is_status_2(tmp_path: Path) -> None:
+    """Nothing is sent: a folder, and what another program has written."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    environment = {"KIE_API_KEY": "k-123", "KIE_BASE_URL": "http://127.0.0.1:9"}
+    outcome = await Command(tmp_path, "wait", TASK, "--store", "runs", **environment).run()
+    file = Path("runs", "run.db")
+    assert outcome.status == 2
+    assert outcome.notes[0].endswith(
+        f"cannot be used: it is a folder; use a file in it, such as {tmp_path / file}"
+    )
+    outcome = await Command(tmp_path, "spent", "--store", "notes.txt", **environment).run()
+    assert outcome.status == 2
+    assert outcome.notes == [f"{tmp_path / 'notes.txt'} is not a kie4o store; use another file"]
 
 
 async def test_no_key_names_the_variable(tmp_path: Path) -> None:
     """Without a key one line says which variable to set, and nothing is sent."""
     for arguments in (("generate", "A calm lake"), ("wait", "0" * 32), ("credits",)):
         outcome = await Command(tmp_path, *arguments, KIE_API_KEY=" ").run()
-        assert outcome.status == 1
+        assert outcome.status == 2
         assert outcome.notes == ["no API key; create one at kie.ai/api-key and set KIE_API_KEY"]
 
 
