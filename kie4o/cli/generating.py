@@ -53,6 +53,10 @@ Key = Annotated[
     str | None,
     Parameter(help="Pay once under this key, which --store remembers; numbered if there are several."),
 ]
+RetryFailed = Annotated[
+    bool,
+    Parameter(name="--retry-failed", help="Submit again what has failed under --key, which costs again."),
+]
 NoWait = Annotated[bool, Parameter(name="--no-wait", help="Print the task ids, for kie4o wait.")]
 
 
@@ -66,7 +70,8 @@ class _Prompt(Item):
 
     def fields(self) -> dict[str, Any]:
         """What `--json` prints of it first."""
-        return {"index": self.index, "prompt": self.request.prompt, "task_id": self.task_id}
+        known = {"index": self.index, "prompt": self.request.prompt, "task_id": self.task_id}
+        return known | {"replayed": self.replayed}
 
 
 async def generate(
@@ -78,13 +83,13 @@ async def generate(
     exists: ExistsOption = None,
     store: OptionalStore = None,
     key: Key = None,
+    retry_failed: RetryFailed = False,
     no_wait: NoWait = False,
     timeout: Timeout = TIMEOUT,
     terminal: Connected = CONNECTED,
 ) -> Status:
     """Generate images from prompts and save them. Costs credits of the account of KIE_API_KEY."""
-    if key is not None and store is None:
-        raise UsageError(f"invalid --key '{key}': expected --store too, the file that remembers it")
+    _check_key(key, store, retry_failed=retry_failed)
     inputs, folder = Inputs.of(request), Folder(out, exists=exists)
     items = _items([*prompts_of(prompts, terminal)], inputs.planned(request), set or (), name, key)
     inputs.check()
@@ -101,22 +106,41 @@ async def generate(
         for item in items:
             item.request = attrs.evolve(item.request, **uploaded)
         work = Work(items=items, client=client, going_on=going_on, several=several)
-        return await work.each(functools.partial(_generate, work, no_wait=no_wait))
+        each = functools.partial(_generate, work, retry_failed=retry_failed, no_wait=no_wait)
+        return await work.each(each)
 
 
-async def _generate(work: Work[_Prompt], item: _Prompt, *, no_wait: bool) -> None:
+async def _generate(work: Work[_Prompt], item: _Prompt, *, retry_failed: bool, no_wait: bool) -> None:
     """Submit a prompt, wait for its task and save its images."""
     work.state(item, "waiting")  # for a slot of the rate limit, then for Kie's answer
-    task = await work.client.submit(item.request, key=item.key)
+    earlier = await work.client.find(item.key)
+    task = await work.client.submit(item.request, key=item.key, retry_failed=retry_failed)
     item.task_id = task.id
-    work.state(item, "running")
-    work.terminal.note(f"task {task.id} is paid; to go on: {work.going_on.command('wait', item)}")
+    what = "is paid"
+    if earlier is not None and earlier.task_id == task.id:
+        item.replayed = earlier.state.ended
+        what = "is in the store, and is not paid again" if item.replayed else "was paid in an earlier run"
+    hint = f"; to go on: {work.going_on.command('wait', item)}" if no_wait else ""
+    work.terminal.note(f"task {task.id} {what}{hint}")
     if no_wait:
         item.saved = True
         work.state(item, "submitted", done=True)
         work.terminal.show(task.id, **item.fields())
-    else:
-        await work.save(item, await task.wait())
+        return
+    if not item.replayed:
+        work.state(item, "running")
+    await work.save(item, await task.wait())
+
+
+def _check_key(key: str | None, store: str | None, *, retry_failed: bool) -> None:
+    """Raises `UsageError` for options that do nothing without another one, and for no key at all."""
+    if key is None:
+        if retry_failed:
+            raise UsageError("--retry-failed has no effect without --key")
+    elif not key.strip():
+        raise UsageError(f"invalid --key '{key}': expected a text that is not blank")
+    elif store is None:
+        raise UsageError(f"invalid --key '{key}': expected --store too, the file that remembers it")
 
 
 def _items(
@@ -161,11 +185,11 @@ async def _accounted(
     except asyncio.CancelledError:
         if client is not None:
             with contextlib.suppress(KieError):
-                await _ask_the_store(client, items)
+                await _ask_the_store(client, items, terminal)
         raise
 
 
-async def _ask_the_store(client: AsyncKieClient, items: Sequence[_Prompt]) -> None:
+async def _ask_the_store(client: AsyncKieClient, items: Sequence[_Prompt], terminal: Terminal) -> None:
     """Closing the client has waited for the answers; what they were is in the store."""
     by_key = {item.key: item for item in items if item.task_id is None}
     async with client:
@@ -173,3 +197,5 @@ async def _ask_the_store(client: AsyncKieClient, items: Sequence[_Prompt]) -> No
             item = by_key.get(entry.key)
             if item is not None:
                 item.task_id, item.unknown = entry.task_id, entry.task_id is None
+                if item.task_id is not None:
+                    terminal.note(f"task {item.task_id} is paid")

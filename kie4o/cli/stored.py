@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ..models import Completion
+from ..stores.store import EntryState
 from ..wire.decoding import shown
 from .clients import existing_store, opened
 from .going_on import TIMEOUT, GoingOn, Item
@@ -113,6 +114,9 @@ async def settle(
         entry = await client.settle(key, task_id=task, charged=None if task is not None else False)
     found = f"has task {entry.task_id}" if entry.task_id else "was not charged"
     terminal.show(f"{entry.callers_key or entry.ref} {found}", **_fields(entry))
+    if entry.task_id and entry.state is not EntryState.FAILED:  # resume takes none that has ended
+        going_on = GoingOn(terminal=terminal, folder=Folder(Path()), store=store)
+        terminal.note(f"to save its images: {going_on.command('wait', _item(entry))}")
 
 
 async def prune(*, store: Store, older_than: Age, terminal: Connected = CONNECTED) -> None:

@@ -41,7 +41,7 @@ async def wait(
         work = Work(items=items, client=client, going_on=going_on, several=bool(tasks))
 
         async def save(item: Item) -> None:
-            work.state(item, "running")
+            work.state(item, "waiting")
             await work.save(item, await client.wait(item.task_id or ""))
 
         return await work.each(save)

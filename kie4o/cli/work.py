@@ -88,9 +88,8 @@ class Work(Generic[_T]):
             self._fatal = self._fatal or error
         item.error, item.task_id = error, item.task_id or error.task_id
         message = self.going_on.explained(error, item)
-        fields: dict[str, Any] = item.fields() if self.several else {"task_id": item.task_id}
         where = f"{item.label}: " if self.several else ""
-        self.terminal.fail(where + message, error=type(error).__name__, **fields)
+        self.terminal.fail(where + message, error=type(error).__name__, **item.fields())
 
 
 def show_files(item: Item, files: Sequence[Path], terminal: Terminal, **more: Any) -> None:

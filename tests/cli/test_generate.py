@@ -36,7 +36,7 @@ def size_of_png(path: Path) -> tuple[int, int]:
 
 
 async def test_it_saves_and_prints_the_paths(tmp_path: Path) -> None:
-    """One path per line on stdout; the task id and how to go on are on stderr once the task is paid."""
+    """One path per line on stdout; the task id is on stderr once the task is paid."""
     async with Emulator(clock="real", **FAST) as kie:
         words = ("generate", "A calm [bold] lake", "--size", "3:2", "--variants", "2", "--out", "out")
         outcome = await against(kie, tmp_path, *words).run()
@@ -46,7 +46,7 @@ async def test_it_saves_and_prints_the_paths(tmp_path: Path) -> None:
     assert paths == [tmp_path / "out" / f"{task.id}_{index}.png" for index in (0, 1)]
     assert [size_of_png(path) for path in paths] == [(768, 512)] * 2
     assert task.request == {"prompt": "A calm [bold] lake", "size": "3:2", "nVariants": 2}
-    assert outcome.notes == [f"task {task.id} is paid; to go on: {AGAIN} wait {task.id} --out out"]
+    assert outcome.notes == [f"task {task.id} is paid"]
     states = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if line.startswith("   ")]
     assert states == ["waiting", "running", "saving", "saved"]
 
@@ -125,6 +125,7 @@ async def test_no_wait_prints_the_ids_and_wait_goes_on(tmp_path: Path) -> None:
         tasks = outcome.out.split()
         assert tasks == [*kie.tasks]
         assert not list(tmp_path.iterdir())
+        assert outcome.notes == [f"task {task} is paid; to go on: {AGAIN} wait {task}" for task in tasks]
         outcome = await against(kie, tmp_path, "wait", *tasks, "--name", "boat", "--out", "out").run()
         assert paid(kie) == 2
     assert outcome.status == 0
@@ -137,9 +138,59 @@ async def test_a_key_is_paid_once(tmp_path: Path) -> None:
     async with Emulator(clock="real", **FAST) as kie:
         first = await against(kie, tmp_path, *words).run()
         second = await against(kie, tmp_path, *words).run()
+        replayed = await against(kie, tmp_path, *words, "--json").run()
         assert paid(kie) == 1
+        [task] = kie.tasks
     assert first.out == second.out
-    assert (first.status, second.status) == (0, 0)
+    assert (first.status, second.status, replayed.status) == (0, 0, 0)
+    assert first.notes == [f"task {task} is paid"]
+    assert second.notes == [f"task {task} is in the store, and is not paid again"]
+    assert "running" not in second.err
+    assert [record["replayed"] for record in replayed.records] == [True]
+
+
+@pytest.mark.posix("the quotes of its shells")
+@pytest.mark.parametrize(
+    ("prompt", "advice"),
+    [
+        ("A [[kie:policy]] lake", "change the prompt 'A [[kie:policy]] lake' and the key; "),
+        ("A [[kie:failed]] lake", ""),
+    ],
+    ids=["policy", "failed"],
+)
+async def test_a_failure_under_a_key_is_paid_again_with_retry_failed(
+    prompt: str, advice: str, tmp_path: Path
+) -> None:
+    """A second run says that the failure is an earlier one; --retry-failed pays once more."""
+    words = ("generate", prompt, "--store", "run.db", "--key", "k1")
+    async with Emulator(clock="real", **FAST) as kie:
+        outcomes = [await against(kie, tmp_path, *words, *more).run() for more in ((), (), ("--json",))]
+        assert paid(kie) == 1
+        again = await against(kie, tmp_path, *words, "--retry-failed").run()
+        assert paid(kie) == 2
+        first, second = kie.tasks
+    hint = f"{advice}to submit it again, which costs again: {AGAIN} {shlex.join(words)}"
+    assert [outcome.status for outcome in (*outcomes, again)] == [1] * 4
+    assert outcomes[0].notes[0] == f"task {first} is paid"
+    assert outcomes[0].notes[1].startswith(f"task {first} failed with code ")
+    assert outcomes[0].notes[1].endswith(f"; {hint} --retry-failed")
+    assert "earlier" not in outcomes[0].err
+    assert outcomes[1].notes[0] == f"task {first} is in the store, and is not paid again"
+    assert outcomes[1].notes[1].endswith(f"; that was in an earlier run; {hint} --retry-failed")
+    assert [record["replayed"] for record in outcomes[2].records] == [True]
+    assert again.notes[0] == f"task {second} is paid"
+    assert again.notes[1].endswith(f"; {hint} --retry-failed")
+
+
+async def test_a_task_of_an_earlier_run_is_waited_for(tmp_path: Path) -> None:
+    """It runs since then: it is not called replayed, and is not paid again."""
+    words = ("generate", "A lake", "--store", "run.db", "--key", "k1")
+    async with Emulator(clock="real", **FAST) as kie:
+        first = await against(kie, tmp_path, *words, "--no-wait").run()
+        outcome = await against(kie, tmp_path, *words, "--json").run()
+        assert paid(kie) == 1
+    assert outcome.notes == [f"task {first.out.strip()} was paid in an earlier run"]
+    assert [record["replayed"] for record in outcome.records] == [False]
 
 
 # -- names that are taken --------------------------------------------------------------------------
@@ -227,6 +278,11 @@ async def test_images_of_two_tasks_are_not_mixed(tmp_path: Path) -> None:
         (("A lake", "--file", "."), "cannot read --file '.': "),
         (("A lake", "--out", "taken/out"), f"cannot write to --out '{Path('taken/out')}': "),
         (("A lake", "--key", "k1"), "invalid --key 'k1': expected --store too, the file that remembers it"),
+        (
+            ("A lake", "--key", " ", "--store", "run.db"),
+            "invalid --key ' ': expected a text that is not blank",
+        ),
+        (("A lake", "--retry-failed"), "--retry-failed has no effect without --key"),
         (
             ("A lake", "--set", "seed"),
             "invalid --set 'seed': expected name=value, with the name that Kie gives it",
@@ -326,12 +382,16 @@ async def test_a_refused_connection_is_one_line(tmp_path: Path) -> None:
 
 
 async def test_a_failed_task_says_why(tmp_path: Path) -> None:
-    """A failed task is status 1 with Kie's reason, and no way to go on is offered."""
+    """A failed task is status 1 with Kie's reason; the prompt can be changed, and nothing goes on."""
     async with Emulator(clock="real", **FAST, outcome="policy") as kie:
         outcome = await against(kie, tmp_path, "generate", "A calm lake").run()
-    assert outcome.status == 1
-    assert "content policies" in outcome.notes[-1]
-    assert "to go on" not in outcome.notes[-1]
+        [task] = kie.tasks
+        waited = await against(kie, tmp_path, "wait", task).run()
+    assert (outcome.status, waited.status) == (1, 1)
+    reason = "Your content was flagged by OpenAI as violating content policies"
+    said = f"task {task} failed with code 400: {reason}; change the prompt 'A calm lake'"
+    assert outcome.notes[-1] == said
+    assert waited.notes == [said]
 
 
 @pytest.mark.posix("the quotes of its shells")
@@ -356,19 +416,24 @@ async def test_an_unknown_outcome_is_status_4(tmp_path: Path) -> None:
 
 @pytest.mark.posix("the quotes of its shells")
 async def test_a_task_that_timed_out_goes_on_with_every_option(tmp_path: Path) -> None:
-    """After --timeout the status is 1, and the command in the line saves the image where it was wanted."""
+    """After --timeout the status is 1, and the command in the line saves the image where it was wanted.
+
+    It does not repeat a time that was too short."""
     async with Emulator(clock="real", **FAST) as kie:
         words = ("A slow lake", "--timeout", "0.1", "--out", "my images", "--name", "it's", "--json")
         outcome = await against(kie, tmp_path, "generate", *words).run()
         [task] = kie.tasks.values()
         assert outcome.status == 1
-        rest = f"""{task.id} --out 'my images' --name 'it'"'"'s' --timeout 0.1 --json"""
+        rest = f"""{task.id} --out 'my images' --name 'it'"'"'s' --json"""
         said = f"timed out waiting for task {task.id}; it is still running; to go on: {AGAIN} wait {rest}"
         assert outcome.notes[-1] == said
         [record] = outcome.records
-        assert record == {"error": "TaskTimeoutError", "message": said, "task_id": task.id}
+        assert {name: record[name] for name in ("error", "message", "task_id")} == {
+            "error": "TaskTimeoutError",
+            "message": said,
+            "task_id": task.id,
+        }
         words = shlex.split(outcome.notes[-1].partition("to go on: ")[2])[3:]
-        words[words.index("--timeout") + 1] = "20"
         outcome = await against(kie, tmp_path, *words).run()
         assert paid(kie) == 1
     assert json.loads(outcome.out)["files"] == [str(tmp_path / "my images" / "it's.png")]
@@ -377,9 +442,13 @@ async def test_a_task_that_timed_out_goes_on_with_every_option(tmp_path: Path) -
 async def test_a_download_that_fails_names_the_command_that_saves(tmp_path: Path) -> None:
     """The task is paid: its images are downloaded again at no cost."""
     async with Emulator(clock="real", **FAST) as kie:
-        kie.fault("image", body="no image", times="always")
-        outcome = await against(kie, tmp_path, "generate", "A lake", "--out", "out").run()
+        kie.fault("image", body="no image", times=10)
+        words = ("generate", "A lake", "--out", "out", "--store", "run.db")
+        outcome = await against(kie, tmp_path, *words).run()
         [task] = kie.tasks.values()
         assert outcome.status == 1
-        assert outcome.notes[-1].endswith(f"; to go on: {AGAIN} download {task.id} --out out")
+        hint = f"download {task.id} --out out"
+        assert outcome.notes[-1].endswith(f"; to go on: {AGAIN} {hint}")
+        kie.faults.clear()
+        assert (await against(kie, tmp_path, *hint.split()).run()).status == 0
         assert submits(kie) == 1

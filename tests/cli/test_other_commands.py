@@ -111,6 +111,37 @@ async def test_download_does_not_wait(tmp_path: Path) -> None:
     ]
 
 
+async def test_only_what_is_known_of_a_task_is_said(tmp_path: Path) -> None:
+    """Kie does not know the id: it is not called paid or running, and no command can get its images."""
+    async with Emulator(clock="real", outcome="policy", **FAST) as kie:
+        outcome = await against(kie, tmp_path, "download", "nosuch").run()
+        assert outcome.status == 1
+        assert outcome.notes == [
+            "task nosuch has no images: Kie does not know it; check the id and the account"
+        ]
+        outcome = await against(kie, tmp_path, "wait", "nosuch", "--timeout", "0.5").run()
+        assert outcome.status == 1
+        said = "timed out waiting for task nosuch; Kie does not know it yet"
+        assert outcome.notes == [f"{said}; to go on: {AGAIN} wait nosuch"]
+        assert "running" not in outcome.err
+        task = (await against(kie, tmp_path, "generate", "A lake", "--no-wait").run()).out.strip()
+        await against(kie, tmp_path, "wait", task).run()
+        outcome = await against(kie, tmp_path, "download", task).run()
+        assert outcome.notes == [f"task {task} has no images: it failed"]
+
+
+@pytest.mark.posix("SIGINT for a child process")
+async def test_ctrl_c_in_wait_says_only_how_to_go_on(tmp_path: Path) -> None:
+    """Whether the task is there at all is not known."""
+    async with Emulator(clock="real") as kie:
+        process = await against(kie, tmp_path, "wait", "nosuch").start()
+        said = await read_until(process, b"waiting")
+        process.send_signal(signal.SIGINT)
+        outcome = await outcome_of(process, said)
+    assert outcome.status == 130
+    assert outcome.notes == [f"to go on: {AGAIN} wait nosuch", "interrupted"]
+
+
 async def test_upload(tmp_path: Path) -> None:
     """A URL per file, which a request takes."""
     (tmp_path / "cat.png").write_bytes(pictures.BLANK)
@@ -134,8 +165,8 @@ async def test_what_is_unfinished_is_listed_and_resumed(tmp_path: Path) -> None:
         words = ("generate", "One", "Two", "--store", "run.db")
         process = await against(kie, tmp_path, *words).start()
         stderr = b""
-        while stderr.count(b"to go on") < 2:
-            stderr += await read_until(process, b"to go on")
+        while stderr.count(b"is paid") < 2:
+            stderr += await read_until(process, b"is paid")
         process.kill()
         await process.wait()
         listed = await Command(tmp_path, "unfinished", "--store", "run.db", "--json").run()
@@ -161,16 +192,21 @@ async def test_settle_of_what_is_not_there(tmp_path: Path) -> None:
     assert outcome.notes[0].endswith("whose outcome is unknown; kie4o unfinished lists them")
 
 
-async def test_settle_names_the_task_of_an_unknown_outcome(tmp_path: Path) -> None:
-    """The task that was found is waited for under the key; nothing is paid again."""
+@pytest.mark.parametrize("duration", [0.0, 5.0], ids=["ended", "running"])
+async def test_settle_names_the_task_of_an_unknown_outcome(duration: float, tmp_path: Path) -> None:
+    """The task that was found is waited for under the key, and nothing is paid again; whether it has ended
+    or not, the note names the command that saves its images."""
     words = ("generate", "A lake", "--store", "run.db", "--key", "k1")
-    async with Emulator(clock="real", **FAST) as kie:
+    async with Emulator(clock="real", duration=duration) as kie:
         kie.fault("submit", cut=0, charged=True)
         outcome = await against(kie, tmp_path, *words).run()
         assert outcome.status == 4
         [task] = kie.tasks
         settled = await against(kie, tmp_path, "settle", "k1", "--store", "run.db", "--task", task).run()
-        assert settled == Outcome(0, f"k1 has task {task}\n", "")
+        save = f"wait {task} --store run.db"
+        note = f"kie4o: to save its images: {AGAIN} {save}\n"
+        assert settled == Outcome(0, f"k1 has task {task}\n", note)
+        assert (await against(kie, tmp_path, *save.split(), "--out", "out").run()).status == 0
         outcome = await against(kie, tmp_path, *words).run()
         assert (outcome.status, paid(kie)) == (0, 1)
 
