@@ -19,9 +19,12 @@ from ..version import __version__
 from .terminal import STDIN, Status, Terminal, quiet_pipe
 
 if TYPE_CHECKING:
-    from cyclopts import App
+    from cyclopts import App, CycloptsError
 
-_ABOUT = "Images from Kie.ai's GPT-4o image API. Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL."
+_ABOUT = (
+    "Images from Kie.ai's GPT-4o image API. "
+    "Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL, KIE_WEBHOOK_KEY."
+)
 COMMANDS = (
     ("generate", "generating", "Generate images from prompts and save them. Costs credits."),
     ("batch", "batch.command", "Generate the images of a file of requests. Costs credits."),
@@ -41,6 +44,13 @@ COMMANDS = (
     ("demo", "demo", "Generate pictures with an emulator of Kie: free, offline, without a key."),
     ("--install-completion", "completing", "Install the completion of commands and options for this shell."),
 )
+_ARGUMENTS = {  # where cyclopts would show [ARGS...]
+    "generate": "[PROMPT...]",
+    "wait": "TASK...",
+    "download": "TASK...",
+    "upload": "FILE...",
+    "gallery": "[DIR]",
+}
 
 
 def application() -> App:
@@ -56,7 +66,8 @@ def application() -> App:
     )
     for name, module, about in COMMANDS:
         function = name.strip("-").replace("-", "_")
-        app.command(f"kie4o.cli.{module}:{function}", name=name, help=about)
+        usage = {"usage": f"Usage: kie4o {name} [OPTIONS] {_ARGUMENTS[name]}"} if name in _ARGUMENTS else {}
+        app.command(f"kie4o.cli.{module}:{function}", name=name, help=about, **usage)
     return app
 
 
@@ -93,7 +104,7 @@ def _parsed_and_run(app: App, arguments: Sequence[str], terminal: Terminal) -> i
         words = _with_stdin(arguments)
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        terminal.fail(" ".join(str(error).split()), error="UsageError")
+        terminal.fail(_wrong_usage(error), error="UsageError")
         return Status.USAGE
     if not inspect.iscoroutinefunction(command):  # --help and --version
         # rich exits when the reader of stdout has gone
@@ -109,15 +120,34 @@ def _parsed_and_run(app: App, arguments: Sequence[str], terminal: Terminal) -> i
     return run_command(lambda: command(*bound.args, **bound.kwargs), typed)
 
 
+def _wrong_usage(error: CycloptsError) -> str:
+    """What cyclopts says of the arguments; of those that lack or are too many, in plain words."""
+    from cyclopts import MissingArgumentError, UnusedCliTokensError
+
+    see = f"see kie4o {' '.join(error.command_chain or ())} --help"
+    unused = ["-" if word == STDIN else word for word in error.unused_tokens or ()]
+    if isinstance(error, UnusedCliTokensError):
+        return f"unexpected argument '{unused[0]}'; {see}"
+    if not isinstance(error, MissingArgumentError) or error.argument is None:
+        return " ".join(str(error).split())
+    name = error.argument.name
+    if error.keyword is not None:
+        return f"{name} needs a value; {see}"
+    near = difflib.get_close_matches(name, unused, 1)
+    return f"{name} is missing; {f'did you mean it by {near[0]}?' if near else see}"
+
+
 def _unknown_command(arguments: Sequence[str]) -> str | None:
     """What is wrong with the first word. cyclopts would import every command to say it."""
     names = [name for name, _, _ in COMMANDS]
     word = arguments[0] if arguments else "--help"
-    if word in (*names, "--help", "-h", "--version"):
+    known = (*names, "--help", "-h", "--version")
+    if word in known:
         return None
-    near = difflib.get_close_matches(word, names, 1)
+    near = difflib.get_close_matches(word, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
-    return f"unknown command '{word}': {hint}"
+    kind = "option" if word.startswith("-") else "command"
+    return f"unknown {kind} '{word}': {hint}"
 
 
 def _with_stdin(arguments: Sequence[str]) -> list[str]:

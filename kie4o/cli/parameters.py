@@ -48,7 +48,10 @@ Prompts: TypeAlias = Annotated[
 ]
 TaskId: TypeAlias = Annotated[str, Parameter(name="TASK", help="The id that kie4o generate printed.")]
 Out: TypeAlias = Annotated[
-    Path, Parameter(name="--out", help="Folder for the images; created if it is missing.")
+    Path,
+    Parameter(
+        name="--out", help="Folder for the images, created if it is missing; the current one by default."
+    ),
 ]
 Name: TypeAlias = Annotated[
     str | None, Parameter(help="File name, instead of the task id; numbered if there are several.")

@@ -30,7 +30,8 @@ NotCharged = Annotated[
     bool, Parameter(name="--not-charged", help="It is not at kie.ai/logs: the next run may submit it again.")
 ]
 Age = Annotated[
-    str, Parameter(name="--older-than", help="How long ago it ended at least, such as 30d, 12h or 90m.")
+    str,
+    Parameter(name="--older-than", help="Remove what ended longer ago than this, such as 30d, 12h or 90m."),
 ]
 _AGE = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

@@ -115,7 +115,20 @@ async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
     outcome = await Command(tmp_path, command, "--help").run()
     assert (outcome.status, outcome.err) == (0, "")
     assert f"Usage: kie4o {command}" in outcome.out
-    assert not [words for words in ("()", "None", "False", "True", "\x1b") if words in outcome.out]
+    assert not [words for words in ("()", "None", "False", "True", "ARGS", "\x1b") if words in outcome.out]
+
+
+async def test_a_usage_names_the_arguments(tmp_path: Path) -> None:
+    """As their descriptions below it do."""
+    for command, words in (("generate", "[PROMPT...]"), ("wait", "TASK..."), ("gallery", "[DIR]")):
+        outcome = await Command(tmp_path, command, "--help").run()
+        assert outcome.out.splitlines()[0] == f"Usage: kie4o {command} [OPTIONS] {words}"
+
+
+async def test_the_help_names_every_variable(tmp_path: Path) -> None:
+    """Those that a client reads."""
+    words = " ".join((await Command(tmp_path, "--help").run()).out.split())
+    assert "Settings: KIE_API_KEY, KIE_BASE_URL, KIE_UPLOAD_URL, KIE_WEBHOOK_KEY." in words
 
 
 @pytest.mark.parametrize(
@@ -123,14 +136,18 @@ async def test_help_of_a_command(tmp_path: Path, command: str) -> None:
     [
         (("generat", "A"), "unknown command 'generat': did you mean generate?"),
         (("xyz", "A"), "unknown command 'xyz': expected one of generate, batch, wait, "),
-        (("wait",), 'Command "wait" parameter TASK requires an argument.'),
+        (("--verison",), "unknown option '--verison': did you mean --version?"),
+        (("wait",), "TASK is missing; see kie4o wait --help"),
+        (("wait", TASK, "--name"), "--name needs a value; see kie4o wait --help"),
+        (("status", TASK, "-"), "unexpected argument '-'; see kie4o status --help"),
         (("wait", "no id"), "invalid TASK 'no id': expected the id of a submitted task"),
         (("credits", "--jsn"), "Unknown option: --jsn. Did you mean --json?"),
         (("demo", "--speed", "0"), 'Invalid value "0.0" for --speed. Must be >= 0.1.'),
         (("emulator", "--speed", "0"), "invalid --speed=0.0: expected a number above 0"),
         (("emulator", "--outcome", "fail"), 'Invalid value "fail" for --outcome.'),
         (("unfinished", "--store", "no.db"), "invalid --store 'no.db': expected the file of an earlier run"),
-        (("resume",), 'Command "resume" parameter --store requires an argument.'),
+        (("resume",), "--store is missing; see kie4o resume --help"),
+        (("resume", "--stor", "run.db"), "--store is missing; did you mean it by --stor?"),
         (("settle", "k1", "--store", "no.db"), "expected either --task ID or --not-charged"),
         (("upload", "no.png"), "cannot read FILE 'no.png': No such file or directory"),
         (("listen", "--port", "70000"), 'Invalid value "70000" for --port.'),
