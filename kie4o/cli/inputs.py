@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import secrets
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import attrs
 
@@ -17,6 +18,8 @@ from .terminal import STDIN, Terminal, UsageError
 
 if TYPE_CHECKING:
     from ..client import AsyncKieClient
+
+_LATER = "https://not-uploaded-yet.example/"  # in place of the URL of a local file
 
 
 def read_stdin(terminal: Terminal) -> bytes:
@@ -115,5 +118,10 @@ class Inputs:
         return fields if urls else {}
 
 
+def as_typed(text: str) -> str:
+    """A message about a planned request, with the paths of local files in it."""
+    return re.sub(rf"{re.escape(_LATER)}([^'\"]*)", lambda match: unquote(match[1]), text)
+
+
 def _placeholder(source: str) -> str:
-    return source if is_url(source) else f"https://not-uploaded-yet.example/{quote(Path(source).name)}"
+    return source if is_url(source) else f"{_LATER}{quote(source, safe='')}"

@@ -23,6 +23,7 @@ from ..errors import (
 )
 from ..stores.choosing import EXPECTED
 from ..wire.decoding import shown
+from .inputs import as_typed
 from .options import OPTION_OF
 from .terminal import Status, UsageError
 
@@ -102,7 +103,7 @@ def in_our_words(text: str) -> str:
             return match["value"]
         return "" if match["name"] is None else _OPTIONS[match["name"]]
 
-    return _WORDS.sub(replaced, text)
+    return as_typed(_WORDS.sub(replaced, text))
 
 
 def status_of(error: BaseException) -> Status:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ..files.disk import PREFIX
+from ..files.disk import PREFIX, reason_of_folder
 from ..files.images import CONTENT_TYPE_OF, file_name
 from ..models import Exists
 from .terminal import UsageError
@@ -46,7 +46,7 @@ class Folder:
                     return
             reason = os.strerror(errno.ENOSPC)
         except (OSError, ValueError, RuntimeError) as error:  # the last: a ~ without a home directory
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = reason_of_folder(error)
         raise UsageError(f"cannot write to --out '{self.out}': {reason}")
 
     def kept(self, name: str | None, images: int, *, resumed: bool = False) -> list[Path]:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import reason_of
 from ..waiting import wait_uncancelled
 from . import images
 
@@ -30,6 +31,11 @@ _HELD = (5, 32)  # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION
 # What `pathlib` raises for a value that is no path, and for a `~` without a home directory.
 NO_PATH = (TypeError, ValueError, RuntimeError)
 _T = TypeVar("_T")
+
+
+def reason_of_folder(error: Exception) -> str:
+    """Why a folder cannot be created: the words of the system, which says of a file only that it exists."""
+    return "it is not a folder" if isinstance(error, FileExistsError) else reason_of(error)
 
 
 class NoThreadError(OSError):

@@ -33,7 +33,7 @@ from ..transport.transport import USER_AGENT
 from ..wire import decoding
 from . import images, verification
 from .addresses import is_private_host, is_public
-from .disk import NO_PATH, NoThreadError, in_thread, in_thread_or_here
+from .disk import NO_PATH, NoThreadError, in_thread, in_thread_or_here, reason_of_folder
 from .links import Download, Sink, download_error, renewed_link, shown_url
 
 MAX_REDIRECTS = 3
@@ -304,7 +304,7 @@ async def created_directory(directory: str | os.PathLike[str], task_id: str) -> 
     try:
         return await in_thread(_created, directory)
     except (OSError, *NO_PATH) as error:
-        reason = reason_of(error)
+        reason = reason_of_folder(error)
     raise download_error(f"create the directory '{directory}'", reason, task_id)
 
 

@@ -276,6 +276,7 @@ async def test_images_of_two_tasks_are_not_mixed(tmp_path: Path) -> None:
         (("A lake", "--file", "none.png"), "cannot read --file 'none.png': No such file or directory"),
         (("A lake", "--file", "empty.png"), "cannot read --file 'empty.png': it is empty"),
         (("A lake", "--file", "."), "cannot read --file '.': "),
+        (("A lake", "--out", "taken"), "cannot write to --out 'taken': it is not a folder"),
         (("A lake", "--out", "taken/out"), f"cannot write to --out '{Path('taken/out')}': "),
         (("A lake", "--key", "k1"), "invalid --key 'k1': expected --store too, the file that remembers it"),
         (
@@ -294,6 +295,10 @@ async def test_images_of_two_tasks_are_not_mixed(tmp_path: Path) -> None:
         (
             ("A lake", "--callback-url", "me"),
             "invalid --callback-url='me': expected a complete http:// or https:// URL without spaces",
+        ),
+        (
+            ("A lake", *("--file", "images/a lake.png") * 6),
+            "invalid --file=['images/a lake.png', '...']: expected at most 5 URLs, got 6",
         ),
         (
             ("A lake", *("--file", "https://example.com/a.png") * 6),

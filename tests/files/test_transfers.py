@@ -92,6 +92,7 @@ async def test_a_directory_that_cannot_be_created(tmp_path: Path) -> None:
             with pytest.raises(DownloadError, match="could not create the directory") as caught:
                 await files.download([host.url], folder, task_id=TASK, renew=no_renewal)
             assert (caught.value.task_id, caught.value.__context__) == (TASK, None)
+            assert ("it is not a folder. Task" in str(caught.value)) == (folder.name == "file")
         (tmp_path / "cat.png").mkdir()
         with pytest.raises(DownloadError, match="directory"):
             await files.download([host.url], tmp_path, task_id=TASK, name="cat", renew=no_renewal)
