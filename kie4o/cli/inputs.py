@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import io
 import re
 import secrets
@@ -75,12 +77,19 @@ def check_file(source: str, option: str) -> None:
     raise UsageError(f"cannot read {option} '{source}': {reason}")
 
 
-async def url_of(client: AsyncKieClient, source: str, *, path: str = "kie4o") -> str:
-    """The URL of an input image; a file is uploaded."""
+async def url_of(client: AsyncKieClient, source: str, *, stem: str | None = None) -> str:
+    """The URL of an input image; a file is uploaded. An upload replaces one of the same name."""
     if is_url(source):
         return source
-    name = secrets.token_hex(8) + Path(source).suffix  # unique, as an upload replaces one of the same name
-    return (await client.upload(source, name=name, path=path)).url
+    name = (stem or secrets.token_hex(8)) + Path(source).suffix
+    return (await client.upload(source, name=name, path="kie4o")).url
+
+
+def _digest(source: str) -> str | None:
+    if is_url(source):
+        return None
+    with Path(source).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 @attrs.frozen
@@ -108,10 +117,13 @@ class Inputs:
         return attrs.evolve(options, files_url=tuple(map(_placeholder, self.files)), mask_url=mask)
 
     async def uploaded(self, client: AsyncKieClient) -> dict[str, Any]:
-        """The fields of the request, once the local files are at Kie."""
+        """The fields of the request, once the local files are at Kie.
+
+        Each is named after what is in it: the same command makes the same request, as a key wants it.
+        """
         urls: dict[str, str] = {}
         for source in dict.fromkeys((*self.files, *filter(None, [self.mask]))):
-            urls[source] = await url_of(client, source)
+            urls[source] = await url_of(client, source, stem=await asyncio.to_thread(_digest, source))
         fields: dict[str, Any] = {"files_url": tuple(urls[each] for each in self.files)}
         if self.mask is not None:
             fields["mask_url"] = urls[self.mask]

@@ -54,7 +54,7 @@ async def test_it_saves_and_prints_the_paths(tmp_path: Path) -> None:
 async def test_every_field_of_a_request_is_an_option(tmp_path: Path) -> None:
     """A path is uploaded, a mask too; a URL is passed on; --set passes what kie4o does not know."""
     (tmp_path / "lake.png").write_bytes(pictures.BLANK)
-    (tmp_path / "mask.png").write_bytes(pictures.BLANK)
+    (tmp_path / "mask.png").write_bytes(pictures.BLANK + b"a mask")
     words = (
         "--file",
         "lake.png",
@@ -147,6 +147,31 @@ async def test_a_key_is_paid_once(tmp_path: Path) -> None:
     assert second.notes == [f"task {task} is in the store, and is not paid again"]
     assert "running" not in second.err
     assert [record["replayed"] for record in replayed.records] == [True]
+
+
+async def test_a_key_with_a_local_file_is_paid_once(tmp_path: Path) -> None:
+    """The file has the same URL in a second run; with other contents it is another request."""
+    (tmp_path / "cat.png").write_bytes(pictures.BLANK)
+    words = (
+        "generate",
+        "A lake",
+        "--file",
+        "cat.png",
+        "--mask",
+        "cat.png",
+        "--store",
+        "run.db",
+        "--key",
+        "k",
+    )
+    async with Emulator(clock="real", **FAST) as kie:
+        outcomes = [await against(kie, tmp_path, *words).run() for _ in range(2)]
+        (tmp_path / "cat.png").write_bytes(pictures.BLANK + b"x")
+        other = await against(kie, tmp_path, *words).run()
+        assert paid(kie) == 1
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    assert outcomes[0].out == outcomes[1].out
+    assert other.notes == ["key 'k' was already used for another request; use a new key for a new request"]
 
 
 @pytest.mark.posix("the quotes of its shells")
