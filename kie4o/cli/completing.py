@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from ..errors import reason_of
 from .main import application
 from .terminal import UsageError
 
@@ -23,4 +24,8 @@ async def install_completion(*, shell: Shell = None, output: Output = None) -> N
         path = application().install_completion(shell=shell, output=output, add_to_startup=output is None)
     except RuntimeError as error:  # no shell was found
         raise UsageError(f"{error}: expected --shell bash, zsh, fish or powershell") from None
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to --output '{output or error.filename}': {reason_of(error)}"
+        ) from None
     print(f"{path}; start a new shell to use it")

@@ -133,13 +133,12 @@ async def _generate(work: Work[_Prompt], item: _Prompt, *, retry_failed: bool, n
 
 
 def _check_key(key: str | None, store: str | None, *, retry_failed: bool) -> None:
-    """Raises `UsageError` for options that do nothing without another one, and for no key at all."""
-    if key is None:
-        if retry_failed:
-            raise UsageError("--retry-failed has no effect without --key")
-    elif not key.strip():
-        raise UsageError(f"invalid --key '{key}': expected a text that is not blank")
-    elif store is None:
+    """Raises `UsageError` or `InvalidRequestError`. A blank key would be one for every request."""
+    from ..arguments import key_of
+
+    if key_of(key) is None and retry_failed:
+        raise UsageError("--retry-failed has no effect without --key")
+    if key is not None and store is None:
         raise UsageError(f"invalid --key '{key}': expected --store too, the file that remembers it")
 
 

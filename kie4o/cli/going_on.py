@@ -25,7 +25,7 @@ from .terminal import Terminal
 TIMEOUT = 900.0  # seconds; the default of --timeout
 _PROMPT = 60  # characters of a prompt that are shown
 # Of a task that will have none, however often they are asked for.
-_NO_IMAGES = re.compile(r"^task \w+ has no images: (it failed|Kie does not know it)")
+_NO_IMAGES = re.compile(r"^task \S+ has no images: (it failed|Kie does not know it)")
 
 
 @attrs.define(kw_only=True, eq=False)

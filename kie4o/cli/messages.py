@@ -41,6 +41,7 @@ _OPTIONS: Mapping[str, str] = MappingProxyType(
         "wait_timeout": "--timeout",
         "speed": "--speed",
         "source": "--file",
+        "key": "--key",
         "path": "--path",
         "store": "--store",
         "url": "URL",
@@ -53,7 +54,6 @@ _PHRASES: Mapping[str, str] = MappingProxyType(
     {
         EXPECTED: "a file such as run.db, or postgresql://user@host/database",
         "set webhook_key= (or KIE_WEBHOOK_KEY)": "set KIE_WEBHOOK_KEY",
-        "a key, a ref, or an entry of unfinished()": "a key or a ref, as kie4o unfinished lists them",
         "client.unfinished()": "kie4o unfinished",
     }
 )

@@ -107,6 +107,8 @@ async def settle(
     terminal: Connected = CONNECTED,
 ) -> None:
     """Record what you found out about a request with an unknown outcome. Submits nothing."""
+    if not key:
+        raise UsageError("invalid KEY '': expected a key or a ref, as kie4o unfinished lists them")
     if (task is None) != not_charged:
         raise UsageError(
             "expected either --task ID or --not-charged: what kie.ai/logs says about the request"

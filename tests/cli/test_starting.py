@@ -149,6 +149,10 @@ async def test_the_help_names_every_variable(tmp_path: Path) -> None:
         (("resume",), "--store is missing; see kie4o resume --help"),
         (("resume", "--stor", "run.db"), "--store is missing; did you mean it by --stor?"),
         (("settle", "k1", "--store", "no.db"), "expected either --task ID or --not-charged"),
+        (
+            ("settle", "", "--store", "no.db", "--not-charged"),
+            "invalid KEY '': expected a key or a ref, as kie4o unfinished lists them",
+        ),
         (("upload", "no.png"), "cannot read FILE 'no.png': No such file or directory"),
         (("listen", "--port", "70000"), 'Invalid value "70000" for --port.'),
         *(
@@ -257,6 +261,9 @@ async def test_completion_is_written_for_a_shell(tmp_path: Path) -> None:
         tmp_path, "--install-completion", "--shell", "bash", "--output", "kie4o.sh", HOME=str(tmp_path)
     ).run()
     assert (outcome.status, outcome.err) == (0, "")
+    outcome = await Command(tmp_path, "--install-completion", "--shell", "bash", "--output", ".").run()
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.notes[0].startswith("cannot write to --output '.': ")
     script = (tmp_path / "kie4o.sh").read_text()
     assert "--no-wait" in script
     assert "unfinished" in script
