@@ -14,6 +14,7 @@ from urllib.parse import quote
 from ..errors import KieError
 
 PAGE_NAME = "index.html"
+_COMMAND_NAME = ".kie4o.command"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif"})
 
 
@@ -38,6 +39,26 @@ class Folder:
     def names(self) -> list[str]:
         """The images directly in the folder, in the order of their names."""
         return [name for name in sorted(entry.name for entry in os.scandir(self.path)) if self.has(name)]
+
+
+def keep_command(directory: Path, command: str) -> None:
+    """Keep the command that submits the failed requests of a folder again, or none if it is empty.
+
+    Only the batch knows it: with another store it would pay again for what is paid.
+    """
+    lines = f"{directory.resolve()}\n{command}\n" if command else ""
+    (directory / _COMMAND_NAME).write_bytes(lines.encode("utf-8", "surrogatepass"))
+
+
+def kept_command(directory: Path) -> str:
+    """The command that is kept in a folder; empty if there is none, or if the folder was moved or copied, so
+    that the command is about another one."""
+    try:
+        lines = (directory / _COMMAND_NAME).read_bytes().decode("utf-8", "surrogatepass")
+    except (OSError, ValueError):
+        return ""
+    folder, _, command = lines.rpartition("\n")[0].rpartition("\n")
+    return command if folder == str(directory.resolve()) else ""
 
 
 def is_image_name(name: str) -> bool:

@@ -10,9 +10,6 @@ import base64
 import hashlib
 import math
 import re
-import shlex
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -27,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..errors import KieError
 from ..files.disk import PartialFile, remove_leftovers
 from ..version import __version__
-from .folder import PAGE_NAME, Folder, url_of
+from .folder import PAGE_NAME, Folder, kept_command, url_of
 from .records import FILE_NAME, Record, read
 from .thumbnails import FOLDER, ThumbnailMaker, thumbnail_name
 
@@ -40,15 +37,15 @@ _VARIANT = re.compile(r"(.+)_\d")
 _TASK_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def write_gallery(directory: Path, *, title: str | None = None, retry: str | None = None) -> Path:
+def write_gallery(directory: Path, *, title: str | None = None) -> Path:
     """Write the page of a folder, with the thumbnails that are missing, and return its path. Blocks.
 
-    Shown are the requests of `results.jsonl`, and images of the folder that it does not name.
+    Shown are the requests of `results.jsonl`, images of the folder that it does not name, and the command
+    that the batch has kept there for the requests that failed.
 
     Args:
         directory: The folder with the images.
         title: The heading; the name of the folder by default.
-        retry: The command that runs failed requests again.
 
     Raises:
         KieError: There is no such folder, or its `index.html` is that of something else.
@@ -63,7 +60,7 @@ def write_gallery(directory: Path, *, title: str | None = None, retry: str | Non
     named = {name for record in records for name in record.files}
     records += _loose(name for name in folder.names() if name not in named)
     small = _thumbnails(folder, records)
-    html = render(records, small, title=title or folder.path.name, retry=retry or _retry(folder.path))
+    html = render(records, small, title=title or folder.path.name, retry=kept_command(folder.path))
     file = PartialFile(folder.path)
     try:
         file.write(html.encode())
@@ -237,11 +234,6 @@ def _thumbnails(folder: Folder, records: list[Record]) -> frozenset[str]:
     with ThumbnailMaker(folder.path) as maker:
         wanted = {name: maker.add(name) for record in records for name in record.files}
         return frozenset(name for name, made in wanted.items() if made.result())
-
-
-def _retry(directory: Path) -> str:
-    words = ["kie4o", "batch", "FILE", "--out", str(directory), "--retry-failed"]
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 # -- what the policy admits --------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from image_folders import Folder, charged, fetches, uploads
-from programs import Command, against, paid, submits, was_asked
+from programs import AGAIN, Command, against, paid, submits, was_asked
 
 from kie4o import AsyncKieClient
 from kie4o.emulator import Emulator
@@ -265,6 +265,24 @@ async def test_failures_are_told_written_and_retried(tmp_path: Path) -> None:
         assert (retried.status, paid(kie)) == (3, 4)
     assert folder.images == ["0004.png", "lake.png"]
     assert "hill" in (folder.path / "index.html").read_text("utf-8")
+
+
+async def test_the_page_has_the_command_of_the_batch(tmp_path: Path) -> None:
+    """Also if it is written again by `kie4o gallery`: the store and the file are those of the batch. A killed
+    batch has left it too."""
+    folder = write(tmp_path, "prompts.txt", "A lake [[kie:policy]]\nA hill [[kie:stuck]]\n")
+    words = ("prompts.txt", "--store", "run.db")
+    retry = f"{AGAIN} batch prompts.txt --store run.db --out images {' '.join(OPTIONS)} --retry-failed"
+    async with kie_of() as kie:
+        process = await batch(kie, tmp_path, *words).start()
+        results = folder.path / "results.jsonl"
+        while not results.is_file() or not results.read_bytes():
+            await asyncio.sleep(0.01)
+        process.kill()
+        await process.communicate()
+    assert (await Command(tmp_path, "gallery", "images").run()).status == 0
+    page = (folder.path / "index.html").read_text("utf-8")
+    assert f'<code id="retry">{retry}</code>' in page
 
 
 async def test_an_unknown_outcome_is_never_sent_again(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from runs import ODD_NAMES, ONERROR, RECORDS, SCRIPT, record, write_run
 from kie4o.emulator import pictures
 from kie4o.errors import KieError
 from kie4o.gallery import selection, thumbnails
-from kie4o.gallery.folder import Folder, is_image_name
+from kie4o.gallery.folder import Folder, is_image_name, keep_command
 from kie4o.gallery.page import write_gallery
 from kie4o.gallery.records import FILE_NAME, Record, line
 from kie4o.gallery.thumbnails import ThumbnailMaker, has_thumbnail, thumbnail_name
@@ -127,6 +128,37 @@ def test_odd_names_are_quoted(tmp_path: Path) -> None:
     assert [unquote(link) for link in links] == ODD_NAMES
     assert not re.search(r"[:#?\"'<> ]", "".join(links))
     assert page.outside == []
+
+
+def retry_on(page: Path) -> str | None:
+    """The command of the page, if it has one."""
+    found = re.search(r'<code id="retry">(.*?)</code>', page.read_text("utf-8"), re.DOTALL)
+    return None if found is None else unescape(found[1])
+
+
+@pytest.mark.parametrize("name", ["images", "two\nlines"])
+def test_the_command_is_that_of_the_batch_or_none(tmp_path: Path, name: str) -> None:
+    """It is what the batch has kept in the folder, of this folder and for requests that failed."""
+    command = "kie4o batch 'my file.txt' --out images --store \ud800.db --retry-failed"
+    folder = tmp_path / name
+    try:
+        folder.mkdir()
+    except OSError:  # Windows has no such names
+        pytest.skip("a name with two lines")
+    write_run(folder, RECORDS[1:3])
+    assert retry_on(write_gallery(folder)) is None
+    keep_command(folder, command)
+    assert retry_on(write_gallery(folder)) == command.replace("\ud800", "?")
+    (folder / FILE_NAME).write_text(line(RECORDS[1]))
+    assert retry_on(write_gallery(folder)) is None  # nothing has failed
+    (folder / FILE_NAME).write_text(line(RECORDS[2]))
+    moved = folder.rename(tmp_path / "moved")
+    assert retry_on(write_gallery(moved)) is None
+    keep_command(moved, command)
+    keep_command(moved, "")
+    assert retry_on(write_gallery(moved)) is None
+    (moved / ".kie4o.command").write_bytes(b"\xff")
+    assert retry_on(write_gallery(moved)) is None
 
 
 @pytest.mark.parametrize("name", ["a.txt", "index.html", ".thumbs/a.png.webp", "a/../b.png", "..", "a.png/b"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
+from ...gallery.folder import keep_command
 from ...gallery.records import FILE_NAME, read
 from ...stores.choosing import is_shared
 from ..clients import opened
@@ -27,7 +28,16 @@ from .progress import Progress
 from .reporter import Reporter
 from .results import Results
 from .run import Run
-from .summary import announcement, exit_status, gallery_of, plan_facts, summarise, todo_of, write_failed
+from .summary import (
+    announcement,
+    exit_status,
+    gallery_of,
+    plan_facts,
+    retry_of,
+    summarise,
+    todo_of,
+    write_failed,
+)
 
 if TYPE_CHECKING:
     from ...client import AsyncKieClient
@@ -206,6 +216,7 @@ async def _run(
     run.reporter.event("plan", **plan_facts(plan, todo))
     run.reserve_names(plan.items)
     results.remember_lines(order_of(plan.items))
+    keep_command(options.out, retry_of(options, terminal))
     async with run.reporter.shown():
         with _first_interrupt(run.stop, run.reporter.stopping) as interrupted:
             await run.run(todo)

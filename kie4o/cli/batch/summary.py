@@ -49,13 +49,17 @@ def announcement(plan: Plan, todo: Sequence[Item]) -> str:
     return ", ".join(parts)
 
 
+def retry_of(options: Options, terminal: Terminal) -> str:
+    """The command that submits what has failed again."""
+    return terminal.again(*(() if options.retry_failed else ("--retry-failed",)))
+
+
 async def gallery_of(options: Options, terminal: Terminal) -> Path | None:
     """The page of the images, if it can be written: the images are there without it."""
     try:
         from ...gallery.page import write_gallery
 
-        retry = terminal.again(*(() if options.retry_failed else ("--retry-failed",)))
-        return await asyncio.to_thread(write_gallery, options.out, retry=retry)
+        return await asyncio.to_thread(write_gallery, options.out)
     except ImportError as error:
         reason = f"it needs {error.name}"
     except (KieError, OSError) as error:
