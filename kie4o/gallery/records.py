@@ -51,6 +51,7 @@ class Record:
         size: The aspect ratio.
         n_variants: How many images were requested.
         task_id: The id of its task, if it has one.
+        ref: The ref of the submit, if its outcome is unknown.
         state: ``"done"``, ``"failed"``, ``"unknown"`` or ``"not_submitted"``.
         files: Its images, relative to the folder of the file, with ``/`` between folders.
         urls: Where they came from.
@@ -70,6 +71,7 @@ class Record:
     size: str | None = None
     n_variants: int | None = None
     task_id: str | None = None
+    ref: str | None = None
     state: str
     files: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     urls: tuple[str, ...] = attrs.field(default=(), converter=_texts)
@@ -83,7 +85,7 @@ class Record:
 
 
 _FIELDS = [field.name for field in attrs.fields(Record) if field.name != "extra"]
-_TEXTS = {"name", "prompt", "size", "task_id", "error", "error_type"}
+_TEXTS = {"name", "prompt", "size", "task_id", "ref", "error", "error_type"}
 _COUNTS = {"line", "n_variants"}
 _LISTS = {"files", "urls"}
 

@@ -299,6 +299,60 @@ async def test_an_unknown_outcome_is_never_sent_again(tmp_path: Path) -> None:
     assert len(folder.records) == 2
 
 
+@pytest.mark.parametrize("prompt", ["A lake [[kie:dropped]]", "A lake"], ids=["unknown", "paid"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--retry-failed",)], ids=["run", "dry", "retry"])
+async def test_another_store_pays_for_nothing_again(
+    tmp_path: Path, prompt: str, more: tuple[str, ...]
+) -> None:
+    """What was submitted with one store is not submitted with another, which does not know of it."""
+    folder = write(tmp_path, "prompts.txt", f"A hill\n{prompt}\n{prompt}\n")
+    async with kie_of() as kie:
+        await batch(kie, tmp_path, "prompts.txt", "--store", "run.db").run()
+        before = submits(kie)
+        for name in ("0002.png", "0003.png"):
+            (folder.path / name).unlink(missing_ok=True)
+        outcome = await batch(kie, tmp_path, "prompts.txt", "--store", "other.db", *more).run()
+        assert (outcome.status, submits(kie)) == (2, before)
+        assert outcome.notes == [
+            "'images/results.jsonl' has lines 2 and 3 as submitted, and the store other.db does not know "
+            "them: expected the --store of that run; nothing was sent. To submit them again, which may pay "
+            "twice, remove them from that file"
+        ]
+
+
+async def test_another_store_is_said_and_a_failed_task_is_not_paid_again(tmp_path: Path) -> None:
+    """Images that are saved need no store, and new lines are submitted. What has failed is submitted again
+    by --retry-failed alone."""
+    write(tmp_path, "prompts.txt", "A lake [[kie:policy]]\nA hill\n")
+    async with kie_of() as kie:
+        await batch(kie, tmp_path, "prompts.txt", "--store", "run.db").run()
+        write(tmp_path, "prompts.txt", "A lake [[kie:policy]]\nA hill\nA harbour\n")
+        outcome = await batch(kie, tmp_path, "prompts.txt", "--store", "other.db").run()
+        assert outcome.notes == [
+            "the store other.db does not know line 2, whose images are saved: they were submitted with "
+            "another --store, or it was pruned",
+            "1 done, 0 under way, 0 unknown, 1 failed (--retry-failed submits them again), 1 to submit for 6 "
+            "credits",
+        ]
+        assert paid(kie) == 3
+        words = ("prompts.txt", "--store", "third.db", "--retry-failed", "--dry-run")
+        assert "1 to submit" in (await batch(kie, tmp_path, *words).run()).out
+
+
+async def test_what_was_settled_as_not_charged_is_submitted(tmp_path: Path) -> None:
+    """Its key is free in the store that knows of it."""
+    folder = write(tmp_path, "prompts.txt", "A lake\n")
+    async with kie_of() as kie:
+        kie.plan("A lake", answer=500)
+        assert (await batch(kie, tmp_path, "prompts.txt").run()).status == 4
+        [record] = folder.records
+        store = ("--store", "images/kie4o.db")
+        settled = await against(kie, tmp_path, "settle", record["key"], *store, "--not-charged").run()
+        assert settled.status == 0, settled.err
+        outcome = await batch(kie, tmp_path, "prompts.txt", "--dry-run").run()
+        assert outcome.out.startswith("0 done, 0 under way, 0 unknown, 1 to submit")
+
+
 async def test_a_wrong_key_stops_the_batch(tmp_path: Path) -> None:
     """Every further request would fail too: it is said once, nothing is charged, and the rest can go on."""
     write(tmp_path, "prompts.txt", prompts(50))

@@ -14,10 +14,10 @@ from ...gallery.records import FILE_NAME
 from ..inputs import check_file, read_stdin
 from ..messages import message_of
 from ..options import OPTIONS
-from ..terminal import STDIN, Terminal, UsageError
+from ..terminal import STDIN, Terminal, UsageError, command_line
 from . import lines
-from .lines import FORMATS, SUFFIXES, Format, Line, Table
-from .plan import Item, items_of
+from .lines import FORMATS, SUFFIXES, Format, Line, Table, listed
+from .plan import Item, Plan, items_of
 
 
 @attrs.frozen(kw_only=True)
@@ -111,6 +111,27 @@ def report_problems(problems: Sequence[tuple[int, str]], options: Options, termi
     if problems:
         lines = "1 bad line" if len(problems) == 1 else f"{len(problems)} bad lines"
         raise UsageError(f"{lines} in '{options.file}'; nothing was sent")
+
+
+def check_store(plan: Plan, options: Options, terminal: Terminal) -> None:
+    """Prove that the store knows what was submitted, as the results of the folder say: with another one it
+    would be paid for again. Images that are saved need no store."""
+    store = command_line([str(options.store)])
+    again = [item for item in plan.of("to submit") if item.lost]
+    lost = [item.line.number for item in again if item.record is None or item.record.state != "failed"]
+    if lost:
+        them = "it" if len(lost) == 1 else "them"
+        raise UsageError(
+            f"'{options.out / FILE_NAME}' has {listed(lost)} as submitted, and the store {store} does not "
+            f"know {them}: expected the --store of that run; nothing was sent. To submit {them} again, which "
+            f"may pay twice, remove {them} from that file"
+        )
+    saved = [item.line.number for item in plan.of("saved") if item.lost]
+    if saved:
+        terminal.note(
+            f"the store {store} does not know {listed(saved)}, whose images are saved: they were submitted "
+            "with another --store, or it was pruned"
+        )
 
 
 def check_paths(options: Options) -> None:

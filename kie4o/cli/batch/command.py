@@ -21,7 +21,7 @@ from ..inputs import expanded
 from ..parameters import CONNECTED, REQUEST, Connected, RequestOptions, Timeout
 from ..saving import Folder
 from ..terminal import Status, Terminal, UsageError
-from .checks import Options, check_paths, checked_items, contents_of, report_problems, table_of
+from .checks import Options, check_paths, check_store, checked_items, contents_of, report_problems, table_of
 from .lines import Format, Table
 from .plan import Item, Plan, look_up, order_of
 from .progress import Progress
@@ -151,6 +151,7 @@ async def batch(
                 items, results.records, names, client.find, retry_failed=retry_failed, edited=edited
             )
             report_problems([*plan.problems()], options, terminal)
+            check_store(plan, options, terminal)
             return await _run(plan, table, client, results, options, terminal)
 
 
@@ -175,6 +176,7 @@ async def _dry_run(items: Sequence[Item], options: Options, terminal: Terminal) 
         records = read(options.out / FILE_NAME)
         plan = await look_up(items, records, names, find, retry_failed=options.retry_failed, edited=False)
     report_problems([*plan.problems()], options, terminal)
+    check_store(plan, options, terminal)
     todo = todo_of(plan, options)
     terminal.show(f"{announcement(plan, todo)}; nothing was sent", event="plan", **plan_facts(plan, todo))
     return Status.OK

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import attrs
@@ -37,6 +37,7 @@ SUFFIXES: Mapping[str, Format] = {
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _OWN = ("prompt", "key", "name", "extra", "enable_fallback", "file_url")  # what is no option of a request
 _EXPECTED = ", ".join([*_OWN[:4], *(option.name for option in OPTIONS)])
+_SHOWN = 5  # numbers in a sentence
 _DASHES = re.compile(r"(?<![\w'\"])--(?=[a-z])")
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -95,6 +96,15 @@ class Table:
         return "".join(
             text if text.endswith("\n") else text + "\n" for text in [*filter(None, [self.head]), *lines]
         )
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Lines in a sentence: `line 4`, `lines 1, 2 and 3`, or the first five and how many more there are."""
+    shown = [f"{number}" for number in numbers[: _SHOWN if len(numbers) > _SHOWN + 1 else None]]
+    if (more := len(numbers) - len(shown)) > 0:
+        shown.append(f"{more:,} more")
+    *first, last = shown
+    return f"lines {', '.join(first)} and {last}" if first else f"line {last}"
 
 
 def guessed_format(data: bytes) -> Format:

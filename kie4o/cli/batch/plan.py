@@ -48,6 +48,7 @@ class Item:
         stem: The name of its images.
         record: What an earlier run has recorded.
         entry: What the store has under the key.
+        lost: Whether it was submitted, as the record says, and the store does not know of it.
         state: What is to be done.
         on_disk: Whether files of its name are there, which an earlier run has saved.
         moved: Whether it has another name than its own, since a file of that name belongs to no record.
@@ -59,6 +60,7 @@ class Item:
     stem: str = ""
     record: Record | None = None
     entry: Entry | None = None
+    lost: bool = False
     state: State = "to submit"
     on_disk: bool = False
     moved: bool = False
@@ -139,10 +141,11 @@ async def look_up(
     """What is known of the items. `files` are the names in the folder; `edited` says that lines have other
     numbers than in the last run."""
     names, recorded = set(files), {record.key: record for record in records}
+    for item in items:
+        item.record = recorded.get(item.key)
     for start in range(0, len(items), _AT_ONCE):
         await asyncio.gather(*(_find(item, find, retry_failed) for item in items[start : start + _AT_ONCE]))
     for item in items:
-        item.record = recorded.get(item.key)
         item.state = _state(item, names, retry_failed)
     _name(items, recorded.values(), names, edited)
     return Plan(items)
@@ -155,16 +158,29 @@ async def _find(item: Item, find: Find, retry_failed: bool) -> None:
     number = 2
     while item.line.local and (later := await find(f"{item.key}#{number}")) is not None:
         item.stored_as, item.entry, number = f"{item.key}#{number}", later, number + 1
+    item.lost = item.entry is None and await _is_lost(item.record, find)
     failed = item.entry is not None and item.entry.state is EntryState.FAILED
     if failed and retry_failed and item.line.local and item.submitted_request() is not None:
         item.stored_as, item.entry = f"{item.key}#{number}", None
+
+
+async def _is_lost(record: Record | None, find: Find) -> bool:
+    """Whether the record of a key that the store does not know is about another store: it has a task, or a
+    submit whose outcome is unknown. A submit that was not charged after all is found by its ref."""
+    if record is None or record.task_id is not None:
+        return record is not None
+    return record.state == "unknown" and record.ref is not None and await find(record.ref) is None
 
 
 def _state(item: Item, names: set[str], retry_failed: bool) -> State:
     record = item.record
     if record is not None and record.state == "done" and record.files and names.issuperset(record.files):
         return "saved"
-    state = "to submit" if item.entry is None else _STATE_OF.get(item.entry.state, "to submit")
+    state: State = "to submit"
+    if item.entry is not None:
+        state = _STATE_OF.get(item.entry.state, state)
+    elif item.lost and record is not None and record.state == "failed":
+        state = "failed"
     return "to submit" if state == "failed" and retry_failed else state
 
 

@@ -337,6 +337,7 @@ def _record(item: Item, state: str, error: KieError | None) -> Record:
         prompt=request.prompt,
         size=request.size,
         n_variants=request.n_variants,
+        ref=error.ref if isinstance(error, SubmissionUnknownError) else None,
         state=state,
         error=None if error is None else message_of(error),
         error_type=None if error is None else type(error).__name__,
