@@ -34,7 +34,7 @@ class Status(enum.IntEnum):
     USAGE = 2  # what was typed or set cannot be used; nothing was sent
     SOME_FAILED = 3
     UNKNOWN = 4  # a request was sent and may have been charged
-    CREDIT_LIMIT = 5  # stopped by --max-credits
+    LIMIT = 5  # requests are left: --limit or --max-credits is reached
     STORE_IN_USE = 6
     INTERRUPTED = 130
 

@@ -170,7 +170,7 @@ async def test_names_never_collide(tmp_path: Path) -> None:
     folder = write(tmp_path, "cats.jsonl", "\n".join(map(json.dumps, lines)))
     async with kie_of() as kie:
         first = await batch(kie, tmp_path, "cats.jsonl", "--limit", "5").run()
-        assert first.status == 0, first.err
+        assert first.status == 5, first.err
         assert (await batch(kie, tmp_path, "cats.jsonl").run()).status == 0
     assert len(folder.images) == 2 * len(names)
     assert len({name.casefold() for name in folder.images}) == 2 * len(names)
@@ -210,7 +210,7 @@ async def test_local_files_are_uploaded_once(tmp_path: Path) -> None:
     folder = write(tmp_path, "in/cats.jsonl", "\n".join(map(json.dumps, lines)))
     async with kie_of() as kie:
         first = await batch(kie, tmp_path, "in/cats.jsonl", "--limit", "3").run()
-        assert first.status == 0, first.err
+        assert first.status == 5, first.err
         assert (uploads(kie), paid(kie)) == (2, 3)
         assert (await batch(kie, tmp_path, "in/cats.jsonl").run()).status == 0
         assert (uploads(kie), paid(kie)) == (4, 5)
@@ -414,6 +414,119 @@ async def test_each_run_has_the_whole_limit(tmp_path: Path) -> None:
         assert statuses == [5, 5, 0]
         assert (await batch(kie, tmp_path, "prompts.txt", "--limit", "0").run()).status == 0
     assert paid(kie) == len(folder.images) == 5
+
+
+LIMITED = {
+    "requests are left": ("A lake\nA hill\n", 5),
+    "and one has failed": ("A lake [[kie:policy]]\nA hill\n", 5),
+    "and one is unknown": ("A lake [[kie:dropped]]\nA hill\n", 4),
+    "and the key is wrong": ("A lake [[kie:401]]\nA hill\n", 1),
+    "nothing is left": ("A lake\n", 0),
+    "nothing is left, and one has failed": ("A lake [[kie:policy]]\n", 3),
+}
+
+
+@pytest.mark.parametrize("case", LIMITED)
+async def test_a_limit_of_requests_has_a_status(tmp_path: Path, case: str) -> None:
+    """It says that requests are left, unless there is something worse to say."""
+    text, status = LIMITED[case]
+    write(tmp_path, "prompts.txt", text)
+    async with kie_of() as kie:
+        outcome = await batch(kie, tmp_path, "prompts.txt", "--limit", "1").run()
+    assert (outcome.status, submits(kie)) == (status, 1)
+
+
+# -- what goes on ----------------------------------------------------------------------------------
+
+FAILED = "A lake [[kie:policy]]\n"
+REFUSED = "A hill [[kie:422]]\n"
+PLAIN, RETRY = "to go on: {again}", "to submit the failed ones again: {again} --retry-failed"
+GOING_ON = {
+    "all is done": ("A lake\n", [], []),
+    "a task has failed": (FAILED, [], [RETRY]),
+    "it has failed once more": (FAILED, ["--retry-failed"], ["to submit the failed ones again: {again}"]),
+    "a request was refused": (REFUSED, [], [PLAIN]),
+    "one has failed, one was refused": (FAILED + REFUSED, [], [PLAIN]),
+    "one has failed, one is left": (FAILED + "A hill\n", ["--limit", "1"], [PLAIN]),
+    "the key is wrong": ("A lake [[kie:401]]\n" + prompts(30), [], [PLAIN]),
+    "the limit is too low": (
+        "A lake\n",
+        ["--max-credits", "5", "--retry-failed"],
+        ["to go on, raise --max-credits to 6 or more"],
+    ),
+    "the limit is too low for the last": (
+        '{"prompt": "A lake"}\n{"prompt": "A hill", "variants": 4}\n',
+        ["--max-credits", "12", "--format", "jsonl"],
+        ["to go on, raise --max-credits to 24 or more"],
+    ),
+    "the limit is reached": (prompts(2), ["--max-credits", "6"], [PLAIN]),
+}
+
+
+@pytest.mark.parametrize("case", GOING_ON)
+async def test_one_command_goes_on(tmp_path: Path, case: str) -> None:
+    """The one that pays for nothing again, as long as there is something that it brings further. The page
+    has none that could never submit anything."""
+    text, more, expected = GOING_ON[case]
+    folder = write(tmp_path, "prompts.txt", text)
+    async with kie_of() as kie:
+        outcome = await batch(kie, tmp_path, "prompts.txt", *more).run()
+    options = f"{' '.join(more)} --out images {' '.join(OPTIONS)}".strip()
+    again = f"{AGAIN} batch prompts.txt {options}"
+    lines = [line for line in outcome.out.splitlines() if line.startswith("to ")]
+    assert lines == [line.format(again=again) for line in expected]
+    command = (folder.path / ".kie4o.command").read_text("utf-8")
+    assert bool(command) == ("raise" not in "".join(expected))
+
+
+async def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    """Nothing was paid: the same command goes on."""
+    write(tmp_path, "prompts.txt", prompts(3))
+    async with kie_of() as kie:
+        command = batch(kie, tmp_path, "prompts.txt")
+    outcome = await command.run()
+    assert outcome.status == 3
+    assert outcome.out.splitlines()[0] == (
+        "0 of 3 done, 3 failed, 0 unknown, 0 not submitted; 0 images in 'images'"
+    )
+    assert [line for line in outcome.out.splitlines() if line.startswith("to ")] == [
+        f"to go on: {AGAIN} batch prompts.txt --out images {' '.join(OPTIONS)}"
+    ]
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+async def test_unknown_outcomes_name_the_command_that_settles_them(
+    tmp_path: Path, keyed: bool, count: int
+) -> None:
+    """Of one the whole command, of several also the one that lists them."""
+    lines = [
+        {"prompt": "A lake [[kie:dropped]]"} | ({"key": f"lake-{number}"} if keyed else {})
+        for number in range(count)
+    ]
+    folder = write(tmp_path, "requests.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+    async with kie_of() as kie:
+        outcome = await batch(kie, tmp_path, "requests.jsonl", "--store", "run.db").run()
+        assert outcome.status == 4
+        said = [line for line in outcome.out.splitlines() if "settle" in line or "unfinished" in line]
+        ref = folder.records[0]["ref"]
+        name = "lake-0" if keyed else folder.records[0]["key"] if ref.startswith("-") else ref
+        if count == 1:
+            settle = f"{AGAIN} settle {name} --store run.db"
+            assert said == [
+                f"look for line 1 at kie.ai/logs, then tell kie4o: {settle} --task ID, or --not-charged"
+            ]
+            task = next(iter(kie.tasks))
+            words = [*settle.split()[3:], "--task", task]
+            assert (await against(kie, tmp_path, *words).run()).status == 0
+            again = await batch(kie, tmp_path, "requests.jsonl", "--store", "run.db").run()
+            assert again.status == 0, again.err
+        else:
+            assert said == [
+                f"to list the unknown outcomes: {AGAIN} unfinished --store run.db",
+                f"look for each at kie.ai/logs, then tell kie4o: {AGAIN} settle KEY --store run.db "
+                "--task ID, or --not-charged",
+            ]
 
 
 async def test_a_dry_run_sends_and_writes_nothing(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ async def test_an_image_of_another_line_is_not_taken(tmp_path: Path) -> None:
         (folder.path / "0003.png").unlink()
         lake = (folder.path / "0002.png").stat()
         folder_of(tmp_path, "A boat", "A harbour", "A hill", "A lake")
-        assert (await batch(kie, tmp_path, "--limit", "0").run()).status == 0
+        assert (await batch(kie, tmp_path, "--limit", "0").run()).status == 5
     files = {record["prompt"]: record["files"] for record in folder.records}
     assert files["A harbour"] == ["0002-2.png"]
     assert files["A lake"] == ["0004.png"]
@@ -125,14 +125,14 @@ async def test_nothing_more_is_paid_for_once_the_folder_takes_no_image(tmp_path:
         outcome = await outcome_of(process)
         spent = paid(kie)
         assert outcome.status == 1
-        assert outcome.notes[-1].startswith(f"cannot write to --out '{folder.path.name}': ")
+        assert outcome.notes[-1].startswith(f"stopped: cannot write to --out '{folder.path.name}': ")
         [summary] = [each for each in outcome.records if each["event"] == "summary"]
         assert spent < 12
         assert summary["not_submitted"] == 30 - spent
         folder.path.unlink()
         (tmp_path / "away").rename(folder.path)
         again = await batch(kie, tmp_path, *words, "--limit", "0").run()
-    assert again.status == 0, again.err
+    assert again.status == 5, again.err
     assert len(folder.images) == spent
 
 

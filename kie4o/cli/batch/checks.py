@@ -19,6 +19,10 @@ from . import lines
 from .lines import FORMATS, SUFFIXES, Format, Line, Table, listed
 from .plan import Item, Plan, items_of
 
+DEMO = (
+    "KIE4O_DEMO"  # a variable of the environment: the Kie of this run ends soon, so nothing can go on with it
+)
+
 
 @attrs.frozen(kw_only=True)
 class Options:
@@ -33,6 +37,7 @@ class Options:
     max_credits: float | None
     retry_failed: bool
     every: float
+    is_demo: bool
 
     @property
     def title(self) -> str:

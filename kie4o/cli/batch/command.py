@@ -21,7 +21,16 @@ from ..inputs import expanded
 from ..parameters import CONNECTED, REQUEST, Connected, RequestOptions, Timeout
 from ..saving import Folder
 from ..terminal import Status, Terminal, UsageError
-from .checks import Options, check_paths, check_store, checked_items, contents_of, report_problems, table_of
+from .checks import (
+    DEMO,
+    Options,
+    check_paths,
+    check_store,
+    checked_items,
+    contents_of,
+    report_problems,
+    table_of,
+)
 from .lines import Format, Table
 from .plan import Item, Plan, look_up, order_of
 from .progress import Progress
@@ -83,7 +92,12 @@ MaxCredits = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None, Parameter(name="--limit", validator=validators.Number(gte=0), help="Submit at most so many.")
+    int | None,
+    Parameter(
+        name="--limit",
+        validator=validators.Number(gte=0),
+        help="Submit at most this many requests in this run.",
+    ),
 ]
 RetryFailed = Annotated[
     bool, Parameter(name="--retry-failed", help="Submit again what has failed. It costs again.")
@@ -134,6 +148,7 @@ async def batch(
         max_credits=max_credits,
         retry_failed=retry_failed,
         every=progress_every,
+        is_demo=DEMO in os.environ,
     )
     table = table_of(data, options, request)
     items = await asyncio.to_thread(checked_items, table, options, terminal)
@@ -222,13 +237,12 @@ async def _run(
     async with run.reporter.shown():
         with _first_interrupt(run.stop, run.reporter.stopping) as interrupted:
             await run.run(todo)
-    gallery = await gallery_of(options, terminal)
+    gallery = await gallery_of(run, options, terminal)
     if options.failed is not None:
         await asyncio.to_thread(write_failed, options.failed, table, plan, run)
     await summarise(plan, run, options, gallery, terminal)
-    if isinstance(run.error, OSError):
-        raise run.error
-    return exit_status(run, progress, interrupted=bool(interrupted) and progress.left > 0)
+    limited = counts["to submit"] > tried["to submit"]
+    return exit_status(run, progress, interrupted=bool(interrupted) and progress.left > 0, limited=limited)
 
 
 @contextlib.contextmanager

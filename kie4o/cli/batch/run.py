@@ -64,7 +64,7 @@ class Run:
         stop: Set to submit nothing more.
         records: What has been recorded, by key.
         error: What stopped it.
-        unknown: How many requests have an outcome that nobody knows.
+        unknown: The requests that have an outcome which nobody knows.
         elsewhere: How many requests other processes have submitted meanwhile.
     """
 
@@ -78,7 +78,7 @@ class Run:
     stop: asyncio.Event
     records: dict[str, Record]
     error: KieError | OSError | None = None
-    unknown: int = 0
+    unknown: list[Item] = attrs.field(factory=list)
     elsewhere: int = 0
     _here: Decimal = attrs.field(default=Decimal(0), init=False)  # what this run has paid, of what has ended
     _items: dict[str, Item] = attrs.field(factory=dict, init=False)  # by the key in the store
@@ -118,7 +118,14 @@ class Run:
 
     def unfinished(self, items: Iterable[Item]) -> bool:
         """Whether running it again brings some items further without paying for them again."""
-        return any(record is not None and _may_go_on(record) for record in map(self._known, items))
+        return any(record is None or _may_go_on(record) for record in map(self._known, items))
+
+    def name_of(self, item: Item) -> str:
+        """What `kie4o settle` knows an item by: its own key, or the ref, which is shorter than a hash. A ref
+        that begins with - would be an option."""
+        record = self._known(item)
+        ref = None if record is None else record.ref
+        return item.stored_as if item.line.key is not None or ref is None or ref[0] == "-" else ref
 
     def spent_in(self, spent: Spent) -> Decimal:
         """What this run has spent. A shared store counts what others spend as well."""
@@ -250,7 +257,7 @@ class Run:
     def _add(self, item: Item, record: Record) -> None:
         """Write a record, unless it is known, and count the item."""
         if record.state == "unknown" and record.error_type == SubmissionUnknownError.__name__:
-            self.unknown += 1
+            self.unknown.append(item)
         known, self.records[item.key] = self.records.get(item.key), record
         try:
             if known is None or not _says_the_same(known, record):
@@ -298,6 +305,13 @@ def limit_of(error: CreditLimitError) -> str:
     )
 
 
+def least_limit(error: Exception | None) -> str | None:
+    """The least `--max-credits` with which a run can go on, if the one it had is too small for that."""
+    if not isinstance(error, CreditLimitError) or error.price is None or error.limit is None:
+        return None
+    return _number(error.price) if error.price > error.limit else None
+
+
 def _says_the_same(known: Record, record: Record) -> bool:
     """Whether a record adds nothing to the one that is written. The words of a replayed error are others."""
     if record.replayed and record.error_type is not None:
@@ -314,9 +328,11 @@ def _number(amount: Decimal | None) -> str:
 
 
 def _may_go_on(record: Record) -> bool:
-    """Whether the task of a record is paid, and its images are not saved: it has not ended, or a download
-    failed."""
-    return record.task_id is not None and record.error is not None and record.state in ("done", "unknown")
+    """Whether nothing of a record is paid, or its task is and its images are not saved: it has not ended, or
+    a download failed."""
+    if record.task_id is None:
+        return record.state in ("failed", "not_submitted")
+    return record.error is not None and record.state in ("done", "unknown")
 
 
 def _accepted(spent: Spent) -> int:

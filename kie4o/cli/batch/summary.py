@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import CreditLimitError, KieError
+from ...gallery.folder import keep_command
 from ..messages import message_of, status_of
 from ..terminal import Status, Terminal
 from .checks import Options
-from .lines import Table
+from .lines import Table, listed
 from .plan import Item, Plan
 from .progress import Progress
-from .run import Run, limit_of
+from .run import Run, least_limit, limit_of
 
 
 def todo_of(plan: Plan, options: Options) -> list[Item]:
@@ -50,13 +51,17 @@ def announcement(plan: Plan, todo: Sequence[Item]) -> str:
 
 
 def retry_of(options: Options, terminal: Terminal) -> str:
-    """The command that submits what has failed again."""
+    """The command that submits again what has failed; none in a demo, with which its Kie ends."""
+    if options.is_demo:
+        return ""
     return terminal.again(*(() if options.retry_failed else ("--retry-failed",)))
 
 
-async def gallery_of(options: Options, terminal: Terminal) -> Path | None:
+async def gallery_of(run: Run, options: Options, terminal: Terminal) -> Path | None:
     """The page of the images, if it can be written: the images are there without it."""
     try:
+        if least_limit(run.error) is not None:
+            keep_command(options.out, "")
         from ...gallery.page import write_gallery
 
         return await asyncio.to_thread(write_gallery, options.out)
@@ -85,26 +90,21 @@ async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None
     progress.credits = run.spent_in(spent)
     parts = [f"{states['done']:,} of {len(plan.items):,} done", f"{states['failed']:,} failed"]
     parts += [f"{states['unknown']:,} unknown", f"{states['not_submitted']:,} not submitted"]
-    lines = [", ".join(parts) + f"; {images:,} images in '{run.out}'"]
+    lines = [", ".join(parts) + f"; {images:,} image{'s' * (images != 1)} in '{run.out}'"]
     left = "" if balance is None else f"; balance {balance:,f}"
     lines.append(f"spent {progress.credits:,f} credits in this run, {spent.credits:,f} in all{left}")
     if run.elsewhere:
         lines.append(f"{run.elsewhere:,} were submitted by other processes meanwhile")
     if isinstance(run.error, CreditLimitError):
         lines.append(limit_of(run.error))
-    elif isinstance(run.error, KieError):
+    elif run.error is not None:
         terminal.fail(
             f"stopped: {message_of(run.error)}",
             error=type(run.error).__name__,
-            task_id=run.error.task_id,
+            task_id=getattr(run.error, "task_id", None),
         )
-    if states["not_submitted"] or run.unfinished(plan.items):
-        lines.append(f"to go on: {terminal.again()}")
-    if run.unknown:
-        command = terminal.command("unfinished", **{"--store": options.store})
-        lines.append(f"unknown outcomes, which kie4o settle records: {command}")
-    if not run.retry_failed and any(record.state == "failed" for record in run.records.values()):
-        lines.append(f"to submit the failed ones again: {terminal.again('--retry-failed')}")
+    lines += _settling(run, options, terminal)
+    lines += _going_on(plan, run, options, terminal)
     if gallery is not None:
         lines.append(f"gallery: {gallery}")
     terminal.show(
@@ -122,14 +122,44 @@ async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None
     )
 
 
-def exit_status(run: Run, progress: Progress, *, interrupted: bool) -> Status:
-    """What a script needs to know first: money whose fate is unknown, then why the run stopped."""
+def _settling(run: Run, options: Options, terminal: Terminal) -> Iterator[str]:
+    """What to do about outcomes that nobody knows."""
+    if not run.unknown:
+        return
+    store = {"--store": options.store}
+    if len(run.unknown) == 1:
+        item = run.unknown[0]
+        what, key = listed([item.line.number]), run.name_of(item)
+    else:
+        yield f"to list the unknown outcomes: {terminal.command('unfinished', **store)}"
+        what, key = "each", "KEY"
+    settle = terminal.command("settle", key, **store)
+    yield f"look for {what} at kie.ai/logs, then tell kie4o: {settle} --task ID, or --not-charged"
+
+
+def _going_on(plan: Plan, run: Run, options: Options, terminal: Terminal) -> Iterator[str]:
+    """The command that goes on with what is left. One that costs again is the last."""
+    if options.is_demo:
+        return
+    if (least := least_limit(run.error)) is not None:
+        yield f"to go on, raise --max-credits to {least} or more"
+    elif run.unfinished(plan.items):
+        yield f"to go on: {terminal.again()}"
+    elif any(run.state_of(item) == "failed" for item in plan.items):
+        yield f"to submit the failed ones again: {retry_of(options, terminal)}"
+
+
+def exit_status(run: Run, progress: Progress, *, interrupted: bool, limited: bool) -> Status:
+    """What a script needs to know first: money whose fate is unknown, then why the run stopped, then that
+    `--limit` has left requests out, then what failed."""
     if interrupted:
         return Status.INTERRUPTED
     if run.unknown:
         return Status.UNKNOWN
     if isinstance(run.error, CreditLimitError):
-        return Status.CREDIT_LIMIT
+        return Status.LIMIT
     if run.error is not None:
         return status_of(run.error)
+    if limited:
+        return Status.LIMIT
     return Status.SOME_FAILED if progress.failed or progress.unknown else Status.OK
