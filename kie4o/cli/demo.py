@@ -22,6 +22,7 @@ from cyclopts import Parameter, validators
 
 from ..errors import KieError
 from ..gallery.records import FILE_NAME, read
+from .batch.checks import DEMO
 from .parameters import OUTPUT, Out, Output
 from .saving import Folder
 from .terminal import Status, Terminal, UsageError, command_line, program
@@ -205,7 +206,7 @@ def _program() -> Sequence[str]:
 
 def _environment(kie: Emulator) -> Mapping[str, str]:
     others = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
-    return others | {"KIE_API_KEY": "demo", "KIE_BASE_URL": kie.url, "KIE_UPLOAD_URL": kie.url}
+    return others | {"KIE_API_KEY": "demo", "KIE_BASE_URL": kie.url, "KIE_UPLOAD_URL": kie.url, DEMO: "1"}
 
 
 def _own_group() -> Mapping[str, Any]:
@@ -235,7 +236,7 @@ def _summary(kie: Emulator, out: Path, terminal: Terminal) -> Status | None:
     again = command_line([*program(), "batch", str(out / REQUESTS), "--out", "images", "--dry-run"])
     lines = [
         f"the emulator has counted {kie.paid} paid tasks for {len(_PROMPTS)} requests: {twice or 'nothing'} "
-        f"was paid twice; {refused} submits were over the rate limit, and cost nothing",
+        f"was paid twice; {refused} attempts were refused because of the rate limit, and cost nothing",
         f"to look at the images, open {page}",
         "to generate real ones, create an API key at kie.ai/api-key, set KIE_API_KEY, and run the next line "
         "without --dry-run; as it is, it needs no key, tells the price and sends nothing:",

@@ -81,6 +81,14 @@ async def test_it_shows_a_rate_limit_a_failure_a_crash_and_the_gallery(tmp_path:
     )
     assert COUNTED in outcome.out
     assert f"open {tmp_path / 'here' / 'index.html'}\n" in outcome.out
+    page = (tmp_path / "here" / "index.html").read_text("utf-8")
+    assert "to submit" not in outcome.out  # its Kie has ended
+    assert '<code id="retry">' not in page
+    assert re.search(
+        r"; \d+ attempts were refused because of the rate limit, and cost nothing\n", outcome.out
+    )
+    for said_by_one in said.split(KILLED):
+        assert said_by_one.count("too many calls") <= 1
     check_images(tmp_path / "here")
 
 

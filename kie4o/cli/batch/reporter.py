@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .plan import Item
 
 _FAILURES = 20  # that are said as they happen
-_NUMBERS = re.compile(r"\d+")
+_NUMBERS = re.compile(r" \(\d+\)|\d+")  # codes too: the same pause is said with and without one
 
 
 @attrs.define(eq=False)
