@@ -96,6 +96,31 @@ def test_a_pause_is_over_once_something_was_submitted() -> None:
     assert "maintenance" not in progress.line(20.0)
 
 
+def test_after_a_stop_there_is_no_next_try_and_no_pace() -> None:
+    """Nothing more is submitted: what waits is left, and what ends says nothing about it."""
+    progress = Progress(title="", total=30, running=18)
+    progress.begin(0.0)
+    for second in (1.0, 2.0):
+        progress.ended(second, 1)
+        progress.done += 1
+    progress.pause("the limit of 20 in 10 s is used up", 60.0, 3.0)
+    assert progress.line(4.0).endswith(
+        " · 30 images/min · 56 s left · the limit of 20 in 10 s is used up; next try in 59 s"
+    )
+    progress.stop("stopping")
+    assert progress.line(4.0) == (
+        "2 of 30 · 10 not submitted · 18 running · 2 done · 0 failed · 0 unknown · 0 credits"
+    )
+    assert (progress.facts(4.0)["images_per_minute"], progress.facts(4.0)["seconds_left"]) == (None, None)
+
+
+def test_one_that_has_ended_before_it_was_counted() -> None:
+    """The counts add up all the same, and none is negative."""
+    progress = Progress(title="", total=3, running=-1, done=1)
+    assert progress.line(0.0).startswith("1 of 3 · 2 waiting · 0 running · 1 done")
+    assert progress.facts(0.0)["running"] == 0
+
+
 # -- what it costs ---------------------------------------------------------------------------------
 
 TASKS = 2000

@@ -128,6 +128,26 @@ async def test_ctrl_c_once_stops_and_drains(tmp_path: Path) -> None:
 
 
 @terminal
+async def test_after_ctrl_c_the_counts_stay_true(tmp_path: Path) -> None:
+    """What is not submitted stays so while the rest ends, whenever one looks."""
+    folder_of(tmp_path, 30)
+    async with kie_of() as kie:
+        for number in range(30):
+            kie.plan(f"Lake {number}", duration=60.0 + 4 * number)
+        command = batch(kie, tmp_path, "--max-in-flight", "20")
+        async with in_terminal(command, columns=200) as screen:
+            await screen.until("20 running")
+            screen.press_ctrl_c()
+            assert await screen.status() == 130
+    drawn = [line for line in screen.drawn if " running · " in line]
+    after = [line for line in drawn if "not submitted" in line]
+    assert len(after) > 3
+    assert drawn[-len(after) :] == after
+    assert {line.partition(" · ")[0] for line in after} == {"10 not submitted"}
+    assert "images/min" not in "".join(after)
+
+
+@terminal
 async def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
     """Long tasks are not waited for, and not paid again by the command that goes on."""
     folder = folder_of(tmp_path, 30)

@@ -29,10 +29,10 @@ class Progress:
         done: Those whose images are saved.
         failed: Those that failed.
         unknown: Those with an unknown outcome.
-        running: Those with a task that has not ended.
+        running: Those with a task that has not ended. It is negative if one has ended before it was counted.
         saving: Those whose images are being saved.
         credits: What this run has submitted.
-        stopping: What to say of a stop.
+        stopping: What to say of a stop: nothing more is submitted.
         failure: The last failure.
     """
 
@@ -55,7 +55,7 @@ class Progress:
     @property
     def waiting(self) -> int:
         """Requests that are not submitted."""
-        return max(0, self.total - self.done - self.failed - self.unknown - self.running - self.saving)
+        return max(0, self.left - max(0, self.running) - self.saving)
 
     @property
     def left(self) -> int:
@@ -76,6 +76,10 @@ class Progress:
         news = self._paused is None or self._paused[0] != text or self._paused[1] < now
         self._paused = (text, now + seconds, now)
         return news
+
+    def stop(self, text: str) -> None:
+        """Nothing more is submitted: the pause was one before the next submit, and the pace ends."""
+        self.stopping, self._paused = text, None
 
     def resumed(self, since: float) -> None:
         """Something was submitted: a pause that began before is over, however long it was to last."""
@@ -104,7 +108,7 @@ class Progress:
         return {
             "total": self.total,
             "waiting": self.waiting,
-            "running": self.running,
+            "running": max(0, self.running),
             "done": self.done,
             "failed": self.failed,
             "unknown": self.unknown,
@@ -120,8 +124,8 @@ class Progress:
         return f"{bar} {int(share * 100):3} %  {self.total - self.left:,}/{self.total:,}"
 
     def _counts(self) -> Iterator[str]:
-        yield f"{self.waiting:,} waiting"
-        yield f"{self.running:,} running"
+        yield f"{self.waiting:,} {'not submitted' if self.stopping else 'waiting'}"
+        yield f"{max(0, self.running):,} running"
         if self.saving:
             yield f"{self.saving:,} saving"
         yield f"{self.done:,} done"
@@ -141,10 +145,11 @@ class Progress:
         return pause_line(self._paused[0], self._paused[1] - now)
 
     def _recent(self, now: float) -> tuple[int, int, float] | None:
-        """How many requests and images have ended lately, and in how many seconds."""
+        """How many requests and images have ended lately, and in how many seconds; None if that tells nothing
+        about the rest."""
         while self._ended and self._ended[0][0] < now - WINDOW:
             self._ended.popleft()
-        if self._began is None or not self._ended:
+        if self._began is None or not self._ended or self.stopping:
             return None
         seconds = min(WINDOW, now - self._began)
         return len(self._ended), sum(images for _, images in self._ended), max(1.0, seconds)

@@ -71,8 +71,8 @@ class Reporter:
     def stopping(self) -> None:
         """Nothing more is submitted, because of Ctrl-C."""
         progress, again = self.progress, self.terminal.again()
-        progress.stopping = "stopping: nothing more is submitted; Ctrl-C again stops at once"
-        count = progress.running + progress.saving
+        progress.stop("stopping: nothing more is submitted; Ctrl-C again stops at once")
+        count = max(0, progress.running) + progress.saving
         self.terminal.error(f"{progress.stopping}. Waiting for {count} under way; to go on: {again}")
         self.event("stopping", under_way=count, command=again)
 

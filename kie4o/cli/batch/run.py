@@ -203,6 +203,8 @@ class Run:
         """Save the images of a finished request, and record what became of it."""
         progress = self.reporter.progress
         progress.saving += 1
+        if completion.task_id is not None and not completion.replayed:
+            progress.running -= 1
         try:
             if isinstance(completion.error, KeyConflictError) and self.shared and item.line.local:
                 completion = await self._as_submitted(item, completion)
@@ -289,11 +291,12 @@ class Run:
         while True:
             with contextlib.suppress(KieError):
                 now, spent = time.monotonic(), await self.client.spent()
-                if _accepted(spent) > accepted:
+                more = _accepted(spent) - accepted
+                if more > 0:
                     progress.resumed(looked)
-                accepted, looked = _accepted(spent), now
+                accepted, looked = accepted + more, now
                 progress.credits = self.spent_in(spent)
-                progress.running = max(0, spent.submitted.tasks - others)
+                progress.running = spent.submitted.tasks - others if self.shared else progress.running + more
             await asyncio.sleep(_SPENDING)
 
 
