@@ -559,6 +559,29 @@ BAD = {
         "promt,size,size\nA lake,1:1,1:1\n",
         ["line 1: unknown column 'promt'", "is there twice"],
     ),
+    "a column, and rows": (
+        "requests.csv",
+        "prompt,sise,variants\nA lake,1:1,3\nA hill,1:1,1,1\nA harbour,1:1,1\n",
+        [
+            "line 1: unknown column 'sise': expected prompt",
+            "line 2: invalid n_variants '3'",
+            "line 3: 4 cells: expected at most 3",
+        ],
+    ),
+    "json in a cell": (
+        "requests.csv",
+        'prompt,extra\nA lake,"{""a"": }"\n',
+        ["line 2: invalid extra '{\"a\": }': expected JSON (Expecting value at column 7)\n"],
+    ),
+    "where json is wrong": (
+        "requests.jsonl",
+        '{"prompt": "A lake", "size":\r\n{"prompt" 1}\n{"prompt": "A hill"',
+        [
+            "line 1: invalid JSON: Expecting value at column 29\n",
+            "line 2: invalid JSON: Expecting ':' delimiter at column 11\n",
+            "line 3: invalid JSON: Expecting ',' delimiter at column 20\n",
+        ],
+    ),
     "quotes": ("requests.csv", 'prompt\n"A lake\n', ["line 2: invalid CSV"]),
     "jsonl": (
         "requests.jsonl",

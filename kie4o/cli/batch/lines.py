@@ -165,14 +165,19 @@ def _objects(text: str, table: Table) -> Rows:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            found = json.loads(line.rstrip("\n"))
         except (ValueError, RecursionError) as error:
-            table.problems.append((number, f"invalid JSON: {error}"))
+            table.problems.append((number, f"invalid JSON: {_in_a_line(error)}"))
             continue
         if isinstance(found, dict):
             yield number, line, found
         else:
             table.problems.append((number, 'expected a JSON object, such as {"prompt": "A lake"}'))
+
+
+def _in_a_line(error: Exception) -> str:
+    """What is wrong with JSON, and where. Which line it is in is said already."""
+    return f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _cells(text: str, table: Table) -> Rows:
@@ -203,8 +208,8 @@ def _cells(text: str, table: Table) -> Rows:
             continue
         if not head:
             head, table.head = [cell.strip() for cell in row], source
-            if not _is_head(head, start, table):
-                return
+            if not _is_head(head, start, table) and "prompt" not in map(_field_of, head):
+                return  # every row would seem to lack what the misspelt column has
         elif len(row) > len(head):
             table.problems.append((start, f"{len(row)} cells: expected at most {len(head)}, as the head has"))
         else:
@@ -237,7 +242,7 @@ def _values(head: list[str], row: list[str]) -> dict[str, Any]:
             try:
                 values[field] = json.loads(cell)
             except ValueError as error:
-                raise UsageError(f"invalid {name} {cell!r}: expected JSON ({error})") from None
+                raise UsageError(f"invalid {name} {cell!r}: expected JSON ({_in_a_line(error)})") from None
         elif listed:
             values[field] = [each.strip() for each in cell.split("|") if each.strip()]
         elif field == "enable_fallback":
