@@ -202,6 +202,14 @@ async def test_odd_file_names(tmp_path: Path) -> None:
         assert await page.run("window.hit ?? null") is None
 
 
+async def test_a_single_request(tmp_path: Path) -> None:
+    """It is no plural."""
+    index = write_gallery(write_run(tmp_path, RECORDS[1:2]))
+    async with open_page(index.as_uri(), tmp_path / "profile") as page:
+        await page.until("document.getElementById('count').textContent === '1 of 1 request'")
+        assert "1 image of 1 request" in await page.run("document.querySelector('header').innerText")
+
+
 async def test_without_script(run: Path, tmp_path: Path) -> None:
     """Everything can be read, and each image opens by its link; the tools are hidden."""
     async with open_page("about:blank", tmp_path / "profile") as page:

@@ -65,7 +65,7 @@ function filter() {
     else card.hidden = true;
   }
   reveal(fitting, 0);
-  byId("count").textContent = `${fitting.length} of ${cards.length} requests`;
+  byId("count").textContent = `${fitting.length} of ${cards.length} request${cards.length === 1 ? "" : "s"}`;
   byId("nothing").hidden = fitting.length > 0;
 }
 
