@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -359,10 +360,60 @@ async def test_a_wrong_key_stops_the_batch(tmp_path: Path) -> None:
     async with kie_of(api_key="another") as kie:
         outcome = await batch(kie, tmp_path, "prompts.txt", "--max-in-flight", "5").run()
     assert outcome.status == 1
-    assert "stopped: Kie returned 401" in outcome.err
+    assert outcome.notes[1:] == [
+        "line 1: Kie returned 401: Unauthorized – Authentication failed. Please check that your "
+        "Authorization and Content-Type headers are correctly set. Check KIE_API_KEY; keys are created at "
+        "kie.ai/api-key.",
+        "lines 2, 3, 4 and 5: the same as line 1",
+        "stopped because of line 1",
+    ]
     assert "to go on: " in outcome.out
     assert paid(kie) == 0
     assert submits(kie) <= 5
+
+
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+async def test_why_it_stopped_is_said_in_full_where_lines_are_not(tmp_path: Path, option: str) -> None:
+    """To a program, and with --quiet."""
+    write(tmp_path, "prompts.txt", prompts(5))
+    async with kie_of(api_key="another") as kie:
+        outcome = await batch(kie, tmp_path, "prompts.txt", option).run()
+    assert outcome.notes[-1].startswith("stopped: Kie returned 401: Unauthorized")
+
+
+async def test_the_same_failure_is_said_once(tmp_path: Path) -> None:
+    """With the lines that failed like the first, whatever else differs, and without the hash that is the key
+    of a line that has none."""
+    lines = [f"Lake {number} [[kie:dropped]]\n" for number in range(3)]
+    lines += [f"Hill {number} [[kie:policy]]\n" for number in range(9)]
+    lines += ["A boat [[kie:failed]]\n"]
+    folder = write(tmp_path, "prompts.txt", "".join(lines))
+    async with kie_of() as kie:
+        words = ("prompts.txt", "--max-in-flight", "1")
+        first = await batch(kie, tmp_path, *words).run()
+        again = await batch(kie, tmp_path, *words).run()
+    ref, said = folder.records[0]["ref"], first.notes[1:]
+    assert [note.partition(": ")[0] for note in said[:3]] == ["line 1", "line 4", "line 13"]
+    assert said[3:] == [
+        "lines 2 and 3: the same as line 1",
+        "lines 5, 6, 7, 8, 9 and 3 more: the same as line 4",
+    ]
+    assert re.search(rf"It is a submit with ref {ref} \(sent [\d-]+ [\d:]+ UTC, prompt 'Lake 0 \[", said[0])
+    assert said[0] == f"line 1: {folder.records[0]['error']}"
+    assert [note.partition(": ")[0] for note in again.notes[1:]] == ["line 1", "lines 2 and 3"]
+
+
+async def test_lost_answers_in_a_row_stop_it(tmp_path: Path) -> None:
+    """It says so once, and how many."""
+    write(tmp_path, "prompts.txt", "".join(f"Lake {number} [[kie:dropped]]\n" for number in range(9)))
+    async with kie_of() as kie:
+        outcome = await batch(kie, tmp_path, "prompts.txt", "--max-in-flight", "1").run()
+    assert outcome.notes[2] == "lines 2, 3, 4 and 5: the same as line 1"
+    assert re.fullmatch(
+        r"stopped: 5 submits in a row have an unknown outcome, the latest is a submit with ref \S+ "
+        r"\(sent [\d-]+ [\d:]+ UTC, prompt 'Lake 4 \[\[kie:dropped\]\]'\)\. Check kie.ai/logs",
+        outcome.notes[3],
+    )
 
 
 async def test_images_that_could_not_be_fetched_are_fetched_by_the_next_run(tmp_path: Path) -> None:
@@ -486,6 +537,12 @@ async def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         command = batch(kie, tmp_path, "prompts.txt")
     outcome = await command.run()
     assert outcome.status == 3
+    assert re.fullmatch(
+        r"line \d: no answer from POST \S+ cannot connect to 127.0.0.1:\d+ \(.*\); the request was not sent "
+        r"and nothing was charged",
+        outcome.notes[-2],
+    )
+    assert re.fullmatch(r"lines \d and \d: the same as line \d", outcome.notes[-1])
     assert outcome.out.splitlines()[0] == (
         "0 of 3 done, 3 failed, 0 unknown, 0 not submitted; 0 images in 'images'"
     )

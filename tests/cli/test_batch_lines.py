@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie4o.cli.batch.lines import FORMATS, SUFFIXES, Format, Table, guessed_format, read
+from kie4o.cli.batch.lines import FORMATS, SUFFIXES, Format, Table, guessed_format, listed, read
 
 PROMPTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
 
@@ -129,6 +129,21 @@ def test_what_was_typed_holds_for_lines_without_their_own() -> None:
     )
     assert [line.request.size for line in found.lines] == ["3:2", "2:3"]
     assert all(line.request.enable_fallback for line in found.lines)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ([4], "line 4"),
+        ([1, 2], "lines 1 and 2"),
+        ([*range(1, 7)], "lines 1, 2, 3, 4, 5 and 6"),
+        ([*range(1, 8)], "lines 1, 2, 3, 4, 5 and 2 more"),
+        ([*range(1, 2000)], "lines 1, 2, 3, 4, 5 and 1,994 more"),
+    ],
+)
+def test_lines_in_a_sentence(numbers: list[int], said: str) -> None:
+    """The first of many, and how many more there are."""
+    assert listed(numbers) == said
 
 
 def test_what_standard_input_holds() -> None:

@@ -13,6 +13,7 @@ import attrs
 
 from ..drawing import Drawing
 from ..terminal import Terminal, pause_line
+from .lines import listed
 from .progress import Progress
 from .results import facts_of
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from ...gallery.records import Record
     from .plan import Item
 
-_FAILURES = 20  # that are said as they happen
+_CAUSES = 20  # of failures that are said; nobody reads more
+# What is different in the same failure of two requests.
+_PARTICULARS = re.compile(r"https?://\S+|\b[0-9a-f]{32}\b|\bsubmit with ref .*")
 _NUMBERS = re.compile(r" \(\d+\)|\d+")  # codes too: the same pause is said with and without one
 
 
@@ -32,7 +35,7 @@ class Reporter:
     progress: Progress
     every: float  # seconds between two plain lines
     _drawing: Drawing | None = attrs.field(default=None, init=False)
-    _failures: int = attrs.field(default=0, init=False)
+    _causes: dict[str, list[int]] = attrs.field(factory=dict, init=False)  # the lines that each has affected
     _quiet_until: dict[str, float] = attrs.field(factory=dict, init=False)  # by the words of a pause
 
     @contextlib.asynccontextmanager
@@ -89,18 +92,33 @@ class Reporter:
             progress.ended(time.monotonic(), len(record.files))
         self.event("item", **facts_of(record))
         if record.error is not None:
-            self._failed(f"line {item.line.number}: {record.error}")
+            self._failed(item.line.number, record.error)
 
     def event(self, event: str, /, **facts: Any) -> None:
         """Tell a program something."""
         if self.terminal.json:
             self.terminal.show("", event=event, **facts)
 
-    def _failed(self, text: str) -> None:
-        self.progress.failure = text
-        self._failures += 1
-        if self._failures <= _FAILURES:
-            self.terminal.note(text)
+    def repeated(self) -> None:
+        """Say which lines have failed like one that was said."""
+        for first, *others in self._causes.values():
+            if others:
+                self.terminal.note(f"{listed(sorted(others))}: the same as line {first}")
+
+    def said_of(self, text: str) -> int | None:
+        """The line of which it was said, to whoever reads notes."""
+        lines = self._causes.get(_cause(text))
+        return None if lines is None or self.terminal.json or self.terminal.quiet else lines[0]
+
+    def _failed(self, line: int, text: str) -> None:
+        """Say a cause once, as it happens."""
+        self.progress.failure = f"line {line}: {text}"
+        cause = _cause(text)
+        if cause in self._causes:
+            self._causes[cause].append(line)
+        elif len(self._causes) < _CAUSES:
+            self._causes[cause] = [line]
+            self.terminal.note(self.progress.failure)
 
     async def _lines(self) -> None:
         """A plain line now and then."""
@@ -110,3 +128,8 @@ class Reporter:
             self.event("progress", **self.progress.facts(now))
             if self._drawing is None:
                 self.terminal.progress_line(self.progress.line(now))
+
+
+def _cause(text: str) -> str:
+    """Equal for failures that differ in nothing but their request."""
+    return _PARTICULARS.sub("", text)

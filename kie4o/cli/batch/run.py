@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ...models import Completion
 
 _FATAL = (AuthenticationError, InsufficientCreditsError, KeyLimitError)  # every further upload would fail
+_HASH = re.compile(r"key '[0-9a-f]{64}(?:#\d+)?', ")
 _SPENDING = 0.5  # seconds between two looks at what was spent
 _SAVES = 16  # requests whose images are downloaded at once
 _AHEAD = 8  # requests whose files are uploaded before it is their turn
@@ -300,6 +302,11 @@ class Run:
             await asyncio.sleep(_SPENDING)
 
 
+def without_hash(error: KieError | OSError) -> str:
+    """What an error says, without a key that is a hash: the number of the line is beside it."""
+    return _HASH.sub("", message_of(error))
+
+
 def limit_of(error: CreditLimitError) -> str:
     """What an error says about the limit, in words of the terminal."""
     return (
@@ -358,7 +365,7 @@ def _record(item: Item, state: str, error: KieError | None) -> Record:
         n_variants=request.n_variants,
         ref=error.ref if isinstance(error, SubmissionUnknownError) else None,
         state=state,
-        error=None if error is None else message_of(error),
+        error=None if error is None else without_hash(error),
         error_type=None if error is None else type(error).__name__,
         extra=item.record.extra if item.record is not None else {},
     )

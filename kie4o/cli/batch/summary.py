@@ -17,7 +17,7 @@ from .checks import Options
 from .lines import Table, listed
 from .plan import Item, Plan
 from .progress import Progress
-from .run import Run, least_limit, limit_of
+from .run import Run, least_limit, limit_of, without_hash
 
 
 def todo_of(plan: Plan, options: Options) -> list[Item]:
@@ -86,6 +86,7 @@ async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None
     spent, balance = await run.client.spent(), None
     with contextlib.suppress(KieError):
         balance = await run.client.credits()
+    run.reporter.repeated()
     progress = run.reporter.progress
     progress.credits = run.spent_in(spent)
     parts = [f"{states['done']:,} of {len(plan.items):,} done", f"{states['failed']:,} failed"]
@@ -99,7 +100,7 @@ async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None
         lines.append(limit_of(run.error))
     elif run.error is not None:
         terminal.fail(
-            f"stopped: {message_of(run.error)}",
+            _stopped(run, run.error),
             error=type(run.error).__name__,
             task_id=getattr(run.error, "task_id", None),
         )
@@ -120,6 +121,15 @@ async def summarise(plan: Plan, run: Run, options: Options, gallery: Path | None
         gallery=None if gallery is None else str(gallery),
         command=terminal.again(),
     )
+
+
+def _stopped(run: Run, error: KieError | OSError) -> str:
+    """Why the batch has stopped, which may have been said of a request."""
+    said = without_hash(error)
+    line = run.reporter.said_of(said)
+    if line is not None:
+        return f"stopped because of line {line}"
+    return f"stopped: {said.removeprefix('the batch stopped: ')}"
 
 
 def _settling(run: Run, options: Options, terminal: Terminal) -> Iterator[str]:
