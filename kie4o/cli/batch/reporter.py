@@ -106,7 +106,7 @@ class Reporter:
                 self.terminal.note(f"{listed(sorted(others))}: the same as line {first}")
 
     def said_of(self, text: str) -> int | None:
-        """The line of which it was said, to whoever reads notes."""
+        """The line of which it was said; None if no notes are printed."""
         lines = self._causes.get(_cause(text))
         return None if lines is None or self.terminal.json or self.terminal.quiet else lines[0]
 
