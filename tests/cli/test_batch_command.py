@@ -539,7 +539,7 @@ async def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     assert outcome.status == 3
     assert re.fullmatch(
         r"line \d: no answer from POST \S+ cannot connect to 127.0.0.1:\d+ \(.*\); the request was not sent "
-        r"and nothing was charged",
+        r"and nothing was charged; check the network, and KIE_BASE_URL if it is set",
         outcome.notes[-2],
     )
     assert re.fullmatch(r"lines \d and \d: the same as line \d", outcome.notes[-1])

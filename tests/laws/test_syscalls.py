@@ -36,6 +36,9 @@ WAYS = {
 }
 # Over a database: what asyncio itself receives and sends to wake its loop never fails in a real system.
 NETWORK_WAYS = {"sendto": WAYS["sendto"], "recvfrom": (KILL,), "connect": WAYS["connect"]}
+# Seconds for a run. Where a send fails and the connection does not, the database is silent: the call in hand, the
+# release of its key and the end are each given up after 30.
+PATIENCE = 180
 POSITIONS = 16 if DEEP else 2  # for each call and way
 LEAST = (150, 100) if DEEP else (15, 10)  # positions that have to be reached, in a file and over a database
 
@@ -86,11 +89,11 @@ async def traced(case: Case, *options: str, strings: bool = False) -> tuple[int,
     with (case.folder / "stderr").open("ab") as errors:
         process = await asyncio.create_subprocess_exec(*command, sys.executable, CHILD, run, stderr=errors)
         try:
-            code = await asyncio.wait_for(process.wait(), 60)
+            code = await asyncio.wait_for(process.wait(), PATIENCE)
         except TimeoutError:
             process.terminate()  # strace detaches from the run and ends it
             await process.wait()
-            raise AssertionError("a traced run hung") from None
+            raise AssertionError(f"a run traced with {options} hung: {case.said}") from None
     case.codes.append(code)
     await case.settled()
     trace = log.read_bytes()

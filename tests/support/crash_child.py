@@ -35,7 +35,7 @@ from clocks import TimelapseLoop, real_time_for_stores
 from kie4o import AsyncKieClient, PollPolicy, RateLimit
 from kie4o.errors import KieError
 from kie4o.settings import Secret
-from kie4o.stores import file_lock, sqlite_file
+from kie4o.stores import file_lock, guard, sqlite_file
 from kie4o.stores.choosing import store_of
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.sqlite import SQLiteStore
@@ -307,6 +307,7 @@ def perform(run: Run) -> int:
 def _run(run: Run) -> None:
     speed = SPEED_ON_POSTGRES if run.on_postgres else SPEED
     with real_time_for_stores(speed), asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)) as runner:
+        guard.OPENING = guard.LIMIT  # the tracer may silence a connection that opens, for ten minutes
         _beat(runner.get_loop())
         runner.run((naive_batch if run.naive else batch)(run))
 

@@ -36,20 +36,27 @@ class Row:
 
 
 def rows_of(paths: list[Path]) -> dict[str, Row]:
-    """What the reports say, by file. Tests that were skipped are not in it."""
-    rows: dict[str, Row] = defaultdict(Row)
+    """What the reports say, by file: a later report of a file replaces an earlier one."""
+    rows: dict[str, Row] = {}
     for path in paths:
-        for case in ElementTree.parse(path).iter("testcase"):
-            if case.find("skipped") is not None:
-                continue
-            row = rows[case.get("classname", "").replace(".", "/") + ".py"]
-            row.tests += 1
-            row.controls += "control" in case.get("name", "")
-            row.failed += case.find("failure") is not None or case.find("error") is not None
-            row.seconds += float(case.get("time", 0))
-            found = case.findall("./properties/property[@name='positions']")
-            row.positions += sum(int(each.get("value", 0)) for each in found)
+        rows |= _rows_in(path)
     return {name: row for name, row in sorted(rows.items()) if row.positions}
+
+
+def _rows_in(path: Path) -> dict[str, Row]:
+    """What one report says, by file. Tests that were skipped are not in it."""
+    rows: dict[str, Row] = defaultdict(Row)
+    for case in ElementTree.parse(path).iter("testcase"):
+        if case.find("skipped") is not None:
+            continue
+        row = rows[case.get("classname", "").replace(".", "/") + ".py"]
+        row.tests += 1
+        row.controls += "control" in case.get("name", "")
+        row.failed += case.find("failure") is not None or case.find("error") is not None
+        row.seconds += float(case.get("time", 0))
+        found = case.findall("./properties/property[@name='positions']")
+        row.positions += sum(int(each.get("value", 0)) for each in found)
+    return rows
 
 
 def sentence_of(name: str) -> str:

@@ -1,0 +1,41 @@
+"""The report of `nox -s proof`: what its table counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from proof_report import Row, rows_of
+
+LAWS, CRASH = "tests/laws/test_closing.py", "tests/laws/test_crash.py"
+
+
+def report(path: Path, *cases: str) -> Path:
+    path.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>", "utf-8")
+    return path
+
+
+def case(file: str, name: str, positions: int, inside: str = "") -> str:
+    counted = f'<properties><property name="positions" value="{positions}"/></properties>'
+    module = file.removesuffix(".py").replace("/", ".")
+    return f'<testcase classname="{module}" name="{name}" time="1.5">{counted}{inside}</testcase>'
+
+
+def test_the_tests_of_a_file_are_a_row(tmp_path: Path) -> None:
+    """With its controls and failures; what was skipped, or has tried no position, is in none."""
+    cases = [
+        case(LAWS, "test_a", 5),
+        case(LAWS, "test_control_b", 2, "<failure/>"),
+        case(LAWS, "test_c", 0, "<error/>"),
+        case(LAWS, "test_d", 9, "<skipped/>"),
+        case(CRASH, "test_e", 0),
+    ]
+    rows = rows_of([report(tmp_path / "a.xml", *cases)])
+    assert rows == {LAWS: Row(positions=7, tests=3, controls=1, failed=2, seconds=4.5)}
+
+
+def test_a_file_that_ran_again_counts_once(tmp_path: Path) -> None:
+    """As it was in the last of the reports; the others stay."""
+    first = report(tmp_path / "a.xml", case(LAWS, "test_a", 5, "<failure/>"), case(CRASH, "test_e", 3))
+    again = report(tmp_path / "b.xml", case(LAWS, "test_a", 4))
+    rows = rows_of([first, again])
+    assert rows == {LAWS: Row(4, 1, seconds=1.5), CRASH: Row(3, 1, seconds=1.5)}
