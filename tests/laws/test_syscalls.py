@@ -36,8 +36,8 @@ WAYS = {
 }
 # Over a database: what asyncio itself receives and sends to wake its loop never fails in a real system.
 NETWORK_WAYS = {"sendto": WAYS["sendto"], "recvfrom": (KILL,), "connect": WAYS["connect"]}
-# Seconds for a run. Where a send fails and the connection does not, the database is silent: the call in hand, the
-# release of its key and the end are each given up after 30.
+# Seconds for a run. Where a send fails and the connection does not, the database is silent: the call in hand,
+# the release of its key and the end are each given up after 30.
 PATIENCE = 180
 POSITIONS = 16 if DEEP else 2  # for each call and way
 LEAST = (150, 100) if DEEP else (15, 10)  # positions that have to be reached, in a file and over a database

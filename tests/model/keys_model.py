@@ -300,7 +300,7 @@ class KeysModel:
             gives_up = {"idle": "release", "held": "abandon"}
             if self.without == "release again":
                 gives_up |= {"release": "over", "abandon": "undo, held"}
-            if claiming_anew and self.without != "anew":
+            if claiming_anew:
                 submit = submit._replace(stale=False)  # perhaps it is held under the new id
             if at in gives_up:
                 yield step("gives up", gives_up[at])

@@ -80,14 +80,6 @@ def test_control_keys(rule: str) -> None:
     assert found(explore(KeysModel(2, 1, faults, without=rule)), f"without {rule!r}") == broken
 
 
-@pytest.mark.proof
-@pytest.mark.timeout(3600)
-def test_control_a_claim_anew_is_released_too() -> None:
-    """After a lost lease, when the reply is lost and then the database is away."""
-    model = KeysModel(2, 1, 3, without="anew", late="", symmetric=True)
-    assert found(explore(model), "without 'anew'") == STUCK
-
-
 @pytest.mark.once
 @pytest.mark.parametrize("replica", [SYNCHRONOUS, ASYNCHRONOUS])
 def test_failover(replica: str) -> None:
