@@ -91,9 +91,11 @@ async def traced(case: Case, *options: str, strings: bool = False) -> tuple[int,
         try:
             code = await asyncio.wait_for(process.wait(), PATIENCE)
         except TimeoutError:
-            process.terminate()  # strace detaches from the run and ends it
-            await process.wait()
             raise AssertionError(f"a run traced with {options} hung: {case.said}") from None
+        finally:
+            if process.returncode is None:
+                process.terminate()  # strace detaches from the run and ends it
+                await process.wait()
     case.codes.append(code)
     await case.settled()
     trace = log.read_bytes()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from proof_report import Row, rows_of
+import pytest
+from proof_report import Row, rows_of, sentence_of_worlds
 
 LAWS, CRASH = "tests/laws/test_closing.py", "tests/laws/test_crash.py"
 
@@ -39,3 +41,15 @@ def test_a_file_that_ran_again_counts_once(tmp_path: Path) -> None:
     again = report(tmp_path / "b.xml", case(LAWS, "test_a", 4))
     rows = rows_of([first, again])
     assert rows == {LAWS: Row(4, 1, seconds=1.5), CRASH: Row(3, 1, seconds=1.5)}
+
+
+@pytest.mark.parametrize(("failed", "words"), [(0, "no law was broken"), (2, "a law was broken 2 times")])
+def test_the_worlds_have_a_sentence(tmp_path: Path, failed: int, words: str) -> None:
+    """With what happened in them."""
+    counts = {"worlds": 1000, "submits": 4321, "polls": 9, "callbacks": 8, "kills": 7, "turns": 6}
+    path = tmp_path / "worlds.json"
+    path.write_text(json.dumps({"seconds": 90, "jobs": 2, "failed": failed, "counts": counts}))
+    assert sentence_of_worlds(path) == (
+        "Beside these 1,000 simulated worlds, with 4,321 submits, 9 polls, 8 callbacks, 7 kills, in "
+        f"1.5 minutes of 2 processes: {words}."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first world that fails")
+    parser.add_argument("--report", type=Path, help="a file for the figures, as JSON")
     parser.add_argument("--show", metavar="SEED|PLAN", help="play one world, and show each step")
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="with --show: start the debugger there")
     parser.add_argument(
@@ -68,6 +70,10 @@ def search(options: argparse.Namespace) -> int:
     numbers = ", ".join(f"{count} {what}" for what, count in totals.items())
     print(f"seeds {options.first} to {options.first + totals['worlds'] - 1} in {took:.1f} s: {numbers}")
     print(f"{totals['worlds'] / took:.1f} worlds a second in {options.jobs} processes")
+    if options.report is not None:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        figures = {"seconds": round(took), "jobs": options.jobs, "failed": len(failures), "counts": totals}
+        options.report.write_text(json.dumps(figures))
     for seed, law, how in failures:
         print(f"seed {seed} breaks {law!r}: {how}")
     if failures:

@@ -1,16 +1,17 @@
 """Makes the table of docs/reliability.md from what `nox -s proof` has run.
 
-    python tests/support/proof_report.py proof/*.xml [--write] [--small]
+    python tests/support/proof_report.py proof/*.xml proof/worlds.json [--write] [--small]
 
-Each argument is a report of pytest (`--junitxml`). A row is a file of tests: what it says of itself, how many
-positions its tests have tried (`proving.tried`), how many tests and controls passed, and how long they took.
-`--small` says that the run had the sizes of `nox -s tests thorough`.
+An argument is a report of pytest (`--junitxml`), or of the simulation (`--report`). A row is a file of tests:
+what it says of itself, how many positions its tests have tried (`proving.tried`), how many tests and controls
+passed, and how long they took. `--small` says that the run had the sizes of `nox -s tests thorough`.
 """
 
 from __future__ import annotations
 
 import ast
 import datetime
+import json
 import platform
 import sys
 from collections import defaultdict
@@ -82,21 +83,33 @@ def table(rows: dict[str, Row], small: bool) -> str:
             f"| {row.failed} | {row.seconds / 60:.1f} |"
         )
     positions, failed = sum(row.positions for row in rows.values()), sum(row.failed for row in rows.values())
-    lines += ["", f"Together {positions:,} positions, of which {failed or 'none'} failed."]
+    lines += ["", f"Together {positions:,} positions; {failed or 'none'} of the tests failed."]
     return "\n".join(lines)
 
 
+def sentence_of_worlds(path: Path) -> str:
+    """What the simulation reports."""
+    figures = json.loads(path.read_text("utf-8"))
+    counts, failed = figures["counts"], figures["failed"]
+    did = ", ".join(f"{counts[what]:,} {what}" for what in ("submits", "polls", "callbacks", "kills"))
+    time = f"{figures['seconds'] / 60:.1f} minutes of {figures['jobs']} processes"
+    broken = f"a law was broken {failed} times" if failed else "no law was broken"
+    return f"Beside these {counts['worlds']:,} simulated worlds, with {did}, in {time}: {broken}."
+
+
 def main() -> None:
-    """Print the table, and write it if asked to. The status is 1 if a test has failed."""
+    """Print the table, and write it if asked to. The status is 1 if anything has failed."""
     paths = [Path(each) for each in sys.argv[1:] if not each.startswith("-")]
-    rows = rows_of(paths)
-    made = table(rows, "--small" in sys.argv)
+    rows = rows_of([path for path in paths if path.suffix == ".xml"])
+    worlds = [path for path in paths if path.suffix == ".json"]
+    made = "\n\n".join([table(rows, "--small" in sys.argv), *map(sentence_of_worlds, worlds)])
     print(made)
     if "--write" in sys.argv:
         before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
         _, _, after = rest.partition(MARKS[1])
         PAGE.write_text(f"{before}{MARKS[0]}\n\n{made}\n\n{MARKS[1]}{after}", "utf-8")
-    sys.exit(any(row.failed for row in rows.values()))
+    broken = [path for path in worlds if json.loads(path.read_text("utf-8"))["failed"]]
+    sys.exit(bool(broken) or any(row.failed for row in rows.values()))
 
 
 if __name__ == "__main__":
