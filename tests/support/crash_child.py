@@ -132,7 +132,7 @@ class DyingStore:
         self._evidence.write(asked=name, key=entry.key, task_id=entry.task_id, **noted)
         try:
             value = await self._through(name, act)
-        except KieError:
+        except (KieError, asyncio.CancelledError):  # cancelled: by the limit of the guard
             self._evidence.write(failed=name, **noted)
             raise
         self._evidence.write(done=name, **noted)
