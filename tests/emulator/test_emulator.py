@@ -834,7 +834,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("wrong", ["port", "speed"])
 async def test_main_says_what_is_wrong(wrong: str) -> None:
-    """A port that is in use or a speed of 0 is one line on stderr and status 1."""
+    """A port that is in use or a speed of 0 is one line on stderr and status 2."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         arguments = {
             "port": ("--port", str(taken.getsockname()[1])),
@@ -843,6 +843,6 @@ async def test_main_says_what_is_wrong(wrong: str) -> None:
         async with asyncio.timeout(PATIENCE):
             process = await run_main(*arguments[wrong])
             out, err = await process.communicate()
-    assert (out, process.returncode) == (b"", 1)
+    assert (out, process.returncode) == (b"", 2)
     assert err.startswith(b"kie4o.emulator: ")
     assert err.count(b"\n") == 1
