@@ -127,7 +127,7 @@ class CallbacksMissing(Event):
 
 
 class Completed(Event):
-    """An item of a batch is done.
+    """An item of a batch is done; `earlier` if the store already knew how it ended.
 
     Attributes:
         index: The place of the item in its source.
