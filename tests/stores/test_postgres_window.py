@@ -192,23 +192,29 @@ async def test_first_come_first_served(url: str) -> None:
 
 @pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
 async def test_one_waiter_behind_many(url: str, database: Database, kept: bool) -> None:
-    """It is served when all of them were. Control: without tickets, by whose client asks first."""
+    """It is served when all of them were. Control: without tickets, by whose client asks first, which may be
+    the others' each time in one of three runs."""
     if not kept:
         await without(database, "WHERE slot.account = of_account", "WHERE slot.process = me")
-    async with limiters(url, 2, RateLimit(2, per=0.2)) as (many, one):
+
+    async def place_of_one() -> int:
         order: list[str] = []
 
         async def wait(limiter: SharedLimiter, name: str) -> None:
             (await limiter.acquire()).release(counted=True)
             order.append(name)
 
-        await take_all(one, counted=True)
-        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
-            for _ in range(20):
-                group.create_task(wait(many, "many"))
-            await asyncio.sleep(0.1)
-            group.create_task(wait(one, "one"))
-        assert (order.index("one") >= 19) is kept  # two are granted at the same time
+        async with limiters(url, 2, RateLimit(2, per=0.2)) as (many, one):
+            await take_all(one, counted=True)
+            async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+                for _ in range(20):
+                    group.create_task(wait(many, "many"))
+                await asyncio.sleep(0.1)
+                group.create_task(wait(one, "one"))
+        return order.index("one")
+
+    places = [await place_of_one() for _ in range(1 if kept else 3)]
+    assert (min(places) >= 19) is kept  # two are granted at the same time
 
 
 async def test_a_slot_counts_from_its_answer(url: str) -> None:
