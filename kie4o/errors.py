@@ -78,7 +78,7 @@ class ConfigurationError(KieError, ValueError):
 
 
 class InvalidRequestError(KieError, ValueError):
-    """Refused before any network use; the message names the argument, its value and what is expected."""
+    """An argument is invalid; nothing was submitted. The message names it, its value and what is expected."""
 
 
 class APIConnectionError(KieError):

@@ -307,7 +307,7 @@ def perform(run: Run) -> int:
 def _run(run: Run) -> None:
     speed = SPEED_ON_POSTGRES if run.on_postgres else SPEED
     with real_time_for_stores(speed), asyncio.Runner(loop_factory=lambda: TimelapseLoop(speed)) as runner:
-        guard.OPENING = guard.LIMIT  # the tracer may silence a connection that opens, for ten minutes
+        guard.OPENING = guard.LIMIT  # not ten minutes: the tracer may silence the database
         _beat(runner.get_loop())
         runner.run((naive_batch if run.naive else batch)(run))
 

@@ -19,9 +19,8 @@ from . import lines
 from .lines import FORMATS, SUFFIXES, Format, Line, Table, listed
 from .plan import Item, Plan, items_of
 
-DEMO = (
-    "KIE4O_DEMO"  # a variable of the environment: the Kie of this run ends soon, so nothing can go on with it
-)
+# Environment variable that `kie4o demo` sets for its batch. Its Kie ends with it: no command can go on later.
+DEMO = "KIE4O_DEMO"
 
 
 @attrs.frozen(kw_only=True)

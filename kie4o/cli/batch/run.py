@@ -66,7 +66,7 @@ class Run:
         stop: Set to submit nothing more.
         records: What has been recorded, by key.
         error: What stopped it.
-        unknown: The requests that have an outcome which nobody knows.
+        unknown: The requests whose outcome is unknown.
         elsewhere: How many requests other processes have submitted meanwhile.
     """
 

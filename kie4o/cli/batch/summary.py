@@ -133,7 +133,7 @@ def _stopped(run: Run, error: KieError | OSError) -> str:
 
 
 def _settling(run: Run, options: Options, terminal: Terminal) -> Iterator[str]:
-    """What to do about outcomes that nobody knows."""
+    """What to do about unknown outcomes."""
     if not run.unknown:
         return
     store = {"--store": options.store}
