@@ -16,6 +16,8 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import attrs
+
 from ..clock import sleeper
 from ..details import TaskDetails, TaskState
 from ..errors import (
@@ -29,7 +31,7 @@ from ..errors import (
 from ..events import CallbackReceived, CallbackUnconfirmed
 from ..events.reporter import LOG, Reporter
 from ..models import Callback
-from ..polling.findings import GRACE
+from ..polling.findings import EMPTY_LOOKS, GRACE
 from ..polling.outcome import is_final
 from ..polling.poller import TaskPoller
 from ..stores.ledger import Ledger
@@ -44,6 +46,15 @@ _GIVE_UP = 3600.0  # seconds after which a confirmation is not repeated any more
 _RECHECK = 30.0  # seconds until the task ids that callbacks have named are checked once more
 _T = TypeVar("_T")
 _WITHOUT_TASK = (EntryState.INTENT, EntryState.UNKNOWN, EntryState.FAILED)  # FAILED: a person said so
+
+
+@attrs.define(eq=False)
+class _Confirmation:
+    """A callback that has to be confirmed; `since` is the loop time of the latest one of its task."""
+
+    callback: Callback
+    since: float
+    empty_looks: int = 0  # that have found a success without images
 
 
 class Delivery:
@@ -69,8 +80,8 @@ class Delivery:
         self._unnamed: dict[str, set[asyncio.Future[Entry | None]]] = {}  # waiters for the task of a ref
         self._confirming: set[asyncio.Task[None]] = set()
         self._keeping = 0  # callbacks that are being stored, to be confirmed then
-        # By ref and task id whose confirmation is repeated: loop time of the latest callback.
-        self._repeating: dict[tuple[str, str], float] = {}
+        # By ref and task id whose confirmation is repeated.
+        self._repeating: dict[tuple[str, str], _Confirmation] = {}
         self._closed = False
         self.heard_at: float | None = None  # loop time of the last callback
 
@@ -243,45 +254,59 @@ class Delivery:
 
     async def _confirm(self, callback: Callback, entry: Entry, since: float, *, delayed: bool) -> None:
         """Confirm a callback that arrived at `since`, and repeat that until it succeeds."""
-        if not delayed and await self._is_settled(callback, entry, since):
+        confirmation, name = _Confirmation(callback, since), (entry.ref, callback.task_id)
+        if not delayed and await self._is_settled(confirmation, entry):
             return
-        name = (entry.ref, callback.task_id)
-        goes_on = name in self._repeating  # for an earlier callback of the same task
-        self._repeating[name] = max(since, self._repeating.get(name, since))
-        if goes_on:
+        first = self._repeating.setdefault(name, confirmation)
+        first.since = max(since, first.since)
+        if first is not confirmation:  # that of an earlier callback of the same task goes on
             return
         try:
-            await self._repeat(callback, entry)
+            await self._repeat(confirmation, entry.ref)
         finally:
             del self._repeating[name]
 
-    async def _repeat(self, callback: Callback, entry: Entry) -> None:
-        name = (entry.ref, callback.task_id)
+    async def _repeat(self, confirmation: _Confirmation, ref: str) -> None:
+        task_id = confirmation.callback.task_id
         delay, loop = _FIRST_DELAY, asyncio.get_running_loop()
-        while loop.time() < self._repeating[name] + _GIVE_UP / self._speed:
+        while loop.time() < confirmation.since + _GIVE_UP / self._speed:
             await self._sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
             with contextlib.suppress(StoreError):  # the store may work again later
-                stored = await self._store.find(ref=entry.ref)
-                if stored is None or stored.task_id not in (None, callback.task_id):
+                stored = await self._store.find(ref=ref)
+                if stored is None or stored.task_id not in (None, task_id):
                     return
-                if await self._is_settled(callback, stored, self._repeating[name]):
+                if await self._is_settled(confirmation, stored):
                     return
-        self._reporter(CallbackUnconfirmed(task_id=callback.task_id))
+        self._reporter(CallbackUnconfirmed(task_id=task_id))
 
-    async def _is_settled(self, callback: Callback, entry: Entry, since: float) -> bool:
+    async def _is_settled(self, confirmation: _Confirmation, entry: Entry) -> bool:
         """Try to confirm a callback; False if it should be tried again later."""
+        callback = confirmation.callback
         watched = entry.task_id is not None and self._poller.waits_for(entry.task_id)
         if watched and entry.details is None:
             return False  # the wait, which was nudged, saves the end of the task
         try:
-            _, settled = await self._check(callback, entry, since)
+            details, settled = await self._check(callback, entry, confirmation.since)
         except KieError as error:
             if worth_repeating(error) or isinstance(error, StoreError):
                 return False
             self._reporter(CallbackUnconfirmed(task_id=callback.task_id, cause=str(error)))
             return True
+        if self._stays_empty(confirmation, details):
+            self._reporter(CallbackUnconfirmed(task_id=callback.task_id, cause="its record lists no images"))
+            return True
         return settled
+
+    def _stays_empty(self, confirmation: _Confirmation, details: TaskDetails) -> bool:
+        """Whether the task is a success without images that may be taken as final, as a wait for it does."""
+        if details.state is TaskState.SUCCEEDED and not details.urls:
+            confirmation.empty_looks += 1
+        return confirmation.empty_looks >= EMPTY_LOOKS and self._is_old(confirmation.since)
+
+    def _is_old(self, since: float) -> bool:
+        """Whether the time is over in which a record may be late."""
+        return (asyncio.get_running_loop().time() - since) * self._speed > GRACE
 
     async def _check(self, callback: Callback, entry: Entry | None, since: float) -> tuple[TaskDetails, bool]:
         """The details of the callback's task, and whether nothing is left to confirm. Four cases:
@@ -297,8 +322,7 @@ class Delivery:
             details = callback.details
         else:
             details = await self._poller.look(callback.task_id, since=since)
-            age = (asyncio.get_running_loop().time() - since) * self._speed
-            if age > GRACE and details.state is TaskState.MISSING:
+            if details.state is TaskState.MISSING and self._is_old(since):
                 raise TaskNotFoundError("Kie does not know the task", task_id=callback.task_id)
         if entry is not None and entry.task_id is None:
             entry = await self._name(entry, details)

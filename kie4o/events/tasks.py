@@ -92,14 +92,16 @@ class CallbackRefused(Event):
 
 
 class CallbackUnconfirmed(Event):
-    """What a callback says could not be confirmed: for an hour, or for this cause."""
+    """What a callback says could not be confirmed: for an hour, or for this cause, such as a record that
+    lists no images."""
 
     level: ClassVar[int] = logging.WARNING
     failed: ClassVar[str] = "callback"
     texts: ClassVar[tuple[str, ...]] = (
         "the callback for task %(task_id)s could not be confirmed in an hour; client.wait(%(task_id)r) polls "
         "the task",
-        "the callback for task %(task_id)s could not be confirmed: %(cause)s",
+        "the callback for task %(task_id)s could not be confirmed: %(cause)s; client.wait(%(task_id)r) polls "
+        "the task",
     )
     task_id: str
     cause: str | None = None

@@ -448,6 +448,7 @@ def test_closing_and_naming_in_the_same_moment() -> None:
 RUNNING = TaskDetails("t", state=TaskState.RUNNING)
 MISSING = TaskDetails("t", state=TaskState.MISSING)
 DONE = TaskDetails("t", state=TaskState.SUCCEEDED, urls=("https://x.example/a.png",))
+EMPTY = attrs.evolve(DONE, urls=())
 CALLBACK = Callback("t", code=200, message="", urls=DONE.urls, ref="r", verified=False, details=DONE)
 
 
@@ -539,24 +540,64 @@ def test_a_wrong_key_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.mark.parametrize("speed", [1.0, 10.0])
-def test_a_task_that_kie_does_not_know_is_given_up_after_the_time_in_which_it_may_appear(
-    caplog: pytest.LogCaptureFixture, speed: float
+@pytest.mark.parametrize(
+    ("record", "cause"),
+    [(MISSING, "Kie does not know the task"), (EMPTY, "its record lists no images")],
+    ids=["unknown", "without images"],
+)
+def test_a_record_is_given_up_after_the_time_in_which_it_may_lag(
+    caplog: pytest.LogCaptureFixture, record: TaskDetails, cause: str, speed: float
 ) -> None:
-    """After 90 s, or so many of an emulator, at the next look, with a warning."""
+    """After 90 s, or so many of an emulator, at the next look, with a warning. The task stays unfinished, so
+    that the next run looks again."""
 
     async def run() -> list[float]:
-        async with Alone(MISSING, speed=speed) as alone:
+        async with Alone(record, speed=speed) as alone:
             start = asyncio.get_running_loop().time()
             assert await alone.delivery.accept(CALLBACK, limit=PENDING)
             await asyncio.sleep(7200.0 / speed)
+            assert (alone.delivery.pending, await state_of(alone.store, "k")) == (0, EntryState.SUBMITTED)
             return [speed * (at - start) for at in alone.times]
 
     times = run_virtual(run())
     if speed == 1:
         assert times == pytest.approx([0, 1, 3, 7, 15, 31, 61, 91])
     assert 90 < times[-1] < 100
-    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "Kie does not know the task" in warning
+    [warning] = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert cause in warning
+    assert f"client.wait({CALLBACK.task_id!r}) polls the task" in warning
+
+
+def test_a_record_without_images_is_looked_at_five_times_after_looks_that_failed() -> None:
+    """As often as by a wait for its task."""
+    fails = kie4o.APIConnectionError("no route")
+
+    async def run() -> int:
+        async with Alone(*[fails] * 20, EMPTY) as alone:
+            assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+            await asyncio.sleep(7200.0)
+            assert alone.delivery.pending == 0
+            return len(alone.times) - 20
+
+    assert run_virtual(run()) == 5
+
+
+def test_a_task_with_images_is_confirmed_however_long_its_submit_is_under_way() -> None:
+    """Nothing can be named before the answer to the submit is known to be lost."""
+
+    async def run() -> EntryState | None:
+        async with Alone(DONE, state=EntryState.INTENT, task_id=None) as alone:
+            assert await alone.delivery.accept(CALLBACK, limit=PENDING)
+            await asyncio.sleep(300.0)
+            assert alone.delivery.pending == 1
+            stored = await alone.store.find(key="k")
+            assert stored is not None
+            await alone.store.save(stored.become(EntryState.UNKNOWN))
+            await asyncio.sleep(40.0)
+            assert alone.delivery.pending == 0
+            return await state_of(alone.store, "k")
+
+    assert run_virtual(run()) is EntryState.SUCCEEDED
 
 
 def test_a_later_callback_renews_the_time_in_which_its_record_may_appear() -> None:
@@ -580,9 +621,8 @@ def test_a_record_without_images_is_not_given_up_with_a_task_that_kie_does_not_k
     while."""
 
     async def run() -> EntryState | None:
-        empty = attrs.evolve(DONE, urls=())
         fails = kie4o.APIConnectionError("no route")
-        async with Alone(*[fails] * 20, *[empty] * 3, DONE) as alone:
+        async with Alone(*[fails] * 20, *[EMPTY] * 4, DONE) as alone:
             assert await alone.delivery.accept(CALLBACK, limit=PENDING)
             await asyncio.sleep(1200.0)
             assert alone.delivery.pending == 0

@@ -104,7 +104,7 @@ MUTANTS = [
     Mutant(
         "a callback is confirmed once",
         DELIVERY + "_repeat",
-        "while loop.time() < self._repeating[name] + _GIVE_UP / self._speed:",
+        "while loop.time() < confirmation.since + _GIVE_UP / self._speed:",
         "while False:",
         18,
     ),
