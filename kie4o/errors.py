@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -71,6 +71,13 @@ class KieError(Exception):
             self.ref = ref
         if key is not None:
             self.key = key
+
+    def __copy__(self) -> Self:
+        """Without a call of the constructor, which may be that of a caller's own subclass."""
+        again = type(self).__new__(type(self))
+        again.args = self.args
+        vars(again).update(vars(self))
+        return again
 
 
 class ConfigurationError(KieError, ValueError):
@@ -358,7 +365,20 @@ class InvalidSignatureError(CallbackError):
 
 
 class DownloadError(KieError):
-    """An image could not be downloaded or saved. Its task, `task_id`, is paid; download it again."""
+    """An image could not be downloaded or saved. Its task, `task_id`, is paid; download it again.
+
+    Attributes:
+        details: The `TaskDetails` that show no image, if that is why: their `state` says whether the task is
+            still running, has failed or is unknown to Kie.
+    """
+
+    details: TaskDetails | None = None
+
+    def __init__(
+        self, message: str = "", *, task_id: str | None = None, details: TaskDetails | None = None
+    ) -> None:
+        super().__init__(message, task_id=task_id)
+        self.details = details
 
 
 class StoreError(KieError):

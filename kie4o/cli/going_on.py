@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
 
+from ..details import TaskState
 from ..errors import (
     ContentPolicyError,
     DownloadError,
@@ -24,8 +24,6 @@ from .terminal import Terminal
 
 TIMEOUT = 900.0  # seconds; the default of --timeout
 _PROMPT = 60  # characters of a prompt that are shown
-# Of a task that will have none, however often they are asked for.
-_NO_IMAGES = re.compile(r"^task \S+ has no images: (it failed|Kie does not know it)")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -121,6 +119,12 @@ def _verb_after(error: KieError) -> str | None:
     """The command that goes on with a task after an error; None if nothing can."""
     if isinstance(error, TaskNotFoundError):
         return None
-    if not isinstance(error, DownloadError) or "it is still running" in str(error):
+    if not isinstance(error, DownloadError):
         return "wait"
-    return None if _NO_IMAGES.search(str(error)) else "download"
+    match None if error.details is None else error.details.state:
+        case TaskState.RUNNING:
+            return "wait"
+        case TaskState.FAILED | TaskState.MISSING:
+            return None
+        case _:
+            return "download"

@@ -48,7 +48,7 @@ def images_of(details: TaskDetails) -> ImageResult:
     if details.state is TaskState.SUCCEEDED and details.urls:
         return result_of(details, "poll")
     message = f"task {details.task_id} has no images: {_NO_IMAGES[details.state]}"
-    raise DownloadError(message, task_id=details.task_id)
+    raise DownloadError(message, task_id=details.task_id, details=details)
 
 
 def is_final(details: TaskDetails) -> bool:

@@ -32,7 +32,7 @@ from .reports import Failures, polled, report_end, report_end_of
 from .schedule import Schedule
 from .sharing import Leadership, Sharing
 from .trust import CallbackTrust
-from .watches import NEVER, NOW, Known, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch
+from .watches import NEVER, NOW, Known, Listener, OneLook, OnUpdate, Outcome, Waiter, Watch, own
 
 Look = Callable[[str], Awaitable[TaskDetails]]
 Timeout = float | EllipsisType | None  # seconds; None waits without limit, ... is the default of the poller
@@ -520,7 +520,7 @@ class TaskPoller:
             else:  # from outside: the poller did not cancel it
                 outcome = APIConnectionError("the status check was cancelled")
         except Exception as error:  # a caller's `look` may raise anything, and its waiters get it
-            outcome = error
+            outcome = own(error)
         now = watch.last_look_at = self._schedule.loop.time()
         self._schedule.look_ended(watch, now)
         if watch.waiters:

@@ -127,7 +127,7 @@ class Waiter(asyncio.Future[TaskDetails]):
         if self.done():
             return
         if isinstance(outcome, Exception):
-            self.set_exception(_own(outcome))
+            self.set_exception(own(outcome))
         else:
             self.set_result(outcome)
 
@@ -172,7 +172,7 @@ class Listener(Waiter):
         if not self._unread:
             self._arrived.clear()
         if isinstance(outcome, Exception):
-            raise _own(outcome)
+            raise own(outcome)
         return outcome
 
     async def forward_updates(self) -> None:
@@ -201,6 +201,7 @@ async def _ends_before(deadline: float | None, work: Awaitable[object]) -> bool:
     return not scope.expired()
 
 
-def _own(error: Exception) -> Exception:
-    """A copy for one waiter: the traceback of a shared error would grow with each waiter that raises it."""
+def own(error: Exception) -> Exception:
+    """A copy for one task, whose id it gets, or for one waiter: the traceback of a shared error would grow
+    with each waiter that raises it."""
     return copy.copy(error) if isinstance(error, KieError) else error

@@ -119,8 +119,10 @@ async def test_the_client_fetches_results_and_tasks(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     async with Emulator(speed=50, pictures=False) as kie, client_of(kie.url) as client:
         task = await client.submit("A lake", n_variants=2)
-        with pytest.raises(DownloadError, match="still running"):
+        with pytest.raises(DownloadError, match="still running") as caught:
             await client.fetch(task.id)
+        assert caught.value.details is not None
+        assert (caught.value.task_id, caught.value.details.state) == (task.id, TaskState.RUNNING)
         result = await task
         images = await client.fetch(result)
         assert [image.url for image in images] == list(result.urls)

@@ -8,6 +8,7 @@ import itertools
 import re
 
 import pytest
+from canary import WATCH
 from clocks import VirtualLoop, run_virtual
 from hypothesis import given
 from hypothesis import strategies as st
@@ -236,6 +237,22 @@ def test_refusals_of_looks_end_the_wait_after_a_while(error) -> None:
 
 
 @pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
+def test_an_error_that_looks_share_is_told_of_each_task(error) -> None:
+    """`look` may raise the same error for several tasks: it stays as it is, and each wait names its task."""
+    before = str(error)
+
+    async def run() -> list[BaseException]:
+        poller = TaskPoller(Looks(error), policy=PLAIN)
+        return await asyncio.gather(*(poller.wait(each) for each in ("t1", "t2")), return_exceptions=True)
+
+    outcomes = run_virtual(run())
+    for task_id, outcome in zip(("t1", "t2"), outcomes, strict=True):
+        assert outcome.task_id == task_id
+        assert re.findall(r"client\.wait\('(\w+)'\)", str(outcome)) == [task_id]
+    assert (str(error), error.task_id) == (before, None)
+
+
+@pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
 def test_a_paid_task_outlives_a_refused_look(error) -> None:
     """One or two refusals, or any number with another answer in between, are not the end of a task."""
     two = [RUNNING, error, error]
@@ -246,6 +263,22 @@ def test_a_paid_task_outlives_a_refused_look(error) -> None:
     often = PollPolicy(first=0.5, factor=1.0, maximum=0.5, jitter=False)
     outcome, _, starts = waited(Looks(*[error] * 4, DONE), policy=often)  # within 10 s
     assert outcome.urls == DONE.urls
+
+
+def test_an_error_of_ours_may_have_a_constructor_of_the_callers() -> None:
+    """Each waiter gets a copy of what `look` raises, with all that it has."""
+
+    class NoRecordError(kie4o.KieError):
+        def __init__(self, table: str, row: int) -> None:
+            super().__init__(f"no row {row} in {table}")
+            self.row = row
+
+    outcome, took, _ = waited(Looks(NoRecordError("tasks", 7)))
+    assert (type(outcome), str(outcome)) == (NoRecordError, "no row 7 in tasks")
+    assert outcome.row == 7
+    assert outcome.task_id == "t"
+    assert took == 2.0
+    WATCH.errors.clear()  # it would pickle them, which such a class does not support
 
 
 def test_foreign_errors_of_a_look_are_raised_unchanged() -> None:
