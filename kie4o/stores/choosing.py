@@ -24,7 +24,7 @@ _DATABASE = re.compile(r"postgres(ql)?[:+]|(host|hostaddr|port|dbname|user|passw
 _NO_FILE = ("", os.curdir, os.pardir)  # "runs/" is a folder; `Path` would make a file "runs" of it
 
 
-def _sqlite(address: str, api_key: Secret | None) -> Store:
+def _sqlite(address: str, api_key: Secret) -> Store:
     path = address.removeprefix(_SQLITE)
     if not path.strip() or path == ":memory:" or os.path.split(path)[1] in _NO_FILE:
         raise invalid_setting("store", path, EXPECTED)
@@ -33,25 +33,25 @@ def _sqlite(address: str, api_key: Secret | None) -> Store:
     return SQLiteStore(expanded(path))
 
 
-def _postgres(address: str, api_key: Secret | None) -> Store:
+def _postgres(address: str, api_key: Secret) -> Store:
     if find_spec("psycopg") is None:
         raise ConfigurationError(
             "a store in PostgreSQL needs psycopg; in a checkout of kie4o, run: pip install '.[postgres]'"
         )
     from .postgres import PostgresStore
 
-    return PostgresStore(address, api_key or Secret(""))
+    return PostgresStore(address, api_key)
 
 
 # By the prefix of the address.
-SCHEMES: Mapping[str, Callable[[str, Secret | None], Store]] = MappingProxyType(
+SCHEMES: Mapping[str, Callable[[str, Secret], Store]] = MappingProxyType(
     {_SQLITE: _sqlite, "postgresql://": _postgres, "postgres://": _postgres}
 )
 _SHARED = ("postgresql://", "postgres://")
 _MEMBERS = sorted(name for name in {*vars(Store), *Store.__annotations__} if not name.startswith("_"))
 
 
-def store_of(store: Store | str | os.PathLike[str] | None, api_key: Secret | None = None) -> Store:
+def store_of(store: Store | str | os.PathLike[str] | None, api_key: Secret) -> Store:
     """A store that is not open yet. The API key tells accounts apart in a store that several use.
 
     Raises `ConfigurationError`.

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ..errors import StoreError, reason_of
 from ..pricing import Spent
@@ -156,7 +156,7 @@ class Guard:
 
 
 class _Call:
-    """One call in the current task, which is cancelled at its deadline: `with _Call(calls, seconds) as call`.
+    """One call in the current task, which is cancelled at its deadline.
 
     It does what `asyncio.timeout` does, with one timer for all that are under way: a timer for each takes
     a quarter of what a SQLite store adds to the work of the loop.
@@ -171,9 +171,8 @@ class _Call:
         self.deadline: float = asyncio.get_running_loop().time() + seconds
         self.expired: bool = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         self._calls.add(self)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._calls.remove(self)

@@ -113,14 +113,10 @@ def _converter() -> Converter:
     converter.register_structure_hook(Decimal, _price)
     converter.register_unstructure_hook(Decimal, str)
     converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _strings)
-    converter.register_structure_hook_func(_is_raw, _only(dict))
     converter.register_unstructure_hook_func(_is_raw, dict)
     # Every optional field defaults to None, which is never written: it is of its other type.
     converter.register_structure_hook_factory(
         _is_optional, lambda kind: converter.get_structure_hook(_other_type(kind))
-    )
-    converter.register_unstructure_hook_factory(
-        _is_optional, lambda kind: converter.get_unstructure_hook(_other_type(kind))
     )
     return converter
 

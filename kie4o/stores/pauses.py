@@ -22,7 +22,7 @@ class PauseLog:
     def pause(self, now: float, until: float, hold: str | None) -> None:
         """Submits wait until then: because the limit is used up, or for the reason of a hold."""
         longer = self._limit.per if hold is None else _LONGER
-        if until < max(now + _LOGGED, self._logged_until + longer) or not self._reporter.wants(Paused):
+        if until < max(now + _LOGGED, self._logged_until + longer):
             return
         self._logged_until = until
         used_up = f"the limit of {self._limit.limit} in {self._limit.per:g} s is used up"

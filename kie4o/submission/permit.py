@@ -49,7 +49,7 @@ class Permits:
 
     async def acquire(self) -> Permit:
         """Wait for a permit, in order. The caller must `hold` it before anything else."""
-        if self.waiting or self.in_use >= self.limit:
+        if self._semaphore.locked():
             began = asyncio.get_running_loop().time()
             self.waiting += 1
             try:

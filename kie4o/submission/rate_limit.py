@@ -232,7 +232,6 @@ class RateLimiter:
         """Grant the slots that are free, and come back when the next one is."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         while self._waiters:
             if self._waiters[0].done():  # cancelled
                 self._waiters.popleft()

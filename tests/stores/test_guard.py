@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from clients import state_of
-from clocks import run_virtual
+from clocks import VirtualLoop, run_virtual
 from entries import PATIENCE, submitted
 
 from kie4o import StoreError
-from kie4o.stores.guard import Guard, limited
+from kie4o.stores.guard import LIMIT, Guard, limited, time_limit
 from kie4o.stores.ledger import Ledger
 from kie4o.stores.memory import MemoryStore
 from kie4o.stores.store import Entry, EntryState
@@ -176,6 +176,100 @@ def test_a_call_has_30_s_or_the_timeout_of_its_verb(seconds: float | None, given
             await asyncio.sleep(3600)
 
     run_virtual(run())
+
+
+@pytest.mark.parametrize("seconds", [None, LIMIT, 50.0])
+def test_a_longer_timeout_inside_a_shorter_one_changes_nothing(seconds: float | None) -> None:
+    """And a limit ends with its verb."""
+    with limited(5.0):
+        with limited(seconds):
+            assert time_limit() == 5.0
+        with limited(2.0):
+            assert time_limit() == 2.0
+        assert time_limit() == 5.0
+    assert time_limit() == LIMIT
+
+
+def test_a_key_that_no_other_process_can_have_is_claimed_in_time() -> None:
+    """Only in a store that several share a claim waits, for as long as another has the key."""
+
+    class Stuck(MemoryStore):
+        async def claim(self, *words: Any, **more: Any) -> Entry | None:
+            await asyncio.sleep(3600)
+            return None
+
+    async def run() -> None:
+        with pytest.raises(StoreError, match="within 30 s"):
+            await Guard(Stuck()).claim(submitted("a"), takes=())
+
+    run_virtual(run())
+
+
+def test_opening_has_ten_minutes() -> None:
+    """A large file is read from end to end."""
+
+    class Stuck(MemoryStore):
+        async def open(self) -> None:
+            await asyncio.sleep(3600)
+
+    async def run() -> None:
+        with pytest.raises(StoreError, match="within 600 s"):
+            await Guard(Stuck()).open()
+
+    run_virtual(run())
+
+
+async def test_a_call_of_a_task_that_was_cancelled_before_has_its_limit_too(
+    start: Callable[..., asyncio.Task[Any]], guard: Guard
+) -> None:
+    """As one that cleans up: it is not cancelled once more."""
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.sleep(FAR)
+        except asyncio.CancelledError:
+            await guard.find(key="a")
+
+    call = start(0.05, cleans_up())
+    await _begun()
+    call.cancel()
+    with pytest.raises(StoreError, match="did not respond"):
+        await asyncio.wait_for(call, PATIENCE)
+
+
+def test_the_calls_share_a_timer() -> None:
+    """None is left when they have ended; nor does one that may wait for ever have any."""
+    timers: list[asyncio.TimerHandle] = []
+
+    class Loop(VirtualLoop):
+        def call_at(self, *args: Any, **more: Any) -> asyncio.TimerHandle:
+            timers.append(super().call_at(*args, **more))
+            return timers[-1]
+
+    class Shared(Stuck):
+        shared = object()  # type: ignore[assignment]  # nothing asks it
+
+        async def claim(self, *words: Any, **more: Any) -> Entry | None:
+            return await self.find(key="a")
+
+    def pending() -> int:
+        return [timer.cancelled() for timer in timers].count(False)
+
+    async def run() -> None:
+        store = Shared()
+        guard = Guard(store)
+        claim = asyncio.create_task(guard.claim(submitted("a")))
+        await _begun()
+        assert timers == []
+        calls = [asyncio.create_task(_found(guard)) for _ in range(20)]
+        await _begun()
+        assert pending() == 1
+        store.answers.set()
+        await asyncio.gather(claim, *calls)
+        assert pending() == 0
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(run())
 
 
 async def test_a_limit_cancels_once(start: Callable[..., asyncio.Task[Any]], store: Stuck) -> None:

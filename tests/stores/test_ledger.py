@@ -983,7 +983,10 @@ def never(name: str) -> bool:
     return False
 
 
-def test_what_was_saved_while_its_key_was_locked_is_not_saved_again() -> None:
+@pytest.mark.parametrize(
+    "newer", [UNKNOWN.become(EntryState.SUBMITTED, task_id="t-2"), INTENT], ids=["named", "submitted again"]
+)
+def test_what_was_saved_while_its_key_was_locked_is_not_saved_again(newer: Entry) -> None:
     """It may have been followed by something newer."""
 
     async def run() -> None:
@@ -996,7 +999,6 @@ def test_what_was_saved_while_its_key_was_locked_is_not_saved_again() -> None:
         store.saves_fail = False
         await asyncio.sleep(5.0)  # it waits for the lock to save it again
         await ledger.unknown(UNKNOWN)
-        newer = UNKNOWN.become(EntryState.SUBMITTED, task_id="t-2")
         await store.save(newer)
         store.gate.set()
         await naming
@@ -1166,6 +1168,9 @@ async def test_what_is_not_saved_yet_is_found() -> None:
     await ledger.unknown(UNKNOWN)
     assert [await ledger.find(name) for name in ("k", UNKNOWN.ref, "another")] == [UNKNOWN, UNKNOWN, None]
     store.saves_fail = False
+    named = await ledger.name_task(UNKNOWN, "t-1")
+    assert named.task_id == "t-1"
+    assert await ledger.find("k") == named
     await ledger.aclose()
 
 

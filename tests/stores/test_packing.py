@@ -60,6 +60,21 @@ def test_every_field_comes_back() -> None:
     assert entry.details.completed_at.utcoffset() is not None
 
 
+def test_a_text_of_an_earlier_version_is_read() -> None:
+    """The form of the text and of its checksum is that of the files that users have."""
+    body = b'{"key":"order-1","request":{"prompt":"x"},"ref":"ref-1"}'
+    entry = Entry("order-1", request=ImageRequest("x"), ref="ref-1")
+    assert checksum(body) == bytes.fromhex("480fecf6d2ddbc55")
+    assert packed(entry) == body
+    assert unpacked(body, bytes.fromhex("480fecf6d2ddbc55")) == entry
+
+
+def test_a_time_may_be_a_whole_number() -> None:
+    """A caller's store may have written it as one."""
+    fields = json.loads(packed(FULL)) | {"submitted_at": 1_700_000_000}
+    assert read(fields).submitted_at == 1_700_000_000
+
+
 def test_defaults_are_left_out() -> None:
     """A planned entry is its key, its ref and what was asked for."""
     entry = Entry("order-1", request=ImageRequest("x"), ref="ref-1")
@@ -149,7 +164,7 @@ def of_type(*kinds: type) -> list[Any]:
         ("details.task_id", of_type(str)),
         ("details.state", WRONG),
         ("details.status", of_type(str)),
-        ("details.urls", [None, True, 5, 1.5, [5], {"x": 1}]),
+        ("details.urls", [None, True, 5, 1.5, [5], ["x", 5], {"x": 1}]),
         ("details.progress", of_type(int, float)),
         ("details.error_code", of_type(int)),
         ("details.error_message", of_type(str)),
@@ -206,3 +221,10 @@ def test_a_body_that_is_no_entry_is_an_error(body: bytes) -> None:
     """A matching checksum alone does not make an entry."""
     with pytest.raises(StoreError, match="damaged"):
         unpacked(body, checksum(body))
+
+
+@pytest.mark.parametrize("body", [None, 5, '{"key":"k"}'])
+def test_a_body_that_is_no_bytes_is_an_error(body: object) -> None:
+    """A column of SQLite may hold anything."""
+    with pytest.raises(StoreError, match="damaged"):
+        unpacked(body, checksum(b"x"))

@@ -62,6 +62,7 @@ def test_a_url_may_leave_the_server_to_the_environment(url: str) -> None:
         "postgresql://kie:s3cret?x=ret@db.example/images",
         "postgresql://kie:s3cret%ret@db.example/images",
         "postgresql://db.example:s3cret/images",
+        "postgresql://db.example,db.example:s3cret/images",
         "postgresql://s3cret@db.example/images?schema=Shop",
         'postgresql://s3cret@db.example/images?schema=a"b',
         "postgresql://s3cret@db.example/images?schema=pg_toast",
@@ -77,6 +78,11 @@ def test_an_invalid_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^invalid store='postgresql://\.\.\.': ") as caught:
         address_of(url)
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_url_to_listen_at_is_named_by_its_word() -> None:
+    with pytest.raises(ConfigurationError, match="listen= is a URL like that of the store"):
+        address_of("postgresql://db.example/images?listen=db.example")
 
 
 def test_an_account_is_a_hash_of_the_key_or_of_its_name() -> None:

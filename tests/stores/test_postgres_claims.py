@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -14,15 +15,18 @@ import attrs
 import postgres
 import pytest
 from canary import CANARY_KEY
+from clocks import run_virtual
 from entries import ended, entry_of, plain, submitted, unfinished_keys
 from postgres import opened
 
 from kie4o import StoreError, StoreLockedError
+from kie4o.events import StoreWarned
+from kie4o.events.reporter import Reporter
 from kie4o.settings import Secret
-from kie4o.stores import postgres as postgres_store
 from kie4o.stores.guard import Guard
 from kie4o.stores.ledger import Ledger
 from kie4o.stores.postgres import PostgresStore
+from kie4o.stores.postgres.news import News
 from kie4o.stores.store import DuplicateTaskError, Entry, EntryState, hash_of_ref
 
 ANY = tuple(EntryState)
@@ -331,6 +335,57 @@ async def test_waiting_for_another_process_has_no_time_limit(
         await other.claim(entry_of("other"), wait=False)
 
 
+def test_a_key_is_asked_for_after_longer_and_longer_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is told by notifications."""
+    monkeypatch.setattr(News, "start", lambda _: None)
+
+    async def run() -> None:
+        url, loop = postgres.shared_url(), asyncio.get_running_loop()
+        holder, other = stores = [PostgresStore(url, Secret(CANARY_KEY)) for _ in range(2)]
+        for store in stores:
+            await store.open()
+        claim, times = other._entries.claim, list[float]()
+
+        async def noted(*words: Any) -> Any:
+            times.append(loop.time())
+            return await claim(*words)
+
+        monkeypatch.setattr(other._entries, "claim", noted)
+        await holder.claim(entry_of())
+        waiting = asyncio.create_task(other.claim(entry_of(ref="another")))
+        await asyncio.sleep(8.0)
+        await holder.release("k")
+        assert await waiting == entry_of(ref="another")
+        pauses = [after - before for before, after in itertools.pairwise(times)]
+        assert pauses[:4] == pytest.approx([0.02, 0.03, 0.045, 0.0675], abs=0.001)
+        assert pauses[10:] == pytest.approx([1.0] * len(pauses[10:]), abs=0.001)
+        for store in stores:
+            await store.aclose()
+
+    run_virtual(run())
+
+
+async def test_waiting_for_another_process_asks_for_the_key_now_and_then(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that process has told that the key is free, or a second; not all the time."""
+    holder, other, asked = await open_store(), await open_store(), 0
+    ask = other._entries.claim
+
+    async def counted(*words: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await ask(*words)
+
+    monkeypatch.setattr(other._entries, "claim", counted)
+    await holder.claim(entry_of())
+    waiting = asyncio.create_task(other.claim(entry_of(ref="another")))
+    await asyncio.sleep(0.5)
+    assert 1 <= asked <= 3
+    await holder.release("k")
+    assert await waiting == entry_of(ref="another")
+
+
 async def test_a_cancelled_settlement_holds_nothing(open_store: OpenStore) -> None:
     """After each turn of the loop: the key is free for other processes."""
     store, other = await open_store(), await open_store()
@@ -380,23 +435,47 @@ async def test_a_late_task_id_does_not_replace_a_resubmit(open_store: OpenStore)
     assert len(await unfinished_keys(other)) == 2
 
 
+async def test_a_claim_in_vain_changes_nothing_of_what_is_held(open_store: OpenStore) -> None:
+    """As that of a settlement, while a submit waits for a slot."""
+    store = await open_store()
+    await store.claim(entry_of())
+    assert await store.claim(entry_of(ref="x"), takes=(EntryState.UNKNOWN,), wait=False) == entry_of()
+    await store.begin(intent())
+    await store.save(submitted("ended"))
+    await store.claim(entry_of("ended"))
+    assert store._held.keys() == {"k"}
+    await store.save(submitted("k"))
+    assert store._held == {}
+
+
 async def test_a_lost_lease_is_begun_anew(open_store: OpenStore) -> None:
     """What it had claimed is claimed again, unless another process was faster: then nothing is sent."""
     silent, other = await open_store(), await open_store()
-    for key in ("kept", "lost", "changed"):
+    takes = (EntryState.PLANNED, EntryState.UNKNOWN)
+    for key in ("again", "forgotten"):
+        await silent.save(entry_of(key, state=EntryState.UNKNOWN))
+        await silent.claim(entry_of(key), takes=takes)
+    for key in ("kept", "lost", "changed", "released"):
         await silent.claim(entry_of(key))
     before = silent._process.id
     await expire(silent)
     await other.claim(entry_of("lost", ref="another"))
     await other.claim(entry_of("changed", ref="another"))
     await other.begin(intent("changed", ref="another"))
-    await other.save(entry_of("changed", ref="another"))
-    await other.release("changed")
+    await other.save(entry_of("changed", ref="another", state=EntryState.UNKNOWN))
+    await other.claim(entry_of("again", ref="another one"), takes=takes)
+    await other.begin(intent("again", ref="another one"))
+    await other.save(entry_of("again", ref="another one", state=EntryState.UNKNOWN))
+    await other.forget("forgotten")
+    await other.claim(entry_of("released", ref="another"))
+    await other.release("released")
     await silent.begin(intent("kept"))
     assert silent._process.id != before
     assert await stored_state(other, "kept") == (EntryState.INTENT, "ref of kept")
-    with pytest.raises(StoreError, match="not in the hands of this process"):
-        await silent.begin(intent("lost"))
+    for key in ("lost", "changed", "again", "forgotten"):
+        with pytest.raises(StoreError, match="not in the hands of this process"):
+            await silent.begin(intent(key, ref=f"second of {key}"))
+    await silent.begin(intent("released"))
     await other.begin(intent("lost", ref="another"))
     await silent.begin(intent("keyless", keyed=False, ref="keyless"))
 
@@ -423,26 +502,53 @@ async def test_closing_frees_what_was_not_sent(open_store: OpenStore) -> None:
     assert await stored_state(other, "intent") == (EntryState.UNKNOWN, "ref of intent")
 
 
-async def test_a_store_closes_while_its_database_is_away(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its lease runs out. It can be opened again."""
-    monkeypatch.setattr(postgres_store, "_CLOSING", 0.5)
-    with postgres.own_server() as server:
-        store = PostgresStore(server.url, Secret(CANARY_KEY))
+async def test_closing_waits_for_what_is_written(open_store: OpenStore) -> None:
+    """Also after its caller was cancelled."""
+    closing, other = await open_store(), await open_store()
+    await closing.save(submitted("k"))
+    await postgres.lock_rows(other._database, "entry", 0.4)
+    saving = asyncio.create_task(closing.save(ended(submitted("k"))))
+    await asyncio.sleep(0.1)
+    saving.cancel()
+    await closing.aclose()
+    assert await stored_state(other) == (EntryState.SUCCEEDED, "ref of k")
+
+
+async def test_why_a_lease_was_kept_is_said(open_store: OpenStore, caplog: pytest.LogCaptureFixture) -> None:
+    store = await open_store()
+    await sql(store, "DROP FUNCTION kie4o.leave(bigint)")
+    await store.aclose()
+    assert "could not be ended and will run out: the database 127.0.0.1" in caplog.text
+
+
+def test_a_store_closes_while_its_database_is_away() -> None:
+    """After three seconds. Its lease runs out, and it can be opened again."""
+    heard: list[StoreWarned] = []
+
+    async def run(server: postgres.PostgresServer) -> None:
+        loop, store = asyncio.get_running_loop(), PostgresStore(server.url, Secret(CANARY_KEY))
+        store.reporter = Reporter([(heard.append, (StoreWarned,))])
         await store.open()
         await store.claim(entry_of())
         server.stop()
         late = asyncio.create_task(store.save(submitted("late")))
         await asyncio.sleep(0)
+        began = loop.time()
         await store.aclose()
+        assert loop.time() - began == pytest.approx(3.0, abs=0.1)
+        assert not [task for task in asyncio.all_tasks() if task.get_name() in ("kie4o lease", "kie4o news")]
         await asyncio.wait([late], timeout=5)
         assert late.done()
-        assert "could not be ended and will run out: the database does not answer" in caplog.text
+        assert [(event.what, event.detail) for event in heard] == [
+            ("lease kept", "the database does not answer")
+        ]
         server.start()
         await store.open()
         assert await store.find(key="k") == entry_of()
         await store.aclose()
+
+    with postgres.own_server() as server:
+        run_virtual(run(server))
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["rule", "control"])
@@ -568,6 +674,23 @@ async def test_what_was_refused_stays_so_after_a_lost_lease(open_store: OpenStor
     assert await other.claim(entry_of(ref="another"), wait=False) == entry_of()
 
 
+async def test_what_was_not_sent_is_nothing_once_another_process_submits_its_key(
+    open_store: OpenStore,
+) -> None:
+    """What may have been sent is an earlier submit of the key."""
+    silent, other = await open_store(), await open_store()
+    for key in ("refused", "unknown"):
+        await silent.claim(entry_of(key))
+    await expire(silent)
+    for key in ("refused", "unknown"):
+        await other.claim(entry_of(key, ref=f"another {key}"))
+        await other.begin(intent(key, ref=f"another {key}"))
+    await silent.save(entry_of("refused"))
+    await silent.save(entry_of("unknown", state=EntryState.UNKNOWN))
+    states = [state for (state,) in await sql(other, "SELECT state FROM kie4o.entry")]
+    assert sorted(states) == ["intent", "intent", "unknown"]
+
+
 async def test_a_release_that_failed_is_repeated(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -598,12 +721,19 @@ async def test_a_release_that_failed_is_repeated(
         stays = entry_of(key) == again
         found = await other.claim(entry_of(key, ref="another"), wait=False)
         assert found == (None if stays else entry_of(key, ref="another"))
+    monkeypatch.setattr(store._entries, "release", away)
+    await store.claim(entry_of("c"))
+    with pytest.raises(StoreError, match="away"):
+        await store.release("c")
+    await store.aclose()
+    assert store._unreleased == set()
 
 
 async def test_a_key_may_be_released_twice_at_once(open_store: OpenStore) -> None:
     store, other = await open_store(), await open_store()
     await store.claim(entry_of())
     await asyncio.gather(store.release("k"), store.release("k"))
+    assert store._unreleased == set()
     assert await other.claim(entry_of(ref="another"), wait=False) == entry_of(ref="another")
 
 
@@ -620,6 +750,30 @@ async def test_a_write_that_was_given_up_does_not_follow_one_that_undoes_it(open
         assert await stored_state(store, key) == (EntryState.PLANNED, f"ref of {key}")
         await asyncio.wait([begun])
         assert await stored_state(store, key) == (EntryState.PLANNED, f"ref of {key}")
+
+
+async def test_writes_of_a_key_are_one_after_the_other(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of its earlier submits; entries without a key do not wait for each other."""
+    store = await open_store()
+    save, now, most = store._entries.save, 0, list[int]()
+
+    async def counted(*words: Any, **more: Any) -> Any:
+        nonlocal now
+        now += 1
+        most.append(now)
+        try:
+            return await save(*words, **more)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(store._entries, "save", counted)
+    unknown = entry_of(state=EntryState.UNKNOWN)
+    await asyncio.gather(store.save(submitted("k", ref="again")), store.save(unknown.superseded()))
+    assert most == [1, 1]
+    await asyncio.gather(*(store.save(submitted(key, keyed=False)) for key in ("a", "b")))
+    assert most == [1, 1, 1, 2]
 
 
 async def test_a_callback_reaches_every_process(open_store: OpenStore) -> None:
@@ -664,21 +818,123 @@ async def test_what_is_written_meanwhile_is_not_written_over(open_store: OpenSto
     assert await store.find(ref=unknown.ref) == unknown.superseded()
 
 
-async def test_what_every_replica_has_is_not_written_again(
+async def test_what_was_saved_last_is_written_again(open_store: OpenStore) -> None:
+    """Unless it was forgotten."""
+    store = await open_store()
+    for key in ("saved", "forgotten"):
+        await store.claim(entry_of(key))
+        await store.save(submitted(key))
+    await store.claim(entry_of("held"))
+    for key in ("forgotten", "held"):
+        await store.forget(key)
+    assert store._held == {}
+    await sql(store, "DELETE FROM kie4o.entry")
+    await after_a_failover(store)
+    assert await unfinished_keys(store) == ["saved"]
+
+
+async def replicate(store: PostgresStore) -> None:
+    """As far as this, a replica has it that takes over later."""
+    await sql(store, "CREATE TABLE kie4o.replica AS SELECT * FROM kie4o.entry")
+
+
+async def lose_the_rest(store: PostgresStore) -> None:
+    await sql(store, "DELETE FROM kie4o.entry")
+    await sql(store, "INSERT INTO kie4o.entry OVERRIDING SYSTEM VALUE SELECT * FROM kie4o.replica")
+
+
+async def test_a_replica_that_lacks_an_intent_gets_its_task(open_store: OpenStore) -> None:
+    """Also if the submit before seems to be a later one, since the clock was set back between them."""
+    store = await open_store()
+    unknown, again = entry_of(state=EntryState.UNKNOWN, submitted_at=1000.0), intent(ref="again")
+    await store.save(unknown)
+    await store.claim(again, takes=(EntryState.UNKNOWN,))
+    await replicate(store)
+    await store.begin(again, unknown.superseded())
+    await lose_the_rest(store)
+    paid = again.become(EntryState.SUBMITTED, task_id="task")
+    await store.save(paid)
+    assert await store.find(key="k") == paid
+
+
+async def test_what_a_replica_lacks_is_in_the_same_hands_again(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is forgotten after a minute, and would otherwise be kept for as long as the process lives."""
-    store = await open_store()
-    monkeypatch.setattr(postgres_store, "_LAG", 0.5)
-    for key in ("a", "b", "c"):
+    """An intent, and a submit that was undone and waits for another attempt."""
+    store, other = await open_store(), await open_store()
+    for key in ("undone", "intent"):
         await store.claim(entry_of(key))
-        await store.begin(intent(key))
-        await asyncio.sleep(0.6 if key == "a" else 0)
-    await sql(store, "DELETE FROM kie4o.entry WHERE mark <> %s", hash_of_ref("ref of c"))
+    await replicate(store)
+    await store.begin(intent("undone"))
+    await store.save(entry_of("undone"))
+    await store.begin(intent("intent"))
+    await store.begin(intent("keyless", keyed=False))
+    await lose_the_rest(store)
+    began, begin = list[str](), store._entries.begin
+
+    async def noted(mine: list[int], hold: Any, entry: Entry, superseded: Entry | None) -> str:
+        began.append(entry.key)
+        return await begin(mine, hold, entry, superseded)
+
+    monkeypatch.setattr(store._entries, "begin", noted)
     await after_a_failover(store)
-    assert await stored_state(store, "a") is None
-    for key in ("b", "c"):
-        assert await stored_state(store, key) == (EntryState.INTENT, f"ref of {key}")
+    assert began == ["intent", "keyless"]
+    for key in ("intent", "keyless"):
+        assert await stored_state(other, key) == (EntryState.INTENT, f"ref of {key}")
+    await store.begin(intent("undone"))
+    assert await other.claim(entry_of("undone", ref="another"), wait=False) is None
+
+
+def test_what_was_written_is_forgotten_in_the_order_of_its_last_writes() -> None:
+    async def run() -> None:
+        store = PostgresStore(postgres.shared_url(), Secret(CANARY_KEY))
+        await store.open()
+        for key in ("a", "b", "c"):
+            await store.claim(entry_of(key))
+        for key, seconds in (("a", 30.0), ("b", 29.0), ("a", 36.0), ("c", 0.0)):
+            await store.begin(intent(key))
+            await asyncio.sleep(seconds)
+        assert store._written.keys() == store._begun.keys() == {"a", "c"}
+        await store.aclose()
+        assert (store._written, store._begun, store._held) == ({}, {}, {})
+
+    run_virtual(run())
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(59.5, True), (60.5, False)])
+def test_what_every_replica_has_is_not_written_again(seconds: float, kept: bool) -> None:
+    """It is forgotten after a minute, and would otherwise be kept for as long as the process lives."""
+
+    async def run() -> None:
+        store = PostgresStore(postgres.shared_url(), Secret(CANARY_KEY))
+        await store.open()
+        for key in ("a", "b", "c"):
+            await store.claim(entry_of(key))
+            await store.begin(intent(key))
+            await asyncio.sleep(seconds if key == "a" else 0)
+        await sql(store, "DELETE FROM kie4o.entry WHERE mark <> %s", hash_of_ref("ref of c"))
+        await after_a_failover(store)
+        assert await stored_state(store, "a") == ((EntryState.INTENT, "ref of a") if kept else None)
+        for key in ("b", "c"):
+            assert await stored_state(store, key) == (EntryState.INTENT, f"ref of {key}")
+        await store.aclose()
+
+    run_virtual(run())
+
+
+async def test_replicas_for_which_no_commit_waits_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Control: there is none."""
+    import psycopg  # where there is a server
+
+    with postgres.own_server() as server:
+        replica = await psycopg.AsyncConnection.connect(f"{server.url}?replication=true", autocommit=True)
+        for warned in (1, 0):
+            store = PostgresStore(server.url, Secret(CANARY_KEY))
+            await store.open()
+            await store.aclose()
+            assert caplog.text.count("has replicas for which commits do not wait") == warned
+            caplog.clear()
+            await replica.close()
 
 
 # -- who polls a task ----------------------------------------------------------------------------------
@@ -705,6 +961,23 @@ async def test_a_task_has_one_process_that_polls_it(open_store: OpenStore) -> No
     await second.leave({task_id: done.details})
     assert await first.lead(task_ids) == {task_id: done.details}
     assert await first.turn(task_id, 60.0) == done.details
+
+
+async def test_a_submitted_key_is_not_had_at_once_while_another_process_polls_its_task(
+    open_store: OpenStore,
+) -> None:
+    """But by one that waits, and by that process."""
+    polls, other = await open_store(), await open_store()
+    entry = submitted("k")
+    await polls.save(entry)
+    assert await other.claim(entry_of(), wait=False) == entry
+    await polls._machines.lead([str(entry.task_id)])
+    assert await other.claim(entry_of(), wait=False) is None
+    assert await other.claim(entry_of()) == entry
+    assert await polls.claim(entry_of(), wait=False) == entry
+    assert await other.claim(entry_of(), takes=ANY, wait=False) == entry
+    await other.save(ended(entry))
+    assert await other.claim(entry_of(), wait=False) == ended(entry)
 
 
 async def test_what_nobody_polls_is_dropped_now_and_then(open_store: OpenStore) -> None:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import postgres
 import pytest
-from clocks import KIND
+from clocks import KIND, run_virtual
 from counting import ReplyCutter, through
 from paths import IMPORT_ROOT
 from postgres import opened
 
 from kie4o import StoreError
 from kie4o.settings import Secret
+from kie4o.stores import guard
 from kie4o.stores.postgres import PostgresStore
 from kie4o.stores.postgres import database as database_module
 from kie4o.stores.postgres import schema as schema_module
@@ -40,7 +45,72 @@ async def test_a_statement_returns_its_rows() -> None:
         ask = "SELECT %s::int, pg_backend_pid(), pg_sleep(0.01)"
         answers = await asyncio.gather(*(database.rows(ask, n) for n in range(20)))
         assert [rows[0][0] for rows in answers] == list(range(20))
-        assert len({rows[0][1] for rows in answers}) == database_module.CONNECTIONS
+        assert len({rows[0][1] for rows in answers}) == database_module.CONNECTIONS == 4
+        assert await database.rows("SELECT '100%'") == [("100%",)]
+        assert database._busy == set()
+
+
+async def test_a_peer_that_has_vanished_is_noticed() -> None:
+    """In about ten seconds, unless the URL says otherwise."""
+    url = postgres.shared_url()
+    for words, idle in (("", "5"), ("&keepalives_idle=7", "7")):
+        async with opened(url + words) as database:
+            connection = await database.connect()
+            settings = connection.info.get_parameters()
+            await connection.close()
+        found = {name: settings[name] for name in settings if name in database_module._SOCKET}
+        assert found == {
+            "connect_timeout": "5",
+            "keepalives_idle": idle,
+            "keepalives_interval": "2",
+            "keepalives_count": "3",
+            "tcp_user_timeout": "10000",
+        }
+
+
+def test_a_statement_is_repeated_for_as_long_as_an_outage_lasts() -> None:
+    """After longer and longer pauses. What is asked later waits for the same outage, and after an answer it
+    is another one."""
+
+    async def run() -> None:
+        loop, url = asyncio.get_running_loop(), postgres.shared_url()
+        async with ReplyCutter(urlsplit(url).port or 5432) as proxy, opened(through(url, proxy)) as database:
+            for _ in range(2):
+                proxy.refused.clear()
+                proxy.cuts, proxy.away = 1, True
+                began = loop.time()
+                with pytest.raises(StoreError):
+                    await database.rows("SELECT 1")
+                times = [began, *proxy.refused]
+                pauses = [after - before for before, after in itertools.pairwise(times)]
+                assert pauses[:7] == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0], abs=0.01)
+                assert 28.0 < times[-1] - began <= 29.0
+                with pytest.raises(StoreError):
+                    await database.rows("SELECT 1")
+                assert loop.time() - began <= 29.0
+                proxy.away = False
+                assert await database.rows("SELECT 1") == [(1,)]
+
+    run_virtual(run())
+
+
+def test_what_ended_one_connection_has_ended_all() -> None:
+    """A statement is repeated once, not with each of them."""
+
+    async def run() -> None:
+        url, loop = postgres.shared_url(), asyncio.get_running_loop()
+        async with opened(url) as database, opened(url) as killer:
+            await asyncio.gather(*(database.rows("SELECT 'cut all', pg_sleep(0.1)") for _ in range(4)))
+            assert len(await killer.rows(CUT, "%cut all%")) == 4
+            began = loop.time()
+            await database.rows("SELECT 1")
+            assert loop.time() - began == pytest.approx(0.05)
+
+    run_virtual(run())
+
+
+def test_an_outage_ends_before_the_limit_of_a_call() -> None:
+    assert database_module.OUTAGE + database_module._LONGEST_DELAY == guard.LIMIT
 
 
 async def test_a_statement_whose_connection_is_cut_is_repeated() -> None:
@@ -120,9 +190,21 @@ async def test_what_is_wrong_is_not_repeated() -> None:
         assert await database.rows("SELECT 1") == [(1,)]
 
 
+async def test_a_connection_may_lead_elsewhere() -> None:
+    """As to a server that delivers notifications."""
+    async with opened(postgres.shared_url()) as database:
+        for conninfo, name in (
+            (None, "postgres"),
+            (database.address.conninfo.replace("/postgres", "/template1"), "template1"),
+        ):
+            connection = await database.connect(conninfo)
+            assert connection.info.dbname == name
+            await connection.close()
+
+
 async def test_a_server_that_stops_after_its_answer_is_asked_again() -> None:
     """An immediate stop is told as a warning. Control: any other warning means that nothing may be saved."""
-    raising = "RAISE WARNING 'w' USING ERRCODE = '{}'"
+    raising = "RAISE WARNING 'w' USING ERRCODE = '{}'; RAISE WARNING 'another'"
     warn = f"DO $$ BEGIN IF nextval('kie4o.calls') = 1 THEN {raising}; END IF; END $$"
     async with opened(postgres.shared_url()) as database:
         await migrate(database)
@@ -130,7 +212,7 @@ async def test_a_server_that_stops_after_its_answer_is_asked_again() -> None:
         await database.rows(warn.format("57P02"), durably=True)
         assert await database.rows("SELECT last_value FROM kie4o.calls") == [(2,)]
         await database.rows("ALTER SEQUENCE kie4o.calls RESTART")
-        with pytest.raises(StoreError, match="may not have saved it: w"):
+        with pytest.raises(StoreError, match=r"^the database \S+ may not have saved it: w$"):
             await database.rows(warn.format("01000"), durably=True)
 
 
@@ -158,11 +240,27 @@ async def test_a_cancelled_statement_goes_on() -> None:
         assert await database.rows("SELECT id FROM kie4o.account") == [(b"a",)]
 
 
-async def test_closing_does_not_wait_for_a_server_that_answers_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Not even that it cancels."""
-    monkeypatch.setattr(database_module, "_CLOSING", 0.1)
+@pytest.mark.parametrize("how", ["fails", "is cut short"])
+async def test_what_becomes_of_a_statement_whose_caller_is_gone_is_no_error_of_the_loop(how: str) -> None:
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    database = Database(address_of(postgres.shared_url()))
+    await database.open()
+    seconds = 0.05 if how == "fails" else 60
+    running = asyncio.create_task(database.rows(f"SELECT 1 / (0 * length(pg_sleep({seconds})::text))"))
+    while not database._busy:
+        await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+    if how == "fails":
+        await database.drain()
+    await database.aclose()
+    gc.collect()
+    assert unhandled == []
+
+
+async def test_closing_does_not_wait_for_a_server_that_answers_nothing() -> None:
+    """For more than a second. Not even that it cancels."""
     url = postgres.shared_url()
     async with ReplyCutter(urlsplit(url).port or 5432) as proxy:
         database = Database(address_of(through(url, proxy)))
@@ -170,9 +268,23 @@ async def test_closing_does_not_wait_for_a_server_that_answers_nothing(
         proxy.stalls = True
         running = asyncio.create_task(database.rows("SELECT 1"))
         await proxy.done.wait()
-        await asyncio.wait_for(database.aclose(), 2)
+        began = time.monotonic()
+        await database.aclose()
+        assert 0.9 < time.monotonic() - began < 1.9
         with pytest.raises((StoreError, asyncio.CancelledError)):
             await asyncio.wait_for(running, 8)
+
+
+async def test_closing_cuts_short_what_runs() -> None:
+    database = Database(address_of(postgres.shared_url()))
+    await database.open()
+    running = asyncio.create_task(database.rows("SELECT pg_sleep(60)"))
+    while not database._busy:
+        await asyncio.sleep(0.01)
+    [connection] = database._busy
+    await database.aclose()
+    await asyncio.wait([running])
+    assert connection.closed
 
 
 async def test_a_warning_is_a_failure_if_it_is_asked_for() -> None:
@@ -185,6 +297,7 @@ async def test_a_warning_is_a_failure_if_it_is_asked_for() -> None:
         await database.rows(warn)
         await database.rows(warn.replace("WARNING", "NOTICE"), durably=True)
         assert await database.rows("SELECT 1", durably=True) == [(1,)]
+        assert [connection._notice_handlers for connection in database._idle] == [[]]
 
 
 async def test_it_is_not_used_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +317,45 @@ async def test_it_is_not_used_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None
             return str(caught.value)
 
         assert await asyncio.to_thread(elsewhere)
+
+
+async def test_it_is_not_closed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections belong to another process, or to another loop."""
+    async with opened(postgres.shared_url()) as database:
+        with monkeypatch.context() as forked:
+            forked.setattr(os, "getpid", lambda: -1)
+            await database.aclose()
+        await asyncio.to_thread(lambda: asyncio.run(database.aclose()))
+        [connection] = database._idle
+        assert await database.rows("SELECT 1") == [(1,)]
+        assert database._idle == [connection]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_on_windows_it_needs_another_loop(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    loop = type(asyncio.get_running_loop()) if refused else int
+    monkeypatch.setattr(asyncio, "ProactorEventLoop", loop, raising=False)
+    monkeypatch.setattr(database_module, "sys", SimpleNamespace(platform="win32"))
+    database = Database(address_of(postgres.shared_url()))
+    if refused:
+        with pytest.raises(StoreError, match=r"needs another event loop on Windows: .*SelectorEventLoop"):
+            await database.open()
+    else:
+        await database.open()
+        await database.aclose()
+
+
+async def test_a_transaction_is_all_or_none() -> None:
+    """An error that is not of the database passes as it is."""
+    async with opened(postgres.shared_url()) as database:
+        await migrate(database)
+        with pytest.raises(ZeroDivisionError):
+            async with database.transaction() as execute:
+                await execute("CREATE TABLE kie4o.extra ()")
+                raise ZeroDivisionError
+        async with database.transaction() as execute:
+            await execute("DO $$ BEGIN RAISE WARNING 'is none'; END $$")
+            await execute("CREATE TABLE kie4o.extra ()")
 
 
 # -- the schema --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import postgres
 import pytest
 from portable import PATIENCE
 
+from kie4o.errors import StoreError
 from kie4o.stores.postgres import process as process_module
 from kie4o.stores.postgres.address import address_of
 from kie4o.stores.postgres.database import Database
@@ -64,6 +65,54 @@ async def test_a_process_lives_from_enter_to_leave() -> None:
         await other.leave()
         assert not await is_alive(database, other)
         assert await is_alive(database, process)
+
+
+async def test_who_has_left_asks_nothing_more() -> None:
+    """Nor does one that has never entered."""
+    async with entered(postgres.shared_url()) as (database, _):
+        other = Process(database)
+        assert other.id == 0
+        before = asyncio.all_tasks()
+        await other.enter()
+        await other.leave()
+        assert other.id == 0
+        assert asyncio.all_tasks() == before
+        await other.enter()
+        await other.stop()
+        assert asyncio.all_tasks() == before
+        await other.leave()
+    for gone in (other, Process(database)):  # whose database is closed
+        await gone.leave()
+
+
+async def test_two_renewals_may_fail() -> None:
+    async with entered(postgres.shared_url()) as (database, _):
+        [(lease,)] = await database.rows("SELECT extract(epoch FROM kie4o.lease())::float")
+        assert lease == 3 * process_module.RENEWAL == 30.0
+
+
+async def test_a_promotion_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Again if what follows it could not be done."""
+    told = 0
+
+    async def promoted() -> None:
+        nonlocal told
+        told += 1
+        if told == 1:
+            raise StoreError("away")
+
+    async with entered(postgres.shared_url()) as (_, process):
+        process.on_promotion(promoted)
+        process.timeline = "another"
+        for times in (1, 2, 2):
+            await process.renew()
+            async with asyncio.timeout(PATIENCE):
+                while process._following is not None and not process._following.done():
+                    await asyncio.sleep(0.01)
+            assert told == times
+    assert [record.levelname for record in caplog.records if "replica" in record.getMessage()] == [
+        "WARNING"
+    ] * 2
 
 
 async def test_a_lease_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:

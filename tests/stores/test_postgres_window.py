@@ -213,7 +213,9 @@ async def test_one_waiter_behind_many(url: str, database: Database, kept: bool) 
                 group.create_task(wait(one, "one"))
         return order.index("one")
 
-    places = [await place_of_one() for _ in range(1 if kept else 3)]
+    places = [await place_of_one()]
+    while not kept and len(places) < 3 and min(places) >= 19:
+        places.append(await place_of_one())
     assert (min(places) >= 19) is kept  # two are granted at the same time
 
 
@@ -449,8 +451,10 @@ async def test_after_a_long_outage_waiters_fail(
 
 
 async def test_closing_writes_what_was_answered(url: str, database: Database) -> None:
+    """Also if that takes a while, here because the account is locked."""
     async with limiters(url, 1) as (limiter,):
         slots = await take_all(limiter)
+        await postgres.lock_rows(database, "account", 0.3)
         for slot in slots:
             slot.release(counted=True)
     assert await rows_of(database) == (0, 0, 20)
@@ -502,6 +506,9 @@ async def test_a_lost_lease_costs_no_slot(url: str, database: Database) -> None:
         async with asyncio.timeout(PATIENCE):
             while limiter._process.id == before:
                 await asyncio.sleep(0.02)
+            open_now = "SELECT count(*) FROM kie4o.slot WHERE process = %s AND taken_at IS NOT NULL"
+            while await database.rows(open_now, limiter._process.id) != [(2,)]:  # a moment later
+                await asyncio.sleep(0.02)
             slots[0].release(counted=False)
             await waiting
         assert await rows_of(database) == (0, 2, 0)
@@ -529,11 +536,11 @@ async def test_the_slots_of_a_killed_process_age_out(
         began = time.monotonic()
         if not kept:
             waiting = asyncio.create_task(limiter.acquire())
-            assert not await is_granted(waiting, 8)
+            assert not await is_granted(waiting, 5)
             waiting.cancel()
             return
         slot = await asyncio.wait_for(limiter.acquire(), PATIENCE)
-        assert 1.0 < time.monotonic() - began < 8
+        assert 1.0 < time.monotonic() - began < 5  # as long as the control waits
         slot.release(counted=True)
         await until_rows(database, 0, 0, 1)
 
@@ -588,7 +595,7 @@ async def test_a_clock_that_is_set_forward(
     monkeypatch.setattr(window_module, "GOOD", 0.5)
     if not checked:
         await without(database, "WHEN server_time < earliest OR server_time > latest THEN 'doubtful'")
-        monkeypatch.setattr(window_module._Offset, "moved", lambda *_: 0.0)
+        monkeypatch.setattr(window_module.Offset, "moved", lambda *_: 0.0)
     async with limiters(url, 2) as (limiter, other):
         await asyncio.gather(take_all(limiter, counted=True), asyncio.sleep(0))
         waiting = [asyncio.create_task(each.acquire()) for each in (limiter, other) for _ in range(10)]
@@ -626,7 +633,7 @@ async def test_a_clock_that_is_set_back(
                 await asyncio.sleep(0.01)
         await set_clock(database, -3600)
         waiting = asyncio.create_task(limiter.acquire())
-        assert await is_granted(waiting, 5) is not bool(rule)
+        assert await is_granted(waiting, 3 if rule else 5) is not bool(rule)
         waiting.cancel()
 
 
@@ -797,7 +804,7 @@ async def test_eight_processes_for_a_minute(url: str, database: Database, per: f
 @pytest.mark.posix("PostgreSQL")
 async def test_the_state_of_a_client_counts_the_slots_of_all(url: str) -> None:
     """Those of another process too, until the window has passed, and when the next one may be free."""
-    limit = RateLimit(2, per=3.0)
+    limit = RateLimit(2, per=2.0)
     async with Emulator(clock="real", limit=1000) as kie, contextlib.AsyncExitStack() as stack:
         one, other = [
             await stack.enter_async_context(
@@ -815,8 +822,8 @@ async def test_the_state_of_a_client_counts_the_slots_of_all(url: str) -> None:
         async with asyncio.timeout(PATIENCE):
             while not ((state := await other.state()).waiting_for_slot and state.next_slot):
                 await asyncio.sleep(0.02)
-        assert 0 < state.next_slot < 3.5
-        assert repr(other._runtime.limiter) == "<SharedLimiter: 0 of 2 slots per 3 s open here, 1 waiting>"
+        assert 0 < state.next_slot < 2.5
+        assert repr(other._runtime.limiter) == "<SharedLimiter: 0 of 2 slots per 2 s open here, 1 waiting>"
         assert "? of 2 slots in use" in repr(other)
         await waiting
         async with asyncio.timeout(PATIENCE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -236,6 +237,7 @@ async def test_what_a_batch_that_stops_can_call_off(state: str, api_key: str) ->
                     (each.key, each.error) for each in heard if isinstance(each, kie4o.events.SubmitEnded)
                 ]
                 assert over == [("waiting", "KieError")]
+                assert not [each for each in heard if isinstance(each, kie4o.events.Orphaned)]
             if not first.done():
                 kie.accept("first")
                 assert isinstance(await ended(first), kie4o.ImageTask)
@@ -384,6 +386,39 @@ def test_a_submit_that_is_called_off_is_not_logged(api_key: str, caplog: pytest.
                 assert len(kie.submits) == 1
 
     run_scaled(run(), SPEED)
+
+
+def test_a_submit_whose_end_after_a_call_off_is_cut_short_is_not_logged(
+    api_key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller left while a store of the caller's was busy, and closing does not wait for that store."""
+
+    class Busy(MemoryStore):
+        async def claim(self, entry: Entry, **more: Any) -> Entry | None:
+            claiming.set()
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(3600)
+                raise
+            return None
+
+    claiming, heard = asyncio.Event(), list[Any]()
+
+    async def run() -> None:
+        async with Emulator() as kie:
+            async with client_of(kie.url, Busy(), api_key=api_key, on_event=heard.append) as client:
+                call = asyncio.create_task(client.submit("x", key="k"))
+                await claiming.wait()
+                call.cancel()
+                await ended(call)
+            assert len(kie.submits) == 0
+
+    run_scaled(run(), SPEED)
+    assert [each.error for each in heard if isinstance(each, kie4o.events.SubmitEnded)] == ["KieError"]
+    assert not [each for each in heard if isinstance(each, kie4o.events.Orphaned)]
+    assert warnings_in(caplog) == []
 
 
 @pytest.mark.parametrize("how", ["called off", "cancelled"])

@@ -232,6 +232,122 @@ def test_a_limiter_that_announces_nothing_has_no_more_to_do() -> None:
     assert failures == []
 
 
+@pytest.mark.usefixtures("exact_clock")
+def test_the_lead_is_asked_for_only_if_a_slot_will_be_free_for_someone() -> None:
+    """Neither while a response must arrive first, nor once nobody waits."""
+    asked = 0
+
+    def lead() -> float:
+        nonlocal asked
+        asked += 1
+        return 1.0
+
+    async def run() -> None:
+        limiter = RateLimiter(RateLimit(2, per=10.0), announce=lambda _: None, lead=lead)
+        first, second = await limiter.acquire(), await limiter.acquire()
+        waiter = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(1)
+        assert asked == 0
+        first.release(counted=True)
+        await asyncio.sleep(1)
+        second.release(counted=True)
+        await asyncio.sleep(8.5)  # it has been announced
+        before = asked
+        assert before > 0
+        await waiter
+        await asyncio.sleep(20)
+        assert asked == before
+
+    run_virtual(run())
+
+
+def test_those_who_wait_share_a_timer() -> None:
+    """Each request that comes sets it anew, and thousands of timers would all wake the limiter at once."""
+    timers: list[asyncio.TimerHandle] = []
+
+    class Loop(VirtualLoop):
+        def call_at(self, *args: Any, **more: Any) -> asyncio.TimerHandle:
+            timers.append(super().call_at(*args, **more))
+            return timers[-1]
+
+    async def run() -> None:
+        limiter = RateLimiter(RateLimit(1, per=10.0))
+        (await limiter.acquire()).release(counted=True)
+        waiters = [asyncio.create_task(limiter.acquire()) for _ in range(50)]
+        await asyncio.sleep(0)
+        assert limiter.waiting == 50
+        assert [timer.cancelled() for timer in timers].count(False) == 1
+        for waiter in waiters:
+            waiter.cancel()
+        await asyncio.wait(waiters)
+        assert all(timer.cancelled() for timer in timers)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(run())
+
+
+def test_a_newcomer_waits_behind_those_who_wait_though_a_slot_is_free() -> None:
+    """A busy loop serves them late: a task that is ready runs before the timer that is due."""
+
+    async def run() -> list[str]:
+        loop, limiter, served = asyncio.get_running_loop(), RateLimiter(RateLimit(1, per=0.02)), []
+
+        async def one(name: str) -> None:
+            (await limiter.acquire()).release(counted=True)
+            served.append(name)
+
+        await one("first")
+        waiter = asyncio.create_task(one("waiter"))
+        await asyncio.sleep(0)
+        until = loop.time() + 0.05
+        while loop.time() < until:
+            pass
+        await asyncio.gather(asyncio.create_task(one("newcomer")), waiter)
+        return served
+
+    assert asyncio.run(run()) == ["first", "waiter", "newcomer"]
+
+
+@pytest.mark.usefixtures("exact_clock")
+def test_what_is_in_use_and_when_a_slot_is_free() -> None:
+    """None while a response must arrive first; a pause counts too. Looking changes nothing."""
+
+    async def run() -> None:
+        limiter, loop = RateLimiter(RateLimit(2, per=10.0)), asyncio.get_running_loop()
+
+        def shown() -> tuple[int, float | None]:
+            left = limiter.next_slot(loop.time())
+            return limiter.used(loop.time()), None if left is None else round(left, 6)
+
+        first, second = await limiter.acquire(), await limiter.acquire()
+        assert shown() == (2, None)
+        first.release(counted=True)
+        await asyncio.sleep(4)
+        assert shown() == (2, 6.0)
+        second.release(counted=True)
+        await asyncio.sleep(7)
+        assert shown() == (1, 0.0)
+        limiter.hold_all()
+        assert shown() == (1, 10.0)
+        await asyncio.sleep(12)
+        assert shown() == (0, 0.0)
+
+    run_virtual(run())
+
+
+def test_another_loop_than_those_of_asyncio_counts_whole_milliseconds() -> None:
+    """So does uvloop: a slot is not free until its clock has shown one more."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def run() -> float:
+        limiter = RateLimiter(RateLimit(1, per=10.0))
+        (await limiter.acquire()).release(counted=False)
+        return limiter.hold_all()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(run()) == pytest.approx(10.001)
+
+
 def test_hold_all_delays_every_waiter_for_a_window() -> None:
     """After `hold_all` no waiter is served for a whole window, though slots are free; `front=True` goes
     first."""

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import pytest
 from alone import Alone
-from clocks import VirtualLoop
-from window_server import ServerProcess, WindowServer
 
 import kie4o
 from kie4o import AsyncKieClient, RateLimit, clock
 from kie4o.emulator import Emulator
 from kie4o.stores.memory import MemoryStore
-from kie4o.stores.postgres import window as window_module
-
-LIMIT = RateLimit(2, per=10.0)
 
 
 class SharedSlot:
@@ -97,99 +89,3 @@ async def test_nothing_is_sent_in_a_slot_that_has_expired(kie: Emulator, api_key
     [limiter] = store.limiters
     assert limiter.released == [False] * 3
     assert len(kie.submits) == 0
-
-
-# -- that of a database, over one in memory -------------------------------------------------------------
-
-
-def window(scenario: Callable[[WindowServer], Coroutine[Any, Any, None]], latency: float) -> None:
-    """Plays it in virtual time. Each question and each answer takes `latency` seconds, but for the first."""
-    latencies = itertools.chain([0.01, 0.01], itertools.repeat(latency))
-
-    async def run() -> None:
-        await scenario(WindowServer(lambda: next(latencies)))
-
-    with pytest.MonkeyPatch.context() as patched, asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        for name in ("uptime", "real_uptime"):
-            patched.setattr(clock, name, lambda: asyncio.get_running_loop().time())
-        runner.run(run())
-
-
-async def used_up(limiter: window_module.SharedLimiter) -> float:
-    """Uses all slots of a window; the loop time at which they were answered."""
-    for slot in [await limiter.acquire() for _ in range(limiter.limit.limit)]:
-        slot.release(counted=True)
-    return asyncio.get_running_loop().time()
-
-
-def test_a_question_without_an_answer_is_asked_again() -> None:
-    """After 10 s, over another connection."""
-
-    async def scenario(server: WindowServer) -> None:
-        loop = asyncio.get_running_loop()
-        limiter = ServerProcess(server).start(LIMIT)
-        (await limiter.acquire()).release(counted=False)
-        await asyncio.sleep(1.0)
-        server.latency = iter([3600.0, 0.01, 0.01]).__next__
-        began = loop.time()
-        await limiter.acquire()
-        assert loop.time() - began == pytest.approx(10.02, abs=0.001)
-
-    window(scenario, 0.01)
-
-
-def test_a_refusal_during_a_question_is_told_with_the_next() -> None:
-    """And nothing is granted by the answer to the earlier one."""
-
-    async def scenario(server: WindowServer) -> None:
-        loop = asyncio.get_running_loop()
-        limiter, other = (ServerProcess(server).start(LIMIT) for _ in range(2))
-        (await limiter.acquire()).release(counted=True)
-        waiting = asyncio.create_task(limiter.acquire())
-        await asyncio.sleep(0.5)
-        assert limiter.hold_all() == LIMIT.per
-        held_at = loop.time()
-        await asyncio.sleep(5.0)
-        await asyncio.gather(waiting, other.acquire())
-        assert loop.time() - held_at >= LIMIT.per
-
-    window(scenario, 1.0)
-
-
-def test_a_refusal_shortens_no_longer_pause() -> None:
-    """As that after a clock was set."""
-
-    async def scenario(server: WindowServer) -> None:
-        limiter = ServerProcess(server).start(LIMIT)
-        (await limiter.acquire()).release(counted=True)
-        server.offset += 3600.0
-        waiting = asyncio.create_task(limiter.acquire())
-        await asyncio.sleep(5.0)
-        assert limiter.hold_all() == pytest.approx(LIMIT.per + 2 * window_module.GOOD - 5.0, abs=0.5)
-        await waiting
-
-    window(scenario, 0.01)
-
-
-@pytest.mark.parametrize("ends", ["granted", "cancelled", "closed"])
-def test_only_what_still_waits_is_announced(ends: str) -> None:
-    """Not one that was cancelled a moment before, of which the database is just told, and nothing is once the
-    limiter is closed."""
-
-    async def scenario(server: WindowServer) -> None:
-        announced: list[int] = []
-        process = ServerProcess(server)
-        limiter = process.start(LIMIT, announce=announced.append, lead=lambda: 1.0)
-        answered = await used_up(limiter)
-        waiting = asyncio.create_task(limiter.acquire())
-        await asyncio.sleep(answered + LIMIT.per - 1.1 - asyncio.get_running_loop().time())
-        assert announced == []
-        if ends == "cancelled":
-            waiting.cancel()
-        elif ends == "closed":
-            await limiter.aclose()
-        await asyncio.sleep(20.0)
-        assert (waiting.done(), announced) == (ends != "closed", [1] if ends == "granted" else [])
-        waiting.cancel()
-
-    window(scenario, 0.2)

@@ -108,15 +108,22 @@ def through(url: str, cutter: ReplyCutter) -> str:
 
 class ReplyCutter(LoopbackServer):
     """A proxy before a database. While `cuts` is above 0, it swallows what the server answers and breaks that
-    connection, which the server notices after its commit. While it `stalls`, it swallows that alone."""
+    connection, which the server notices after its commit. While it `stalls`, it swallows that alone. While it
+    is `away`, it refuses connections, and notes when."""
 
     def __init__(self, port: int) -> None:
         self._target = port
         self.cuts = 0
         self.stalls = False
+        self.away = False
+        self.refused: list[float] = []  # loop times
         self.done = asyncio.Event()  # after each cut, and what was swallowed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.away:
+            self.refused.append(asyncio.get_running_loop().time())
+            writer.transport.abort()
+            return
         theirs, to_them = await asyncio.open_connection("127.0.0.1", self._target)
         there = asyncio.create_task(self._copy(reader, to_them))
         try:

@@ -10,6 +10,7 @@ fail.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -28,7 +29,7 @@ import pytest
 from portable import PATIENCE
 
 from kie4o.stores.postgres.address import address_of
-from kie4o.stores.postgres.database import Database
+from kie4o.stores.postgres.database import Database, in_schema
 from kie4o.stores.postgres.process import Process
 
 _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{time.time_ns()}"
@@ -325,3 +326,12 @@ async def renewed(process: Process) -> None:
     await process.renew()
     if process._following is not None:
         await process._following
+
+
+async def lock_rows(database: Database, table: str, seconds: float) -> None:
+    """Lock all rows of a table, for so long."""
+    connection = await database.connect()
+    await connection.execute("BEGIN")
+    query = in_schema(f"SELECT FROM kie4o.{table} FOR UPDATE", database.address.schema)
+    await connection.execute(query)  # type: ignore[arg-type]  # psycopg wants a literal
+    asyncio.get_running_loop().call_later(seconds, asyncio.ensure_future, connection.close())

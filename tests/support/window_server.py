@@ -208,9 +208,13 @@ class _Connection:
     def __init__(self, server: WindowServer, process: ServerProcess) -> None:
         self._server = server
         self._process = process
+        self._in_use = False  # for ever, after a question that failed or was given up
 
     async def execute(self, query: object, parameters: tuple[Any, ...]) -> _Cursor:
         server, (_, *question) = self._server, parameters
+        assert not self.closed
+        assert not self._in_use
+        self._in_use = True
         await asyncio.sleep(server.latency())
         if server.lose() or self._process.is_cut():
             raise StoreError("the question was lost")
@@ -218,6 +222,7 @@ class _Connection:
         await asyncio.sleep(server.latency())
         if server.lose() or self._process.is_cut():
             raise StoreError("the answer was lost")
+        self._in_use = False
         return _Cursor(row)
 
     async def close(self) -> None:

@@ -218,21 +218,22 @@ class PostgresStore:
         self._remember(entry, superseded)
 
     async def _still_held(self, entry: Entry, me: int) -> Hold:
-        """The hold of the key. If the lease was lost since the claim, it is claimed again, as it was."""
+        """The hold of the key. If the lease was lost since the claim, it is claimed again, as it was; if that
+        fails, `begin_submit` says so."""
         hold = self._held.get(entry.key)
         if hold is None:
             raise _taken(entry)
         if hold.process != me:
             hold = self._held[entry.key] = attrs.evolve(hold, process=me)  # perhaps, if the reply is lost
             claimed = await self._entries.claim(me, entry, hold.takes)
-            if claimed.outcome != "held" or claimed.mark != hold.mark:
+            if claimed.mark != hold.mark:  # what it supersedes is gone, and may have been paid for since
                 raise _taken(entry)
         return hold
 
     async def _save(self, entry: Entry) -> None:
         """If another submit has the key by now, this one is saved as the earlier one that it is, unless there
         is nothing to save about it."""
-        if not await self._saved(entry) and entry.keyed and entry.state is not EntryState.PLANNED:
+        if not await self._saved(entry) and entry.state is not EntryState.PLANNED:
             await self._saved(entry.superseded())
 
     async def _saved(self, entry: Entry) -> bool:
@@ -285,8 +286,9 @@ class PostgresStore:
     def _undone_by(self, entry: Entry) -> float | None:
         """When the intent was begun that is undone by saving this entry, if it is an undoing."""
         begun = self._begun.get(entry.key)
-        undoes = begun is not None and (entry.state is EntryState.PLANNED or entry.ref != begun.ref)
-        return begun.submitted_at if begun is not None and undoes else None
+        if begun is None or (entry.state is not EntryState.PLANNED and entry.ref == begun.ref):
+            return None
+        return begun.submitted_at
 
     def _remember(self, entry: Entry, superseded: Entry | None = None) -> None:
         """Keep what was written for as long as a replica that takes over may lack it."""
@@ -310,7 +312,7 @@ class PostgresStore:
             await self._entries.save(self._process.id, entry, keeps=hold is not None)
             return
         mine = [self._process.id] if hold is None else [self._process.id, hold.process]
-        if await self._entries.begin(mine, hold, entry, written.superseded) == "taken" and hold is not None:
+        if await self._entries.begin(mine, hold, entry, written.superseded) == "taken":
             await self._entries.begin(mine, None, entry, written.superseded)  # if the claim is lost as well
 
     async def _in_order(self, entry: Entry | str, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:

@@ -82,7 +82,6 @@ class Database:
 
     async def open(self) -> None:
         """Connect once. That a database cannot be reached at all is said at once, not after an outage."""
-        _psycopg()
         loop = asyncio.get_running_loop()
         if sys.platform == "win32" and isinstance(loop, asyncio.ProactorEventLoop):
             raise StoreError(
@@ -187,13 +186,12 @@ class Database:
     ) -> Rows:
         query: Any = in_schema(statement, self.address.schema)  # psycopg's types want it to be a literal
         warnings: list[str] = []
-        stops = False  # it goes down, and says so after the answer
+        stops: list[str] = []  # it goes down, and says so after the answer
 
         def note(diagnostic: Any) -> None:
-            nonlocal stops
             if diagnostic.severity_nonlocalized == "WARNING":
-                warnings.append(str(diagnostic.message_primary))
-                stops = stops or str(diagnostic.sqlstate).startswith(_SHUTDOWN)
+                stop = str(diagnostic.sqlstate).startswith(_SHUTDOWN)
+                (stops if stop else warnings).append(str(diagnostic.message_primary))
 
         if durably:
             connection.add_notice_handler(note)
@@ -205,7 +203,7 @@ class Database:
             if durably:
                 connection.remove_notice_handler(note)
         if stops:
-            raise _psycopg().OperationalError(warnings[-1])
+            raise _psycopg().OperationalError(stops[0])
         if warnings:
             raise StoreError(f"the database {self.address} may not have saved it: {warnings[0]}")
         return rows

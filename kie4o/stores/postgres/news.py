@@ -59,7 +59,6 @@ class News:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.works = False
 
     @contextlib.contextmanager
     def expected(self, what: str) -> Iterator[asyncio.Future[None]]:
@@ -95,7 +94,6 @@ class News:
             with contextlib.suppress(StoreError, psycopg.Error):
                 if await self._listen():
                     delay = _FIRST_DELAY
-            self.works = False
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
 

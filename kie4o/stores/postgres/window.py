@@ -102,7 +102,7 @@ class _Pause:
 
 
 @attrs.frozen
-class _Offset:
+class Offset:
     """How many seconds the clock of the server is ahead of ours: between two bounds, as of a time of ours."""
 
     low: float
@@ -110,7 +110,7 @@ class _Offset:
     at: float
 
     @classmethod
-    def seen(cls, server_time: float, asked: float, answered: float) -> _Offset:
+    def seen(cls, server_time: float, asked: float, answered: float) -> Offset:
         """The server read its clock at some time between the question and the answer."""
         return cls(server_time - answered, server_time - asked, answered)
 
@@ -118,7 +118,12 @@ class _Offset:
         """By how much it may have moved since, though no one set a clock."""
         return _STEP + _DRIFT * (now - self.at)
 
-    def moved(self, new: _Offset) -> float:
+    def expected(self, now: float) -> tuple[float, float]:
+        """Between which times the clock of the server is now, unless one was set."""
+        slack = self.slack(now)
+        return now + self.low - slack, now + self.high + slack
+
+    def moved(self, new: Offset) -> float:
         """By how many seconds one of the clocks was set since; 0.0 if none was."""
         slack = self.slack(new.at)
         if new.low > self.high + slack:
@@ -158,7 +163,7 @@ class SharedLimiter:
         self._told = 0  # how many of these the server knows
         self._pause: _Pause | None = None
         self._held_until = float("-inf")  # loop time before which this process grants nothing
-        self._offset: _Offset | None = None
+        self._offset: Offset | None = None
         self._away_since: float | None = None  # loop time
         self._hopeless = False  # the last question failed, and not because the database is away
         self._delay = 0.0
@@ -211,7 +216,7 @@ class SharedLimiter:
         try:
             return await granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
+            if not granted.cancelled() and granted.exception() is None:
                 granted.result().release(counted=False)  # granted in the same turn as the cancellation
             raise
         finally:
@@ -300,11 +305,11 @@ class SharedLimiter:
         return 0.0
 
     async def _ask_once(self) -> float:
-        connection = await self._connected()
+        connection, told = await self._connected(), self._changes
         loop, me, asked = asyncio.get_running_loop(), self._process.id, clock.real_uptime()
         good_until = clock.uptime() + GOOD
         tokens, answered, pause = list(self._waiting), list(self._answered), self._pause
-        slack = 0.0 if self._offset is None else self._offset.slack(asked)
+        earliest, latest = (None, None) if self._offset is None else self._offset.expected(asked)
         parameters = (
             self._account,
             me,
@@ -316,13 +321,11 @@ class SharedLimiter:
             self.limit.limit,
             self.limit.per,
             GOOD,
-            None if self._offset is None else asked + self._offset.low - slack,
-            None if self._offset is None else asked + self._offset.high + slack,
+            earliest,
+            latest,
             None if pause is None else max(0.0, pause.until - loop.time()),
             None if pause is None else pause.cause,
         )
-        self._changes += 1  # if the answer is lost, the rows must be made to agree with what is then
-        told = self._changes
         answer = await self._execute(connection, parameters)
         outcome, server_time, granted, chances, again, held, cause = answer
         self._hopeless, self._away_since, self._delay = False, None, 0.0
@@ -353,7 +356,7 @@ class SharedLimiter:
 
     async def _connected(self) -> AsyncConnection[Any]:
         """A connection of its own: a question does not wait for those of the store."""
-        if self._connection is None or self._connection.closed:
+        if self._connection is None:
             self._connection = await self._database.connect()
         return self._connection
 
@@ -367,7 +370,7 @@ class SharedLimiter:
     def _check_clock(self, server_time: float, asked: float) -> None:
         """If the clock of the server was set, the slots in the tables have a wrong age: pause for as long as
         any of them may count, with the requests of processes that are gone."""
-        offset = _Offset.seen(server_time, asked, clock.real_uptime())
+        offset = Offset.seen(server_time, asked, clock.real_uptime())
         moved = 0.0 if self._offset is None else self._offset.moved(offset)
         self._offset = offset
         if moved:
@@ -382,9 +385,7 @@ class SharedLimiter:
             self._news.set()
         for token in granted:
             waiter = self._waiting.get(token)
-            if waiter is None or waiter.granted.done():
-                self._change()  # it was cancelled meanwhile
-            else:
+            if waiter is not None and not waiter.granted.done():  # it was not cancelled meanwhile
                 del self._waiting[token]
                 self._held.add(token)
                 waiter.granted.set_result(SharedSlot(self, token, good_until))
@@ -406,12 +407,10 @@ class SharedLimiter:
         now = asyncio.get_running_loop().time()
         if self._away_since is None:
             self._away_since = now
-        for token, waiter in list(self._waiting.items()):
+        for waiter in self._waiting.values():
             away = now - max(waiter.since, self._away_since)
             if (self._hopeless or away >= OUTAGE) and not waiter.granted.done():
                 waiter.granted.set_exception(StoreError(str(failure)))
-                del self._waiting[token]
-                self._changes += 1
 
     # -- announcements -------------------------------------------------------------------------------
 
@@ -419,7 +418,6 @@ class SharedLimiter:
         """Announce the next slots that were not announced, once they are due in `lead` seconds."""
         if self._announcement is not None:
             self._announcement.cancel()
-            self._announcement = None
         new = bisect_right(self._chances, self._announced_by)
         if self._announce is not None and new < len(self._chances):
             due, loop = self._chances[new], asyncio.get_running_loop()
