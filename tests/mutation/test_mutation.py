@@ -5,7 +5,9 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
+from mutation.endings import keep, seen_before
 from mutation.operators import mutants_of
+from mutation.trial import ASSERTION, SURVIVED, Ending
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -61,24 +63,20 @@ def test_the_mutants_of_a_module(tmp_path: Path) -> None:
     assert SOURCE not in texts
 
 
-def test_each_equivalent_mutant_exists() -> None:
-    """A line that was rewritten takes its reason with it: it has to be judged anew."""
-    listed = tomllib.loads((HERE / "equivalent.toml").read_text(encoding="utf-8"))["equivalent"]
-    assert all(len(one["reason"].split()) > 3 for one in listed)
-    assert unknown(one["mutant"] for one in listed) == []
-
-
-def test_each_mutant_with_a_killer_exists() -> None:
-    """And the killer is a test of a file that is there."""
+def test_each_mutant_that_is_listed_exists() -> None:
+    """A line that was rewritten takes its reason with it: it has to be judged anew. A killer is a test of a
+    file that is there."""
+    equivalent = tomllib.loads((HERE / "equivalent.toml").read_text(encoding="utf-8"))["equivalent"]
+    assert all(len(one["reason"].split()) > 3 for one in equivalent)
     killers = json.loads((HERE / "killers.json").read_text(encoding="utf-8"))
-    assert unknown(killers) == []
+    assert unknown([*(one["mutant"] for one in equivalent), *killers]) == []
     assert [test for test in killers.values() if not (ROOT / test.partition("::")[0]).exists()] == []
 
 
 def unknown(mutants: Iterable[str]) -> list[str]:
     mutants = list(mutants)
     modules = {mutant.split()[0] for mutant in mutants}
-    names = {one.name for module in modules for one in mutants_of(ROOT, f"kie4o/{module}")}
+    names = {one.name for module in modules for one in mutants_of(ROOT, f"kie4o/{module}", mutants)}
     return [mutant for mutant in mutants if mutant not in names]
 
 
@@ -86,3 +84,17 @@ def test_each_score_is_of_a_module() -> None:
     scores = json.loads((HERE / "score.json").read_text(encoding="utf-8"))
     assert [module for module in scores if not (ROOT / "kie4o" / module).exists()] == []
     assert all(0 < one["killed"] <= one["mutants"] for one in scores.values())
+
+
+def test_a_mutant_that_a_test_has_seen_is_left_out_until_its_module_changes(tmp_path: Path) -> None:
+    """One that has survived is tried again, and so is one whose test is gone."""
+    module, file = tmp_path / "paper.py", tmp_path / "build/endings.json"
+    module.write_text(SOURCE, encoding="utf-8")
+    (tmp_path / "test_paper.py").touch()
+    first, second, third, *_ = found = mutants_of(tmp_path, "paper.py")
+    seen = Ending(ASSERTION, "test_paper.py::test_it", took=1.5)
+    keep(file, tmp_path, found, {first.name: seen, second.name: Ending(SURVIVED)})
+    keep(file, tmp_path, found, {third.name: Ending(ASSERTION, "test_gone.py::test_it")})
+    assert seen_before(file, tmp_path, found) == {first.name: seen}
+    module.write_text(SOURCE + "\n", encoding="utf-8")
+    assert seen_before(file, tmp_path, found) == {}

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,8 @@ def _replace(file: Path, source: str) -> None:
 def _stages(
     mutant: Mutant, record: Record, killers: list[str], named: str, budget: float
 ) -> Iterator[list[str]]:
-    """The named test; then the latest killers, those of the mutant's own room, and the others within the
-    budget."""
+    """The named test; then the latest killers, those of the files that are named after the module, those of
+    its room, and the others within the budget."""
     if named in record.seconds:
         yield [named]
     name = mutant.module.removeprefix("kie4o/")
@@ -85,8 +85,9 @@ def _stages(
         tests = own | (record.running(name, mutant.body) or record.running(name, record.tests.get(name, ())))
     first = [each for each in dict.fromkeys(reversed(killers)) if each in tests][:KILLERS]
     tests -= set(first)
-    own, others = ([each for each in tests if each.startswith(room) is is_own] for is_own in (True, False))
-    for stage in (first, own, others):
+    named_so = {each for each in tests if stem in Path(each.partition("::")[0]).stem}
+    in_room = {each for each in tests if each.startswith(room)} - named_so
+    for stage in (first, named_so, in_room, tests - named_so - in_room):
         taken = []
         for test in _in_order(stage, record):
             budget -= record.seconds[test]
@@ -97,7 +98,7 @@ def _stages(
             yield taken
 
 
-def _in_order(tests: list[str], record: Record) -> list[str]:
+def _in_order(tests: Iterable[str], record: Record) -> list[str]:
     """Quick ones first, and a few cases of each function before the others of any."""
     cases = Counter[str]()
     turns = {}
