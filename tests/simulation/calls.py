@@ -11,7 +11,7 @@ import attrs
 
 from kie4o import AsyncKieClient
 from kie4o.stores.store import EntryState
-from simulation.kie import Kie, Task
+from simulation.kie import Kie, Post, Task
 from simulation.plan import Call
 
 
@@ -30,6 +30,7 @@ class Outcome:
     errors: list[BaseException] = attrs.field(factory=list)
     completions: list[Any] = attrs.field(factory=list)
     task_ids: set[str] = attrs.field(factory=set)
+    not_charged: list[Post] = attrs.field(factory=list)  # as it told the client
 
     def failed(self, error: BaseException) -> None:
         self.errors.append(error)
@@ -158,6 +159,8 @@ class Calling:
             if entry.state is EntryState.UNKNOWN and len(posts) == 1:
                 [post] = posts
                 finding = {"task_id": post.task.id} if post.task else {"charged": False}
+                if not post.task:
+                    self.outcome.not_charged.append(post)
                 settled = await self.client.settle(entry, **finding)
                 self.outcome.knows(settled.task_id)
 

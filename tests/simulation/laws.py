@@ -44,6 +44,7 @@ class Books:
             name for call in calls if call.on_unknown != "hold" for name in (call.prompt, *call.items)
         }
         self.retried = {name for call in calls if call.retry_failed for name in (call.prompt, *call.items)}
+        self.not_charged = [post for outcome in world.outcomes for post in outcome.not_charged]
         self.ids = world.reported | {entry.task_id for entry in world.entries if entry.task_id}
         self.ids |= {task_id for outcome in world.outcomes for task_id in outcome.task_ids}
 
@@ -68,19 +69,20 @@ class Books:
 
 
 def pay_once(world: World) -> Iterator[object]:
-    """A prompt is submitted again only after a refusal that was read, or on request."""
+    """A prompt is submitted again only after a refusal that was read, or found by a person, or on request."""
     books = Books(world)
     for prompt, posts in books.posts.items():
         for first, second in itertools.pairwise(posts):
+            if first in books.not_charged:
+                continue
             if first.refused:
                 unread = first.answered_at is None or second.at < first.answered_at
                 if unread and prompt not in books.resubmitted:
                     yield f"{first}, and {second} before its refusal was read"
                 continue
             on_unknown = prompt in books.resubmitted and (first.answered_at is None or world.crashed)
-            settled = first.task is None and any(call.verb == "settle" for call in world.plan.calls)
             failed = first.task is not None and (not first.task.good or world.plan.trust)
-            if not on_unknown and not settled and not (prompt in books.retried and failed):
+            if not on_unknown and not (prompt in books.retried and failed):
                 yield f"{first}, then {second}"
 
 

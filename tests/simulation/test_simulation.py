@@ -65,13 +65,15 @@ def steps_of(plan: Plan) -> list[tuple[int, float, str]]:
 def test_a_world_is_the_same_each_time(seed: int) -> None:
     """Turn by turn, with its log lines, except with a real thread.
 
-    On a busy machine the kernel may hand bytes over a turn later, so a world that differs is played again.
+    On a busy machine the kernel may hand bytes over a turn later: of five plays two have to be the same.
     """
     plan = plan_of(seed)
     if plan.store == "thread":
         plan = attrs.evolve(plan, store="sqlite")
-    first = steps_of(plan)
-    assert any(steps_of(plan) == first for _ in range(4)), seed
+    played = [steps_of(plan)]
+    while (steps := steps_of(plan)) not in played:  # the first may have been the one that differs
+        played.append(steps)
+        assert len(played) < 5, seed
 
 
 def test_a_plan_is_shrunk() -> None:
