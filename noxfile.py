@@ -28,14 +28,16 @@ NEWEST = max(
     (each for each in PYTHONS if each == RUNNING or shutil.which(f"python{each}")),
     key=lambda version: tuple(map(int, version.split("."))),
 )
-# Most tests wait most of the time: with as many workers as cores these are idle for half of it.
-PARALLEL = ["-n", str(2 * (os.cpu_count() or 2)), "--dist", "worksteal", "--durations", "12"]
+# Most tests wait most of the time: with as many workers as cores these are idle for half of it, with twice as
+# many for an eighth; one more leaves a twentieth.
+PARALLEL = ["-n", str(2 * (os.cpu_count() or 2) + 1), "--dist", "worksteal", "--durations", "12"]
 # The rooms through which money goes, and those that depend most on how a version runs its tasks.
 MONEY = [f"tests/{room}" for room in ("laws", "submission", "transport", "stores", "polling", "callbacks")]
 # Those that depend on the event loop. On uvloop, which has no virtual clock here, they take real time.
 LOOPING = [*MONEY, "tests/client", "tests/files", "tests/events", "tests/otel"]
 FAST = "not paced and not once and not proof"
 CANCELLATION = "tests/laws/test_cancellation.py"
+EVERY_TICK = f"{CANCELLATION}::test_cancel_after_every_tick"  # the longest sweep
 NO_DATABASE = ["--ignore-glob=*/test_postgres_*", "--ignore=tests/laws/test_machines.py"]
 # What shows that the laws hold, and says how many positions it has tried.
 SWEEPS = [
@@ -104,9 +106,9 @@ def run_tests(
 def tests(session: nox.Session) -> None:
     """The tests that take no programs and no idle machine, under every supported Python that is found.
 
-    The Python that runs nox runs all of them, with a part of each sweep. The newest runs the rooms of
-    `LOOPING`, which depend most on it, and in place of the other the sweep of cancellation, which is the
-    longest; those between the two run what is in `MONEY`.
+    The Python that runs nox runs all of them, with a part of each sweep but `EVERY_TICK`: the newest runs
+    that, or `thorough` where there is no other. The newest runs the sweeps of cancellation and the rooms of
+    `LOOPING`, which depend most on it; those between the two run what is in `MONEY`.
     """
     session.install(*dependencies("test"))
     if session.posargs:
@@ -114,8 +116,7 @@ def tests(session: nox.Session) -> None:
         return
     parallel = ["pytest", *PARALLEL, "-m"]
     if session.python == RUNNING:
-        elsewhere = [] if NEWEST == RUNNING else [f"--deselect={CANCELLATION}::test_cancel_after_every_tick"]
-        run_tests(session, *parallel, FAST, *elsewhere)
+        run_tests(session, *parallel, FAST, f"--deselect={EVERY_TICK}")
     elif session.python == NEWEST:
         run_tests(session, *parallel, f"{FAST} and not sweep", *LOOPING, "tests/wire")
         run_tests(session, *parallel, "sweep and not proof", CANCELLATION)
@@ -136,6 +137,8 @@ def thorough(session: nox.Session) -> None:
     run_tests(session, *parallel, "once and not paced and not proof")
     run_tests(session, "pytest", "-m", "paced and not sweep")
     run_tests(session, *parallel, "paced and sweep and not proof")
+    if NEWEST == RUNNING:
+        run_tests(session, *parallel, "sweep and not proof", EVERY_TICK)
     if sys.platform == "win32":
         session.warn("uvloop does not run on Windows: nothing is tested on it")
     else:
@@ -290,12 +293,14 @@ def simulate(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Small faults put into a copy of kie4o, each of which a test must see: `nox -s mutants -- wire`.
 
-    Without a module all through which money goes, for hours; `--sample 10` tries some of each module. What
-    survives is named, unless `tests/mutation/equivalent.toml` says why nobody can see it, and the score of a
-    module may not fall below that in `tests/mutation/score.json`.
+    Without a module all through which money goes, for hours; `--sample 10` tries some of each module, and
+    `--iterate` leaves out what a test has seen since its module changed. What survives is named, unless
+    `tests/mutation/equivalent.toml` says why nobody can see it, and the score of a module may not fall below
+    that in `tests/mutation/score.json`.
     """
     session.install(*dependencies("test"))
-    session.run("python", "-m", "mutation", *session.posargs, env={"PYTHONPATH": "tests"})
+    path = os.pathsep.join(["tests", "tests/support"])
+    session.run("python", "-m", "mutation", *session.posargs, env={"PYTHONPATH": path})
 
 
 @nox.session

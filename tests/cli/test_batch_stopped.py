@@ -63,7 +63,7 @@ async def test_progress_in_a_terminal(tmp_path: Path, columns: int) -> None:
         drawn = [line for line in screen.drawn if "·" in line or "━" in line]
         assert max(map(len, drawn)) <= columns
         for words in ("waiting", "running", " done", "0 failed", "0 unknown", "credits", "min", "/60"):
-            assert any(words in line for line in drawn), words
+            assert any(words in line for line in screen.drawn), words
         assert "60 of 60 done" in screen.text
         assert "\x1b[?25h" in screen.raw  # the cursor is back
     check_complete(kie, folder, 60)

@@ -263,9 +263,12 @@ async def completed(done: list[Completion], count: int) -> list[Completion]:
 
 @pytest.mark.parametrize("source", ["mapping", "generator", "async"])
 @pytest.mark.parametrize("passes", [True, False], ids=["rule", "control"])
-async def test_a_place_is_not_held_by_an_item_in_other_hands(url: str, source: str, passes: bool) -> None:
+async def test_a_place_is_not_held_by_an_item_in_other_hands(
+    url: str, monkeypatch: pytest.MonkeyPatch, source: str, passes: bool
+) -> None:
     """Neither by one that another process submits, nor by one whose task it polls. They come once they are in
     nobody's hands: the one as a submit, the other as a replay. Control: the first takes the only place."""
+    monkeypatch.setattr(elsewhere, "ASK", 0.3)
     store = (PostgresStore if passes else WaitingStore)(url, Secret(KEY))
     async with emulator(duration=0.0) as kie, another(url) as other, client_of(store, kie.url, 1) as client:
         assert other.shared is not None
@@ -274,7 +277,7 @@ async def test_a_place_is_not_held_by_an_item_in_other_hands(url: str, source: s
         assert await other.shared.lead(["t-polled"]) == {"t-polled": None}
         async with running(client, requests_of(source)) as done:
             if not passes:
-                await asyncio.sleep(3)
+                await asyncio.sleep(1.5)
                 assert done == []
                 return
             await completed(done, 2)

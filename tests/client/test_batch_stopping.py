@@ -51,7 +51,7 @@ def test_an_error_of_every_item_stops_the_batch(store: MakeStore, code: int, laz
     Nothing more is sent, items in flight complete, then the error is raised with a note. The next run does
     the rest.
     """
-    prompts = [f"{n}" for n in range(60)]
+    prompts = [f"{n}" for n in range(30)]
 
     async def run() -> None:
         async with kie_of(latency=0.2, duration=2.0) as kie:

@@ -47,6 +47,7 @@ async def run(*arguments: str) -> str:
     return output.decode()
 
 
+@pytest.mark.once
 @pytest.mark.posix("a limit of open files")
 @pytest.mark.parametrize(("limit", "free", "items"), [(64, 50, 100), (64, 8, 100), (256, 20, 300)])
 async def test_items_wait_for_files(tmp_path: Path, limit: int, free: int, items: int) -> None:

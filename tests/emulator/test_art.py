@@ -66,6 +66,7 @@ WORDS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("word", sorted(set(itertools.chain(*WORDS.values()))))
 def test_everything_can_be_drawn(word: str) -> None:
     """By day and by night, in each aspect ratio."""

@@ -303,7 +303,7 @@ MAGIC = {
 async def test_a_prompt_says_what_happens_to_it(name: str) -> None:
     """Every time, whatever other requests there are; with `magic=False` it is a prompt like any other."""
     prompt = f"A calm lake [[kie:{name}]]"
-    async with Emulator(duration=20.0) as kie, client_of(kie.url, wait_timeout=600) as client:
+    async with Emulator(duration=20.0) as kie, client_of(kie.url, wait_timeout=150) as client:
         for _ in range(2):
             try:
                 await client.generate(prompt)

@@ -283,8 +283,9 @@ async def test_closing_ends_in_time(answered: bool, trouble: Any, caplog: pytest
         await until(lambda: kie.posts == 10)
         store.in_trouble.update({*METHODS, "aclose"})
         start = time.monotonic()
-        with pytest.raises(StoreError):  # closing the store
-            await client.aclose()
+        [closed] = await asyncio.gather(client.aclose(), return_exceptions=True)
+        late = "the client was closed, but Runtime._close_store did not end in time"  # on a busy machine
+        assert isinstance(closed, StoreError) or late in caplog.text
         assert time.monotonic() - start < 4.0
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(error, kie4o.KieError)

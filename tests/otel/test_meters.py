@@ -46,6 +46,7 @@ async def test_metrics_count_what_has_happened(kie: Emulator) -> None:
         "kie4o.pauses": pytest.approx(2.0, abs=0.5),
     }
     counts = {name: value[0] for name, value in metrics.items() if isinstance(value, tuple)}
+    assert counts.pop("kie4o.wait.duration[slot]") in (1, 2)  # a timer may fire just before a pause ends
     model = "generate_content,kie_ai,gpt4o-image"
     assert counts == {
         "kie4o.task.duration[succeeded]": 2,
@@ -55,7 +56,6 @@ async def test_metrics_count_what_has_happened(kie: Emulator) -> None:
         f"gen_ai.client.operation.duration[UnprocessableEntityError,{model}]": 1,
         f"gen_ai.client.operation.duration[SubmissionUnknownError,{model}]": 1,
         "kie4o.wait.duration[place]": 4,
-        "kie4o.wait.duration[slot]": 1,
     }
 
 
