@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from proof_report import Row, rows_of, sentence_of_worlds
+from proof_report import Row, rows_of, sentence_of_mutants, sentence_of_worlds
 
 LAWS, CRASH = "tests/laws/test_closing.py", "tests/laws/test_crash.py"
 
@@ -52,4 +52,19 @@ def test_the_worlds_have_a_sentence(tmp_path: Path, failed: int, words: str) -> 
     assert sentence_of_worlds(path) == (
         "Beside these 1,000 simulated worlds, with 4,321 submits, 9 polls, 8 callbacks, 7 kills, in "
         f"1.5 minutes of 2 processes: {words}."
+    )
+
+
+@pytest.mark.parametrize(("killed", "words"), [(60, "all"), (59, "1,059")])
+def test_the_mutants_have_a_sentence(tmp_path: Path, killed: int, words: str) -> None:
+    """That of the scores that are kept, of all modules together."""
+    path = tmp_path / "score.json"
+    scores = {
+        "a.py": {"mutants": 1000, "killed": 1000, "equivalent": 3},
+        "b.py": {"mutants": 60, "killed": killed, "equivalent": 4},
+    }
+    path.write_text(json.dumps(scores))
+    assert sentence_of_mutants(path) == (
+        "Of 1,060 mutants of the 2 modules in `tests/mutation/score.json` the tests see "
+        f"{words}; 7 more change nothing that anyone can see."
     )

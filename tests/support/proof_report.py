@@ -22,6 +22,7 @@ import attrs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "reliability.md"
+SCORE = REPOSITORY / "tests" / "mutation" / "score.json"
 MARKS = ("<!-- proof -->", "<!-- /proof -->")
 
 
@@ -97,12 +98,27 @@ def sentence_of_worlds(path: Path) -> str:
     return f"Beside these {counts['worlds']:,} simulated worlds, with {did}, in {time}: {broken}."
 
 
+def sentence_of_mutants(path: Path = SCORE) -> str:
+    """What `nox -s mutants -- --write` has kept."""
+    scores = json.loads(path.read_text("utf-8")).values()  # one for each module that was tried
+    mutants, killed, equivalent = (
+        sum(score[what] for score in scores) for what in ("mutants", "killed", "equivalent")
+    )
+    seen = "all" if killed == mutants else f"{killed:,}"
+    return (
+        f"Of {mutants:,} mutants of the {len(scores)} modules in `tests/mutation/score.json` "
+        f"the tests see {seen}; {equivalent:,} more change nothing that anyone can see."
+    )
+
+
 def main() -> None:
     """Print the table, and write it if asked to. The status is 1 if anything has failed."""
     paths = [Path(each) for each in sys.argv[1:] if not each.startswith("-")]
     rows = rows_of([path for path in paths if path.suffix == ".xml"])
     worlds = [path for path in paths if path.suffix == ".json"]
-    made = "\n\n".join([table(rows, "--small" in sys.argv), *map(sentence_of_worlds, worlds)])
+    made = "\n\n".join(
+        [table(rows, "--small" in sys.argv), *map(sentence_of_worlds, worlds), sentence_of_mutants()]
+    )
     print(made)
     if "--write" in sys.argv:
         before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
