@@ -124,18 +124,21 @@ def test_one_that_has_ended_before_it_was_counted() -> None:
 # -- what it costs ---------------------------------------------------------------------------------
 
 TASKS = 2000
-SECONDS = 4.0
 
 
 def console() -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=100, height=50)
 
 
-async def share_of_a_core(seconds: float) -> float:
-    """How much CPU this process uses meanwhile."""
-    began, cpu = time.perf_counter(), time.process_time()
-    await asyncio.sleep(seconds)
-    return (time.process_time() - cpu) / (time.perf_counter() - began)
+async def cpu_of_a_second() -> float:
+    """How much CPU this process uses in one second: the least of four, since a machine that does other things
+    charges some of them with more."""
+    used = []
+    for _ in range(4):
+        cpu = time.process_time()
+        await asyncio.sleep(1.0)
+        used.append(time.process_time() - cpu)
+    return min(used)
 
 
 async def advance(progress: Progress) -> None:
@@ -148,29 +151,30 @@ async def advance(progress: Progress) -> None:
         await asyncio.sleep(0.1)
 
 
-async def row_each() -> None:
-    """The control: a table with a row for each task, four times a second."""
+def cpu_of_rows() -> float:
+    """The control: a table with a row for each task, as often as in one second; the least of three."""
+    used = []
     with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
-        while True:
-            table = Table("task", "state")
-            for number in range(TASKS):
-                table.add_row(f"Lake {number}", "running")
-            live.update(table, refresh=True)
-            await asyncio.sleep(TICK)
+        for _ in range(3):
+            cpu = time.process_time()
+            for _ in range(round(1 / TICK)):
+                table = Table("task", "state")
+                for number in range(TASKS):
+                    table.add_row(f"Lake {number}", "running")
+                live.update(table, refresh=True)
+            used.append(time.process_time() - cpu)
+    return min(used)
 
 
 @pytest.mark.paced
 async def test_it_costs_little(capsys: pytest.CaptureFixture[str]) -> None:
-    """Under 3 % of a core with 2,000 tasks; a row for each costs many times as much."""
+    """With 2,000 tasks a thirtieth of the CPU of a row for each: some 1 % of a core."""
     progress = Progress(title="prompts.txt → images", total=TASKS)
     advancing = asyncio.create_task(advance(progress))
     async with Drawing(lambda width: progress.lines(time.monotonic(), width), console()):
-        share = await share_of_a_core(SECONDS)
+        share = await cpu_of_a_second()
     advancing.cancel()
-    rows = asyncio.create_task(row_each())
-    control = await share_of_a_core(SECONDS)
-    rows.cancel()
+    control = cpu_of_rows()
     with capsys.disabled():
         print(f" {share:.1%} of a core, {control:.1%} with a row for each task ", end="")
-    assert share < 0.03
-    assert control > 10 * share
+    assert 30 * share < control

