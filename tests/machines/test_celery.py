@@ -75,8 +75,8 @@ async def payments(kie: Emulator, folder: Path, url: str, code: str) -> int:
         await until(lambda: any(kie.looks(task_id) for task_id in kie.tasks))
         [child] = psutil.Process(process.pid).children()
         child.kill()
-        await until(lambda: (folder / "drawn").exists())
-        assert (folder / "drawn").read_text("utf-8").startswith("http")
+        drawn = folder / "drawn"
+        await until(lambda: drawn.exists() and drawn.read_text("utf-8").startswith("http"))
     return kie.paid
 
 
