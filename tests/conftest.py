@@ -4,6 +4,7 @@ import asyncio
 import faulthandler
 import functools
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -106,9 +107,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(SWEEP_TIMEOUT))
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Say how many positions the test has tried."""
+    """Say how many positions the test has tried.
+
+    A test that looks at log records has those of every level. Others go without a line for each DEBUG record:
+    these were 4 % of the CPU time of all tests.
+    """
+    caplog = getattr(item, "funcargs", {}).get("caplog")
+    if isinstance(caplog, pytest.LogCaptureFixture):
+        caplog.handler.setLevel(logging.DEBUG)
     proving.taken()
     try:
         return (yield)
