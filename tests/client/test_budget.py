@@ -119,7 +119,7 @@ async def faulty_run(seed: int, spend: Spend) -> tuple[int, list[Completion], Ex
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("seed", range(20) if DEEP else range(7))
+@pytest.mark.parametrize("seed", range(20) if DEEP else range(5))
 def test_a_batch_never_spends_more_than_its_limit(seed: int) -> None:
     """Nor does it leave unused what another request would have fitted into. The source has no end."""
     charged, completions, error = run_scaled(faulty_run(seed, within_the_limit), SPEED)
@@ -133,7 +133,7 @@ def test_a_batch_never_spends_more_than_its_limit(seed: int) -> None:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("seed", range(5) if DEEP else range(2))
+@pytest.mark.parametrize("seed", range(5) if DEEP else range(1))
 def test_control_a_budget_that_counts_completions_spends_more(seed: int) -> None:
     """The same faults and the same book."""
     charged, _, _ = run_scaled(faulty_run(seed, counting_completions), SPEED)

@@ -240,6 +240,7 @@ async def crowd_took(poll: PollPolicy | None) -> float:
         return loop.time() - start
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "poll",
     [None, PollPolicy(jitter=False), PollPolicy(looks_per_second=None)],
@@ -250,6 +251,7 @@ def test_on_loopback_there_is_no_limit_of_all_polls(poll: PollPolicy | None) -> 
     assert run_virtual(crowd_took(poll)) < 3
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("limit", [90, 100.0])
 def test_a_limit_of_all_polls_that_is_given_holds_on_loopback(limit: float) -> None:
     """Control: 250 polls at 90 per second take 2.5 s longer. Also one that is as high as the default."""

@@ -293,6 +293,7 @@ def test_every_row_is_seen_on_the_wire() -> None:
     assert all(test in globals() for test in ELSEWHERE.values())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 async def test_on_the_wire(case: tuple[str, dict[str, Any], Check]) -> None:
     """The fault is seen by the one request that it is for; the one after it gets the true answer."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import attrs
 import pytest
-from clients import QUICK, client_of
+from clients import client_of
 from clocks import KIND
 from faulty import row_of, rows
 
-from kie4o import AsyncKieClient, KieError, TaskState
+from kie4o import AsyncKieClient, KieError, PollPolicy, TaskState
 from kie4o.emulator import Emulator
 from kie4o.emulator.effects import EFFECTS, KINDS
 from kie4o.emulator.magic import NAMES
@@ -197,6 +197,7 @@ async def outcome(kie: Emulator, kind: str) -> str:
             return type(error).__name__
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("case", SWEEP, ids=name_of)
 async def test_in_the_client(case: tuple[str, dict[str, Any], str]) -> None:
     """What a call gets if the fault fires every time; with it, nothing is paid twice, and time is virtual."""
@@ -265,7 +266,8 @@ async def test_the_same_seed_gives_the_same_day() -> None:
                 kie.fault("submit", code=code, probability=0.2, times="always")
             kie.fault("look", page="bad_gateway", probability=0.2, times="always")
             start = kie.now()
-            async with client_of(kie.url, poll=QUICK) as client:
+            every = PollPolicy(first=0.34, maximum=0.34, jitter=False)
+            async with client_of(kie.url, poll=every) as client:
                 for number in range(10):
                     await client.generate(f"A calm lake {number}")
             return sum(kie.requests.values()), round(kie.now() - start, 6)

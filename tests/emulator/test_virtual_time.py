@@ -64,6 +64,7 @@ async def test_delays_of_the_client_are_virtual_too(code: int, delay: float) -> 
 
 
 @needs_asyncio
+@pytest.mark.once
 async def test_the_same_run_gives_the_same_requests() -> None:
     """Three times the sequence of a batch with a refusal: each request at the same moment, to a nanosecond.
 

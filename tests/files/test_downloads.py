@@ -93,7 +93,7 @@ async def test_no_name_leaves_the_directory(tmp_path: Path, name: str, path: str
 @pytest.mark.parametrize("framing", [answer, open_ended, chunked])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 async def test_no_partial_image_is_ever_visible(tmp_path: Path, kind: str, framing: Any) -> None:
-    """A download cut off at any percent, by default at every third, is tried three times, fails, and leaves
+    """A download cut off at any percent, by default at every fifth, is tried three times, fails, and leaves
     no file. No visible file exists at any time."""
     message = framing(picture(kind, side=40))
     seen: set[str] = set()
@@ -108,7 +108,7 @@ async def test_no_partial_image_is_ever_visible(tmp_path: Path, kind: str, frami
     async with Host() as host, files_for(host.url) as files:
         first = message.index(b"\r\n\r\n") + 4
         last = message.rindex(b"\r\n0\r\n") if framing is chunked else len(message)
-        for at in [*range(first, last, max(1, (last - first) // (100 if DEEP else 33))), last - 1]:
+        for at in [*range(first, last, max(1, (last - first) // (100 if DEEP else 20))), last - 1]:
             host.replies = [lambda _, writer, at=at: cut_at(at, writer)]
             host.requests.clear()
             error = await fails(files, tmp_path, host.url)

@@ -39,7 +39,7 @@ from kie4o.stores.store import Entry, EntryState, hash_of_ref
 State = frozenset[bytes]
 
 CUT = 97  # bytes between two truncations
-MOST = 10_000 if DEEP else 40  # damages of one kind to one file: all, or a sample of them
+MOST = 10_000 if DEEP else 25  # damages of one kind to one file: all, or a sample of them
 MOST_OLD = MOST // 4  # for a log of megabytes
 PATIENCE = 10.0  # seconds for opening a file of a few hundred kilobytes
 FULL_DISK = SUPPORT / "full_disk.py"

@@ -13,7 +13,7 @@ from kie4o import AsyncKieClient, PollPolicy
 from kie4o.emulator import Emulator, Fault
 from kie4o.stores.store import EntryState, Store
 
-QUICK = PollPolicy(first=0.34, maximum=0.34, jitter=False)
+QUICK = PollPolicy(first=0.34, factor=1.3, maximum=4.0, jitter=False)
 LOST = Fault("submit", code=500, charged=True)  # the task is paid, and the answer does not say so
 
 MakeStore = Callable[[], Store]
