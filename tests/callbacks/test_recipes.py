@@ -60,16 +60,16 @@ def recipe(title: str) -> str:
 
 
 async def until_it_listens(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(400):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            assert process.poll() is None, "the server ended"
-            await asyncio.sleep(0.025)
-        else:
-            writer.close()
-            return
-    pytest.fail("the server did not start")
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                await asyncio.sleep(0.025)
+            else:
+                writer.close()
+                return
 
 
 @pytest.mark.parametrize("name", SERVERS)

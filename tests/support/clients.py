@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from canary import CANARY_KEY
+from portable import PATIENCE
 
 from kie4o import AsyncKieClient, PollPolicy
 from kie4o.emulator import Emulator, Fault
@@ -28,7 +29,7 @@ async def until(condition: Callable[[], object]) -> None:
     """Let the loop turn until the condition holds; fail the test if it never does."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < PATIENCE
         await asyncio.sleep(0.001)
 
 
