@@ -16,7 +16,7 @@ import attrs
 import pytest
 from canary import CANARY_KEY
 from clients import QUICK
-from clocks import KIND, run_scaled
+from clocks import run_scaled
 from faults import Connection, FaultServer, http, open_sockets
 from keeping import opened
 from proving import DEEP, tried
@@ -319,9 +319,9 @@ def test_a_fault_at_the_first_attempt(call: str, fault: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_fault_on_every_kind_of_connection_and_attempt(call: str, fault: str) -> None:
-    """39 faults in 6 calls: 1,794 cells. By default half of them, and on uvloop the others."""
+    """39 faults in 6 calls: 1,794 cells. By default half of them, by every other kind."""
     kinds = CALLS[call].kinds
-    first = ([*FAULTS].index(fault) + [*CALLS].index(call) + (KIND == "uvloop")) % 2
+    first = ([*FAULTS].index(fault) + [*CALLS].index(call)) % 2
     run_scaled(check(CALLS[call], fault, kinds if DEEP else kinds[first::2], [1, 2]), 20)
 
 
