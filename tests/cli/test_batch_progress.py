@@ -168,7 +168,7 @@ def cpu_of_rows() -> float:
 
 @pytest.mark.paced
 async def test_it_costs_little(capsys: pytest.CaptureFixture[str]) -> None:
-    """With 2,000 tasks a thirtieth of the CPU of a row for each: some 1 % of a core."""
+    """With 2,000 tasks some 1 % of a core, and at most a thirtieth of what a row for each task costs."""
     progress = Progress(title="prompts.txt → images", total=TASKS)
     advancing = asyncio.create_task(advance(progress))
     async with Drawing(lambda width: progress.lines(time.monotonic(), width), console()):

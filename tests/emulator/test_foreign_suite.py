@@ -36,8 +36,8 @@ def test_it_passes(options: tuple[str, ...], tmp_path: Path) -> None:
 @pytest.mark.paced
 @pytest.mark.parametrize("workers", [1, 2])
 def test_it_is_fast(workers: int, tmp_path: Path) -> None:
-    """In CPU time of each worker, three times what it takes to import and collect it: some 2 s. In real time
-    it would take a quarter of an hour. The best of three runs, which take turns."""
+    """A worker uses at most three times the CPU time of collecting the suite, which is some 2 s. In real time
+    it would take a quarter of an hour. The best of three runs counts, in turn with three of the control."""
     more = ("-n", str(workers)) if workers > 1 else ()
     runs: dict[str, list[float]] = {"all": [], "collect": []}
     for number in range(3):

@@ -422,8 +422,8 @@ COST = """
 
 @pytest.mark.paced
 def test_it_costs_little(tmp_path: Path) -> None:
-    """CPU time until the first test, with and without it, in turn: some 8 ms, a tenth of what the import of
-    the emulator adds at most."""
+    """Until the first test it adds some 8 ms of CPU time, and at most a tenth of what the import of the
+    emulator adds. The best of seven runs of each counts, which take turns."""
     files = {"test_it.py": "def test_it(): pass", "cost.py": COST, "heavy.py": "import kie4o.emulator.server"}
     write(tmp_path, files | {"pytest.ini": "[pytest]\nasyncio_default_fixture_loop_scope = function"})
     best: dict[str, float] = {}
