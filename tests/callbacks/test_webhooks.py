@@ -421,11 +421,12 @@ async def test_an_asgi_client_that_disconnects_has_sent_no_callback() -> None:
         assert here.kie.looks(here.task.id) == []
 
 
-@pytest.mark.paced
+@pytest.mark.once
 async def test_a_true_callback_gets_through_a_flood() -> None:
-    """In a flood true callbacks are answered within 100 ms (99th percentile, the best of three rounds).
+    """Beside 500 slow connections, and eight that send forged callbacks without end.
 
-    500 slow connections and endless forged callbacks; memory grows by less than 32 MB.
+    While it waits, each of the eight is answered twice at the most (99th percentile): no one goes ahead of it
+    again and again. Memory grows by less than 32 MB.
     """
     async with Setting() as here:
         port = int(here.url.rpartition(":")[2])
@@ -440,9 +441,10 @@ async def test_a_true_callback_gets_through_a_flood() -> None:
             slow.append((reader, writer))
         before = rss()
         stop = asyncio.Event()
+        forged = 0
 
-        async def flood() -> int:
-            count = 0
+        async def flood() -> None:
+            nonlocal forged
             bad = signed(here.task.id, key="wrong")
             async with aiohttp.ClientSession() as session:
                 while not stop.is_set():
@@ -450,26 +452,22 @@ async def test_a_true_callback_gets_through_a_flood() -> None:
                     headers = {"Content-Type": "application/json"} | bad
                     async with session.post(url, data=body_of(here.task.id), headers=headers) as response:
                         assert response.status == 401
-                    count += 1
-            return count
+                    forged += 1
 
         floods = [asyncio.create_task(flood()) for _ in range(8)]
-        slowest = []
-        for _ in range(3):
-            times = []
-            for _ in range(200):
-                start = time.perf_counter()
-                assert await here.by_aiohttp(body_of(here.task.id), signed(here.task.id)) == 200
-                times.append(time.perf_counter() - start)
-            slowest.append(sorted(times)[197])
+        ahead = []
+        for _ in range(200):
+            start = forged
+            assert await here.by_aiohttp(body_of(here.task.id), signed(here.task.id)) == 200
+            ahead.append(forged - start)
         stop.set()
-        counts = await asyncio.gather(*floods)
+        await asyncio.gather(*floods)
         grown = rss() - before
         for _, writer in slow:
             writer.close()
-        print(f"p99 {min(slowest) * 1e3:.1f} ms, {sum(counts)} forged, grown {grown / 1e6:.1f} MB")
-        assert sum(counts) > 200
-        assert min(slowest) < 0.1
+        print(f"p99 {sorted(ahead)[197]} ahead, {forged} forged, grown {grown / 1e6:.1f} MB")
+        assert forged > 200
+        assert sorted(ahead)[197] <= 2 * len(floods)
         assert grown < 32e6
 
 

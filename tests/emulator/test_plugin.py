@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 from paths import IMPORT_ROOT, REPOSITORY
 from suites import OURS, install, run_suite, write
+from work import calls
 
 pytestmark = pytest.mark.once
 
@@ -404,43 +403,20 @@ def test_nothing_is_imported_before_a_fixture_is_used(tmp_path: Path) -> None:
     assert run.counts == {"failed": 1}, run.out
 
 
-COST = """
-    import sys, time
-    import pytest
-
-    class Probe:
-        @pytest.hookimpl(tryfirst=True)
-        def pytest_runtest_protocol(self):
-            file = open("cost", "w")
-            print(time.process_time() - start, file=file)
-
-    sys.modules["warm"] = __import__("pytest_asyncio.plugin")
-    start = time.process_time()
-    pytest.main(["-q", "-p", "asyncio", "-p", "no:cacheprovider", "test_it.py", *sys.argv[1:]], [Probe()])
-"""
-
-
-@pytest.mark.paced
 def test_it_costs_little(tmp_path: Path) -> None:
-    """Until the first test it adds some 8 ms of CPU time, and at most a tenth of what the import of the
-    emulator adds. The best of seven runs of each counts, which take turns."""
-    files = {"test_it.py": "def test_it(): pass", "cost.py": COST, "heavy.py": "import kie4o.emulator.server"}
-    write(tmp_path, files | {"pytest.ini": "[pytest]\nasyncio_default_fixture_loop_scope = function"})
-    best: dict[str, float] = {}
-    paths = {"PYTHONPATH": f"{IMPORT_ROOT}:{tmp_path}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    for _ in range(7):
-        for plugin in ("", OURS, "heavy"):
-            options = ["-p", plugin] if plugin else []
-            subprocess.run(
-                [sys.executable, "cost.py", *options],
-                cwd=tmp_path,
-                env=os.environ | paths,
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            cost = float((tmp_path / "cost").read_text())
-            best[plugin] = min(cost, best.get(plugin, cost))
-    assert best[OURS] - best[""] < (best["heavy"] - best[""]) / 10, best
+    """It adds at most a tenth of the work that the import of the emulator adds."""
+    write(tmp_path, {"test_it.py": "def test_it(): pass", "heavy.py": "import kie4o.emulator.server"})
+    settings = {"PYTHONPATH": f"{IMPORT_ROOT}{os.pathsep}{tmp_path}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+    program = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+    usual = ("-p", "no:cacheprovider", "-p", "asyncio", "-p")
+
+    nothing, ours, heavy = (
+        calls(program, *usual, plugin, folder=tmp_path, settings=settings)
+        for plugin in ("asyncio", OURS, "heavy")
+    )
+    print(f"{ours - nothing} calls more, {heavy - nothing} with the emulator")
+    assert 0 < ours - nothing < (heavy - nothing) / 10
 
 
 # -- the entry point -------------------------------------------------------------------------------
