@@ -20,7 +20,7 @@ from simulation.calls import Outcome
 from simulation.kie import Kie, listening_socket
 from simulation.loop import HangError, WorldLoop
 from simulation.plan import LETTERS, Plan
-from simulation.run import Run
+from simulation.run import Run, end_coroutine_of
 from simulation.store import reading_store
 
 LIMIT = 60_000.0  # virtual seconds of a world
@@ -89,6 +89,8 @@ class World:
                 for run in self.runs:
                     self.loop.run_until_complete(run.bury())
                 self.loop.run_until_complete(asyncio.sleep(0.01))  # closed transports close their sockets
+            for task in asyncio.all_tasks(self.loop):  # some wait for a dead one when they close
+                end_coroutine_of(task)
             self.loop.close()
 
     async def _play(self) -> None:
@@ -158,6 +160,6 @@ def play(plan: Plan, tracer: Tracer | None = None) -> World:
     ):
         world = World(plan, Path(folder), tracer)
         world.play()
-        if world.crashed:
+        if world.crashed or world.broken:
             gc.collect()
     return world

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -348,12 +349,19 @@ class Run:
             self._kill()
         for task in self.life.tasks:
             if not task.done():
-                with contextlib.suppress(BaseException):
-                    task.get_coro().close()
+                end_coroutine_of(task)
         for client in self.clients.values():
             await client.aclose()
         for held in (self.clients, self.callers, self.life.tasks, self.life.handles):
             held.clear()
+
+
+def end_coroutine_of(task: asyncio.Task[Any]) -> None:
+    """Close it, again if it waits for something else on its way out, as at the end of a `finally`."""
+    coroutine: Any = task.get_coro()
+    while inspect.getcoroutinestate(coroutine) != inspect.CORO_CLOSED:
+        with contextlib.suppress(BaseException):
+            coroutine.close()
 
 
 async def _posted(port: int, letter: str, headers: dict[str, str], body: bytes, ref: str) -> int:
