@@ -5,6 +5,8 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 from mutation.endings import keep, seen_before
 from mutation.operators import mutants_of
 from mutation.trial import ASSERTION, SURVIVED, Ending
@@ -63,6 +65,7 @@ def test_the_mutants_of_a_module(tmp_path: Path) -> None:
     assert SOURCE not in texts
 
 
+@pytest.mark.once
 def test_each_mutant_that_is_listed_exists() -> None:
     """A line that was rewritten takes its reason with it: it has to be judged anew. A killer is a test of a
     file that is there."""

@@ -40,24 +40,24 @@ async def test_memory_keeps_the_last_ended_and_all_unfinished_entries(keyed: boo
 
 @pytest.mark.parametrize("key", ["k{}", None])
 async def test_refused_and_called_off_submits_leave_nothing(key: str | None) -> None:
-    """300 submits that are refused, and 300 that are called off before they are sent."""
+    """100 submits that are refused, and 100 that are called off before they are sent."""
     store = MemoryStore()
     async with FaultServer(answer(b'{"code":402,"msg":"no credits"}')) as kie:
-        limit = RateLimit(300, per=3600.0)
-        async with client_of(kie.url, store, rate_limit=limit, max_in_flight=600) as client:
-            for after in (0, 300):
+        limit = RateLimit(100, per=3600.0)
+        async with client_of(kie.url, store, rate_limit=limit, max_in_flight=200) as client:
+            for after in (0, 100):
                 calls = [
                     asyncio.create_task(client.submit(f"x{n}", key=key and key.format(n + after)))
-                    for n in range(300)
+                    for n in range(100)
                 ]
                 if after:
-                    await until(lambda: client._runtime.limiter.waiting == 300)
+                    await until(lambda: client._runtime.limiter.waiting == 100)
                     for call in calls:
                         call.cancel()
                 await asyncio.gather(*calls, return_exceptions=True)
                 await until(lambda: client._runtime.submissions.live == 0)
                 assert len(store._entries) == 0
-        assert kie.posts == 300
+        assert kie.posts == 100
 
 
 async def test_unfinished_entries_go_when_kie_has_forgotten_their_tasks(
@@ -82,19 +82,19 @@ async def test_unfinished_entries_go_when_kie_has_forgotten_their_tasks(
 async def test_submits_that_are_never_waited_for_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """20,000 of them with room for 5,000: the newest stay, in less than 2 KiB each, and one warning is
+    """8,000 of them with room for 2,000: the newest stay, in less than 2 KiB each, and one warning is
     logged."""
-    monkeypatch.setattr(kie4o.stores.memory, "MOST", 5_000)
+    monkeypatch.setattr(kie4o.stores.memory, "MOST", 2_000)
     store = MemoryStore()
     tracemalloc.start()
     try:
-        for n in range(20_000):
+        for n in range(8_000):
             await store.save(submitted(f"{n:05}", prompt="a prompt of usual length " * 8))
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     kept = await unfinished_keys(store)
-    assert kept == [f"{n:05}" for n in range(15_000, 20_000)]
+    assert kept == [f"{n:05}" for n in range(6_000, 8_000)]
     assert used / len(kept) < 2048
     assert len(store._key_of_task) == len(store._key_of_ref) == len(kept)
     assert [record.levelname for record in caplog.records if "store in memory" in record.message] == [

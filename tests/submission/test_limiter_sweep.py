@@ -279,6 +279,7 @@ def test_eight_processes(network: str, slots: int, limit: RateLimit) -> None:
     sweep.check(0.5)
 
 
+@pytest.mark.sweep
 @pytest.mark.usefixtures("virtual_uptime")
 @pytest.mark.parametrize("misuse", ["alone", "clock", "sending"])
 def test_control_eight_processes(misuse: str) -> None:
