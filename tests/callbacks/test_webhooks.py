@@ -423,10 +423,10 @@ async def test_an_asgi_client_that_disconnects_has_sent_no_callback() -> None:
 
 @pytest.mark.once
 async def test_a_true_callback_gets_through_a_flood() -> None:
-    """Beside 500 slow connections, and eight that send forged callbacks without end.
+    """500 connections are slow, and eight senders post forged callbacks without end.
 
-    While it waits, each of the eight is answered twice at the most (99th percentile): no one goes ahead of it
-    again and again. Memory grows by less than 32 MB.
+    While a true callback waits, each sender is answered at most twice, and it is answered within a second
+    (99th percentiles; once each and 38 to 58 ms on two cores). Memory grows by less than 32 MB.
     """
     async with Setting() as here:
         port = int(here.url.rpartition(":")[2])
@@ -455,19 +455,22 @@ async def test_a_true_callback_gets_through_a_flood() -> None:
                     forged += 1
 
         floods = [asyncio.create_task(flood()) for _ in range(8)]
-        ahead = []
+        ahead, times = [], []
         for _ in range(200):
-            start = forged
+            before_it, start = forged, time.perf_counter()
             assert await here.by_aiohttp(body_of(here.task.id), signed(here.task.id)) == 200
-            ahead.append(forged - start)
+            times.append(time.perf_counter() - start)
+            ahead.append(forged - before_it)
         stop.set()
         await asyncio.gather(*floods)
         grown = rss() - before
         for _, writer in slow:
             writer.close()
-        print(f"p99 {sorted(ahead)[197]} ahead, {forged} forged, grown {grown / 1e6:.1f} MB")
+        most, slowest = sorted(ahead)[197], sorted(times)[197]
+        print(f"p99 {most} ahead, {slowest * 1e3:.1f} ms, {forged} forged, grown {grown / 1e6:.1f} MB")
         assert forged > 200
-        assert sorted(ahead)[197] <= 2 * len(floods)
+        assert most <= 2 * len(floods)
+        assert slowest < 1.0
         assert grown < 32e6
 
 

@@ -407,10 +407,8 @@ def test_it_costs_little(tmp_path: Path) -> None:
     """It adds at most a tenth of the work that the import of the emulator adds."""
     write(tmp_path, {"test_it.py": "def test_it(): pass", "heavy.py": "import kie4o.emulator.server"})
     settings = {"PYTHONPATH": f"{IMPORT_ROOT}{os.pathsep}{tmp_path}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-
     program = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
     usual = ("-p", "no:cacheprovider", "-p", "asyncio", "-p")
-
     nothing, ours, heavy = (
         calls(program, *usual, plugin, folder=tmp_path, settings=settings)
         for plugin in ("asyncio", OURS, "heavy")
